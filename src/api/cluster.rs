@@ -1,0 +1,236 @@
+//! `DaskCluster`: a scheduler and groups of workers.
+
+use std::collections::BTreeMap;
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    duration,
+    duration::Duration,
+    pod::{Affinity, EnvVar, NodeSelector, Resources, Toleration, Volume},
+    schema,
+    status::DaskClusterStatus,
+    storage::Storage,
+};
+
+/// A Dask cluster: one scheduler and groups of workers, with mutual TLS, that scale by demand and are replaced by
+/// draining. Pipelines use it by name; any Dask client can use it too.
+#[derive(CustomResource, Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "daskade.dev",
+    version = "v1alpha1",
+    kind = "DaskCluster",
+    plural = "daskclusters",
+    shortname = "dsk",
+    category = "daskade",
+    namespaced,
+    status = "DaskClusterStatus",
+    derive = "PartialEq",
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name":"Workers","type":"integer","jsonPath":".status.workersReady"}"#,
+    printcolumn = r#"{"name":"Desired","type":"integer","jsonPath":".status.workersDesired"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type==\"Ready\")].reason"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct DaskClusterSpec {
+    /// Image of scheduler and workers. Default: daskade's worker image (Dask, S3 library, dashboard; not root). An image
+    /// of yours is checked at start and told what it lacks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::image")]
+    pub image: Option<String>,
+    /// Names of Secrets in the same namespace with registry credentials.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::object_refs")]
+    pub image_pull_secrets: Vec<String>,
+    /// The scheduler's pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<Scheduler>,
+    /// Groups of workers, unique by name, at most 32. Default: one group `default`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub workers: Vec<WorkerGroup>,
+    /// Encryption and identity of all connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ClusterTls>,
+    /// Storage that runs on this cluster use unless their pipeline names another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Storage>,
+    /// Without run, client and task for this long, above zero, all workers are taken away until there is work again, for
+    /// example `10m`. The object and its scheduler stay. Default: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "duration::positive")]
+    pub idle_timeout: Option<Duration>,
+    /// Take scheduler and workers away and keep the object. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspend: bool,
+}
+
+/// Settings of the scheduler's pod.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Scheduler {
+    /// Its resources. Default: `{requests: {cpu: 500m, memory: 1Gi}, limits: {memory: 2Gi}}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// Environment variables.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub env: Vec<EnvVar>,
+    /// Labels that its node must have, for example `{pool: system}`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::labels")]
+    pub node_selector: NodeSelector,
+    /// Taints that it tolerates, as in a pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::undocumented_list::<Toleration>")]
+    pub tolerations: Vec<Toleration>,
+    /// Rules of placement, as in a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::undocumented::<Affinity>")]
+    pub affinity: Option<Affinity>,
+    /// Service account of the pod. Default: one without rights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::object_ref")]
+    pub service_account_name: Option<String>,
+}
+
+/// A group of workers that are alike.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    {"rule": "!(has(self.replicas) && has(self.autoscale))", "message": "give at most one of replicas and autoscale"},
+    {"rule": "!has(self.gpu) || !has(self.daskResources) || !('GPU' in self.daskResources)",
+     "message": "gpu sets the Dask resource GPU; leave it out of daskResources"}
+]))]
+pub struct WorkerGroup {
+    /// Name, unique in the cluster: a DNS label of at most 20 characters, for example `gpu`.
+    #[schemars(schema_with = "schema::group_name")]
+    pub name: String,
+    /// Number of workers, fixed, 0 to 10000. Default: 1 in Kubernetes, unless `autoscale` is given; a local run starts
+    /// one per core, 2 to 8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub replicas: Option<u32>,
+    /// Number of workers by demand. Local runs start `min` workers, at least one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscale: Option<Autoscale>,
+    /// Steps that one worker runs at once, 1 to 256. Default: the CPU limit rounded up, or 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 256))]
+    pub threads: Option<u32>,
+    /// Image of this group's workers, where it differs from the cluster's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::image")]
+    pub image: Option<String>,
+    /// Resources of one worker, for example `{limits: {cpu: "2", memory: 8Gi}}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// GPUs of one worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<Gpu>,
+    /// Further abstract Dask resources of one worker, for example `{SSD: 1}`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::dask_resources")]
+    pub dask_resources: BTreeMap<String, f64>,
+    /// Environment variables.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub env: Vec<EnvVar>,
+    /// Volumes, unique by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub volumes: Vec<Volume>,
+    /// Labels that the node must have, for example `{accelerator: a100}`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::labels")]
+    pub node_selector: NodeSelector,
+    /// Taints that the pods tolerate, as in a pod; that of the GPU's resource name is tolerated without being named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::undocumented_list::<Toleration>")]
+    pub tolerations: Vec<Toleration>,
+    /// Rules of placement, as in a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::undocumented::<Affinity>")]
+    pub affinity: Option<Affinity>,
+    /// Service account of the pods. Default: one without rights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::object_ref")]
+    pub service_account_name: Option<String>,
+    /// Name of a PriorityClass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::object_ref")]
+    pub priority_class_name: Option<String>,
+}
+
+/// Bounds of scaling by demand.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    {"rule": "!has(self.min) || self.min <= self.max", "message": "min must not be above max"}
+]))]
+pub struct Autoscale {
+    /// Fewest workers, 0 to 10000. Default: 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub min: Option<u32>,
+    /// Most workers, 1 to 10000, for example 4.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max: u32,
+}
+
+/// GPUs of a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Gpu {
+    /// GPUs (or MIG slices) of one worker, 1 to 64; also its Dask resource `GPU`.
+    #[schemars(range(min = 1, max = 64))]
+    pub count: u32,
+    /// Kubernetes' name of the resource, for example `nvidia.com/mig-1g.10gb`. Default: `nvidia.com/gpu`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 3, max = 317),
+        regex(pattern = GPU_RESOURCE_PATTERN)
+    )]
+    pub resource_name: Option<String>,
+    /// Let steps that ask for no GPU use this group's workers too. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_cpu_steps: bool,
+}
+
+/// Names of extended resources: domain and name.
+pub const GPU_RESOURCE_PATTERN: &str = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$";
+/// The resource name of whole GPUs of NVIDIA.
+pub const GPU_RESOURCE_DEFAULT: &str = "nvidia.com/gpu";
+
+/// How connections of the cluster are secured.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    {"rule": "(has(self.mode) && self.mode == 'Secret') == has(self.secretRef)",
+     "message": "secretRef is needed with mode Secret, and only then"}
+]))]
+pub struct ClusterTls {
+    /// `Auto` (default: mutual TLS with a certificate authority of the cluster's own), `Secret` (yours) or `Disabled`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<TlsMode>,
+    /// With mode `Secret`: name of a Secret with `ca.crt`, `tls.crt` and `tls.key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::object_ref")]
+    pub secret_ref: Option<String>,
+}
+
+/// Source of certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum TlsMode {
+    /// Issued and rotated by the operator.
+    #[default]
+    Auto,
+    /// From a Secret.
+    Secret,
+    /// No encryption.
+    Disabled,
+}

@@ -1,0 +1,133 @@
+//! Condition types and reasons: the one table. Scripts may rely on every name in it.
+
+/// Type of a condition in a status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ConditionType {
+    /// Pipeline: the spec is valid and references exist.
+    Accepted,
+    /// DaskCluster: scheduler and all wanted workers are there.
+    Ready,
+    /// DaskCluster: the scheduler answers.
+    SchedulerReady,
+    /// DaskCluster: every group has the workers it should have.
+    WorkersReady,
+    /// PipelineRun: True when it succeeded, False when it failed, Unknown before.
+    Succeeded,
+    /// kstatus: the operator is still working on the latest spec.
+    Reconciling,
+    /// kstatus: it cannot get on without a change by a person.
+    Stalled,
+}
+
+impl ConditionType {
+    /// All types.
+    pub const ALL: [Self; 7] = [
+        Self::Accepted,
+        Self::Ready,
+        Self::SchedulerReady,
+        Self::WorkersReady,
+        Self::Succeeded,
+        Self::Reconciling,
+        Self::Stalled,
+    ];
+
+    /// The name in a status.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "Accepted",
+            Self::Ready => "Ready",
+            Self::SchedulerReady => "SchedulerReady",
+            Self::WorkersReady => "WorkersReady",
+            Self::Succeeded => "Succeeded",
+            Self::Reconciling => "Reconciling",
+            Self::Stalled => "Stalled",
+        }
+    }
+}
+
+/// A documented reason: name and what it means.
+pub type Reason = (&'static str, &'static str);
+
+/// Reasons of conditions.
+pub const CONDITION_REASONS: &[Reason] = &[
+    ("Accepted", "The spec is valid."),
+    ("Invalid", "The spec has mistakes; the message lists them with their paths."),
+    ("Pending", "Accepted; nothing has started yet."),
+    ("Progressing", "Work is going on."),
+    ("Running", "Steps run."),
+    ("Finalizing", "The `finally` steps run, or the final record is written."),
+    ("Ready", "Everything asked for is there."),
+    ("Idle", "No worker is wanted now."),
+    ("Suspended", "Suspended by the user."),
+    ("Succeeded", "All steps ended well."),
+    ("Failed", "A step failed and its failure counts."),
+    ("Cancelled", "Cancelled by the user."),
+    ("DeadlineExceeded", "A deadline passed."),
+    ("PipelineNotFound", "The Pipeline does not exist yet; waiting for it."),
+    ("ClusterNotFound", "The DaskCluster does not exist yet; waiting for it."),
+    ("SecretNotFound", "A Secret or a key in it does not exist yet; waiting for it."),
+    ("NoWorkers", "No worker can run the waiting steps now; waiting."),
+    ("Unschedulable", "Kubernetes finds no node for a pod; the message quotes it."),
+    ("ImagePull", "An image cannot be pulled; the message quotes the registry."),
+    ("QuotaExceeded", "A ResourceQuota forbids more pods; waiting."),
+    ("Forbidden", "The operator lacks a right in this namespace; the message names verb and resource."),
+    ("NameConflict", "Something else has the name of a child; it is not touched."),
+    ("SchedulerNotReady", "The scheduler's pod is not ready yet."),
+    ("SchedulerUnreachable", "The scheduler cannot be reached; the message has the cause."),
+    ("SchedulerUnstable", "The scheduler died too often."),
+    ("UnsupportedDask", "The cluster's version of Dask is not supported."),
+    ("VersionMismatch", "Versions of Python or Dask differ between workers and scheduler."),
+    ("EnvironmentMismatch", "A package differs between workers; the message names package, worker and versions."),
+    ("StorageUnreachable", "The storage cannot be reached; the message names host and cause."),
+    ("AccessDenied", "The storage refuses an action; the message names it."),
+    ("NoSuchBucket", "The bucket does not exist."),
+    ("NoConditionalPut", "The storage cannot create an object only where none is."),
+    ("RecordUnreadable", "The run's journal cannot be read; it is not overwritten."),
+    ("WorkerLost", "A step lost its worker more often than is borne."),
+];
+
+/// Reasons of problems in manifests, parameters and requests (`Problem::reason`).
+pub const PROBLEM_REASONS: &[Reason] = &[
+    ("InvalidYaml", "The text is not YAML (or JSON)."),
+    (
+        "InvalidText",
+        "The text is not UTF-8, or has a NUL byte or a control character; the message has the byte offset.",
+    ),
+    ("DuplicateKey", "A mapping has the same key twice."),
+    ("AliasLimit", "Anchors and aliases expand to too much."),
+    ("TooDeep", "Lists and mappings are nested too deeply."),
+    ("TooLarge", "A file, a document or a value is larger than allowed."),
+    ("Unreadable", "A file or folder cannot be read."),
+    ("Empty", "No document in a file, or no manifest at all."),
+    ("UnknownKind", "The `kind` does not exist in `daskade.dev`."),
+    ("UnknownVersion", "The `apiVersion` is not served."),
+    ("UnknownField", "A field that the kind does not have; the help has the nearest one."),
+    ("MissingField", "A field that must be there."),
+    ("InvalidType", "A value of the wrong type."),
+    ("InvalidValue", "A value outside what the field allows."),
+    ("InvalidName", "A name outside the allowed form."),
+    ("InvalidNumber", "A number that cannot be held exactly, or is not finite."),
+    ("Duplicate", "An entry of a set, or a key of a list, that is there twice."),
+    ("Conflict", "Fields that exclude each other, or need each other."),
+    ("SelfDependency", "A step depends on itself."),
+    ("DependencyCycle", "Steps depend on each other in a circle; the message prints it in order."),
+    ("DuplicateStep", "Two steps have one name."),
+    ("DuplicateDependency", "A step names a dependency twice."),
+    ("DuplicateParameter", "Two parameters have one name."),
+    ("UnknownStep", "A reference to a step that does not exist; the help has the nearest name."),
+    ("UnknownOutput", "A reference to an output that the step does not declare; the message lists those it does."),
+    ("UnknownWorkerGroup", "`workerGroup` names a group that the cluster does not have."),
+    ("NotUpstream", "A reference to a step that cannot have run before."),
+    ("InvalidExpression", "An expression in `$(…)` or `when` cannot be read; the message has the column."),
+    ("ExpressionTooExpensive", "An expression would take too long to evaluate."),
+    ("UndefinedParameter", "An expression names a parameter that is not declared; the help has the nearest name."),
+    ("MissingParameter", "A run sets no value for a parameter without default."),
+    ("UnknownParameter", "A run sets a parameter that is not declared; the help has the nearest name."),
+    ("InvalidParameter", "A value of a parameter is not of its type, or not among its choices."),
+    ("ParameterTooLarge", "A value of a parameter is too large; put it into storage and pass its URL."),
+    ("TypeMismatch", "A value is not of the type that its place needs, for example a map over what is no list."),
+    ("TooManyItems", "A map has more items than `limits.maxItems`."),
+    ("UnequalLengths", "The lists of a map have different lengths."),
+    ("UnsatisfiableResources", "A step asks for resources that no worker group offers, or beyond a limit of the run."),
+    ("NotImplemented", "A field that this release does not carry out; it is refused, not ignored."),
+];

@@ -1,0 +1,217 @@
+//! The one table of fields that this release does not carry out. They are part of the types and the CRDs, and refused by
+//! name: a field that changes what comes out is never ignored.
+//!
+//! Fields that only say where pods run (image, nodeSelector, tolerations, affinity, idleTimeout, tls, …), when runs are
+//! made (triggers, schedule) or with whose identity storage is reached mean nothing on one machine; local runs accept
+//! them, so that the same manifest runs on a laptop.
+
+use serde_json::Value;
+
+use super::object::Object;
+use crate::problem::Problem;
+
+/// Who carries the object out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// `daskade run`: processes on this machine.
+    Local,
+    /// The operator; also what `daskade validate` asks about.
+    Cluster,
+}
+
+/// A row of the table. `path` is below `spec`; `*` stands for every entry of a list; a field matches when it is there
+/// and, for truth values, true.
+struct Row {
+    object: &'static [Kind],
+    path: &'static str,
+    local_only: bool,
+    help: Option<&'static str>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Pipeline,
+    Cluster,
+    Run,
+}
+
+const PIPELINE: &[Kind] = &[Kind::Pipeline];
+const CLUSTER: &[Kind] = &[Kind::Cluster];
+const RUN: &[Kind] = &[Kind::Run];
+
+const fn never(object: &'static [Kind], path: &'static str) -> Row {
+    Row { object, path, local_only: false, help: None }
+}
+
+const fn local(object: &'static [Kind], path: &'static str, help: &'static str) -> Row {
+    Row { object, path, local_only: true, help: Some(help) }
+}
+
+const TABLE: &[Row] = &[
+    never(PIPELINE, "code.configMap"),
+    never(PIPELINE, "code.url"),
+    never(PIPELINE, "steps.*.inputs"),
+    never(PIPELINE, "steps.*.cache"),
+    never(PIPELINE, "steps.*.output.path"),
+    never(PIPELINE, "steps.*.output.ifExists"),
+    never(PIPELINE, "finally.*.inputs"),
+    never(PIPELINE, "finally.*.cache"),
+    never(PIPELINE, "finally.*.output.path"),
+    never(PIPELINE, "finally.*.output.ifExists"),
+    never(RUN, "select"),
+    never(RUN, "reuse"),
+    never(RUN, "retention"),
+    local(PIPELINE, "deadlines.finally", "local runs do not bound the finally steps"),
+    local(CLUSTER, "suspend", "a local cluster lives as long as its run"),
+    local(CLUSTER, "scheduler.env", "set the variables in the shell"),
+    local(CLUSTER, "workers.*.env.*.valueFrom", "give a value, or set the variable in the shell"),
+    local(CLUSTER, "workers.*.volumes", "local steps see the files of this machine"),
+    local(RUN, "suspend", "a local run starts at once"),
+    local(RUN, "cancel", "a local run is cancelled by Ctrl-C"),
+];
+
+/// Fields of the object that `mode` does not carry out, each with its path.
+pub fn unimplemented(object: &Object, mode: Mode) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    match object {
+        Object::Pipeline(pipeline) => pipeline_spec(&to_value(&pipeline.spec), "spec", mode, &mut problems),
+        Object::DaskCluster(cluster) => search(Kind::Cluster, &to_value(&cluster.spec), "spec", mode, &mut problems),
+        Object::PipelineRun(run) => {
+            let spec = to_value(&run.spec);
+            search(Kind::Run, &spec, "spec", mode, &mut problems);
+            if let Some(inline) = spec.get("pipelineSpec") {
+                pipeline_spec(inline, "spec.pipelineSpec", mode, &mut problems);
+            }
+            if spec.pointer("/deadlines/finally").is_some() && mode == Mode::Local {
+                problems.push(problem("spec.deadlines.finally", Some("local runs do not bound the finally steps")));
+            }
+        }
+    }
+    problems
+}
+
+fn pipeline_spec(spec: &Value, base: &str, mode: Mode, problems: &mut Vec<Problem>) {
+    search(Kind::Pipeline, spec, base, mode, problems);
+    if let Some(template) = spec.pointer("/cluster/template") {
+        search(Kind::Cluster, template, &format!("{base}.cluster.template"), mode, problems);
+    }
+}
+
+fn search(kind: Kind, spec: &Value, base: &str, mode: Mode, problems: &mut Vec<Problem>) {
+    for row in TABLE.iter().filter(|row| row.object.contains(&kind) && (!row.local_only || mode == Mode::Local)) {
+        descend(spec, row.path, base.to_owned(), row.help, problems);
+    }
+}
+
+fn descend(value: &Value, path: &str, at: String, help: Option<&str>, problems: &mut Vec<Problem>) {
+    let (head, rest) = path.split_once('.').map_or((path, None), |(head, rest)| (head, Some(rest)));
+    if head == "*" {
+        for (index, item) in value.as_array().into_iter().flatten().enumerate() {
+            descend(item, rest.unwrap_or_default(), format!("{at}[{index}]"), help, problems);
+        }
+        return;
+    }
+    let Some(found) = value.get(head) else { return };
+    let at = format!("{at}.{head}");
+    match rest {
+        Some(rest) => descend(found, rest, at, help, problems),
+        None if *found == Value::Bool(false) => {}
+        None => problems.push(problem(&at, help)),
+    }
+}
+
+fn problem(path: &str, help: Option<&str>) -> Problem {
+    let problem = Problem::new("NotImplemented", path, "the field is not implemented yet");
+    match help {
+        Some(help) => problem.help(help),
+        None => problem.help("leave it out; it would have no effect"),
+    }
+}
+
+fn to_value(spec: &impl serde::Serialize) -> Value {
+    serde_json::to_value(spec).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::{api::crd, manifest::check_value};
+
+    fn check(kind: &str, spec: Value, mode: Mode) -> Vec<String> {
+        let value =
+            json!({ "apiVersion": "daskade.dev/v1alpha1", "kind": kind, "metadata": { "name": "a" }, "spec": spec });
+        let object = check_value(&value).unwrap();
+        unimplemented(&object, mode).into_iter().map(|problem| problem.path).collect()
+    }
+
+    #[test]
+    fn what_is_not_carried_out_is_refused_with_its_path() {
+        let spec = json!({
+            "code": { "url": "https://example.com/a.zip" },
+            "cluster": { "template": { "workers": [{ "name": "a", "env": [{ "name": "B", "value": "b" }, { "name": "A", "valueFrom": { "secretKeyRef": { "name": "a", "key": "b" } } }] }] } },
+            "steps": [
+                { "name": "a", "call": "m:f", "cache": { "enabled": true }, "output": { "path": "x", "ifExists": "Skip" } },
+                { "name": "b", "call": "m:f", "inputs": { "x": { "path": "p" } }, "output": { "serializer": "json" } }
+            ],
+            "finally": [{ "name": "z", "call": "m:f", "cache": {} }]
+        });
+        let everywhere = [
+            "spec.code.url",
+            "spec.steps[1].inputs",
+            "spec.steps[0].cache",
+            "spec.steps[0].output.path",
+            "spec.steps[0].output.ifExists",
+            "spec.finally[0].cache",
+        ];
+        let set = |list: &[&str]| list.iter().map(|path| (*path).to_owned()).collect::<BTreeSet<_>>();
+        let found = |mode| check("Pipeline", spec.clone(), mode).into_iter().collect::<BTreeSet<_>>();
+        assert_eq!(found(Mode::Cluster), set(&everywhere));
+        let mut here = everywhere.to_vec();
+        here.push("spec.cluster.template.workers[0].env[1].valueFrom");
+        assert_eq!(found(Mode::Local), set(&here));
+    }
+
+    #[test]
+    fn a_run_is_searched_with_its_pipeline_and_false_is_no_use() {
+        let spec = json!({
+            "suspend": true, "cancel": false, "select": { "only": ["a"] },
+            "pipelineSpec": { "steps": [{ "name": "a", "call": "m:f", "cache": { "enabled": true } }] }
+        });
+        assert_eq!(
+            check("PipelineRun", spec, Mode::Local),
+            ["spec.select", "spec.suspend", "spec.pipelineSpec.steps[0].cache"]
+        );
+    }
+
+    #[test]
+    fn what_means_nothing_on_a_laptop_is_accepted_there() {
+        let spec = json!({
+            "triggers": { "onChange": false }, "schedule": { "cron": "@daily" },
+            "storage": { "url": "s3://bucket/a", "secretRef": "keys" },
+            "cluster": { "template": { "image": "a/b:1", "idleTimeout": "10m", "tls": { "mode": "Disabled" }, "workers": [
+                { "name": "a", "nodeSelector": { "a": "b" }, "tolerations": [{ "operator": "Exists" }], "autoscale": { "max": 3 } }
+            ] } },
+            "steps": [{ "name": "a", "call": "m:f" }]
+        });
+        assert_eq!(check("Pipeline", spec, Mode::Local), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_row_names_a_field_of_the_schema() {
+        let kinds = [(Kind::Pipeline, "Pipeline"), (Kind::Cluster, "DaskCluster"), (Kind::Run, "PipelineRun")];
+        for (kind, name) in kinds {
+            let schema = crd::checked_schema(name).unwrap();
+            for row in TABLE.iter().filter(|row| row.object.contains(&kind)) {
+                let mut at = &schema["properties"]["spec"];
+                for part in row.path.split('.') {
+                    at = if part == "*" { &at["items"] } else { &at["properties"][part] };
+                    assert!(at.is_object(), "{name} has no {}", row.path);
+                }
+            }
+        }
+    }
+}
