@@ -1,0 +1,175 @@
+//! Arguments to templates: what is known is written out, outputs become references, and what differs from task to task
+//! becomes a slot.
+
+use serde_json::{Map, Value};
+
+use super::{
+    expr::{Expr, ExprError, Gather, Path, PathPart, Root, Scope, Text},
+    flow::{Flow, FlowStep},
+    mentions::{Mention, mentions},
+    node::{Node, below},
+    wire::{Reference, Template},
+};
+use crate::problem::Problem;
+
+/// A value that is made for each task.
+#[derive(Debug, Clone)]
+pub(super) enum Slot {
+    /// A variable of `map`, or a place in it.
+    Var { var: u32, path: Vec<PathPart> },
+    /// An expression over items or results.
+    Text(Text),
+}
+
+/// Writes the arguments of one step.
+pub(super) struct Encoder<'a> {
+    flow: &'a Flow,
+    lengths: &'a [Option<u32>],
+    scope: &'a Scope<'a>,
+    problems: &'a mut Vec<Problem>,
+    template: Template,
+    slots: Vec<Slot>,
+}
+
+impl<'a> Encoder<'a> {
+    pub fn new(
+        flow: &'a Flow,
+        lengths: &'a [Option<u32>],
+        scope: &'a Scope<'a>,
+        problems: &'a mut Vec<Problem>,
+    ) -> Self {
+        Self { flow, lengths, scope, problems, template: Template::default(), slots: Vec::new() }
+    }
+
+    /// The template and what its slots hold.
+    pub fn finish(self) -> (Vec<u8>, Vec<Slot>) {
+        (self.template.into_bytes(), self.slots)
+    }
+
+    /// Writes `[positional, keyword]`.
+    pub fn arguments(&mut self, step: &FlowStep) {
+        let at = format!("{}.args", step.at);
+        let args = &step.args;
+        self.template.array(2);
+        self.template.array(args.positional.len());
+        for (i, node) in args.positional.iter().enumerate() {
+            self.node(node, step, &format!("{at}[{i}]"));
+        }
+        self.template.map(args.keyword.len() + args.passed.len());
+        for (name, node) in &args.keyword {
+            self.template.text(name);
+            self.node(node, step, &below(&at, name));
+        }
+        for var in &args.passed {
+            if let Some(name) = step.map.as_ref().and_then(|vars| vars.get(*var as usize)).map(|var| &var.name) {
+                self.template.text(name);
+                self.slot(Slot::Var { var: *var, path: Vec::new() });
+            }
+        }
+    }
+
+    fn node(&mut self, node: &Node, step: &FlowStep, at: &str) {
+        match node {
+            Node::Literal(value) => self.template.value(value),
+            Node::List(list) => {
+                self.template.array(list.len());
+                for (i, entry) in list.iter().enumerate() {
+                    self.node(entry, step, &format!("{at}[{i}]"));
+                }
+            }
+            Node::Map(map) => {
+                self.template.map(map.len());
+                for (key, entry) in map {
+                    self.template.text(key);
+                    self.node(entry, step, &below(at, key));
+                }
+            }
+            Node::Text(text) => self.text(text, step, at),
+        }
+    }
+
+    fn text(&mut self, text: &Text, step: &FlowStep, at: &str) {
+        if let Text::Whole { expr: Expr::Path(path), .. } = text {
+            match &path.root {
+                Root::Output { step: name, gather } => return self.output(name, *gather, &path.keys, at),
+                Root::Item => return self.item(path, step),
+                _ => {}
+            }
+        }
+        if is_dynamic(text) {
+            return self.slot(Slot::Text(text.clone()));
+        }
+        match text.evaluate(self.scope) {
+            Ok(value) => self.template.value(&value),
+            Err(error) => self.problems.push(Problem::new(error.reason(), at, error.to_string())),
+        }
+    }
+
+    fn output(&mut self, name: &str, gather: Gather, keys: &[PathPart], at: &str) {
+        let Some(target) = self.flow.index.get(name).copied() else { return };
+        if self.flow.step(target).map.is_none() {
+            return self.template.reference(&Reference::Output { step: target, item: -1, path: keys.to_vec() });
+        }
+        match keys {
+            [PathPart::Index(item), path @ ..] => {
+                if let Some(length) = self.lengths[target.0 as usize]
+                    && *item >= length
+                {
+                    let message = format!("steps.{name}.output has {length} entries, no index {item}");
+                    self.problems.push(Problem::new("InvalidExpression", at, message));
+                }
+                self.template.reference(&Reference::Output {
+                    step: target,
+                    item: i64::from(*item),
+                    path: path.to_vec(),
+                });
+            }
+            _ => self.template.reference(&Reference::All { step: target, gather }),
+        }
+    }
+
+    fn item(&mut self, path: &Path, step: &FlowStep) {
+        let vars = step.map.as_deref().unwrap_or_default();
+        match &path.keys[..] {
+            [PathPart::Key(name), path @ ..] => {
+                let Some(var) = vars.iter().position(|var| var.name == *name) else { return };
+                self.slot(Slot::Var { var: var as u32, path: path.to_vec() });
+            }
+            _ => {
+                self.template.map(vars.len());
+                for (i, var) in vars.iter().enumerate() {
+                    self.template.text(&var.name);
+                    self.slot(Slot::Var { var: i as u32, path: Vec::new() });
+                }
+            }
+        }
+    }
+
+    fn slot(&mut self, slot: Slot) {
+        self.template.reference(&Reference::Slot(self.slots.len() as u32));
+        self.slots.push(slot);
+    }
+}
+
+/// Whether `text` needs items or results.
+fn is_dynamic(text: &Text) -> bool {
+    text.expressions().any(|(expr, column)| {
+        mentions(expr, column).iter().any(|(mention, _)| matches!(mention, Mention::Item(_) | Mention::Result(_)))
+    })
+}
+
+/// The value of `node` from `scope` alone.
+pub(super) fn node_value(node: &Node, scope: &Scope<'_>) -> Result<Value, ExprError> {
+    match node {
+        Node::Literal(value) => Ok(value.clone()),
+        Node::Text(text) => text.evaluate(scope),
+        Node::List(list) => {
+            list.iter().map(|entry| node_value(entry, scope)).collect::<Result<_, _>>().map(Value::Array)
+        }
+        Node::Map(map) => map
+            .iter()
+            .map(|(key, entry)| Ok((key.clone(), node_value(entry, scope)?)))
+            .collect::<Result<Map<_, _>, _>>()
+            .map(Value::Object),
+    }
+}

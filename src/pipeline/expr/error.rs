@@ -1,0 +1,54 @@
+//! What can be wrong with an expression, at parse time or when it is evaluated.
+
+/// A refused or failed expression: a stable reason and a message for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExprError {
+    /// The text is not an expression, or uses something that does not exist. `column` counts characters from 1 in
+    /// the string of the manifest.
+    #[error("column {column}: {message}")]
+    Syntax { column: usize, message: String },
+    /// The expression is right but its evaluation failed, for example a missing key or a division by zero.
+    #[error("{message}")]
+    Evaluation { message: String },
+    /// The value has another type than its place asks for.
+    #[error("{message}")]
+    Type { message: String },
+    /// Evaluation needs more steps or makes larger values than allowed.
+    #[error("{message}")]
+    Cost { message: String },
+    /// A list longer than the limit of items.
+    #[error("{message}")]
+    Items { message: String },
+}
+
+impl ExprError {
+    pub(crate) fn syntax(column: usize, message: impl Into<String>) -> Self {
+        Self::Syntax { column, message: message.into() }
+    }
+
+    pub(crate) fn evaluation(message: impl Into<String>) -> Self {
+        Self::Evaluation { message: message.into() }
+    }
+
+    pub(crate) fn mismatch(message: impl Into<String>) -> Self {
+        Self::Type { message: message.into() }
+    }
+
+    /// The stable reason, as in `docs/expressions.md`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Syntax { .. } | Self::Evaluation { .. } => "InvalidExpression",
+            Self::Type { .. } => "TypeMismatch",
+            Self::Cost { .. } => "ExpressionTooExpensive",
+            Self::Items { .. } => "TooManyItems",
+        }
+    }
+
+    /// Moves the column of a part to its place in the whole string.
+    pub(crate) fn shifted(self, by: usize) -> Self {
+        match self {
+            Self::Syntax { column, message } => Self::Syntax { column: column + by, message },
+            other => other,
+        }
+    }
+}

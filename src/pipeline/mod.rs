@@ -1,0 +1,32 @@
+//! Meaning of a Pipeline: checks of the whole, expressions, and lowering to the engine's graph and to what the runtime
+//! is told. Pure: no clock, no I/O.
+//!
+//! [`validate`] → [`Flow`] (no mistakes left that show without parameters) → [`Flow::bind`] → [`Plan`] (one run).
+
+mod bind;
+mod encode;
+pub mod expr;
+mod fields;
+mod flow;
+pub mod limits;
+mod mentions;
+mod node;
+mod order;
+mod params;
+mod placement;
+mod plan;
+mod refs;
+#[cfg(test)]
+mod tests;
+mod validate;
+mod wire;
+
+pub use self::{
+    bind::RunInfo,
+    expr::{ExprError, Gather, PathPart},
+    flow::Flow,
+    params::read as read_parameter,
+    plan::{Computed, Plan, ResultSource, ResultSpec, Results},
+    validate::validate,
+    wire::{Reference, StepDef, Template},
+};

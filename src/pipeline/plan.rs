@@ -1,0 +1,402 @@
+//! The plan of one run: the engine's graph, the runtime's definitions, and what has to be evaluated while it runs.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde_json::{Map, Value};
+
+use super::{
+    encode::{Slot, node_value},
+    expr::{Account, Expr, ExprError, Gather, Path, PathPart, Root, Scope, Text, kind, lookup, no_values},
+    mentions::{Mention, mentions},
+    node::Node,
+    wire::{Reference, StepDef, Template},
+};
+use crate::graph::{Dag, Limits, StepIx, TaskId};
+
+/// What a run can be executed from. Holds no state of the run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub dag: Dag,
+    pub limits: Limits,
+    /// Values of all parameters, by name.
+    pub params: Value,
+    pub(super) steps: Vec<PlanStep>,
+    pub(super) index: BTreeMap<String, StepIx>,
+    pub(super) run: Map<String, Value>,
+    pub(super) results: Vec<ResultSpec>,
+}
+
+/// What the plan needs to know of the run so far.
+pub trait Results {
+    /// The output of a finished task as JSON, where it was wanted and can be had.
+    fn result(&self, task: TaskId) -> Option<&Value>;
+    /// Number of items of a mapped step, once known.
+    fn items(&self, step: StepIx) -> Option<u32>;
+    /// Where entry `index` of the flattened lists of a mapped step is: the item, and the place in its list.
+    fn flat(&self, step: StepIx, index: u32) -> Option<(u32, u32)>;
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct PlanStep {
+    pub def: StepDef,
+    pub mapped: bool,
+    pub vars: Vec<PlanVar>,
+    pub slots: Vec<Slot>,
+    pub when: Option<Expr>,
+}
+
+/// A variable of `map`.
+#[derive(Debug, Clone)]
+pub(super) struct PlanVar {
+    pub name: String,
+    pub source: VarSource,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum VarSource {
+    Known(Arc<Vec<Value>>),
+    Items(StepIx),
+    ItemResults(StepIx),
+    Output { step: StepIx, path: Vec<PathPart> },
+    OutputResult { step: StepIx, path: Vec<PathPart> },
+    Flatten(StepIx),
+}
+
+/// A result of the run.
+#[derive(Debug, Clone)]
+pub struct ResultSpec {
+    pub name: String,
+    pub source: ResultSource,
+}
+
+/// Where a result comes from.
+#[derive(Debug, Clone)]
+pub enum ResultSource {
+    /// The output of a step, or a place in it. `item`: of one item of a mapped step; without, a mapped step's is the
+    /// list of all.
+    Step { step: StepIx, item: Option<u32>, path: Vec<PathPart>, gather: Gather },
+    /// Known from the start.
+    Literal(Value),
+    /// Put together from results of steps: see [`Plan::computed_result`].
+    Computed(Computed),
+}
+
+/// A value with expressions over results in it.
+#[derive(Debug, Clone)]
+pub struct Computed(Node);
+
+impl Plan {
+    /// Name of a step.
+    pub fn step_name(&self, step: StepIx) -> &str {
+        self.steps.get(step.0 as usize).map_or("", |step| &step.def.name)
+    }
+
+    /// The step of this name.
+    pub fn step_index(&self, name: &str) -> Option<StepIx> {
+        self.index.get(name).copied()
+    }
+
+    /// Whether a step has a map.
+    pub fn is_mapped(&self, step: StepIx) -> bool {
+        self.steps.get(step.0 as usize).is_some_and(|step| step.mapped)
+    }
+
+    /// The steps as the runtime is told, in order of their indices.
+    pub fn step_defs(&self) -> Vec<StepDef> {
+        self.steps.iter().map(|step| step.def.clone()).collect()
+    }
+
+    /// The declared results, or else the outputs of the steps that no other step uses.
+    pub fn results(&self) -> &[ResultSpec] {
+        &self.results
+    }
+
+    /// The value of a result that was known from the start.
+    pub fn literal_result(&self, result: &ResultSpec) -> Option<Value> {
+        match &result.source {
+            ResultSource::Literal(value) => Some(value.clone()),
+            ResultSource::Step { .. } | ResultSource::Computed(_) => None,
+        }
+    }
+
+    /// The value of a result from the JSON of the steps it names; fails if one of them has none.
+    pub fn computed_result(&self, result: &ResultSpec, results: &dyn Results) -> Result<Value, ExprError> {
+        match &result.source {
+            ResultSource::Literal(value) => Ok(value.clone()),
+            ResultSource::Step { step, item, path, gather } => {
+                let name = format!("steps.{}.output", self.step_name(*step));
+                let value = match item {
+                    Some(item) => self.result_of(TaskId::item(*step, *item), results)?.clone(),
+                    None => self.gathered(*step, *gather, results)?,
+                };
+                lookup(&value, path, &name).cloned()
+            }
+            ResultSource::Computed(Computed(node)) => self.computed(node, results),
+        }
+    }
+
+    /// Whether the condition of `task` holds; true without one. For a mapped step whose condition does not name `item`,
+    /// `task` is the step as a whole.
+    pub fn decide(&self, task: TaskId, results: &dyn Results) -> Result<bool, ExprError> {
+        let Some(step) = self.steps.get(task.step.0 as usize) else { return Ok(true) };
+        let Some(when) = &step.when else { return Ok(true) };
+        let named = self.named_results(&mentions(when, 1), results)?;
+        let item = step.items([(when, 1)].into_iter(), task, results)?;
+        condition(when, &self.scope(&item, &named, &Account::default()))
+    }
+
+    /// The values that differ from task to task, encoded; `None` if the step has none.
+    pub fn values(&self, task: TaskId, results: &dyn Results) -> Result<Option<Vec<u8>>, ExprError> {
+        let Some(step) = self.steps.get(task.step.0 as usize) else { return Ok(None) };
+        if step.slots.is_empty() {
+            return Ok(None);
+        }
+        let mut template = Template::default();
+        template.array(step.slots.len());
+        for slot in &step.slots {
+            match slot {
+                Slot::Var { var, path } => step.write_var(*var, path, task, results, &mut template)?,
+                Slot::Text(text) => template.value(&self.evaluate(step, text, task, results)?),
+            }
+        }
+        Ok(Some(template.into_bytes()))
+    }
+
+    fn evaluate(&self, step: &PlanStep, text: &Text, task: TaskId, results: &dyn Results) -> Result<Value, ExprError> {
+        let mut named = Map::new();
+        for (expr, column) in text.expressions() {
+            named.append(&mut self.named_results(&mentions(expr, column), results)?);
+        }
+        let item = step.items(text.expressions(), task, results)?;
+        text.evaluate(&self.scope(&item, &named, &Account::default()))
+    }
+
+    fn scope<'a>(
+        &'a self,
+        item: &'a Map<String, Value>,
+        results: &'a Map<String, Value>,
+        account: &'a Account,
+    ) -> Scope<'a> {
+        let params = self.params.as_object().unwrap_or(no_values());
+        Scope { params, run: &self.run, item, results, max_items: self.limits.max_items, account }
+    }
+
+    /// `.result` of the steps that are mentioned.
+    fn named_results(
+        &self,
+        mentions: &[(Mention<'_>, usize)],
+        results: &dyn Results,
+    ) -> Result<Map<String, Value>, ExprError> {
+        let mut named = Map::new();
+        for (mention, _) in mentions {
+            if let Mention::Result(name) = mention
+                && !named.contains_key(*name)
+                && let Some(step) = self.step_index(name)
+            {
+                named.insert((*name).to_owned(), self.gathered(step, Gather::Whole, results)?);
+            }
+        }
+        Ok(named)
+    }
+
+    /// The JSON of a whole step: of a mapped one, the list of its items' with null for holes.
+    fn gathered(&self, step: StepIx, gather: Gather, results: &dyn Results) -> Result<Value, ExprError> {
+        if !self.is_mapped(step) {
+            return self.result_of(TaskId::whole(step), results).cloned();
+        }
+        let count = results.items(step).ok_or_else(|| self.no_result(step))?;
+        let mut list = Vec::new();
+        for item in 0..count {
+            match (results.result(TaskId::item(step, item)), gather) {
+                (Some(value), Gather::Whole | Gather::Compact) => list.push(value.clone()),
+                (None, Gather::Whole) => list.push(Value::Null),
+                (Some(Value::Array(entries)), Gather::Flatten) => list.extend_from_slice(entries),
+                (Some(other), Gather::Flatten) => {
+                    let message = format!("item {item} of {} is {}, not a list", self.step_name(step), kind(other));
+                    return Err(ExprError::mismatch(message));
+                }
+                (None, Gather::Compact | Gather::Flatten) => {}
+            }
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn result_of<'r>(&self, task: TaskId, results: &'r dyn Results) -> Result<&'r Value, ExprError> {
+        results.result(task).ok_or_else(|| self.no_result(task.step))
+    }
+
+    fn no_result(&self, step: StepIx) -> ExprError {
+        ExprError::evaluation(format!("steps.{} has no result (JSON of at most 16 KiB)", self.step_name(step)))
+    }
+
+    fn computed(&self, node: &Node, results: &dyn Results) -> Result<Value, ExprError> {
+        match node {
+            Node::Literal(value) => Ok(value.clone()),
+            Node::List(list) => {
+                list.iter().map(|entry| self.computed(entry, results)).collect::<Result<_, _>>().map(Value::Array)
+            }
+            Node::Map(map) => map
+                .iter()
+                .map(|(key, entry)| Ok((key.clone(), self.computed(entry, results)?)))
+                .collect::<Result<Map<_, _>, _>>()
+                .map(Value::Object),
+            Node::Text(text) => {
+                if let Text::Whole { expr: Expr::Path(path), .. } = text
+                    && let Root::Output { step, gather } = &path.root
+                    && let Some(step) = self.step_index(step)
+                {
+                    let value = self.gathered(step, *gather, results)?;
+                    return lookup(&value, &path.keys, &format!("steps.{}.output", self.step_name(step))).cloned();
+                }
+                let mut named = Map::new();
+                for (expr, column) in text.expressions() {
+                    named.append(&mut self.named_results(&mentions(expr, column), results)?);
+                }
+                text.evaluate(&self.scope(no_values(), &named, &Account::default()))
+            }
+        }
+    }
+}
+
+impl PlanStep {
+    /// The variables of `map` that `expressions` name and can see, for one task.
+    fn items<'a>(
+        &self,
+        expressions: impl Iterator<Item = (&'a Expr, usize)>,
+        task: TaskId,
+        results: &dyn Results,
+    ) -> Result<Map<String, Value>, ExprError> {
+        let mut items = Map::new();
+        for (expr, column) in expressions {
+            for (mention, _) in mentions(expr, column) {
+                let Mention::Item(name) = mention else { continue };
+                for var in self.vars.iter().filter(|var| name.is_none_or(|name| name == var.name)) {
+                    if !items.contains_key(&var.name)
+                        && let Some(value) = var.value(task, results)?
+                    {
+                        items.insert(var.name.clone(), value.clone());
+                    }
+                }
+            }
+        }
+        Ok(items)
+    }
+
+    fn write_var(
+        &self,
+        var: u32,
+        path: &[PathPart],
+        task: TaskId,
+        results: &dyn Results,
+        template: &mut Template,
+    ) -> Result<(), ExprError> {
+        let (Some(var), Some(item)) = (self.vars.get(var as usize), task.item) else {
+            return Err(ExprError::evaluation(format!("{} is asked for an item that it does not have", self.def.name)));
+        };
+        if let Some(value) = var.value(task, results)? {
+            template.value(lookup(value, path, &format!("item.{}", var.name))?);
+            return Ok(());
+        }
+        let joined = |first: &[PathPart], index: u32| {
+            let index = std::iter::once(PathPart::Index(index));
+            first.iter().cloned().chain(index).chain(path.iter().cloned()).collect::<Vec<_>>()
+        };
+        let reference = match &var.source {
+            VarSource::Items(step) => Reference::Output { step: *step, item: i64::from(item), path: path.to_vec() },
+            VarSource::Output { step, path: list } if list.is_empty() && path.is_empty() => {
+                Reference::Element { step: *step, item: -1, index: item }
+            }
+            VarSource::Output { step, path: list } => {
+                Reference::Output { step: *step, item: -1, path: joined(list, item) }
+            }
+            VarSource::Flatten(step) => {
+                let Some((of, place)) = results.flat(*step, item) else {
+                    return Err(ExprError::evaluation(format!("there is no entry {item} in the flattened lists")));
+                };
+                if path.is_empty() {
+                    Reference::Element { step: *step, item: i64::from(of), index: place }
+                } else {
+                    Reference::Output { step: *step, item: i64::from(of), path: joined(&[], place) }
+                }
+            }
+            VarSource::Known(_) | VarSource::ItemResults(_) | VarSource::OutputResult { .. } => {
+                return Err(ExprError::evaluation(format!("item.{} has no value for item {item}", var.name)));
+            }
+        };
+        template.reference(&reference);
+        Ok(())
+    }
+}
+
+impl PlanVar {
+    /// Its value for one task, if expressions can see it.
+    fn value<'a>(&'a self, task: TaskId, results: &'a dyn Results) -> Result<Option<&'a Value>, ExprError> {
+        let Some(item) = task.item else { return Ok(None) };
+        let missing = || ExprError::evaluation(format!("item.{} has no value for item {item}", self.name));
+        match &self.source {
+            VarSource::Known(list) => list.get(item as usize).map(Some).ok_or_else(missing),
+            VarSource::ItemResults(step) => results.result(TaskId::item(*step, item)).map(Some).ok_or_else(missing),
+            VarSource::OutputResult { step, path } => {
+                let result = results.result(TaskId::whole(*step)).ok_or_else(missing)?;
+                match lookup(result, path, "the result")? {
+                    Value::Array(list) => list.get(item as usize).map(Some).ok_or_else(missing),
+                    other => Err(ExprError::mismatch(format!(
+                        "item.{} comes from {}, not from a list",
+                        self.name,
+                        kind(other)
+                    ))),
+                }
+            }
+            VarSource::Items(_) | VarSource::Output { .. } | VarSource::Flatten(_) => Ok(None),
+        }
+    }
+}
+
+impl ResultSpec {
+    pub(super) fn of_step(name: &str, step: StepIx) -> Self {
+        let source = ResultSource::Step { step, item: None, path: Vec::new(), gather: Gather::Whole };
+        Self { name: name.to_owned(), source }
+    }
+
+    pub(super) fn nothing(name: &str) -> Self {
+        Self { name: name.to_owned(), source: ResultSource::Literal(Value::Null) }
+    }
+
+    pub(super) fn of_node(
+        name: &str,
+        node: &Node,
+        is_mapped: &dyn Fn(StepIx) -> bool,
+        index: &BTreeMap<String, StepIx>,
+        scope: &Scope<'_>,
+    ) -> Result<Self, ExprError> {
+        let mut dynamic = false;
+        node.visit("", &mut |expr, column, _, _| {
+            let found = mentions(expr, column);
+            dynamic |= found.iter().any(|(mention, _)| matches!(mention, Mention::Result(_) | Mention::Output { .. }));
+        });
+        let source = match node {
+            Node::Text(Text::Whole {
+                expr: Expr::Path(Path { root: Root::Output { step, gather }, keys }), ..
+            }) => match index.get(step) {
+                Some(step) => match &keys[..] {
+                    [PathPart::Index(item), path @ ..] if is_mapped(*step) => {
+                        ResultSource::Step { step: *step, item: Some(*item), path: path.to_vec(), gather: *gather }
+                    }
+                    path => ResultSource::Step { step: *step, item: None, path: path.to_vec(), gather: *gather },
+                },
+                None => ResultSource::Literal(Value::Null),
+            },
+            _ if dynamic => ResultSource::Computed(Computed(node.clone())),
+            _ => ResultSource::Literal(node_value(node, scope)?),
+        };
+        Ok(Self { name: name.to_owned(), source })
+    }
+}
+
+/// The value of a condition; anything but true or false is refused.
+pub(super) fn condition(when: &Expr, scope: &Scope<'_>) -> Result<bool, ExprError> {
+    match when.evaluate(scope)? {
+        Value::Bool(value) => Ok(value),
+        other => Err(ExprError::mismatch(format!("the condition is {}, it must be true or false", kind(&other)))),
+    }
+}

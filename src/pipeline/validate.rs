@@ -1,0 +1,247 @@
+//! Checks of a whole pipeline. All mistakes are reported together, in the order of the manifest.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    expr::Expr,
+    fields,
+    flow::{Flow, FlowArgs, FlowResult, FlowStep, FlowVar, limits_of},
+    limits::{PIPELINE_BYTES, STEPS, json_size},
+    node::{Node, below},
+    order, params,
+    placement::Placement,
+    refs::{Found, Place, Refs},
+};
+use crate::{
+    api::{
+        args::Args,
+        pipeline::PipelineSpec,
+        step::{Isolation, Step},
+    },
+    graph::StepIx,
+    problem::Problem,
+};
+
+/// Checks `spec`, whose place in its object is `object_path` (`spec`, or empty). Returns every mistake found.
+pub fn validate(spec: &PipelineSpec, object_path: &str) -> Result<Flow, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let count = spec.steps.len() + spec.finally.len();
+    if count > STEPS {
+        let message = format!("the pipeline has {count} steps, at most {STEPS} are allowed");
+        let help = "a step with map runs once per item and counts as one";
+        return Err(vec![Problem::new("TooLarge", below(object_path, "steps"), message).help(help)]);
+    }
+    if json_size(spec, PIPELINE_BYTES) > PIPELINE_BYTES {
+        let message = format!("the pipeline is larger than {} KiB as JSON", PIPELINE_BYTES / 1024);
+        let help = "put code into an archive or the image, and data into storage";
+        return Err(vec![Problem::new("TooLarge", object_path, message).help(help)]);
+    }
+    params::validate(&spec.params, &below(object_path, "params"), &mut problems);
+    fields::check_pipeline(spec, object_path, &mut problems);
+
+    let main =
+        spec.steps.iter().enumerate().map(|(i, step)| (step, format!("{}[{i}]", below(object_path, "steps")), false));
+    let last = spec
+        .finally
+        .iter()
+        .enumerate()
+        .map(|(i, step)| (step, format!("{}[{i}]", below(object_path, "finally")), true));
+    let all: Vec<(&Step, String, bool)> = main.chain(last).collect();
+    let index = index(&all, &mut problems);
+    let placement = Placement::of(spec);
+
+    let mut refs = Refs::new(spec, &all, &index);
+    let mut steps = Vec::with_capacity(all.len());
+    for (ix, (step, at, finally)) in all.iter().enumerate() {
+        fields::check_step(step, at, &mut problems);
+        check_isolation(spec, step, at, &mut problems);
+        let gpu_ok = placement.check(step, at, &mut problems);
+        let mut checked = check_step(step, at, StepIx(ix as u32), &mut refs, &mut problems);
+        (checked.finally, checked.gpu_ok, checked.asked) = (*finally, gpu_ok, placement.asked(step));
+        steps.push(checked);
+    }
+    let mut results = Vec::new();
+    let mut named = BTreeSet::new();
+    for (i, result) in spec.results.iter().enumerate() {
+        let at = format!("{}[{i}]", below(object_path, "results"));
+        fields::check_name(&result.name, &format!("{at}.name"), &mut problems);
+        if !named.insert(result.name.as_str()) {
+            let message = format!("the result {} is declared twice", result.name);
+            problems.push(Problem::new("Duplicate", format!("{at}.name"), message));
+        }
+        let at = format!("{at}.value");
+        let value = Node::parse(&result.value, &at, &mut problems);
+        refs.check(&value, &at, Place::Result, &mut problems);
+        results.push(FlowResult { name: result.name.clone(), at, value });
+    }
+    let order = order::check(&steps, &mut problems);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    refs.settle(&mut steps, spec.results.is_empty());
+    let index = index.into_iter().map(|(name, ix)| (name.to_owned(), ix)).collect();
+    let requirements = spec.requirements.clone();
+    Ok(Flow { params: spec.params.clone(), limits: limits_of(spec), requirements, steps, index, order, results })
+}
+
+/// Steps by name; a name used twice stands for its first step.
+/// Steps in threads share the worker's interpreter, which has only what is installed: the pipeline's own code is not there.
+fn check_isolation(spec: &PipelineSpec, step: &Step, at: &str, problems: &mut Vec<Problem>) {
+    if step.isolation != Some(Isolation::Thread) {
+        return;
+    }
+    let (Some(code), Some((module, _))) = (&spec.code, step.call.as_deref().and_then(|call| call.split_once(':')))
+    else {
+        return;
+    };
+    let top = module.split('.').next().unwrap_or(module);
+    let of_pipeline = code.files.as_ref().is_some_and(|files| {
+        files.keys().any(|file| *file == format!("{top}.py") || file.starts_with(&format!("{top}/")))
+    });
+    if of_pipeline {
+        let message = format!("a step in a thread runs only installed code, and {top} is code of the pipeline");
+        let help = "leave out isolation, or install the module by requirements";
+        problems.push(Problem::new("Conflict", below(at, "isolation"), message).help(help));
+    }
+}
+
+fn index<'a>(all: &[(&'a Step, String, bool)], problems: &mut Vec<Problem>) -> BTreeMap<&'a str, StepIx> {
+    let mut index: BTreeMap<&str, StepIx> = BTreeMap::new();
+    for (ix, (step, at, _)) in all.iter().enumerate() {
+        match index.get(step.name.as_str()) {
+            Some(first) => {
+                let first = &all[first.0 as usize].1;
+                let message = format!("the name {} is used before, by {first}", params::shortened(&step.name));
+                problems.push(Problem::new("DuplicateStep", format!("{at}.name"), message));
+            }
+            None => {
+                index.insert(&step.name, StepIx(ix as u32));
+            }
+        }
+    }
+    index
+}
+
+fn check_step(step: &Step, at: &str, ix: StepIx, refs: &mut Refs<'_>, problems: &mut Vec<Problem>) -> FlowStep {
+    let mut found = Found::default();
+    let map = step.map.as_ref().map(|map| {
+        let vars = map.iter().map(|(name, value)| {
+            let at = below(&format!("{at}.map"), name);
+            let value = Node::parse(value, &at, problems);
+            let source = refs.source(value, &at, ix, &mut found, problems);
+            FlowVar { name: name.clone(), at, source }
+        });
+        vars.collect::<Vec<_>>()
+    });
+    let (args, mentioned) = check_args(step, at, ix, map.as_deref(), refs, &mut found, problems);
+    let args = passed(step, at, args, map.as_deref(), &mentioned, problems);
+    let mut per_item = false;
+    let when = step.when.as_ref().and_then(|text| {
+        let at = format!("{at}.when");
+        let (source, column) = match text.trim().strip_prefix("$(").and_then(|rest| rest.strip_suffix(')')) {
+            Some(inside) => (inside, text.find("$(").unwrap_or(0) + 3),
+            None => (text.as_str(), 1),
+        };
+        match Expr::parse(source) {
+            Ok(expr) => {
+                let place = Place::When { step: ix, vars: map.as_deref() };
+                per_item = refs.expression(&expr, column, &at, true, place, &mut found, problems).mentions_item();
+                Some(expr)
+            }
+            Err(error) => {
+                let error = error.shifted(column - 1);
+                problems.push(Problem::new(error.reason(), at, error.to_string()));
+                None
+            }
+        }
+    });
+    let mut after = BTreeSet::new();
+    let mut named = BTreeSet::new();
+    for (i, name) in step.depends_on.iter().enumerate() {
+        let at = format!("{at}.dependsOn[{i}]");
+        if !named.insert(name) {
+            let message = format!("{} is named twice", params::shortened(name));
+            problems.push(Problem::new("DuplicateDependency", at, message));
+        } else if let Some(target) = refs.target(name, Some(ix), &at, None, problems) {
+            after.insert(target);
+        }
+    }
+    after.retain(|step| !found.data.contains(step));
+    let late = found.late;
+    FlowStep {
+        spec: step.clone(),
+        at: at.to_owned(),
+        finally: false,
+        args,
+        map,
+        when,
+        per_item,
+        data: found.data,
+        after,
+        late,
+        lens: Vec::new(),
+        container: false,
+        result: 0,
+        asked: BTreeMap::new(),
+        gpu_ok: false,
+    }
+}
+
+/// The arguments, and the variables of `map` that they name.
+fn check_args(
+    step: &Step,
+    at: &str,
+    ix: StepIx,
+    vars: Option<&[FlowVar]>,
+    refs: &mut Refs<'_>,
+    found: &mut Found,
+    problems: &mut Vec<Problem>,
+) -> (FlowArgs, Found) {
+    let at = format!("{at}.args");
+    let mut args = FlowArgs::default();
+    let mut mentioned = Found::default();
+    let mut check = |value: &serde_json::Value, at: &str| {
+        let node = Node::parse(value, at, problems);
+        let here = refs.check(&node, at, Place::Args { step: ix, vars }, problems);
+        mentioned.merge(here);
+        node
+    };
+    match &step.args {
+        None => {}
+        Some(Args::List(list)) => {
+            args.positional = list.iter().enumerate().map(|(i, value)| check(value, &format!("{at}[{i}]"))).collect();
+        }
+        Some(Args::Map(map)) => {
+            args.keyword = map.iter().map(|(key, value)| (key.clone(), check(value, &below(&at, key)))).collect();
+        }
+    }
+    found.merge(mentioned.clone());
+    (args, mentioned)
+}
+
+/// Adds the variables of `map` that are passed by their names: all that no argument names, unless arguments are a list.
+fn passed(
+    step: &Step,
+    at: &str,
+    mut args: FlowArgs,
+    vars: Option<&[FlowVar]>,
+    mentioned: &Found,
+    problems: &mut Vec<Problem>,
+) -> FlowArgs {
+    if matches!(step.args, Some(Args::List(_))) {
+        return args;
+    }
+    for (i, var) in vars.unwrap_or_default().iter().enumerate() {
+        if mentioned.all_items || mentioned.items.contains(&var.name) {
+            continue;
+        }
+        if args.keyword.iter().any(|(name, _)| *name == var.name) {
+            let message = format!("the argument {} is given here and by map", var.name);
+            let help = format!("use $(item.{}) in args, or rename one of them", var.name);
+            problems.push(Problem::new("Conflict", below(&format!("{at}.args"), &var.name), message).help(help));
+            continue;
+        }
+        args.passed.push(i as u32);
+    }
+    args
+}
