@@ -1,0 +1,129 @@
+//! What is known about a run, and what the engine adds to it.
+
+use serde::ser::SerializeTuple;
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::values::{item_from_wire, item_to_wire};
+use super::{Json, TaskAddr};
+
+/// A run's closing record: state, reason, message, results and what the caller adds.
+pub type Final = serde_json::Map<String, serde_json::Value>;
+
+/// State of a run at a cursor.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Snapshot {
+    /// Never run again.
+    pub committed: Vec<Done>,
+    /// Not committed yet; only on a live runtime.
+    pub finished: Vec<Done>,
+    /// Waiting or running; only on a live runtime.
+    pub submitted: Vec<TaskAddr>,
+    /// Lengths of mapped steps: step, length.
+    pub lengths: Vec<(u32, u32)>,
+    /// Skipped tasks.
+    pub skipped: Vec<Decided>,
+    /// Failed attempts.
+    pub failed: Vec<FailedAttempt>,
+    /// Attempts that ended with their worker.
+    pub lost: Vec<TaskAddr>,
+    /// Tasks that failed for good.
+    pub refused: Vec<Decided>,
+    /// The closing record, if the run was closed.
+    #[serde(rename = "final")]
+    pub closed: Option<Final>,
+}
+
+/// A task that has an output: `[step, item, attempt, lens, json]`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(try_from = "(u32, i64, u32, Option<Vec<u32>>, Option<Json>)")]
+pub struct Done {
+    /// Which attempt.
+    pub task: TaskAddr,
+    /// Lengths, in the order of [`StepDef::lens`].
+    pub lens: Option<Vec<u32>>,
+    /// The result, if it was wanted.
+    pub json: Option<Json>,
+}
+
+/// A task about which the engine decided: `[step, item, reason, message]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "(u32, i64, String, String)")]
+pub struct Decided {
+    /// Index of the step.
+    pub step: u32,
+    /// Index of the item.
+    pub item: Option<u32>,
+    /// CamelCase.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+}
+
+/// `[step, item, attempt, class]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "(u32, i64, u32, String)")]
+pub struct FailedAttempt {
+    /// Which attempt.
+    pub task: TaskAddr,
+    /// Class of the failure.
+    pub class: String,
+}
+
+/// A decision of the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// How many items a mapped step has.
+    Length {
+        /// Index of the step.
+        step: u32,
+        /// How many.
+        len: u32,
+    },
+    /// A task will not run.
+    Skipped(Decided),
+    /// A task failed for good.
+    Refused(Decided),
+}
+
+impl TryFrom<(u32, i64, u32, Option<Vec<u32>>, Option<Json>)> for Done {
+    type Error = String;
+
+    fn try_from(wire: (u32, i64, u32, Option<Vec<u32>>, Option<Json>)) -> Result<Done, String> {
+        let (step, item, attempt, lens, json) = wire;
+        Ok(Done { task: TaskAddr { step, item: item_from_wire(item)?, attempt }, lens, json })
+    }
+}
+
+impl TryFrom<(u32, i64, String, String)> for Decided {
+    type Error = String;
+
+    fn try_from((step, item, reason, message): (u32, i64, String, String)) -> Result<Decided, String> {
+        Ok(Decided { step, item: item_from_wire(item)?, reason, message })
+    }
+}
+
+impl TryFrom<(u32, i64, u32, String)> for FailedAttempt {
+    type Error = String;
+
+    fn try_from((step, item, attempt, class): (u32, i64, u32, String)) -> Result<FailedAttempt, String> {
+        Ok(FailedAttempt { task: TaskAddr { step, item: item_from_wire(item)?, attempt }, class })
+    }
+}
+
+impl Serialize for Record {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (kind, decided) = match self {
+            Record::Length { step, len } => return ("length", step, len).serialize(serializer),
+            Record::Skipped(decided) => ("skipped", decided),
+            Record::Refused(decided) => ("refused", decided),
+        };
+        let mut tuple = serializer.serialize_tuple(5)?;
+        tuple.serialize_element(kind)?;
+        tuple.serialize_element(&decided.step)?;
+        tuple.serialize_element(&item_to_wire(decided.item))?;
+        tuple.serialize_element(&decided.reason)?;
+        tuple.serialize_element(&decided.message)?;
+        tuple.end()
+    }
+}

@@ -1,0 +1,421 @@
+//! Operations that our runtime adds to a scheduler (protocol 1).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::de::IgnoredAny;
+use serde::ser::SerializeTuple;
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::{
+    Final, FunctionResult, Json, Operation, PathPart, Record, RunFunction, Snapshot, TaskAddr, TaskDep, read_reply,
+};
+use crate::dask::error::{Error, TEXT_CAP, clean_text};
+use crate::dask::message::{Message, MessageError};
+use crate::dask::pickle::Constant;
+use crate::dask::session::Deadlines;
+
+/// `daskade-hello`: is the runtime there, and which. [`Error::UnknownOp`](crate::dask::Error::UnknownOp) if not.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Hello {}
+
+/// Answer of [`Hello`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct RuntimeInfo {
+    /// Lowest and highest protocol that it speaks.
+    pub protocol: (u32, u32),
+    /// Digest of its sources.
+    pub runtime: String,
+    /// New for every scheduler process.
+    pub instance: String,
+    /// Version of Dask.
+    pub dask: String,
+    /// Version of Python.
+    pub python: String,
+    /// Live runs and their epochs.
+    pub runs: BTreeMap<String, u64>,
+}
+
+/// `daskade-open`: begins, resumes or takes over a run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Open {
+    /// Unique id.
+    pub run: String,
+    /// For people and log lines.
+    pub name: String,
+    /// Must be higher than any before; `None`: the highest plus one.
+    pub epoch: Option<u64>,
+    /// Whether the run is new: an existing journal is then refused.
+    pub create: bool,
+    /// Whether a run that was closed may go on; otherwise its closing record is all that is answered.
+    pub reopen: bool,
+    /// The frozen specification, JSON text.
+    #[serde(with = "serde_bytes")]
+    pub spec: Vec<u8>,
+    /// Digest of `spec`.
+    pub spec_digest: String,
+    /// Where the journal and the data go.
+    pub storage: Storage,
+    /// The user's code.
+    pub code: Code,
+    /// In the order of their indices.
+    pub steps: Vec<StepDef>,
+    /// Bounds.
+    pub settings: Settings,
+}
+
+/// Where a run's objects go. Credentials are the peer's own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Storage {
+    /// Such as `s3://bucket/prefix`.
+    pub url: String,
+    /// Of an S3 service other than AWS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Region of the bucket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Further ones, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
+}
+
+/// The user's code as a zip archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Code {
+    /// Digest of the archive.
+    pub digest: String,
+    /// The archive, unless the run has it already.
+    #[serde(with = "serde_bytes")]
+    pub zip: Option<Vec<u8>>,
+}
+
+/// What all items of a step have in common.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepDef {
+    /// Name of the step.
+    pub name: String,
+    /// `module:function`, or
+    pub call: Option<String>,
+    /// a script.
+    pub script: Option<String>,
+    /// Template of the arguments, msgpack.
+    #[serde(with = "serde_bytes")]
+    pub args: Vec<u8>,
+    /// `pickle`, `json`, `parquet` or `numpy`.
+    pub serializer: String,
+    /// Whether a list output is stored so that elements can be read alone.
+    pub container: bool,
+    /// Where in the output the lists are whose lengths to report; an empty path is the output itself.
+    pub lens: Vec<Vec<PathPart>>,
+    /// Whether the output is wanted as JSON: 0 no, 1 if it can be, 2 it must be.
+    pub result: u8,
+    /// Dask resources.
+    pub resources: BTreeMap<String, f64>,
+    /// Only workers of this group.
+    pub group: Option<String>,
+    /// Whether a GPU worker may be used without asking for a GPU.
+    pub gpu_ok: bool,
+    /// `process` or `thread`.
+    pub isolation: String,
+    /// Seconds for one attempt.
+    pub timeout: Option<f64>,
+    /// Environment variables.
+    pub env: BTreeMap<String, String>,
+    /// Declared place of the output.
+    pub path: Option<String>,
+    /// What to do if something is there.
+    pub if_exists: Option<String>,
+}
+
+/// Bounds of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Settings {
+    /// Outputs of up to so many bytes are kept in the journal.
+    pub inline_max: u64,
+    /// Cache of one worker.
+    pub cache_bytes: u64,
+    /// Log bytes of one attempt.
+    pub log_cap: u64,
+    /// Tasks sent to Dask per free slot.
+    pub tasks_per_slot: u32,
+}
+
+/// Answer of [`Open`].
+#[derive(Debug, Clone, Deserialize)]
+pub struct Opened {
+    /// What this opening got; give it with every further request.
+    pub epoch: u64,
+    /// The scheduler process.
+    pub instance: String,
+    /// Follow events from here.
+    pub cursor: u64,
+    /// All that is known up to the cursor.
+    pub snapshot: Snapshot,
+}
+
+/// `daskade-submit`: tasks to start when what they depend on is there. Doing it twice changes nothing.
+#[derive(Debug, Clone, Serialize)]
+pub struct Submit<'a> {
+    /// Unique id of the run.
+    pub run: &'a str,
+    /// From [`Opened`].
+    pub epoch: u64,
+    /// Any number; ten thousand in one message are fine.
+    pub items: &'a [SubmitItem],
+}
+
+/// `[step, item, attempt, priority, values, data_deps, after_deps]`.
+#[derive(Debug, Clone)]
+pub struct SubmitItem {
+    /// Which attempt.
+    pub task: TaskAddr,
+    /// Higher first.
+    pub priority: i32,
+    /// Values of this item for the step's template, msgpack list. Slices of one buffer are fine.
+    pub values: Option<Bytes>,
+    /// Whose outputs are read.
+    pub data_deps: Vec<TaskDep>,
+    /// Only waited for.
+    pub after_deps: Vec<TaskDep>,
+}
+
+/// `daskade-stop`: takes tasks back, or ends them if they run. Each answers with an event `stopped`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Stop<'a> {
+    /// Unique id of the run.
+    pub run: &'a str,
+    /// From [`Opened`].
+    pub epoch: u64,
+    /// Which attempts.
+    pub items: &'a [TaskAddr],
+}
+
+/// `daskade-record`: appends decisions to the journal, in this order.
+#[derive(Debug, Clone, Serialize)]
+pub struct Records<'a> {
+    /// Unique id of the run.
+    pub run: &'a str,
+    /// From [`Opened`].
+    pub epoch: u64,
+    /// In order.
+    pub records: &'a [Record],
+}
+
+/// `daskade-close`: writes the closing record; answered once that is durable.
+#[derive(Debug, Clone, Serialize)]
+pub struct Close<'a> {
+    /// Unique id of the run.
+    pub run: &'a str,
+    /// From [`Opened`].
+    pub epoch: u64,
+    /// The closing record.
+    #[serde(rename = "final")]
+    pub closed: &'a Final,
+}
+
+/// `daskade-forget`: drops a run from the scheduler's memory; its journal stays open.
+#[derive(Debug, Clone, Serialize)]
+pub struct Forget<'a> {
+    /// Unique id of the run.
+    pub run: &'a str,
+}
+
+/// `daskade-read`: an output.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReadOutput<'a> {
+    /// Unique id of the run.
+    pub run: &'a str,
+    /// Index of the step.
+    pub step: u32,
+    /// Index of the item, -1 for none; see [`ReadOutput::new`].
+    item: i64,
+    /// Bytes that are wanted at most; a larger output is described without them.
+    pub max: u64,
+}
+
+impl<'a> ReadOutput<'a> {
+    /// Reads the output of one task.
+    pub fn new(run: &'a str, step: u32, item: Option<u32>, max: u64) -> ReadOutput<'a> {
+        ReadOutput { run, step, item: super::values::item_to_wire(item), max }
+    }
+}
+
+/// Answer of [`ReadOutput`].
+#[derive(Debug, Clone, Deserialize)]
+pub struct Output {
+    /// How it was serialised.
+    pub serializer: String,
+    /// Bytes in all.
+    pub size: u64,
+    /// SHA-256 in hexadecimal.
+    pub digest: String,
+    /// Where it is stored; `None` if it is in the journal.
+    pub path: Option<String>,
+    /// The serialised bytes, never opened here.
+    #[serde(default)]
+    pub bytes: Option<Bytes>,
+    /// The result, if the step declared one.
+    #[serde(default)]
+    pub json: Option<Json>,
+}
+
+/// `daskade-events`: turns a connection into the stream of a run's events;
+/// see [`Connection::follow`](crate::dask::Connection::follow).
+#[derive(Debug, Clone, Serialize)]
+pub struct FollowEvents {
+    /// Unique id of the run.
+    pub run: String,
+    /// From [`Opened`].
+    pub epoch: u64,
+    /// Events after this one.
+    pub since: u64,
+    /// The scheduler process that `since` belongs to.
+    pub instance: String,
+    /// How many events may be on the way without being acknowledged.
+    pub window: u32,
+    /// Seconds between signs of life.
+    pub beat: f64,
+    /// Whether log lines are wanted.
+    pub logs: bool,
+}
+
+impl FollowEvents {
+    /// Events after `since`, 4000 in flight, a beat every five seconds, without logs.
+    pub fn new(run: &str, epoch: u64, since: u64, instance: &str) -> FollowEvents {
+        FollowEvents {
+            run: run.to_owned(),
+            epoch,
+            since,
+            instance: instance.to_owned(),
+            window: 4000,
+            beat: 5.0,
+            logs: false,
+        }
+    }
+}
+
+/// Source of a function that takes an archive of the runtime and its digest, and installs it.
+const INSTALL: &str = include_str!("install.py");
+
+impl RunFunction {
+    /// Loads the runtime from a zip of its package into the scheduler's process and starts it there.
+    pub(in crate::dask) fn install(archive: &[u8], digest: &str) -> RunFunction {
+        let args = [Constant::Bytes(archive), Constant::Text(digest)];
+        RunFunction::from_source(INSTALL, "main", "<daskade>", &args)
+    }
+}
+
+/// What the installation answers, as JSON in bytes: the only result of a function that can be read without unpickling.
+#[derive(Debug, Deserialize)]
+struct Installation {
+    status: String,
+    #[serde(default)]
+    reason: Option<String>,
+    #[serde(default)]
+    message: Option<String>,
+}
+
+/// Reads the answer to [`RunFunction::install`].
+pub(in crate::dask) fn read_installation(answer: &Message) -> Result<(), Error> {
+    let op = RunFunction::OP;
+    let result: FunctionResult = read_reply(op, answer)?;
+    let bytes = answer.payload(&result.result)?.into_bytes()?;
+    let answer: Installation = serde_json::from_slice(&bytes)
+        .map_err(|e| MessageError::Shape(clean_text(&format!("the answer of the installation: {e}"), TEXT_CAP)))?;
+    match answer.status.as_str() {
+        "OK" => Ok(()),
+        _ => Err(Error::Refused {
+            op,
+            reason: clean_text(&answer.reason.unwrap_or_else(|| "InstallFailed".to_owned()), TEXT_CAP),
+            message: clean_text(&answer.message.unwrap_or_default(), TEXT_CAP),
+        }),
+    }
+}
+
+/// The answer of operations that answer nothing but that it worked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(from = "IgnoredAny")]
+pub struct Accepted;
+
+impl Operation for Hello {
+    const OP: &'static str = "daskade-hello";
+    type Reply = RuntimeInfo;
+}
+
+impl Operation for Open {
+    const OP: &'static str = "daskade-open";
+    type Reply = Opened;
+
+    /// It probes the storage and reads a journal.
+    fn deadline(deadlines: &Deadlines) -> Duration {
+        deadlines.slow
+    }
+}
+
+impl Operation for Submit<'_> {
+    const OP: &'static str = "daskade-submit";
+    type Reply = Accepted;
+}
+
+impl Operation for Stop<'_> {
+    const OP: &'static str = "daskade-stop";
+    type Reply = Accepted;
+}
+
+impl Operation for Records<'_> {
+    const OP: &'static str = "daskade-record";
+    type Reply = Accepted;
+}
+
+impl Operation for Close<'_> {
+    const OP: &'static str = "daskade-close";
+    type Reply = Accepted;
+
+    /// It waits until everything is durable.
+    fn deadline(deadlines: &Deadlines) -> Duration {
+        deadlines.slow
+    }
+}
+
+impl Operation for Forget<'_> {
+    const OP: &'static str = "daskade-forget";
+    type Reply = Accepted;
+}
+
+impl Operation for ReadOutput<'_> {
+    const OP: &'static str = "daskade-read";
+    type Reply = Output;
+
+    /// It may fetch from storage.
+    fn deadline(deadlines: &Deadlines) -> Duration {
+        deadlines.slow
+    }
+}
+
+impl FollowEvents {
+    /// The operation's name on the wire.
+    pub const OP: &'static str = "daskade-events";
+}
+
+impl From<IgnoredAny> for Accepted {
+    fn from(_: IgnoredAny) -> Accepted {
+        Accepted
+    }
+}
+
+impl Serialize for SubmitItem {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let TaskAddr { step, item, attempt } = self.task;
+        let mut tuple = serializer.serialize_tuple(7)?;
+        tuple.serialize_element(&step)?;
+        tuple.serialize_element(&super::values::item_to_wire(item))?;
+        tuple.serialize_element(&attempt)?;
+        tuple.serialize_element(&self.priority)?;
+        tuple.serialize_element(&self.values)?;
+        tuple.serialize_element(&self.data_deps)?;
+        tuple.serialize_element(&self.after_deps)?;
+        tuple.end()
+    }
+}
