@@ -1,0 +1,198 @@
+"""Event log of one run, and the connection that follows it.
+
+Numbers have no gaps. What a subscriber acknowledged is dropped; what nobody acknowledges is kept packed up to
+a bound, and then the oldest go: a subscriber that comes back too late is told (``Gap``) and opens the run
+again for a snapshot. ``comm.write`` of Dask never blocks, so the window of unacknowledged events is what
+bounds memory here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from itertools import islice
+from typing import Any
+
+import msgpack
+
+Event = dict[str, Any]
+
+# Newest events stay unpacked: a subscriber that keeps up costs no packing at all.
+FRESH = 2048
+# Packed bytes kept per run for a subscriber that is away; about 400 000 events.
+KEEP_BYTES = 64 << 20
+BATCH = 1000
+# A batch gathers for so long: the engine decides on many events at once, and latency stays far below a
+# step's.
+GATHER = 0.005
+LOG_QUEUE = 500
+
+
+class EventLog:
+    """Numbered events of a run, in order."""
+
+    def __init__(self, keep_bytes: int = KEEP_BYTES) -> None:
+        self.seq = 0
+        self._keep = keep_bytes
+        self._old: deque[bytes] = deque()
+        self._old_bytes = 0
+        self._fresh: deque[Event] = deque()
+        self.subscribers: set[Subscriber] = set()
+
+    @property
+    def base(self) -> int:
+        """Number of the oldest event that is still here; ``seq + 1`` if there is none."""
+        return self.seq - len(self._fresh) - len(self._old) + 1
+
+    def add(self, kind: str, **fields: Any) -> None:
+        """Appends an event and wakes who waits for it."""
+        self.seq += 1
+        fields["k"] = kind
+        fields["n"] = self.seq
+        self._fresh.append(fields)
+        if len(self._fresh) > FRESH:
+            packed = msgpack.packb(self._fresh.popleft(), use_bin_type=True)
+            self._old.append(packed)
+            self._old_bytes += len(packed)
+            while self._old_bytes > self._keep:
+                self._old_bytes -= len(self._old.popleft())
+        for subscriber in self.subscribers:
+            subscriber.wake.set()
+
+    def since(self, n: int, limit: int) -> list[Event]:
+        """Up to ``limit`` events after number ``n``, which must not lie before the oldest kept."""
+        skip = n + 1 - self.base
+        found: list[Event] = []
+        if skip < len(self._old):
+            found = [msgpack.unpackb(e, raw=False) for e in islice(self._old, skip, skip + limit)]
+        rest = limit - len(found)
+        start = max(skip - len(self._old), 0)
+        if rest > 0 and start < len(self._fresh):
+            found.extend(islice(self._fresh, start, start + rest))
+        return found
+
+    def acknowledge(self, n: int) -> None:
+        """Drops the events up to ``n`` that nobody who follows now still needs."""
+        n = min((s.acked for s in self.subscribers if s.drives), default=n)
+        while self._old and self.base <= n:
+            self._old_bytes -= len(self._old.popleft())
+        while self._fresh and self.base <= n:
+            self._fresh.popleft()
+
+    def log_lines(self, event: Event) -> None:
+        """Hands log lines to those who listen; they are not numbered and not kept."""
+        for subscriber in self.subscribers:
+            if subscriber.logs is not None:
+                subscriber.add_logs(event)
+
+    @property
+    def listening(self) -> bool:
+        """Whether anybody wants log lines now."""
+        return any(s.logs is not None for s in self.subscribers)
+
+    def end(self, last: Event | None = None) -> None:
+        """Ends all streams, after ``last`` as their last (unnumbered) event."""
+        for subscriber in self.subscribers:
+            subscriber.last = last
+            subscriber.ended = True
+            subscriber.wake.set()
+
+
+class Subscriber:
+    """One connection that follows a run."""
+
+    def __init__(self, since: int, window: int, beat: float, logs: bool, drives: bool = True) -> None:
+        self.at = since
+        # A mere viewer's acknowledgements must not take events from a driver that is reconnecting.
+        self.drives = drives
+        self.acked = since
+        self.window = max(1, window)
+        self.beat = max(0.05, beat)
+        self.logs: deque[Event] | None = deque() if logs else None
+        self.dropped = 0
+        self.last: Event | None = None
+        self.ended = False
+        self.wake = asyncio.Event()
+
+    def add_logs(self, event: Event) -> None:
+        assert self.logs is not None
+        if len(self.logs) >= LOG_QUEUE:
+            self.logs.popleft()
+            self.dropped += 1
+        self.logs.append(event)
+        self.wake.set()
+
+    def _take_logs(self) -> list[Event]:
+        if not self.logs:
+            return []
+        found = list(self.logs)
+        self.logs.clear()
+        return found
+
+    async def follow(self, comm: Any, log: EventLog, instance: str) -> None:
+        """Writes events to ``comm`` until it closes or the log ends. Reads acknowledgements beside it."""
+        reader = asyncio.ensure_future(self._read_acks(comm, log))
+        log.subscribers.add(self)
+        try:
+            await comm.write({"instance": instance, "events": [], "seq": log.seq})
+            while True:
+                room = min(self.acked + self.window - self.at, BATCH)
+                batch = log.since(self.at, room) if room > 0 and self.at < log.seq else []
+                if batch:
+                    self.at = batch[-1]["n"]
+                elif self.ended and (self.at >= log.seq or self.last is not None):
+                    await comm.write(
+                        {"instance": instance, "events": [self.last] if self.last else [], "seq": log.seq}
+                    )
+                    return
+                lines = self._take_logs()
+                if batch or lines:
+                    await comm.write({"instance": instance, "events": [*batch, *lines], "seq": log.seq})
+                    await asyncio.sleep(0 if len(batch) >= BATCH else GATHER)
+                    continue
+                await self._wait()
+                if reader.done():
+                    return
+                if not self.wake.is_set():
+                    await comm.write({"instance": instance, "events": [], "seq": log.seq})
+                self.wake.clear()
+        finally:
+            log.subscribers.discard(self)
+            reader.cancel()
+
+    async def _wait(self) -> None:
+        # Not asyncio.wait_for: before Python 3.12 it can swallow the cancellation by which a closing server
+        # ends its handlers, and the scheduler would never exit.
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self.beat
+        beat = asyncio.Event()
+
+        timer = loop.call_at(due, beat.set)
+        waiting = [asyncio.ensure_future(self.wake.wait()), asyncio.ensure_future(beat.wait())]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+            for task in waiting:
+                task.cancel()
+
+    async def _read_acks(self, comm: Any, log: EventLog) -> None:
+        try:
+            while True:
+                message = await comm.read()
+                ack = message.get("ack") if isinstance(message, dict) else None
+                if isinstance(ack, int) and self.acked < ack <= self.at:
+                    self.acked = ack
+                    if self.drives and not self.ended:
+                        log.acknowledge(ack)
+                    self.wake.set()
+        except (OSError, ValueError):  # CommClosedError is an OSError
+            pass
+        finally:
+            self.wake.set()
+
+
+def now() -> float:
+    """Seconds since 1970: for records and events, never for decisions."""
+    return time.time()

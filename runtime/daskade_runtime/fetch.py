@@ -1,0 +1,284 @@
+"""Where an input comes from: the handle itself, this worker's cache, the worker that made it, storage.
+
+Everything that is not inline is checked against its digest before a step sees it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from daskade_runtime.cache import Cache, Entry
+from daskade_runtime.errors import StepFailure
+from daskade_runtime.execute import Descriptor
+from daskade_runtime.serialize import bounds
+from daskade_runtime.storage import StorageError, Store
+
+T = TypeVar("T")
+
+# One piece of a transfer between workers; the serving worker reads it in one go.
+CHUNK = 4 << 20
+# A worker that does not answer in this time is passed over: storage has the same bytes.
+PEER_DEADLINE = 10.0
+# And for this long it is not asked again: with many inputs from one dead worker the deadlines would add up.
+PEER_SHUNNED = 60.0
+# Storage trouble inside an attempt is ridden out for this long, then it is the attempt's failure.
+STORAGE_PATIENCE = 600.0
+_BACKOFF_FIRST, _BACKOFF_CAP = 0.5, 15.0
+# Elements of containers up to this size travel as bytes; larger ones are worth a file in the cache.
+_INLINE_ELEMENT = 64 * 1024
+
+Handle = dict[str, Any]
+Call = Callable[..., Any]
+
+
+def patiently(action: Callable[[], T], stopped: Callable[[], bool], patience: float | None = None) -> T:
+    """``action()``, again with backoff while storage says that waiting may help. ``StepFailure`` when it does
+    not.
+    """
+    end = time.monotonic() + (STORAGE_PATIENCE if patience is None else patience)
+    wait = _BACKOFF_FIRST
+    while True:
+        try:
+            return action()
+        except StorageError as exc:
+            if not exc.transient or time.monotonic() + wait > end:
+                raise StepFailure("infra", exc.reason, str(exc)) from exc
+        # Short naps, so that a stop is heard soon.
+        until = time.monotonic() + wait * random.uniform(0.5, 1.0)
+        while (left := until - time.monotonic()) > 0:
+            if stopped():
+                raise StepFailure("stopped", "Stopped", "stopped while waiting for storage")
+            time.sleep(min(left, 0.2))
+        wait = min(wait * 2, _BACKOFF_CAP)
+
+
+def object_key(run: str, path: str) -> str:
+    """The storage key of a handle's ``u``: below the run, or (with a leading slash) from the storage root."""
+    return path[1:] if path.startswith("/") else f"runs/{run}/{path}"
+
+
+class Fetcher:
+    """Inputs of one worker's attempts. Thread-safe; one transfer per object at a time."""
+
+    def __init__(self, cache: Cache, call_peer: Call, own_address: Callable[[], str]) -> None:
+        self._cache = cache
+        self._call_peer = call_peer
+        self._own_address = own_address
+        self._lock = threading.Lock()
+        self._busy: dict[tuple[str, bytes], threading.Lock] = {}
+        self._shunned: dict[str, float] = {}
+
+    def whole(
+        self, run: str, store: Store, handle: Handle, pins: list[Entry], stopped: Callable[[], bool]
+    ) -> Descriptor:
+        """The descriptor of a whole output. What it pins goes to ``pins``, for the caller to release."""
+        size, n, offsets = handle["z"], handle.get("n"), handle.get("x")
+        data = handle.get("b")
+        if data is not None:
+            return (handle["s"], data, None, 0, size, n, offsets)
+        entry = self._file(run, store, handle, 0, size, handle["d"], stopped)
+        pins.append(entry)
+        return (handle["s"], None, entry.path, 0, size, n, offsets)
+
+    def element(
+        self,
+        run: str,
+        store: Store,
+        handle: Handle,
+        index: int,
+        pins: list[Entry],
+        stopped: Callable[[], bool],
+    ) -> Descriptor:
+        """The descriptor of one element of a container output, read by its range."""
+        n = handle["n"]
+        if not 0 <= index < n:
+            raise StepFailure(
+                "data", "NoSuchKey", f"the upstream list has {n} elements, there is no element {index}"
+            )
+        start, length = bounds(handle["x"], index)
+        if handle.get("b") is not None:
+            return (handle["s"], handle["b"][start : start + length], None, 0, length, None, None)
+        entry = self._cache.pin((run, handle["d"]))
+        if entry is not None:
+            pins.append(entry)
+            return (handle["s"], None, entry.path, start, length, None, None)
+        digest = handle["m"][32 * index : 32 * index + 32]
+        if length <= _INLINE_ELEMENT:
+            data = self._small(run, store, handle, start, length, digest, stopped)
+            return (handle["s"], data, None, 0, length, None, None)
+        entry = self._file(run, store, handle, start, length, digest, stopped)
+        pins.append(entry)
+        return (handle["s"], None, entry.path, 0, length, None, None)
+
+    def _small(
+        self,
+        run: str,
+        store: Store,
+        handle: Handle,
+        start: int,
+        length: int,
+        digest: bytes,
+        stopped: Callable[[], bool],
+    ) -> bytes:
+        with contextlib.suppress(_PeerFailed):
+            data = b"".join(self._from_peer(run, handle, start, length))
+            if hashlib.sha256(data).digest() == digest:
+                return data
+        data = patiently(lambda: self._get(run, store, handle, start, length), stopped)
+        if hashlib.sha256(data).digest() != digest:
+            raise _corrupt(run, handle)
+        return data
+
+    def _file(
+        self,
+        run: str,
+        store: Store,
+        handle: Handle,
+        start: int,
+        length: int,
+        digest: bytes,
+        stopped: Callable[[], bool],
+    ) -> Entry:
+        key = (run, digest)
+        with self._alone(key):
+            entry = self._cache.pin(key)
+            if entry is not None:
+                return entry
+            path = self._cache.new_path()
+            try:
+                if not self._peer_to_file(run, handle, start, length, digest, path):
+                    self._storage_to_file(run, store, handle, start, length, digest, path, stopped)
+                return self._cache.add(key, path, length)
+            except BaseException as exc:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+                if isinstance(exc, OSError):
+                    raise StepFailure(
+                        "infra", "DiskFull", f"an input cannot be kept on this worker: {exc}"
+                    ) from exc
+                raise
+
+    @contextlib.contextmanager
+    def _alone(self, key: tuple[str, bytes]) -> Iterator[None]:
+        with self._lock:
+            lock = self._busy.setdefault(key, threading.Lock())
+        with lock:
+            yield
+        with self._lock:
+            if not lock.locked():
+                self._busy.pop(key, None)
+
+    def _peer_to_file(
+        self, run: str, handle: Handle, start: int, length: int, digest: bytes, path: str
+    ) -> bool:
+        hasher = hashlib.sha256()
+        try:
+            with open(path, "wb") as file:
+                for piece in self._from_peer(run, handle, start, length):
+                    hasher.update(piece)
+                    file.write(piece)
+        except _PeerFailed:
+            return False
+        return hasher.digest() == digest
+
+    def _from_peer(self, run: str, handle: Handle, start: int, length: int) -> Iterator[bytes]:
+        address = handle.get("w")
+        if (
+            not address
+            or address == self._own_address()
+            or self._shunned.get(address, 0.0) > time.monotonic()
+        ):
+            raise _PeerFailed
+        at = 0
+        while at < length:
+            size = min(CHUNK, length - at)
+            try:
+                reply = self._call_peer(
+                    address,
+                    "daskade-get",
+                    PEER_DEADLINE,
+                    run=run,
+                    d=handle["d"],
+                    offset=start + at,
+                    length=size,
+                )
+            except Exception as exc:  # noqa: BLE001 - gone or slow: storage has it
+                if len(self._shunned) > 1000:
+                    self._shunned.clear()
+                self._shunned[address] = time.monotonic() + PEER_SHUNNED
+                raise _PeerFailed from exc
+            piece = reply.get("data") if isinstance(reply, dict) else None
+            if not isinstance(piece, (bytes, bytearray, memoryview)) or len(piece) != size:
+                raise _PeerFailed
+            yield bytes(piece)
+            at += size
+
+    def _storage_to_file(
+        self,
+        run: str,
+        store: Store,
+        handle: Handle,
+        start: int,
+        length: int,
+        digest: bytes,
+        path: str,
+        stopped: Callable[[], bool],
+    ) -> None:
+        def read() -> None:
+            if start == 0 and length == handle["z"] and length > CHUNK:
+                store.get_to_file(object_key(run, _path(handle)), path)
+                return
+            with open(path, "wb") as file:
+                at = 0
+                while at < length:
+                    size = min(4 * CHUNK, length - at)
+                    file.write(self._get(run, store, handle, start + at, size))
+                    at += size
+
+        # Read once more before calling it corrupt: a short read or a flipped bit on the way is not the
+        # object's fault.
+        for _ in range(2):
+            patiently(lambda: _absent_is_final(read, run, handle), stopped)
+            with open(path, "rb") as file:
+                hasher = hashlib.sha256()
+                while piece := file.read(CHUNK):
+                    hasher.update(piece)
+            if hasher.digest() == digest:
+                return
+        raise _corrupt(run, handle)
+
+    def _get(self, run: str, store: Store, handle: Handle, start: int, length: int) -> bytes:
+        return _absent_is_final(lambda: store.get(object_key(run, _path(handle)), start, length), run, handle)
+
+
+class _PeerFailed(Exception):
+    """The worker that made the output did not serve it."""
+
+
+def _path(handle: Handle) -> str:
+    path = handle.get("u")
+    if not path:
+        raise StepFailure("infra", "MissingInput", "an input is neither inline nor stored")
+    return str(path)
+
+
+def _absent_is_final(action: Callable[[], T], run: str, handle: Handle) -> T:
+    try:
+        return action()
+    except StorageError as exc:
+        if exc.reason == "NotFound":
+            message = f"the input {object_key(run, _path(handle))} is not in storage any more"
+            raise StepFailure("data", "OutputMissing", message) from exc
+        raise
+
+
+def _corrupt(run: str, handle: Handle) -> StepFailure:
+    message = f"the stored output {object_key(run, _path(handle))} does not match its digest"
+    return StepFailure("data", "CorruptOutput", message)

@@ -1,0 +1,400 @@
+"""A run that is open here: its state, its journal, its events, and what happens to each attempt's answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json as json_
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from daskade_runtime import run as run_
+from daskade_runtime.commit import Committer, in_thread
+from daskade_runtime.events import EventLog, now
+from daskade_runtime.journal import Fenced, Folded, Journal
+from daskade_runtime.run import Address, Attempt, Output, Refused, RunState
+from daskade_runtime.storage import StorageError
+
+log = logging.getLogger("distributed.daskade")
+
+CLASSES = frozenset({"app", "oom", "timeout", "data", "infra", "preempted"})
+# How long a stopped step may take to end before it is reported as stopped anyway.
+STOP_PATIENCE = 30.0
+# How long an open waits for a write that is under way.
+TAKEOVER_WAIT = 30.0
+_NO_HANDLE = dict.fromkeys(("u", "b", "w", "n", "x", "m"))
+TEXT_CAP = 4096
+TRACE_CAP = 16384
+TAIL_LINES = 100
+
+
+class LiveRun:
+    """One open run. All methods belong to the scheduler's event loop."""
+
+    def __init__(
+        self, runtime: Any, request: dict[str, Any], store: Any, journal: Journal, folded: Folded
+    ) -> None:
+        self.runtime = runtime
+        self.uid: str = request["run"]
+        self.name = str(request.get("name") or self.uid)
+        self.store = store
+        self.storage = dict(request["storage"])
+        self.spec_digest = request["spec_digest"]
+        self.settings = dict(request.get("settings") or {})
+        self.ahead = max(1, int(self.settings.get("tasks_per_slot") or 2))
+        self.code = dict(request.get("code") or {})
+        self.epoch = journal.epoch
+        self.events = EventLog()
+        self.told_listen = False
+        self.closing: asyncio.Future[None] | None = None
+        self.ended = False
+        self.parked: list[Attempt] = []
+        self.state = RunState(self.uid, request["steps"], self._ready)
+        self.lengths: dict[int, int] = {}
+        self.skipped: dict[run_.Task, tuple[str, str]] = {}
+        self.refused: dict[run_.Task, tuple[str, str]] = {}
+        self.failed: list[tuple[int, int, int, str]] = []
+        self.lost: list[Address] = []
+        self.trouble: str | None = None
+        self._adopt(journal, folded)
+        self.committer = self._make_committer()
+
+    # ------------------------------------------------------------ opening
+
+    def _adopt(self, journal: Journal, folded: Folded) -> None:
+        self.journal: Journal = journal
+        loop = asyncio.get_running_loop()
+
+        def on_trouble(message: str | None) -> None:
+            loop.call_soon_threadsafe(self._on_trouble, message)
+
+        journal.on_trouble = on_trouble
+        code = self.code
+        if not code.get("zip"):
+            stored = folded.opened.get("code") or {}
+            if stored.get("digest") == code.get("digest"):
+                code["zip"] = stored.get("zip")
+        for (s, i), (a, handle, _w, _t0, _t1, lens, json) in folded.committed.items():
+            if (s, i) not in self.state.outputs:
+                self.state.finish(s, i, Output(a, handle, lens, json_value(json), True))
+        self.lengths.update(folded.lengths)
+        for (s, i), why in folded.skipped.items():
+            self.skipped[s, i] = why
+            self.state.hole(s, i)
+        for (s, i), why in folded.refused.items():
+            self.refused[s, i] = why
+            self.state.hole(s, i)
+        if not self.failed:
+            self.failed = [(f[0], f[1], f[2], f[3]) for f in folded.failed]
+            self.lost = [(x[0], x[1], x[2]) for x in folded.lost]
+
+    def _make_committer(self) -> Committer:
+        return Committer(
+            self.journal.append,
+            busy=lambda: bool(self.state.current),
+            committed=self._on_committed,
+            broken=self._on_broken,
+            relieved=self._relieved,
+        )
+
+    async def take_over(self, open_journal: Callable[[], tuple[Journal, Folded]]) -> None:
+        """A higher epoch opens the run again, here: the journal goes on under it, everything else stays."""
+        await self.committer.hold(TAKEOVER_WAIT)
+        try:
+            journal, folded = await in_thread(open_journal)
+            self._adopt(journal, folded)
+            self.committer.append = journal.append
+            self.events.end({"k": "fenced", "epoch": journal.epoch})
+            self.epoch = journal.epoch
+        finally:
+            self.committer.release()
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that a driver needs to go on from here."""
+        committed: list[Any] = []
+        finished: list[Any] = []
+        for (s, i), out in self.state.outputs.items():
+            (committed if out.committed else finished).append([s, i, out.a, out.lens, out.json])
+        return {
+            "committed": committed,
+            "finished": finished,
+            "submitted": [[a.s, a.i, a.a] for a in self.state.current.values() if a.state != run_.GONE],
+            "lengths": [[s, n] for s, n in self.lengths.items()],
+            "skipped": [[s, i, *why] for (s, i), why in self.skipped.items()],
+            "refused": [[s, i, *why] for (s, i), why in self.refused.items()],
+            "failed": [list(f) for f in self.failed],
+            "lost": [list(x) for x in self.lost],
+            "final": None,
+        }
+
+    # ------------------------------------------------- what the driver says
+
+    def submit(self, items: Any) -> None:
+        """Takes attempts; each (step, item, attempt) at most once."""
+        for item in items:
+            self.state.submit(item)
+
+    def stop(self, items: Any) -> None:
+        """Withdraws what has not begun and ends what has; ``stopped`` follows for each that is known."""
+        for item in items:
+            if len(item) != 3:
+                raise Refused("BadRequest", "a stopped item has three fields")
+            attempt = self.state.find(*item)
+            if attempt is None or attempt.state == run_.STOPPING:
+                continue
+            if attempt.state in (run_.WAITING, run_.READY):
+                self.runtime.dispatcher.withdraw(attempt)
+                self._stopped(attempt)
+                continue
+            if attempt.state == run_.SENT:
+                # Not begun as far as known; the worker refuses it if it is only just starting.
+                self.runtime.tell_worker(attempt.worker, self._stop_message(attempt))
+                worker = attempt.worker
+                self.runtime.dispatcher.recall(attempt)
+                if worker is None:
+                    self._stopped(attempt)
+                    continue
+                attempt.state = run_.STOPPING
+                attempt.stop_timer = self._later(0.5, attempt)
+                continue
+            attempt.state = run_.STOPPING
+            self.runtime.tell_worker(attempt.worker, self._stop_message(attempt))
+            attempt.stop_timer = self._later(STOP_PATIENCE, attempt)
+
+    def _later(self, seconds: float, attempt: Attempt) -> Any:
+        return asyncio.get_running_loop().call_later(seconds, self._stop_overdue, attempt)
+
+    def _stop_message(self, attempt: Attempt) -> dict[str, Any]:
+        return {"op": "daskade-stop", "run": self.uid, "s": attempt.s, "i": attempt.i, "a": attempt.a}
+
+    def _stop_overdue(self, attempt: Attempt) -> None:
+        if attempt.state == run_.STOPPING:
+            self.runtime.dispatcher.recall(attempt)
+            self._stopped(attempt)
+
+    def _stopped(self, attempt: Attempt) -> None:
+        self._drop(attempt)
+        self.events.add("stopped", s=attempt.s, i=attempt.i, a=attempt.a)
+
+    def _drop(self, attempt: Attempt) -> None:
+        attempt.state = run_.GONE
+        if attempt.stop_timer is not None:
+            attempt.stop_timer.cancel()
+            attempt.stop_timer = None
+        if self.state.current.get((attempt.s, attempt.i)) is attempt:
+            del self.state.current[attempt.s, attempt.i]
+
+    def record(self, records: Any) -> None:
+        """Queues decisions of the driver for the journal, in order with everything else. All or nothing."""
+        checked = [_checked(record, len(self.state.steps)) for record in records]
+        for record in checked:
+            kind = record[0]
+            if kind == "length":
+                if self.lengths.setdefault(record[1], record[2]) != record[2]:
+                    raise Refused(
+                        "Conflict", f"the length of step {record[1]} is already {self.lengths[record[1]]}"
+                    )
+            else:
+                known = self.skipped if kind == "skipped" else self.refused
+                if (record[1], record[2]) in known:
+                    continue
+                known[record[1], record[2]] = (record[3], record[4])
+            self.committer.add(record, size=100)
+            if kind != "length":
+                self.state.hole(record[1], record[2])
+
+    # ------------------------------------------------ what the workers say
+
+    def started(self, s: int, i: int, a: int, t: Any, worker: str, name: str) -> None:
+        attempt = self.state.find(s, i, a)
+        if attempt is None or attempt.state not in (run_.SENT, run_.STOPPING):
+            return
+        self.runtime.dispatcher.started(attempt, worker)
+        if attempt.state == run_.STOPPING:
+            # Began while it was being withdrawn; its worker was told, and now answers for it.
+            attempt.worker = worker
+            attempt.stop_timer.cancel()
+            attempt.stop_timer = self._later(STOP_PATIENCE, attempt)
+            return
+        attempt.state = run_.RUNNING
+        self.events.add("started", s=s, i=i, a=a, w=name, t=t)
+
+    def answered(self, s: int, i: int, a: int, answer: Any, name: str) -> None:
+        """The answer of an attempt; of one that is not current any more it is dropped."""
+        attempt = self.state.find(s, i, a)
+        if attempt is None:
+            return
+        if isinstance(answer, (bytes, bytearray, memoryview)):
+            answer = msgpack.unpackb(answer, raw=False, strict_map_key=False)
+        t0, t1 = float(answer.get("t0") or 0.0), float(answer.get("t1") or 0.0)
+        self.runtime.dispatcher.answered(attempt, t1 - t0 if t1 else None)
+        stopping = attempt.state == run_.STOPPING
+        if attempt.state == run_.SENT:
+            self.events.add("started", s=s, i=i, a=a, w=name, t=t0)
+        self._drop(attempt)
+        if stopping:
+            self.events.add("stopped", s=s, i=i, a=a)
+        elif answer.get("ok"):
+            self._finished(attempt, answer, t0, t1, name)
+        elif answer.get("type") == "WorkerClosing":
+            self._lose(attempt, name, "its worker is closing")
+        else:
+            self._failed(attempt, answer, t0, t1, name)
+
+    def _finished(self, attempt: Attempt, answer: dict[str, Any], t0: float, t1: float, name: str) -> None:
+        s, i, a = attempt.address
+        handle = {**_NO_HANDLE, **answer["handle"]}
+        lens, json = answer.get("lens"), answer.get("json")
+        lens = None if lens is None else list(lens)
+        fields = {"s": s, "i": i, "a": a, "w": name, "t0": t0, "t1": t1, "z": handle.get("z") or 0}
+        if lens is not None:
+            fields["lens"] = lens
+        if json is not None:
+            fields["json"] = json
+        self.events.add("finished", **fields)
+        # Queued before a dependent can start: nothing is committed before its inputs.
+        size = 200 + len(handle.get("b") or b"") + len(handle.get("x") or b"") + 40 * (handle.get("n") or 0)
+        self.committer.add(
+            ["committed", s, i, a, handle, name, t0, t1, lens, json_text(json)], (s, i, a), size
+        )
+        self.state.finish(s, i, Output(a, handle, lens, json, False))
+
+    def _failed(self, attempt: Attempt, answer: dict[str, Any], t0: float, t1: float, name: str) -> None:
+        s, i, a = attempt.address
+        class_ = answer.get("class")
+        if class_ not in CLASSES:
+            class_ = "infra"
+        type_ = str(answer.get("type") or "Error")[:256]
+        message = str(answer.get("message") or "")[:TEXT_CAP]
+        self.events.add(
+            "failed",
+            **{
+                "s": s,
+                "i": i,
+                "a": a,
+                "w": name,
+                "t0": t0,
+                "t1": t1,
+                "class": class_,
+                "type": type_,
+                "message": message,
+            },
+            traceback=str(answer.get("traceback") or "")[-TRACE_CAP:],
+            tail=[str(line)[:TEXT_CAP] for line in list(answer.get("tail") or ())[-TAIL_LINES:]],
+        )
+        self.failed.append((s, i, a, class_))
+        self.committer.add(["failed", s, i, a, class_, type_, message, name, t0, t1], size=300 + len(message))
+
+    def worker_gone(self, attempt: Attempt, name: str | None, message: str) -> None:
+        """The attempt ended with its worker."""
+        if self.ended or attempt.state in (run_.GONE, run_.WAITING, run_.READY):
+            return
+        if attempt.state == run_.STOPPING:
+            self._stopped(attempt)
+            return
+        self._drop(attempt)
+        self._lose(attempt, name, message)
+
+    def _lose(self, attempt: Attempt, name: str | None, message: str) -> None:
+        s, i, a = attempt.address
+        self.events.add("lost", s=s, i=i, a=a, w=name, message=message)
+        self.lost.append((s, i, a))
+        self.committer.add(["lost", s, i, a, name, now()])
+
+    def broken(self, attempt: Attempt, message: str, name: str | None) -> None:
+        """Dask could not run the task at all."""
+        if self.state.find(*attempt.address) is attempt and not self.ended:
+            answer = {"class": "infra", "type": "DaskError", "message": message, "t0": now(), "t1": now()}
+            self.answered(*attempt.address, answer, name or "")
+
+    # ------------------------------------------------------- dispatch, journal
+
+    def _ready(self, attempt: Attempt) -> None:
+        self.runtime.dispatcher.ready(attempt, self.ahead)
+
+    def held(self, attempt: Attempt) -> bool:
+        """Keeps the attempt back while too much is uncommitted."""
+        if self.ended:
+            return True
+        if self.committer.full:
+            self.parked.append(attempt)
+            return True
+        return False
+
+    def _relieved(self) -> None:
+        parked, self.parked = self.parked, []
+        for attempt in parked:
+            if attempt.state == run_.READY:
+                self._ready(attempt)
+
+    def _on_committed(self, tasks: list[Address], segment: Any) -> None:
+        for s, i, _ in tasks:
+            output = self.state.outputs.get((s, i))
+            if output is not None:
+                output.committed = True
+        if tasks and not self.ended:
+            self.events.add("committed", tasks=[list(t) for t in tasks], seg=segment)
+
+    def _on_trouble(self, message: str | None) -> None:
+        if self.ended or message == self.trouble:
+            return
+        state = "up" if message is None else "down"
+        if not (message and self.trouble):
+            self.events.add("storage", state=state, message=message or "", pending=self.committer.records)
+        self.trouble = message
+
+    def _on_broken(self, error: BaseException) -> None:
+        if isinstance(error, Fenced):
+            self.fence(error.epoch)
+        elif isinstance(error, StorageError):
+            self.events.add("storage", state="down", message=str(error), pending=0, reason=error.reason)
+            self.runtime.drop(self, {"k": "closing", "reason": error.reason, "message": str(error)})
+        else:
+            self.runtime.drop(self, {"k": "closing", "reason": "JournalStopped", "message": str(error)})
+
+    def fence(self, epoch: int) -> None:
+        """Another writer owns the run: nothing of it may go on here."""
+        self.events.add("fenced", epoch=epoch)
+        self.runtime.drop(self, None)
+
+    def end(self) -> None:
+        """Stops everything of the run here; writes nothing."""
+        self.ended = True
+        for attempt in list(self.state.current.values()):
+            if attempt.state in (run_.SENT, run_.RUNNING, run_.STOPPING):
+                self.runtime.tell_worker(attempt.worker, self._stop_message(attempt))
+                self.runtime.dispatcher.recall(attempt)
+            elif attempt.state == run_.READY:
+                self.runtime.dispatcher.withdraw(attempt)
+            self._drop(attempt)
+        self.committer.stop(Refused("Ended", "the run is not open here any more"))
+        self.journal.close()
+
+
+def json_text(value: Any) -> str | None:
+    """A step's small result as the journal keeps it: JSON text."""
+    return None if value is None else json_.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def json_value(text: str | bytes | None) -> Any:
+    """A step's small result as it goes over the wire: plain data."""
+    return None if text is None else json_.loads(text)
+
+
+def _checked(record: Any, steps: int) -> list[Any]:
+    kind = str(record[0]) if record else ""
+    shape = {"length": (int, int), "skipped": (int, int, str, str), "refused": (int, int, str, str)}.get(kind)
+    if shape is None:
+        raise Refused("BadRequest", f"unknown record {kind[:40]!r}")
+    fields = list(record[1:])
+    if len(fields) == 3 and len(shape) == 4:
+        fields.append("")
+    if len(fields) == 4 and fields[3] is None:
+        fields[3] = ""
+    if len(fields) != len(shape) or not all(type(v) is t for v, t in zip(fields, shape, strict=True)):
+        raise Refused("BadRequest", f"a {kind} record is malformed")
+    if not 0 <= fields[0] < steps:
+        raise Refused("BadRequest", f"there is no step {fields[0]}")
+    return [kind, *fields]

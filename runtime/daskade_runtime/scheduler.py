@@ -1,0 +1,563 @@
+"""The runtime inside the scheduler process: the ``daskade-*`` operations, and the wiring to Dask.
+
+It decides nothing about a run. Every operation of a run names the epoch under which its driver opened it; an
+older epoch is refused, so that of two drivers only the newer one is heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import inspect
+import logging
+import platform
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import distributed
+import msgpack
+
+from daskade_runtime import PROTOCOL, versions
+from daskade_runtime.attempt import run_attempt
+from daskade_runtime.commit import in_thread
+from daskade_runtime.dispatch import Dispatcher
+from daskade_runtime.events import Subscriber, now
+from daskade_runtime.journal import Journal, JournalError, read_all
+from daskade_runtime.live import LiveRun, json_value
+from daskade_runtime.run import Attempt, Refused
+from daskade_runtime.storage import StorageError, open_store
+from daskade_runtime.wiring import Plugin, Workers, connect, describe, no_reply
+from daskade_runtime.worker import DaskadeWorker
+
+log = logging.getLogger("distributed.daskade")
+
+# Larger code goes to an object of its own instead of into the journal.
+CODE_INLINE = 256 << 10
+# A run that writes nothing looks so often whether somebody else has taken it over.
+FENCE_CHECK = 20.0
+# A worker's answer travels ahead of Dask's own message about the task; where it is missing, look for it so
+# long.
+ANSWER_GRACE = 2.0
+CLOSED_KEPT = 1000
+# How long leaving a run, or the scheduler's end, waits for what is on its way to storage.
+FORGET_WAIT = 5.0
+LEAVE_WAIT = 2.0
+
+Reply = dict[str, Any]
+
+
+def operation(handler: Callable[..., Awaitable[Reply]]) -> Callable[..., Awaitable[Reply]]:
+    """Turns what a handler raises into the reply that the protocol knows."""
+
+    signature = inspect.signature(handler)
+
+    @functools.wraps(handler)
+    async def wrapped(self: Runtime, comm: Any = None, **message: Any) -> Reply:
+        message.pop("reply", None)
+        try:
+            signature.bind(self, **message)
+        except TypeError as error:
+            return {"status": "error", "reason": "BadRequest", "message": str(error)}
+        try:
+            return await handler(self, **message)
+        except (Refused, JournalError, StorageError) as error:
+            return {"status": "error", "reason": error.reason, "message": str(error)}
+        except versions.UnsupportedDask as error:
+            return {"status": "error", "reason": "UnsupportedDask", "message": str(error)}
+        except Exception as error:  # noqa: BLE001 - a reply is better than Dask's pickled exception
+            log.exception("daskade: %s failed", handler.__name__)
+            return {
+                "status": "error",
+                "reason": "Internal",
+                "message": f"{type(error).__name__}: {error}"[:2000],
+            }
+
+    return wrapped
+
+
+class Runtime:
+    """One per scheduler process."""
+
+    def __init__(self, scheduler: Any, archive: bytes, digest: str) -> None:
+        self.s = scheduler
+        self.archive = archive
+        self.digest = digest
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.instance = uuid.uuid4().hex
+        self.runs: dict[str, LiveRun] = {}
+        self.closed: dict[str, int] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self.workers = Workers(scheduler)
+        self.client: Any = None
+        self.dispatcher: Any = None
+        self.closing = False
+
+    async def start(self) -> None:
+        """Connects a client, puts our code on the workers, and answers from then on."""
+        try:
+            await self._start()
+            self.ready.set_result(None)
+        except BaseException as error:
+            self.ready.set_exception(error)
+            self.ready.exception()  # heard here; others may or may not wait for it
+            raise
+
+    async def _start(self) -> None:
+        self.client = await connect(self.s)
+        self.dispatcher = Dispatcher(self.s, self.client, run_attempt, self)
+        self.s.add_plugin(Plugin(self))
+        register = getattr(self.client, "register_plugin", None) or self.client.register_worker_plugin
+        await register(DaskadeWorker(self.archive, self.digest), name="daskade")
+        self.s.stream_handlers["daskade-ev"] = self.on_worker
+        self.s.handlers.update(
+            {
+                "daskade-open": self.open,
+                "daskade-submit": self.submit,
+                "daskade-stop": self.stop,
+                "daskade-record": self.record,
+                "daskade-close": self.close,
+                "daskade-forget": self.forget,
+                "daskade-read": self.read,
+                "daskade-events": self.events,
+                "daskade-run": self.run_definition,
+                "daskade-handle": self.handle,
+                "daskade-hello": self.hello,
+            }
+        )
+        self._background(self._watch_fence())
+        log.info("daskade runtime %s is ready, instance %s", self.digest[:12], self.instance)
+
+    def installed(self, new: bool) -> Reply:
+        """The answer of an installation."""
+        return {"status": "OK", "runtime": self.digest, "installed": new}
+
+    def _background(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ------------------------------------------------------------------ operations
+
+    @operation
+    async def hello(self, **_: Any) -> Reply:
+        return {
+            "status": "OK",
+            "protocol": list(PROTOCOL),
+            "runtime": self.digest,
+            "instance": self.instance,
+            "dask": distributed.__version__,
+            "python": platform.python_version(),
+            "runs": {uid: live.epoch for uid, live in self.runs.items()},
+        }
+
+    @operation
+    async def open(
+        self,
+        *,
+        run: str,
+        epoch: int | None,
+        create: bool,
+        spec: bytes,
+        spec_digest: str,
+        storage: Any,
+        code: Any,
+        steps: Any,
+        **rest: Any,
+    ) -> Reply:
+        versions.check(distributed.__version__)
+        request = {
+            "run": run,
+            "storage": storage,
+            "code": code,
+            "steps": steps,
+            "spec_digest": spec_digest,
+            **rest,
+        }
+        lock = self._locks.setdefault(run, asyncio.Lock())
+        try:
+            async with lock:
+                opened = await self._opened_record(request, spec)
+                live = self.runs.get(run)
+                if live is not None:
+                    return await self._take_over(live, epoch, create, spec_digest, opened)
+                return await self._open(request, epoch, create, opened, bool(rest.get("reopen")))
+        finally:
+            if not lock.locked() and run not in self.runs:
+                self._locks.pop(run, None)
+
+    async def _opened_record(self, request: dict[str, Any], spec: bytes) -> dict[str, Any]:
+        code = request["code"] or {}
+        data = code.get("zip")
+        if data is not None and hashlib.sha256(data).hexdigest() != code.get("digest"):
+            raise Refused("CodeMismatch", "the code archive is not the one its digest names")
+        return {
+            "name": request.get("name"),
+            "spec": spec,
+            "spec_digest": request["spec_digest"],
+            "code": {
+                "digest": code.get("digest"),
+                "zip": data if data and len(data) <= CODE_INLINE else None,
+            },
+            "runtime": self.digest,
+            "dask": distributed.__version__,
+            "python": platform.python_version(),
+        }
+
+    async def _open(self, request: Any, epoch: int | None, create: bool, opened: Any, reopen: bool) -> Reply:
+        uid = request["run"]
+        store = open_store(request["storage"])
+        await in_thread(store.probe)
+        if not create and not reopen:
+            known = await in_thread(read_all, store, uid)
+            if known.final is not None and known.opened.get("spec_digest") == request["spec_digest"]:
+                return {
+                    "status": "OK",
+                    "epoch": known.epoch,
+                    "instance": self.instance,
+                    "cursor": 0,
+                    "snapshot": _closed_snapshot(known),
+                }
+        code, data = request["code"] or {}, (request["code"] or {}).get("zip")
+        code_key = f"runs/{uid}/code/{code.get('digest')}.zip"
+        if data is not None and len(data) > CODE_INLINE:
+            await in_thread(store.put, code_key, data)
+        journal, folded = await in_thread(Journal.open, store, uid, epoch, create, opened)
+        live = LiveRun(self, request, store, journal, folded)
+        if live.code.get("digest") and not live.code.get("zip"):
+            live.code["zip"] = await in_thread(store.get, code_key)
+        self.runs[uid] = live
+        self.closed.pop(uid, None)
+        return self._opened(live)
+
+    async def _take_over(
+        self, live: LiveRun, epoch: int | None, create: bool, digest: str, opened: Any
+    ) -> Reply:
+        if create:
+            raise Refused("RunExists", f"run {live.uid} is open here under epoch {live.epoch}")
+        if digest != live.spec_digest:
+            raise Refused("SpecMismatch", f"run {live.uid} was started with another spec")
+        if epoch is not None and epoch <= live.epoch:
+            raise Refused("StaleEpoch", f"run {live.uid} is open under epoch {live.epoch}, not below {epoch}")
+        await live.take_over(functools.partial(Journal.open, live.store, live.uid, epoch, False, opened))
+        return self._opened(live)
+
+    def _opened(self, live: LiveRun) -> Reply:
+        cursor = live.events.seq
+        for worker in list(self.s.workers.values()):
+            live.events.add("worker", state="added", **describe(worker))
+        self.dispatcher.retell_blocked(live.uid)
+        return {
+            "status": "OK",
+            "epoch": live.epoch,
+            "instance": self.instance,
+            "cursor": cursor,
+            "snapshot": live.snapshot(),
+        }
+
+    def _live(self, run: str, epoch: int) -> LiveRun:
+        live = self.runs.get(run)
+        if live is None:
+            raise Refused("RunNotFound", f"run {run} is not open on this scheduler")
+        if epoch != live.epoch:
+            raise Refused("StaleEpoch", f"run {run} is open under epoch {live.epoch}, not {epoch}")
+        return live
+
+    @operation
+    async def submit(self, *, run: str, epoch: int, items: Any, **_: Any) -> Reply:
+        self._live(run, epoch).submit(items)
+        return {"status": "OK"}
+
+    @operation
+    async def stop(self, *, run: str, epoch: int, items: Any, **_: Any) -> Reply:
+        self._live(run, epoch).stop(items)
+        return {"status": "OK"}
+
+    @operation
+    async def record(self, *, run: str, epoch: int, records: Any, **_: Any) -> Reply:
+        self._live(run, epoch).record(records)
+        return {"status": "OK"}
+
+    @operation
+    async def close(self, *, run: str, epoch: int, final: Any, **_: Any) -> Reply:
+        if self.closed.get(run) == epoch:
+            return {"status": "OK"}
+        live = self._live(run, epoch)
+        if live.closing is None:
+            live.closing = asyncio.ensure_future(self._close(live, final))
+        # Asked again (the answer was late, or lost), it is still one close, and one record.
+        await asyncio.shield(live.closing)
+        return {"status": "OK"}
+
+    async def _close(self, live: LiveRun, final: dict[str, Any]) -> None:
+        live.stop([a.address for a in list(live.state.current.values())])
+        await self.workers.flush(live.uid)
+        if live.ended:
+            raise Refused("StaleEpoch", f"run {live.uid} was taken over")
+        live.committer.add(["final", {**final, "t": now()}], size=1000)
+        await live.committer.flush()
+        self.closed[live.uid] = live.epoch
+        while len(self.closed) > CLOSED_KEPT:
+            self.closed.pop(next(iter(self.closed)))
+        self.drop(live, {"k": "closing"})
+
+    @operation
+    async def forget(self, *, run: str, epoch: int | None = None, **_: Any) -> Reply:
+        live = self.runs.get(run)
+        if live is not None:
+            if epoch is not None:
+                self._live(run, epoch)
+            await live.committer.settle(FORGET_WAIT)
+            self.drop(live, {"k": "closing"})
+        return {"status": "OK"}
+
+    @operation
+    async def read(self, *, run: str, step: int, item: int, max: int = 1 << 20, **_: Any) -> Reply:
+        live = self.runs.get(run)
+        output = live.state.outputs.get((step, item)) if live is not None else None
+        if live is None or output is None:
+            raise Refused("NotFound", f"run {run} has no output of step {step}, item {item} here")
+        handle = msgpack.unpackb(output.handle, raw=False, strict_map_key=False)
+        data = handle.get("b")
+        if data is None and handle["z"] <= max:
+            data = await in_thread(live.store.get, f"runs/{run}/{handle['u']}")
+            if hashlib.sha256(data).digest() != handle["d"]:
+                raise Refused(
+                    "CorruptOutput", f"the stored output of step {step}, item {item} has another digest"
+                )
+        return {
+            "status": "OK",
+            "serializer": handle["s"],
+            "size": handle["z"],
+            "digest": handle["d"].hex(),
+            "path": handle.get("u"),
+            "bytes": data if data is not None and len(data) <= max else None,
+            "json": output.json,
+        }
+
+    @operation
+    async def run_definition(self, *, run: str, **_: Any) -> Reply:
+        """What a worker needs of a run."""
+        live = self.runs.get(run)
+        if live is None:
+            raise Refused("RunNotFound", f"run {run} is not open on this scheduler")
+        return {
+            "status": "OK",
+            "epoch": live.epoch,
+            "steps": [step.fields for step in live.state.steps],
+            "storage": live.storage,
+            "code": live.code,
+            "settings": live.settings,
+            "listen": live.events.listening,
+        }
+
+    @operation
+    async def handle(self, *, run: str, s: int, i: int, **_: Any) -> Reply:
+        """The full handle of an output, for workers: with the index that messages leave out."""
+        live = self.runs.get(run)
+        output = live.state.outputs.get((s, i)) if live is not None else None
+        if output is None:
+            raise Refused("NotFound", f"run {run} has no output of step {s}, item {i} here")
+        return {"status": "OK", "handle": msgpack.unpackb(output.full, raw=False, strict_map_key=False)}
+
+    async def events(
+        self,
+        comm: Any,
+        run: str = "",
+        epoch: int = 0,
+        since: int | None = 0,
+        instance: str | None = None,
+        window: int = 10_000,
+        beat: float = 10.0,
+        logs: bool = False,
+        **_: Any,
+    ) -> Any:
+        """The connection becomes the run's event stream, from ``since`` (nil: now) on; a refusal is its only
+        message.
+        """
+        try:
+            try:
+                if instance not in (None, "", self.instance):
+                    raise Refused("InstanceChanged", f"this is instance {self.instance}: open the run again")
+                live = self._live(run, epoch)
+                drives = since is not None
+                if since is None:
+                    since = live.events.seq
+                if since + 1 < live.events.base or since > live.events.seq:
+                    raise Refused("Gap", f"events from {since + 1} on are not kept: open the run again")
+            except Refused as error:
+                await comm.write({"status": "error", "reason": error.reason, "message": str(error)})
+                return no_reply()
+            subscriber = Subscriber(since, window, beat, logs, drives)
+            following = asyncio.ensure_future(subscriber.follow(comm, live.events, self.instance))
+            self._tasks.add(following)
+            try:
+                await asyncio.sleep(0)
+                self.workers.listen(live)
+                await following
+            finally:
+                self._tasks.discard(following)
+                following.cancel()
+                self.workers.listen(live)
+        except OSError:  # CommClosedError is one: the other side left
+            pass
+        finally:
+            await comm.close()
+        return no_reply()
+
+    # ------------------------------------------------------------------ workers
+
+    def on_worker(self, events: Any = (), worker: str | None = None, **_: Any) -> None:
+        """A worker's stream message. Must not raise: Dask would cut the worker off."""
+        name = self.workers.name(worker)
+        for event in events:
+            try:
+                live = self.runs.get(event["run"])
+                if live is None:
+                    continue
+                kind = event["k"]
+                if kind == "started":
+                    live.started(event["s"], event["i"], event["a"], event["t"], worker or "", name)
+                elif kind == "ran":
+                    live.answered(event["s"], event["i"], event["a"], event.get("answer", event), name)
+                elif kind == "logs":
+                    lines = {"k": "logs", "w": event.get("w") or name, "lines": event["lines"]}
+                    if event.get("dropped"):
+                        lines["dropped"] = event["dropped"]
+                    live.events.log_lines(lines)
+            except Exception:
+                log.exception("daskade: bad event of worker %s", worker)
+
+    def tell_worker(self, address: str | None, message: dict[str, Any]) -> None:
+        """Sends a stream operation to a worker, if it is there."""
+        self.workers.tell(address, message)
+
+    def worker_added(self, address: str) -> None:
+        """Dask has a new worker."""
+        told = self.workers.added(address, self.runs.values())
+        if told is not None:
+            for live in self.runs.values():
+                live.events.add("worker", state="added", **told)
+            self.dispatcher.workers_changed()
+
+    def worker_removed(self, address: str) -> None:
+        """Dask has given a worker up."""
+        told = self.workers.removed(address)
+        for live in self.runs.values():
+            live.events.add("worker", state="removed", **told)
+        self.dispatcher.workers_changed()
+
+    # ---------------------------------------------------- what the dispatcher calls
+
+    def blob(self, attempt: Attempt) -> bytes:
+        live = self.runs[attempt.run.uid]
+        return attempt.run.blob(attempt, live.epoch, self.digest)
+
+    def held(self, attempt: Attempt) -> bool:
+        live = self.runs.get(attempt.run.uid)
+        return live is None or live.held(attempt)
+
+    def lost(self, attempt: Attempt, worker: str | None, message: str) -> None:
+        live = self.runs.get(attempt.run.uid)
+        if live is not None:
+            live.worker_gone(attempt, self.workers.name(worker), message)
+
+    def broken(self, attempt: Attempt, message: str) -> None:
+        live = self.runs.get(attempt.run.uid)
+        if live is not None:
+            live.broken(attempt, message, self.workers.name(attempt.worker))
+
+    def unanswered(self, attempt: Attempt, future: Any) -> None:
+        self._background(self._fetch_answer(attempt, future))
+
+    async def _fetch_answer(self, attempt: Attempt, future: Any) -> None:
+        """The task is done and no answer came ahead of it: take the task's result."""
+        live = self.runs.get(attempt.run.uid)
+        try:
+            answer = await future
+            deadline = asyncio.get_running_loop().time() + ANSWER_GRACE
+            while answer is None and live is not None and live.state.find(*attempt.address) is attempt:
+                if asyncio.get_running_loop().time() > deadline:
+                    live.broken(attempt, "the worker sent no answer", self.workers.name(attempt.worker))
+                await asyncio.sleep(0.02)
+            if answer is not None and live is not None:
+                live.answered(*attempt.address, answer, self.workers.name(attempt.worker))
+        except Exception as error:  # noqa: BLE001 - the result was lost with its worker
+            if live is not None:
+                live.worker_gone(
+                    attempt, self.workers.name(attempt.worker), f"its answer was lost: {error}"[:500]
+                )
+        finally:
+            future.release()
+
+    def blocked(self, run: str, s: int, count: int, reason: str, message: str) -> None:
+        live = self.runs.get(run)
+        if live is not None:
+            live.events.add("blocked", s=s, count=count, reason=reason, message=message)
+
+    def unblocked(self, run: str, s: int) -> None:
+        live = self.runs.get(run)
+        if live is not None:
+            live.events.add("unblocked", s=s)
+
+    # ------------------------------------------------------------------ ends
+
+    def drop(self, live: LiveRun, last: dict[str, Any] | None) -> None:
+        """The run is not open here any more."""
+        if self.runs.get(live.uid) is live:
+            del self.runs[live.uid]
+        self._locks.pop(live.uid, None)
+        live.end()
+        self.workers.listen(live)
+        self.workers.tell_all({"op": "daskade-drop", "run": live.uid})
+        self.dispatcher.forget(live.uid)
+        live.events.end(last)
+
+    async def _watch_fence(self) -> None:
+        while not self.closing:
+            await asyncio.sleep(FENCE_CHECK)
+            for live in list(self.runs.values()):
+                if not live.committer.idle or live.trouble:
+                    continue
+                journal = live.journal
+                try:
+                    await in_thread(journal.check)
+                except JournalError as error:
+                    if live.journal is journal and not live.ended:
+                        live.fence(getattr(error, "epoch", live.epoch))
+                except Exception as error:  # noqa: BLE001 - storage trouble shows where it matters: at a write
+                    log.debug("daskade: fence check of %s: %s", live.uid, error)
+
+    async def stop_all(self) -> None:
+        """The scheduler closes: say so, and leave."""
+        if self.closing:
+            return
+        self.closing = True
+        self.dispatcher.closed = True
+        for live in list(self.runs.values()):
+            live.events.add("closing")
+            live.events.end()
+        await asyncio.gather(
+            asyncio.sleep(0.05), *(r.committer.settle(LEAVE_WAIT) for r in self.runs.values())
+        )
+        for task in list(self._tasks):
+            task.cancel()
+        for live in list(self.runs.values()):
+            live.journal.close()
+        await self.client.close()
+
+
+def _closed_snapshot(folded: Any) -> dict[str, Any]:
+    return {
+        "committed": [[s, i, v[0], v[5], json_value(v[6])] for (s, i), v in folded.committed.items()],
+        "finished": [],
+        "submitted": [],
+        "lengths": [[s, n] for s, n in folded.lengths.items()],
+        "skipped": [[s, i, *why] for (s, i), why in folded.skipped.items()],
+        "refused": [[s, i, *why] for (s, i), why in folded.refused.items()],
+        "failed": [list(f[:4]) for f in folded.failed],
+        "lost": [list(x[:3]) for x in folded.lost],
+        "final": folded.final,
+    }

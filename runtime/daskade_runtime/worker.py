@@ -1,0 +1,488 @@
+"""The runtime inside a Dask worker: ``run_step`` is all that Dask ever runs for us, ``DaskadeWorker`` sets it
+up.
+
+``run_step`` takes one attempt as msgpack, gathers its inputs, has a step process run it, stores the output
+and answers with msgpack. It never raises, so Dask never sees a user's exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgpack
+from distributed import WorkerPlugin, get_worker
+
+from daskade_runtime import boot, channel, compat
+from daskade_runtime.cache import Cache, Entry
+from daskade_runtime.definitions import Definitions, Run
+from daskade_runtime.errors import StepFailure, describe
+from daskade_runtime.fetch import Fetcher
+from daskade_runtime.gpu import Devices, device_ids
+from daskade_runtime.inline import run_inline
+from daskade_runtime.inputs import Gatherer
+from daskade_runtime.logs import ATTEMPT_CAP, AttemptLog, LogHub
+from daskade_runtime.outbox import Events
+from daskade_runtime.outputs import publish
+from daskade_runtime.pool import Pool
+from daskade_runtime.process import Child, Killed, ProcessDied, Stale, describe_exit
+
+log = logging.getLogger("distributed.daskade")
+
+# Attempts that were stopped before they began here; more than a worker ever has queued.
+_STOPPED_KEPT = 10_000
+_FLUSH_DEADLINE = 10.0
+_CALL_DEADLINE = 60.0
+_WATCH_EVERY = 1.0
+PRESTART_CAP = 8
+
+Task = tuple[str, int, int, int]  # run, step, item, attempt
+
+
+def run_step(blob: bytes) -> bytes:
+    """Runs one attempt; see the module's documentation. Never raises."""
+    began = time.time()
+    try:
+        state: WorkerState = get_worker()._daskade
+        if state is None:
+            raise LookupError("it was taken down")
+    except Exception as exc:  # noqa: BLE001
+        reply: dict[str, Any] = {
+            "ok": False,
+            "class": "infra",
+            "type": "NoRuntime",
+            "tail": [],
+            "traceback": "",
+        }
+        reply.update(message=f"the runtime is not set up on this worker: {exc}", t0=began, t1=time.time())
+        return _pack(reply)
+    return state.run(blob)
+
+
+class Attempt:
+    """One attempt in progress on this worker."""
+
+    __slots__ = ("child", "interrupt", "lock", "stop", "task")
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.stop = False
+        self.child: Child | None = None
+        self.interrupt: Callable[[], None] | None = None  # set while the step runs in the worker's own thread
+        self.lock = threading.Lock()
+
+    def stopped(self) -> bool:
+        return self.stop
+
+    def stop_now(self) -> None:
+        """Ends the attempt, whatever it is at."""
+        with self.lock:
+            self.stop = True
+            if self.child is not None:
+                self.child.kill("stopped")
+            if self.interrupt is not None:
+                self.interrupt()
+
+    @contextlib.contextmanager
+    def holding(self, child: Child) -> Iterator[None]:
+        with self.lock:
+            if self.stop:
+                child.kill("stopped")
+            self.child = child
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.child = None
+
+
+class WorkerState:
+    """All that the runtime keeps on one worker."""
+
+    def __init__(self, worker: Any, digest: str) -> None:
+        self.worker = worker
+        self.digest = digest
+        self.loop = worker.loop
+        self.name = str(worker.name)
+        self.directory = tempfile.mkdtemp(prefix="daskade-", dir=compat.local_directory(worker))
+        self.threads = compat.threads(worker)
+        limit = compat.memory_limit(worker)
+        self.memory_share = limit // self.threads if limit else None
+        self.memory_limit = limit
+        self.pool = Pool(self.threads, boot.package_path(), self.directory)
+        self.pool.prestart(min(self.threads, PRESTART_CAP))
+        self.cache = Cache(os.path.join(self.directory, "cache"), 1 << 30)
+        self.definitions = Definitions(self._ask_definitions, os.path.join(self.directory, "code"))
+        self.fetcher = Fetcher(self.cache, self._call_peer, lambda: str(worker.address))
+        self.gatherer = Gatherer(self.fetcher, self._ask_handle)
+        self.events = Events(worker)
+        self.logs = LogHub(self.name, self._live_lines)
+        self.devices = Devices(device_ids(compat.resources(worker).get("GPU", 0)))
+        self.live: dict[Task, Attempt] = {}
+        self._stopped: dict[Task, None] = {}
+        self._closing = False
+        self._cut = False
+
+    # -- one attempt
+
+    def run(self, blob: bytes) -> bytes:
+        began = time.time()
+        lines: AttemptLog | None = None
+        task: Task | None = None
+        started: dict[str, Any] | None = None
+        try:
+            request = msgpack.unpackb(blob, raw=False, strict_map_key=False)
+            task = (request["run"], request["s"], request["i"], request["a"])
+            if request.get("d") and self.digest and request["d"] != self.digest:
+                message = (
+                    f"the scheduler's runtime is {request['d'][:12]}, this worker's is {self.digest[:12]}"
+                )
+                raise StepFailure("infra", "RuntimeMismatch", message)
+            if self._closing:
+                raise StepFailure("infra", "WorkerClosing", "the worker is closing")
+            attempt = self.live[task] = Attempt(task)
+            if task in self._stopped:  # looked at only now: a stop from here on finds the attempt itself
+                raise StepFailure("stopped", "Stopped", "stopped before it began")
+            run_id, s, i, a = task
+            started = self.events.add(
+                {"k": "started", "run": run_id, "s": s, "i": i, "a": a, "t": began, "w": self.name}
+            )
+            run = self.definitions.find(request["run"], request["e"], attempt.stopped)
+            self.logs.open_run(run.uid, run.store)
+            step = run.step(request["s"])
+            self.cache.limit = run.settings.get("cache_bytes") or self.cache.limit
+            lines = AttemptLog(
+                self.logs, run.uid, step["name"], task[1:], run.settings.get("log_cap") or ATTEMPT_CAP
+            )
+            reply = self._run(run, step, request, attempt, lines)
+        except BaseException as exc:  # noqa: BLE001 - an exception here would become Dask's
+            reply = describe(exc)
+            if not isinstance(exc, StepFailure):
+                log.exception("daskade: attempt %s", task)
+                reply["class"] = "infra"
+            if lines is not None:
+                lines.finish()
+            if task in self.live and self.live[task].stop:
+                reply["class"] = "stopped"
+            reply.update(ok=False, tail=lines.tail if lines is not None else [])
+            self.logs.hurry()
+        finally:
+            if task is not None:
+                self.live.pop(task, None)
+                if self._stopped:
+                    self._stopped.pop(task, None)
+        reply["t0"] = began
+        reply["t1"] = time.time()
+        if started is not None:
+            # What began and ended within one batch needs no word of its beginning: the result has it.
+            self.events.withdraw(started)
+        self.events.settle()
+        return _pack(reply)
+
+    def _run(
+        self, run: Run, step: dict[str, Any], request: dict[str, Any], attempt: Attempt, lines: AttemptLog
+    ) -> Any:
+        pins: list[Entry] = []
+        taken: dict[str, float] = {}
+        path = self.cache.new_path()
+        try:
+            inputs = self.gatherer.gather(run, request, step["args"], pins, attempt.stopped)
+            if attempt.stop:
+                raise StepFailure("stopped", "Stopped", "stopped before it began")
+            cuda, taken = self._devices(step)
+            try:
+                if step.get("isolation") == "thread":
+                    answer = run_inline(run, request["s"], request["v"], inputs, path, attempt, lines)
+                else:
+                    answer = self._run_in_child(run, step, request, inputs, path, cuda, attempt, lines)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)  # what a killed process left
+                raise
+            lines.finish()
+            address = str(self.worker.address)
+            return publish(run, step, attempt.task, answer, self.cache, address, attempt.stopped)
+        finally:
+            for entry in pins:
+                self.cache.unpin(entry)
+            if taken:
+                self.devices.give(taken)
+
+    def _run_in_child(
+        self,
+        run: Run,
+        step: dict[str, Any],
+        request: dict[str, Any],
+        inputs: dict[str, Any],
+        path: str,
+        cuda: str | None,
+        attempt: Attempt,
+        lines: AttemptLog,
+    ) -> dict[str, Any]:
+        index = request["s"]
+        env = run.env(index)
+        kind = (run.code_digest, tuple(sorted(env.items())), cuda)
+        key = run.key(index)
+        message = dict(inputs, v=request["v"], path=path)
+        message["def"] = key
+        message["env"] = {
+            "DASKADE_RUN": run.uid,
+            "DASKADE_STEP": step["name"],
+            "DASKADE_ITEM": str(request["i"]),
+            "DASKADE_ATTEMPT": str(request["a"]),
+        }
+        data = channel.frame(["run", message])
+        while True:
+            child = self.pool.acquire(kind, lambda: self._setup(run, env, cuda), env)
+            reusable = False
+            try:
+                known = key in child.defined
+                child.defined.add(key)
+                with attempt.holding(child):
+                    answer = child.exchange(
+                        data if known else run.define(index) + data,
+                        lines,
+                        step.get("timeout"),
+                        self.memory_share,
+                    )
+                # A process that once needed much memory keeps it: better a fresh one.
+                reusable = self.memory_share is None or child.rss < self.memory_share // 2
+                break
+            except Stale:
+                continue
+            except Killed as exc:
+                raise self._killed(exc, step) from None
+            except ProcessDied as exc:
+                raise self._died(exc) from None
+            finally:
+                self.pool.release(child, reusable)
+        if answer[0] == "ok":
+            return answer[1]  # type: ignore[no-any-return]
+        record = answer[1]
+        raise StepFailure(record["class"], record["type"], record["message"], record["traceback"])
+
+    def _killed(self, exc: Killed, step: dict[str, Any]) -> StepFailure:
+        if exc.why == "timeout":
+            return StepFailure(
+                "timeout",
+                "Timeout",
+                f"the step ran longer than its timeout of {step['timeout']:g} s and was killed",
+            )
+        if exc.why == "oom":
+            share, limit = _size(self.memory_share or 0), _size(self.memory_limit or 0)
+            message = (
+                f"the step used {_size(exc.used)} of memory, more than its share of {share} "
+                f"({limit} of the worker / {self.threads} threads), and was killed"
+            )
+            return StepFailure("oom", "OutOfMemory", message)
+        if exc.why == "stopped":
+            return StepFailure("stopped", "Stopped", "the step was stopped")
+        return StepFailure("infra", "WorkerClosing", "the worker is closing")
+
+    def _died(self, exc: ProcessDied) -> StepFailure:
+        message = describe_exit(exc.code)
+        if exc.code == -9 and self.memory_share and exc.peak > self.memory_share * 0.9:
+            message += f"; it used {_size(exc.peak)} of memory, its share is {_size(self.memory_share)}"
+            return StepFailure("oom", "OutOfMemory", message)
+        if exc.code == -9:
+            message += "; the kernel does this when memory runs out"
+        return StepFailure("app", "ProcessDied", message)
+
+    def _setup(self, run: Run, env: dict[str, str], cuda: str | None) -> dict[str, Any]:
+        env = dict(env)
+        if cuda is not None:
+            env["CUDA_VISIBLE_DEVICES"] = cuda
+        return {
+            "env": env,
+            "path": [run.code_path] if run.code_path else [],
+            "scheduler": compat.scheduler_address(self.worker),
+            "security": compat.security(self.worker),
+        }
+
+    def _devices(self, step: dict[str, Any]) -> tuple[str | None, dict[str, float]]:
+        amount = (step.get("resources") or {}).get("GPU") or 0
+        if amount > 0:
+            taken = self.devices.take(float(amount))
+            if taken is None:
+                raise StepFailure("infra", "NoDevice", f"no {amount:g} GPU of this worker are free")
+            return ",".join(taken), taken
+        # None leaves the worker's own value; an empty one hides all devices.
+        return (None if step.get("gpu_ok") else ""), {}
+
+    # -- what others ask of this worker
+
+    def stop(self, run: str = "", s: int = 0, i: int = 0, a: int = 0, **_: Any) -> None:
+        """Stream op ``daskade-stop``: kills the attempt, or refuses it should it still begin."""
+        task = (run, s, i, a)
+        attempt = self.live.get(task)
+        if attempt is not None:
+            attempt.stop_now()
+            return
+        self._stopped[task] = None
+        while len(self._stopped) > _STOPPED_KEPT:
+            del self._stopped[next(iter(self._stopped))]
+        attempt = self.live.get(task)  # it may have begun between the two looks
+        if attempt is not None:
+            attempt.stop_now()
+
+    def listen(self, run: str = "", on: bool = False, **_: Any) -> None:
+        """Stream op ``daskade-listen``."""
+        self.logs.listen(run, on)
+
+    def drop(self, run: str = "", **_: Any) -> None:
+        """Stream op ``daskade-drop``: the run is over."""
+        known = self.definitions.known(run)
+        self.definitions.forget(run)
+        self.cache.drop(run)
+        self.logs.forget(run)
+        if known is not None:
+            digest = known.code_digest
+            self.loop.asyncio_loop.run_in_executor(None, self.pool.drop, lambda kind: kind[0] == digest)
+
+    async def get(
+        self, comm: Any, run: str = "", d: bytes = b"", offset: int = 0, length: int = 0, **_: Any
+    ) -> Any:
+        """RPC ``daskade-get``: a piece of an output that this worker holds."""
+        entry = self.cache.pin((run, bytes(d)))
+        if entry is None:
+            return {
+                "status": "error",
+                "reason": "NotCached",
+                "message": "this worker does not hold that output",
+            }
+        try:
+            data = await asyncio.get_running_loop().run_in_executor(
+                None, _read_piece, entry.path, offset, length
+            )
+            return {"status": "OK", "data": data, "size": entry.size}
+        except OSError as exc:
+            return {"status": "error", "reason": "NotCached", "message": str(exc)}
+        finally:
+            self.cache.unpin(entry)
+
+    async def flush(self, comm: Any, run: str = "", **_: Any) -> Any:
+        """RPC ``daskade-flush``: returns when the run's lines so far are stored."""
+        dropped = await asyncio.get_running_loop().run_in_executor(
+            None, self.logs.flush, run, _FLUSH_DEADLINE
+        )
+        return {"status": "OK", "dropped": dropped}
+
+    # -- calls from step threads, through the worker's loop
+
+    def _call_peer(self, address: str, op: str, deadline: float, **arguments: Any) -> Any:
+        return self._call(self.worker.rpc(address), op, deadline, **arguments)
+
+    def _call_scheduler(self, op: str, **arguments: Any) -> Any:
+        return self._call(self.worker.scheduler, op, _CALL_DEADLINE, **arguments)
+
+    def _call(self, target: Any, op: str, deadline: float, **arguments: Any) -> Any:
+        async def call() -> Any:
+            return await getattr(target, op)(**arguments)
+
+        future = asyncio.run_coroutine_threadsafe(call(), self.loop.asyncio_loop)
+        try:
+            return future.result(deadline)
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _ask_definitions(self, run: str) -> Any:
+        return self._call_scheduler("daskade-run", run=run)
+
+    def _ask_handle(self, run: str, s: int, i: int) -> Any:
+        try:
+            return self._call_scheduler("daskade-handle", run=run, s=s, i=i)
+        except Exception as exc:
+            message = f"the scheduler did not give the index of a list output: {type(exc).__name__}: {exc}"
+            raise StepFailure("infra", "MissingInput", message) from exc
+
+    def _live_lines(self, run: str, lines: list[tuple[Any, ...]]) -> None:
+        self.events.lines(run, self.name, lines)
+
+    # -- life
+
+    def install(self) -> None:
+        worker = self.worker
+        worker.stream_handlers.update(
+            {"daskade-stop": self.stop, "daskade-listen": self.listen, "daskade-drop": self.drop}
+        )
+        worker.handlers.update({"daskade-get": self.get, "daskade-flush": self.flush})
+        worker._daskade = self
+        self._watch()
+
+    def _watch(self) -> None:
+        """Ends all steps when the stream to the scheduler is gone: other attempts of them may start any time.
+
+        Old releases keep the worker and try to connect again, new ones close it, some only after a while.
+        """
+        if self._closing:
+            return
+        gone = compat.stream_closed(self.worker)
+        if gone and not self._cut:
+            log.warning("daskade: the scheduler is gone, ending all steps")
+            self.pool.interrupt()
+        self._cut = gone
+        self.loop.call_later(_WATCH_EVERY, self._watch)
+
+    def kill(self) -> None:
+        """Ends all steps now: the worker has lost its scheduler, or goes."""
+        self._closing = True
+        self.pool.close()
+
+    def close(self) -> None:
+        self.logs.close()
+        self.cache.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class DaskadeWorker(WorkerPlugin):  # type: ignore[misc]
+    """Sets the runtime up on a worker. Carries the package: it also loads where nothing is installed."""
+
+    name = "daskade"
+
+    def __init__(self, archive: bytes, digest: str) -> None:
+        self.archive = archive
+        self.digest = digest
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return boot.reduce_plugin(self.archive, self.digest)
+
+    def setup(self, worker: Any) -> None:
+        before = getattr(worker, "_daskade", None)
+        if before is not None:
+            before.kill()
+            before.close()
+        WorkerState(worker, self.digest).install()
+
+    def teardown(self, worker: Any) -> Any:
+        state = getattr(worker, "_daskade", None)
+        if state is None:
+            return None
+        worker._daskade = None
+        state.kill()
+        return asyncio.get_running_loop().run_in_executor(None, state.close)
+
+
+def _read_piece(path: str, offset: int, length: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(min(max(length, 0), 16 << 20))
+
+
+def _size(count: int) -> str:
+    return f"{count / (1 << 30):.2f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"
+
+
+def _pack(reply: dict[str, Any]) -> bytes:
+    return msgpack.packb(reply, use_bin_type=True)  # type: ignore[no-any-return]
+
+
+__all__ = ["DaskadeWorker", "WorkerState", "run_step"]

@@ -1,0 +1,219 @@
+"""Ways into schedulers that Dask's own command line started, with plain workers that have nothing of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pickle
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from wireclient import RUNTIME, Conn, Process, Run, args, step
+
+from daskade_runtime import install, versions
+
+STEP = step("add", "operator:add", args(1, 2), result=1)
+
+
+class _Boot:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return eval, ("exec(boot) or main", {"boot": install.BOOT})
+
+
+def send_runtime(conn: Conn, data: bytes, digest: str) -> dict[str, Any]:
+    reply = conn.call(
+        "run_function",
+        function=pickle.dumps(_Boot(), 4),
+        args=pickle.dumps((data, digest), 4),
+        kwargs=pickle.dumps({}, 4),
+        wait=True,
+    )
+    assert reply["status"] == "OK", reply
+    header = msgpack.unpackb(reply["frames"][0])
+    assert header["serializer"] == "dask" and header["type"] == "bytes", (
+        "the answer must be readable without pickle"
+    )
+    found: dict[str, Any] = json.loads(b"".join(reply["frames"][1:]))
+    return found
+
+
+@contextmanager
+def plain(
+    directory: Path, *, preload: str = "", tls: list[str] | None = None, workers: int = 1
+) -> Iterator[str]:
+    """A scheduler and workers by Dask's command line; the address."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    scheme = "tls" if tls else "tcp"
+    common = [sys.executable, "-W", "ignore", "-m"]
+    out = os.open(directory / "plain-scheduler.log", os.O_WRONLY | os.O_CREAT)
+    extra = ["--preload", "daskade_runtime.preload"] if preload else []
+    command = [*common, "distributed.cli.dask_scheduler", "--host", f"{scheme}://127.0.0.1", "--port", "0"]
+    made = [
+        subprocess.Popen(
+            [*command, "--no-dashboard", *(tls or []), *extra],
+            stdout=out,
+            stderr=out,
+            env={**env, "PYTHONPATH": preload} if preload else env,
+            cwd=directory,
+        )
+    ]
+    try:
+        address = ""
+        end = time.time() + 60
+        while not address:
+            assert time.time() < end and made[0].poll() is None, (
+                directory / "plain-scheduler.log"
+            ).read_text()
+            found = re.search(
+                rf"Scheduler at:\s+({scheme}://\S+)", (directory / "plain-scheduler.log").read_text()
+            )
+            address = found[1] if found else ""
+            time.sleep(0.05)
+        for n in range(workers):
+            log = os.open(directory / f"plain-worker-{n}.log", os.O_WRONLY | os.O_CREAT)
+            command = [
+                *common,
+                "distributed.cli.dask_worker",
+                address,
+                "--no-nanny",
+                "--nthreads",
+                "1",
+                "--no-dashboard",
+            ]
+            made.append(
+                subprocess.Popen([*command, *(tls or [])], stdout=log, stderr=log, env=env, cwd=directory)
+            )
+        yield address
+    finally:
+        for process in made:
+            process.send_signal(signal.SIGTERM)
+        for process in made:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                pytest.fail("a process did not end on SIGTERM")
+
+
+def run_a_step(address: str, directory: Path, tls: ssl.SSLContext | None = None) -> None:
+    run = Run(address, f"file://{directory}/store", [STEP], tls=tls).open()
+    events = run.follow(tls=tls)
+    run.submit((0, -1))
+    assert events.wait_for("finished", timeout=60)[0]["json"] == 3
+    events.wait_for("committed")
+    run.close()
+
+
+def hello(conn: Conn, timeout: float = 30.0) -> dict[str, Any]:
+    end = time.time() + timeout
+    while True:
+        reply = conn.call("daskade-hello")
+        if reply is not None or time.time() > end:
+            return reply  # type: ignore[no-any-return]
+        time.sleep(0.05)
+
+
+def test_the_runtime_is_sent_to_a_running_cluster_once(tmp_path: Path) -> None:
+    data, digest = install.archive()
+    with plain(tmp_path) as address:
+        conn = Conn(address)
+        assert conn.call("daskade-hello") is None
+        assert send_runtime(conn, data, digest) == {"status": "OK", "runtime": digest, "installed": True}
+        assert send_runtime(conn, data, digest)["installed"] is False
+        said = hello(conn)
+        assert said["runtime"] == digest and said["protocol"] == [1, 1] and said["runs"] == {}
+        other = send_runtime(conn, b"another", "0" * 64)
+        assert other["reason"] == "RuntimeMismatch" and other["runtime"] == digest
+        run_a_step(address, tmp_path)
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    data, digest = install.archive()
+    with plain(tmp_path, workers=0) as address:
+        conn = Conn(address)
+        reply = send_runtime(conn, data[:-1], digest)
+        assert reply["reason"] == "InstallFailed" and "digest" in reply["message"]
+        assert conn.call("daskade-hello") is None
+
+
+def test_a_preloaded_archive_is_there_before_the_first_worker(tmp_path: Path) -> None:
+    data, digest = install.archive()
+    package = tmp_path / "runtime.zip"
+    package.write_bytes(data)
+    with plain(tmp_path, preload=str(package)) as address:
+        assert hello(Conn(address))["runtime"] == digest
+        run_a_step(address, tmp_path)
+
+
+def test_a_cluster_with_mutual_tls(tmp_path: Path) -> None:
+    ca, cert, key = (str(tmp_path / n) for n in ("ca.pem", "cert.pem", "key.pem"))
+    for command in (
+        f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout {tmp_path}/ca.key -out {ca} -subj /CN=ca",
+        f"openssl req -newkey rsa:2048 -nodes -keyout {key} -out {tmp_path}/csr -subj /CN=dask",
+        f"openssl x509 -req -in {tmp_path}/csr -CA {ca} -CAkey {tmp_path}/ca.key -CAcreateserial -out {cert}",
+    ):
+        subprocess.run(command.split(), check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(ca)
+    context.load_cert_chain(cert, key)
+    data, digest = install.archive()
+    with plain(tmp_path, tls=["--tls-ca-file", ca, "--tls-cert", cert, "--tls-key", key]) as address:
+        conn = Conn(address, context)
+        assert send_runtime(conn, data, digest)["status"] == "OK"
+        run_a_step(address, tmp_path, context)
+
+
+def test_releases_outside_the_range_are_refused_by_name() -> None:
+    for version in ("2023.3.1", "2022.12.1", "2026.9.0", "2027.1.0", "nonsense"):
+        with pytest.raises(versions.UnsupportedDask, match=re.escape(version)):
+            versions.check(version)
+    for version in ("2023.3.2", "2026.8.0", "2024.8.2+13.gabc", "2026.8.3"):
+        versions.check(version)
+
+
+def test_an_unsupported_scheduler_says_so_to_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Scheduler:
+        handlers: dict[str, Any] = {}
+
+    def refuse(version: str) -> None:
+        raise versions.UnsupportedDask(f"distributed {version} is not supported")
+
+    monkeypatch.setattr(versions, "check", refuse)
+    scheduler = Scheduler()
+    reply = asyncio.run(install.install(scheduler))
+    assert reply["reason"] == "UnsupportedDask"
+    for op in ("daskade-hello", "daskade-open"):
+        assert asyncio.run(scheduler.handlers[op](None))["reason"] == "UnsupportedDask"
+
+
+def test_the_archive_is_the_same_for_the_same_sources() -> None:
+    code = "from daskade_runtime import install; print(install.archive()[1])"
+    env = {**os.environ, "PYTHONPATH": RUNTIME}
+    other = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == install.archive()[1]
+
+
+def test_local_processes_end_with_their_parent(tmp_path: Path) -> None:
+    scheduler = Process("scheduler", log=tmp_path / "scheduler.log")
+    ready = scheduler.ready()
+    assert ready["ready"] and ready["dashboard"] is None
+    worker = Process(
+        "worker", ready["address"], "--name", "cpu-0-0", "--nthreads", "2", log=tmp_path / "worker.log"
+    )
+    worker.ready()
+    for process in (worker, scheduler):
+        assert process.popen.stdin is not None
+        process.popen.stdin.close()
+        assert process.popen.wait(10) == -signal.SIGKILL

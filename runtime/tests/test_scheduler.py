@@ -1,0 +1,93 @@
+"""The scheduler's side of the runtime, driven over the wire against real schedulers and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wireclient import Cluster, RpcError, Run, args, cluster, ref, step, values
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("cluster")) as made:
+        yield made
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/store"
+
+
+def test_a_small_dag_is_run_committed_and_read_back(dask: Cluster, storage: str) -> None:
+    steps = [
+        step("base", "operator:add", args(1, 2), result=1),
+        step("grow", "operator:mul", args(ref(2, 0), ref(0, 0, -1, []))),
+        step("total", "builtins:sum", args(ref(1, 1, 0)), result=1),
+    ]
+    run = Run(dask.address, storage, steps).open()
+    events = run.follow()
+    run.submit((0, -1))
+    run.submit(*[(1, i, values(i), [[0, -1]]) for i in range(4)], (2, -1, None, [[1, -2, 4]]))
+    done = events.wait_for("finished", s=2)[0]
+    assert done["json"] == 18
+    events.wait(lambda es: sum(len(e["tasks"]) for e in es if e["k"] == "committed") == 6)
+    assert run.rpc("read", step=2, item=-1, max=1000)["size"] > 0
+    run.close()
+    assert (
+        Run(dask.address, storage, steps, uid=run.uid).open(create=False).snapshot["final"]["state"]
+        == "Succeeded"
+    )
+
+
+def test_an_attempt_is_submitted_once(dask: Cluster, storage: str) -> None:
+    run = Run(dask.address, storage, [step("one", "operator:add", args(1, 2))]).open()
+    events = run.follow()
+    run.submit((0, -1))
+    run.submit((0, -1))
+    events.wait_for("finished")
+    run.submit((0, -1))
+    run.close()
+    events.wait_for("closing")
+    assert len(events.of("started")) == 1
+
+
+def test_a_malformed_request_is_refused_and_harms_nothing(dask: Cluster, storage: str) -> None:
+    run = Run(dask.address, storage, [step("one", "operator:add", args(1, 2))]).open()
+    for op, more in [
+        ("submit", {}),
+        ("submit", {"items": [[0]]}),
+        ("record", {"records": [[]]}),
+        ("stop", {"items": [[0]]}),
+    ]:
+        with pytest.raises(RpcError) as refused:
+            run.rpc(op, **more)
+        assert refused.value.reason == "BadRequest", op
+    with pytest.raises(RpcError) as refused:
+        run.conn.rpc("daskade-open", run=run.uid)
+    assert refused.value.reason == "BadRequest"
+    run.close()
+
+
+def test_an_older_epoch_is_refused_everywhere(dask: Cluster, storage: str) -> None:
+    run = Run(dask.address, storage, [step("one", "operator:add", args(1, 2))]).open()
+    newer = Run(dask.address, storage, run.request["steps"], uid=run.uid).open(create=False)
+    assert newer.epoch == run.epoch + 1
+    for op, more in [
+        ("submit", {"items": []}),
+        ("stop", {"items": []}),
+        ("record", {"records": []}),
+        ("close", {"final": {}}),
+        ("forget", {}),
+    ]:
+        with pytest.raises(RpcError) as refused:
+            run.rpc(op, **more)
+        assert refused.value.reason == "StaleEpoch", op
+    events = run.follow()
+    events.wait(lambda _: events.ended)
+    assert events.refused is not None and events.refused["reason"] == "StaleEpoch"
+    with pytest.raises(RpcError) as refused:
+        run.open(create=False, epoch=1)
+    assert refused.value.reason == "StaleEpoch"
+    newer.close()

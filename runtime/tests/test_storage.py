@@ -1,0 +1,670 @@
+"""Stores against a real directory and a real S3 server (SeaweedFS); faults come from the proxy in front of
+it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.server
+import os
+import pickle
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from s3server import S3Server
+
+from daskade_runtime import s3, storage
+from daskade_runtime.journal import Fenced, Journal, read_all
+from daskade_runtime.storage import Exists, StorageError, Store, check_key, open_store
+
+OPENED = {"spec_digest": "aa"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with S3Server(tmp_path_factory.mktemp("s3")) as found:
+        yield found
+
+
+@pytest.fixture
+def keys(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The server, with its keys in the environment and without faults."""
+    for name, value in server.environ().items():
+        monkeypatch.setenv(name, value)
+    server.clear()
+    yield server
+    server.clear()
+
+
+@pytest.fixture(params=["directory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "directory":
+        found = open_store({"url": f"file://{tmp_path}/with%20space"})
+    else:
+        server: S3Server = request.getfixturevalue("keys")
+        found = open_store(server.storage(f"test/{tmp_path.name}"))
+    found.probe()
+    return found
+
+
+def refused(call: Callable[[], Any]) -> StorageError:
+    with pytest.raises(StorageError) as caught:
+        call()
+    return caught.value
+
+
+def commit(step: int) -> list[Any]:
+    handle = {"u": None, "z": 1, "d": hashlib.sha256(b"1").digest(), "s": "json", "b": b"1"}
+    return ["committed", step, -1, 1, handle, None, 1.0, 2.0, None, None]
+
+
+# ------------------------------------------------------------ what every store does
+
+
+def test_objects_come_back_whole_and_in_part(store: Store) -> None:
+    store.put("a/b", [b"01", memoryview(b"23"), bytearray(b"4")])
+    store.put("a/b", [b"01", memoryview(b"23"), bytearray(b"456789")])
+    assert store.get("a/b") == b"0123456789"
+    assert (store.get("a/b", 3), store.get("a/b", 3, 4), store.get("a/b", 8, 10)) == (
+        b"3456789",
+        b"3456",
+        b"89",
+    )
+    assert (store.get("a/b", 10, 1), store.get("a/b", 0, 0), store.head("a/b")) == (b"", b"", 10)
+    store.put("empty", b"")
+    assert (store.get("empty"), store.head("empty")) == (b"", 0)
+    assert store.head("none") is None
+    assert refused(lambda: store.get("none")).reason == "NotFound"
+    assert refused(lambda: store.get("none", 1, 2)).reason == "NotFound"
+
+
+def test_buffers_of_any_kind_are_bytes(store: Store) -> None:
+    import array
+
+    store.put("x", memoryview(array.array("I", [1, 2, 3])))
+    assert store.get("x") == array.array("I", [1, 2, 3]).tobytes()
+
+
+def test_files_go_up_and_down(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "MULTIPART_FROM", 6 << 20)
+    monkeypatch.setattr(storage, "PART", 5 << 20)
+    for size in (0, 5, (17 << 20) + 3):
+        data = os.urandom(size)
+        (tmp_path / "up").write_bytes(data)
+        store.put_file("file", str(tmp_path / "up"))
+        assert store.get_to_file("file", str(tmp_path / "down")) == size
+        assert (tmp_path / "down").read_bytes() == data
+        assert store.get("file") == data
+        store.put("pieces", [data[: size // 3], data[size // 3 :]])
+        assert store.get("pieces") == data
+    assert store.get("file", 3, 12 << 20) == data[3 : 3 + (12 << 20)]
+    assert refused(lambda: store.get_to_file("none", str(tmp_path / "no"))).reason == "NotFound"
+    with pytest.raises(FileNotFoundError):
+        store.put_file("file", str(tmp_path / "missing"))
+
+
+def test_lists_are_ordered_and_begin_after_a_key(store: Store) -> None:
+    names = ["run/a", "run/b/1", "run/b/2", "run-2/a", "run/é"]
+    for name in names:
+        store.put(name, name.encode())
+    assert list(store.list("run")) == [(n, len(n.encode())) for n in ["run/a", "run/b/1", "run/b/2", "run/é"]]
+    assert [key for key, _ in store.list("run/", after="run/b/1")] == ["run/b/2", "run/é"]
+    assert [key for key, _ in store.list("")] == sorted(names)
+    assert list(store.list("nothing")) == []
+    store.delete([*names, "was/never/there"])
+    assert list(store.list("")) == []
+
+
+def test_of_sixteen_racing_creators_one_wins(store: Store) -> None:
+    # Two rounds: SeaweedFS takes seconds to settle sixteen writers of one key.
+    for round_ in range(2):
+        barrier = threading.Barrier(16)
+
+        def race(number: int, round_: int = round_, barrier: threading.Barrier = barrier) -> int | None:
+            barrier.wait()
+            try:
+                store.create(f"race/{round_}", b"%d" % number)
+                return number
+            except Exists:
+                return None
+
+        with ThreadPoolExecutor(16) as pool:
+            winners = [number for number in pool.map(race, range(16)) if number is not None]
+        assert len(winners) == 1
+        assert store.get(f"race/{round_}") == b"%d" % winners[0]
+
+
+def test_the_probe_leaves_nothing_behind(store: Store) -> None:
+    store.probe()
+    assert list(store.list("")) == []
+
+
+def test_unsafe_keys_are_refused(store: Store) -> None:
+    bad = [
+        "",
+        "/a",
+        "a/",
+        "a//b",
+        "../a",
+        "a/../b",
+        "./a",
+        "a\nb",
+        "a\x7fb",
+        "a\x85b",
+        "a\\b",
+        ".tmp-x",
+        "x" * 1025,
+    ]
+    for key in [*bad, "\ud800"]:
+        for call in (store.get, store.head, lambda k: store.put(k, b""), lambda k: store.delete([k])):
+            assert refused(lambda: call(key)).reason == "InvalidKey", key  # noqa: B023
+    assert check_key("x" * 1024) == "x" * 1024
+
+
+def test_a_journal_lives_on_it(store: Store) -> None:
+    old, _ = Journal.open(store, "run-1", None, True, OPENED)
+    for step in range(5):
+        old.append([commit(step)])
+    new, folded = Journal.open(store, "run-1", None, False, OPENED)
+    assert len(folded.committed) == 5 and folded.epoch == 2
+    with pytest.raises(Fenced):
+        old.append([commit(9)])
+    new.append([["final", {"state": "Succeeded"}]])
+    assert read_all(store, "run-1").final == {"state": "Succeeded"}
+
+
+def test_errors_cross_processes(store: Store) -> None:
+    error = pickle.loads(pickle.dumps(refused(lambda: store.get("none"))))
+    assert (error.reason, error.transient) == ("NotFound", False)
+
+
+# ------------------------------------------------------------ configuration
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"url": "ftp://x/y"}, "storage is s3://"),
+        ({"url": ""}, "storage is s3://"),
+        ({"url": "file://relative/path"}, "file:///absolute"),
+        ({"url": "s3:///prefix"}, "no bucket"),
+        ({"url": "s3://key:secret@bucket/x"}, "no user"),
+        ({"url": "s3://bucket/x?y"}, "no user, query"),
+        ({"url": "s3://bucket/x", "options": {"colour": "red"}}, "unknown storage option colour"),
+        ({"url": "file:///tmp", "options": {"colour": "red"}}, "unknown storage option colour"),
+        ({"url": "s3://bucket/x", "endpoint": "localhost:9000"}, "is not http"),
+        ({"url": "s3://bucket/x", "endpoint": "http://user@host"}, "is not http"),
+        ({"url": "s3://bucket/x", "options": {"addressing": "odd"}}, "path or virtual"),
+        ({"url": "s3://bucket/x", "options": {"ca_file": "/no/such/file"}}, "cannot read /no/such/file"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_by_what_is_wrong(config: dict[str, Any], words: str) -> None:
+    error = refused(lambda: open_store(config))
+    assert error.reason == "InvalidStorage" and words in str(error) and "secret" not in str(error)
+
+
+@pytest.mark.parametrize("prefix", ["a/../b", "a//b", "a/%0Ab", ".tmp-x"])
+def test_an_unsafe_prefix_is_refused(prefix: str) -> None:
+    assert refused(lambda: open_store({"url": f"s3://bucket/{prefix}"})).reason == "InvalidKey"
+
+
+def test_a_directory_needs_no_library() -> None:
+    code = (
+        "import sys; sys.modules['obstore'] = None; from daskade_runtime.storage import *\n"
+        "open_store({'url': 'file:///tmp'})\n"
+        "try: open_store({'url': 's3://b/x'})\n"
+        "except StorageError as e: print(e.reason, e)\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(storage.__file__).parents[1], capture_output=True
+    )
+    assert answer.stdout.startswith(b"NoStorageLibrary"), answer
+    assert b"obstore" in answer.stdout
+
+
+def test_a_library_that_is_too_old_is_named(any_keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import obstore
+
+    monkeypatch.setattr(obstore, "__version__", "0.9.5")
+    error = refused(lambda: open_store({"url": "s3://bucket/x"}))
+    assert error.reason == "NoStorageLibrary" and "0.11" in str(error) and "0.9.5" in str(error)
+
+
+def test_missing_credentials_are_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    error = refused(lambda: open_store({"url": "s3://bucket/x", "endpoint": "http://127.0.0.1:1"}))
+    assert error.reason == "AccessDenied" and "AWS_ACCESS_KEY_ID" in str(error)
+
+
+def test_credentials_may_come_from_a_file_and_be_rotated(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / "credentials"
+
+    def write(who: str) -> None:
+        env = server.environ(who)
+        file.write_text(
+            f"[default]\naws_access_key_id = {env['AWS_ACCESS_KEY_ID']}\n"
+            f"aws_secret_access_key = {env['AWS_SECRET_ACCESS_KEY']}\n"
+        )
+
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    # obstore renews what expires within five minutes, so this makes every request look.
+    monkeypatch.setattr(s3, "_REREAD", -s3._REREAD)
+    write("readonly")
+    store = open_store(server.storage("rotated"))
+    assert refused(lambda: store.put("x", b"1")).reason == "AccessDenied"
+    write("writer")
+    time.sleep(0.3)  # obstore asks again after a tenth of a second at the earliest
+    store.put("x", b"1")
+
+
+# ------------------------------------------------------------ directory
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> storage.DirectoryStore:
+    return storage.DirectoryStore(str(tmp_path))
+
+
+def test_a_volume_that_is_not_mounted_is_not_an_empty_store(tmp_path: Path) -> None:
+    store = storage.DirectoryStore(str(tmp_path / "gone"))
+    for call in (
+        lambda: store.head("x"),
+        lambda: store.get("x"),
+        lambda: store.put("x", b""),
+        lambda: list(store.list("x")),
+    ):
+        error = refused(call)
+        assert (error.reason, error.transient) == ("StorageUnreachable", True)
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_directory_without_hard_links_is_refused(
+    directory: storage.DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    assert refused(directory.probe).reason == "NoConditionalPut"
+    assert list(directory.list("")) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "transient"),
+    [
+        (errno.ENOSPC, "StorageFull", True),
+        (errno.EDQUOT, "StorageFull", True),
+        (errno.EROFS, "AccessDenied", False),
+        (errno.EACCES, "AccessDenied", False),
+        (errno.EIO, "StorageUnreachable", True),
+        (errno.ESTALE, "StorageUnreachable", True),
+    ],
+)
+def test_a_failed_write_has_its_reason_and_leaves_nothing(
+    directory: storage.DirectoryStore,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    reason: str,
+    transient: bool,
+) -> None:
+    def sync(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    for call in (lambda: directory.put("x", b"1"), lambda: directory.create("y", b"1")):
+        error = refused(call)
+        assert (error.reason, error.transient) == (reason, transient)
+    assert list(Path(directory.root).iterdir()) == []
+
+
+def test_what_was_written_was_synced_before_it_got_its_name(
+    directory: storage.DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    for name in ("fsync", "link", "replace"):
+        real = getattr(os, name)
+
+        def noted(*args: Any, name: str = name, real: Any = real) -> Any:
+            steps.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(os, name, noted)
+    directory.create("x", b"1")
+    directory.put("x", b"2")
+    assert steps == ["fsync", "link", "fsync", "fsync", "replace", "fsync"]
+
+
+def test_a_torn_temporary_file_is_not_an_object(directory: storage.DirectoryStore) -> None:
+    Path(directory.root, ".tmp-1-ab").write_bytes(b"half")
+    assert list(directory.list("")) == []
+
+
+def test_writers_and_deleters_of_one_folder_do_not_hurt_each_other(directory: storage.DirectoryStore) -> None:
+    def work(number: int) -> None:
+        for _ in range(50):
+            directory.put(f"folder/sub/{number}", b"1")
+            directory.delete([f"folder/sub/{number}"])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert list(directory.list("")) == []
+
+
+# ------------------------------------------------------------ S3 and its faults
+
+
+def test_wrong_keys_and_missing_buckets_are_told_apart(
+    keys: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reason(config: dict[str, str]) -> str:
+        return refused(lambda: open_store(config).probe()).reason
+
+    for name, value in keys.environ("admin").items():
+        monkeypatch.setenv(name, value)
+    assert reason({**keys.storage(), "url": "s3://no-such-bucket/x"}) == "NoSuchBucket"
+    for name, value in keys.environ("readonly").items():
+        monkeypatch.setenv(name, value)
+    assert reason(keys.storage("x")) == "AccessDenied"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    error = refused(lambda: open_store(keys.storage("x")).probe())
+    assert (
+        error.reason == "AccessDenied" and "SignatureDoesNotMatch" in str(error) and "wrong" not in str(error)
+    )
+
+
+def test_keys_with_a_newline_at_their_end_work(keys: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", os.environ["AWS_SECRET_ACCESS_KEY"] + "\n")
+    open_store(keys.storage("x")).probe()
+
+
+def test_a_create_whose_answer_was_lost_is_known_by_the_journal(keys: S3Server) -> None:
+    store = open_store(keys.storage("lost"))
+    mine, _ = Journal.open(store, "run", None, True, OPENED)
+    keys.fault(method="PUT", match="/journal/", action="drop-reply", count=1)
+    assert mine.append([commit(0)]) == 1
+    assert mine.append([commit(1)]) == 2
+    puts = [
+        row
+        for row in keys.log()
+        if row["method"] == "PUT" and "lost/runs/run/journal/0000000001" in row["key"]
+    ]
+    assert (puts[0]["status"], puts[0].get("fault")) == (200, "drop-reply")
+    assert len(puts) >= 2 and puts[-1]["status"] == 412
+
+
+def test_a_conflict_that_is_still_being_decided_is_not_a_defeat(keys: S3Server) -> None:
+    store = open_store(keys.storage("conflict"))
+    keys.fault(method="PUT", match="conflict/x", action="409", code="ConditionalRequestConflict", count=1)
+    error = refused(lambda: store.create("x", b"1"))
+    assert (error.reason, error.transient) == ("StorageUnreachable", True)
+    store.create("x", b"1")
+
+
+def test_an_append_waits_for_a_server_that_is_down(keys: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(keys.storage("down"))
+    mine, _ = Journal.open(store, "run", None, True, OPENED)
+    said: list[str | None] = []
+    mine.on_trouble = said.append
+    keys.down()
+    try:
+        error = refused(lambda: store.get("anything"))
+        assert (error.reason, error.transient) == ("StorageUnreachable", True)
+        appending = ThreadPoolExecutor(1).submit(mine.append, [commit(0)])
+        deadline = time.monotonic() + 30
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        keys.up()
+    assert appending.result(timeout=60) == 1
+    assert said[-1] is None and len(said) > 1 and len(said) < 50
+    assert list(read_all(store, "run").committed) == [(0, -1)]
+
+
+def test_torn_and_refused_answers_are_retried(keys: S3Server) -> None:
+    store = open_store(keys.storage("torn"))
+    store.put("x", b"0123456789")
+    keys.fault(method="GET", match="torn/x", action="truncate", count=1)
+    assert store.get("x") == b"0123456789"
+    keys.fault(method="PUT", match="torn/x", action="503", code="SlowDown", count=1)
+    store.put("x", b"1")
+    keys.fault(method="PUT", match="torn/x", action="503", code="SlowDown")
+    error = refused(lambda: store.put("x", b"1"))
+    assert (error.reason, error.transient) == ("StorageUnreachable", True) and "SlowDown" in str(error)
+
+
+def test_a_request_has_a_deadline(keys: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "SMALL_TIMEOUT", 0.5)
+    monkeypatch.setitem(s3._RETRY, "max_retries", 0)
+    store = open_store(keys.storage("slow"))
+    keys.fault(match="slow/x", action="delay", seconds=3)
+    started = time.monotonic()
+    assert refused(lambda: store.create("x", b"1")).transient
+    assert time.monotonic() - started < 2.5
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="obstore 0.11, the last for Python 3.10, does not abort"
+)
+def test_a_failed_multipart_upload_is_aborted(
+    keys: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "MULTIPART_FROM", 6 << 20)
+    monkeypatch.setattr(storage, "PART", 5 << 20)
+    store = open_store(keys.storage("parts"))
+    (tmp_path / "f").write_bytes(bytes(16 << 20))
+    keys.fault(method="PUT", match="partNumber=3", action="403", code="AccessDenied")
+    assert refused(lambda: store.put_file("x", str(tmp_path / "f"))).reason == "AccessDenied"
+    aborted = [row for row in keys.log() if row["method"] == "DELETE" and "uploadId" in row["query"]]
+    assert aborted and aborted[-1]["status"] == 204
+    assert store.head("x") is None
+
+
+# What real services answer and SeaweedFS never does: (status, body, action) → reason. The proxy cannot set a
+# body, so a scripted server says it.
+ANSWERS = [
+    (
+        403,
+        "<Code>RequestTimeTooSkewed</Code><RequestTime>A</RequestTime><ServerTime>B</ServerTime>",
+        "ClockSkew",
+        False,
+    ),
+    (400, "<Code>ExpiredToken</Code>", "CredentialsExpired", True),
+    (
+        301,
+        "<Code>PermanentRedirect</Code><Endpoint>b.s3.eu-west-1.amazonaws.com</Endpoint>",
+        "WrongRegion",
+        False,
+    ),
+    (
+        400,
+        "<Code>AuthorizationHeaderMalformed</Code><Message>expecting 'eu-west-1'</Message>"
+        "<Region>eu-west-1</Region>",
+        "WrongRegion",
+        False,
+    ),
+    (507, "<Code>InsufficientStorage</Code>", "StorageFull", True),
+    (403, "<Code>QuotaExceeded</Code>", "StorageFull", True),
+    (501, "<Code>NotImplemented</Code>", "NoConditionalPut", False),
+    (404, "<Code>NoSuchBucket</Code>", "NoSuchBucket", False),
+    (401, "", "AccessDenied", False),
+    (429, "", "StorageUnreachable", True),
+    (503, "<Code>SlowDown</Code>", "StorageUnreachable", True),
+    (400, "<Code>Strange</Code><Message>a\x1b[31mb</Message>", "StorageRejected", False),
+]
+
+
+class Scripted:
+    """An HTTP server that gives the same answer to everything."""
+
+    def __init__(self, status: int, body: str) -> None:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                data = f"<?xml version='1.0'?><Error>{body}</Error>".encode() if body else b""
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.send_header("ETag", '"0"')
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(data)
+
+            do_PUT = do_GET = do_HEAD = do_POST = do_DELETE = answer
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.config = {
+            "url": "s3://bucket/x",
+            "endpoint": f"http://127.0.0.1:{self.server.server_address[1]}",
+        }
+
+    def __enter__(self) -> Scripted:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def any_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "CANARYKEY")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "CANARYSECRET")
+    monkeypatch.setitem(s3._RETRY, "max_retries", 0)
+
+
+@pytest.mark.parametrize(("status", "body", "reason", "transient"), ANSWERS)
+def test_answers_of_other_services_have_their_reason(
+    any_keys: None, status: int, body: str, reason: str, transient: bool
+) -> None:
+    with Scripted(status, body) as answers:
+        error = refused(lambda: open_store(answers.config).create("x", b"1"))
+    assert (error.reason, error.transient) == (reason, transient), str(error)
+    assert "CANARY" not in str(error) and str(error).isprintable()
+    if reason == "WrongRegion":
+        assert ("eu-west-1" if status == 400 else "region") in str(error)
+    if reason == "ClockSkew":
+        assert "our time A, the server's B" in str(error)
+
+
+def test_a_service_that_ignores_the_condition_is_found_by_the_probe(any_keys: None) -> None:
+    with Scripted(200, "") as answers:
+        error = refused(lambda: open_store(answers.config).probe())
+    assert error.reason == "NoConditionalPut" and "If-None-Match" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "words"),
+    [("http://127.0.0.1:1", "refused"), ("http://no-such-host.invalid", "the host name is unknown")],
+)
+def test_an_endpoint_that_is_not_there_names_the_cause(any_keys: None, endpoint: str, words: str) -> None:
+    error = refused(lambda: open_store({"url": "s3://bucket/x", "endpoint": endpoint}).probe())
+    assert (error.reason, error.transient) == ("StorageUnreachable", True)
+    assert words in str(error)
+
+
+def test_an_endpoint_that_speaks_no_tls_is_named(any_keys: None) -> None:
+    with Scripted(200, "") as answers:
+        config = {**answers.config, "endpoint": answers.config["endpoint"].replace("http://", "https://")}
+        error = refused(lambda: open_store(config).probe())
+    assert error.reason == "StorageUnreachable" and "TLS" in str(error)
+
+
+def test_a_private_authority_is_trusted_only_when_it_is_named(
+    any_keys: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "san").write_text("subjectAltName=IP:127.0.0.1")
+    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl(
+        "req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority", "-days", "2"
+    )
+    openssl("req", *new, "-keyout", "key.pem", "-out", "csr.pem", "-subj", "/CN=server")
+    signer = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "san", "-days", "2")
+    openssl("x509", "-req", "-in", "csr.pem", "-out", "cert.pem", *signer)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with Scripted(200, "") as answers:
+        answers.server.socket = context.wrap_socket(answers.server.socket, server_side=True)
+        config: dict[str, Any] = {
+            **answers.config,
+            "endpoint": answers.config["endpoint"].replace("http://", "https://"),
+        }
+        error = refused(lambda: open_store(config).create("x", b"1"))
+        assert error.reason == "StorageUnreachable" and "certificate" in str(error), str(error)
+        open_store({**config, "options": {"ca_file": str(tmp_path / "ca.pem")}}).create("x", b"1")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+        open_store(config).create("x", b"1")
+
+
+# ------------------------------------------------------------ the test server
+
+
+def test_the_server_keeps_its_data_and_its_log_over_a_kill(keys: S3Server) -> None:
+    store = open_store(keys.storage("kept"))
+    store.put("x", b"1")
+    keys.down()
+    refused(lambda: store.get("x"))
+    keys.up()
+    assert store.get("x") == b"1"
+    rows = [row for row in keys.log() if row["key"] == "daskade/kept/x"]
+    assert [row["status"] for row in rows][0] == 200 and rows[-1]["status"] == 200
+    assert any(row["status"] == 0 for row in rows)
+    assert all({"t", "method", "key", "status", "query"} <= set(row) for row in rows)
+
+
+def test_the_command_line_starts_stops_and_restarts(tmp_path: Path) -> None:
+    import json
+
+    import s3server
+
+    def call(*words: str) -> str:
+        command = [sys.executable, s3server.__file__, words[0], "--dir", str(tmp_path / "d"), *words[1:]]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+    state = json.loads(call("start", "--access-log", str(tmp_path / "log")))
+    try:
+        assert {"endpoint", "access_key", "secret_key", "pid"} <= set(state)
+        call("down")
+        assert not s3server._alive(state["pid"])
+        call("up")
+        call("fault", '{"action": "503"}')
+        call("clear")
+    finally:
+        call("stop")
+    again = json.loads((tmp_path / "d" / "server.json").read_text())
+    assert "pid" not in again and not s3server._alive(again["proxy_pid"])
+
+
+def test_the_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    import json
+
+    import s3server
+
+    code = f"import os, s3server; s = s3server.S3Server({str(tmp_path)!r}); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(s3server.__file__).parent, check=False, timeout=120)
+    state = json.loads((tmp_path / "server.json").read_text())
+    deadline = time.monotonic() + 10
+    while s3server._alive(state["pid"]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not s3server._alive(state["pid"])

@@ -1,0 +1,260 @@
+"""A real Dask scheduler and real workers as processes, for the tests of the worker side."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import msgpack
+from distributed import Client, Security
+
+import daskade_runtime
+from daskade_runtime import worker as worker_module
+
+HERE = Path(__file__).parent
+PACKAGE = Path(daskade_runtime.__file__).parent.parent
+
+
+def wait_until(check: Any, seconds: float = 20.0, what: str = "the condition") -> Any:
+    """Waits for a condition with a deadline; returns its value."""
+    end = time.monotonic() + seconds
+    while True:
+        value = check()
+        if value:
+            return value
+        assert time.monotonic() < end, f"{what} did not come true in {seconds} s"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def ref(*payload: Any) -> msgpack.ExtType:
+    return msgpack.ExtType(1, msgpack.packb(list(payload)))
+
+
+def args(*positional: Any, **keywords: Any) -> bytes:
+    return msgpack.packb([list(positional), keywords])
+
+
+def code(**files: str) -> dict[str, Any]:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for name, text in files.items():
+            file.writestr(name.replace("__", "/") + ".py", text)
+    data = out.getvalue()
+    return {"digest": hashlib.sha256(data).hexdigest(), "zip": data}
+
+
+def step(
+    name: str = "s", call: str | None = None, template: bytes | None = None, **more: Any
+) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "name": name, "call": call, "script": None, "args": template or args(), "serializer": "pickle",
+        "container": False, "lens": [], "result": 0, "resources": {}, "group": None, "gpu_ok": False,
+        "isolation": "process", "timeout": None, "env": {}, "path": None, "if_exists": None,
+    }  # fmt: skip
+    return {**fields, **more}
+
+
+class Cluster:
+    """One scheduler with the tests' preload, and workers that have no runtime installed."""
+
+    def __init__(
+        self,
+        directory: Path,
+        workers: int = 1,
+        threads: int = 2,
+        memory: str = "0",
+        more: Any = (),
+        tls: Any = None,
+    ) -> None:
+        self.directory = directory
+        self.store = directory / "store"
+        self.store.mkdir(exist_ok=True)
+        self.port = free_port()
+        self.address = f"{'tls' if tls else 'tcp'}://127.0.0.1:{self.port}"
+        self.tls = ["--tls-ca-file", tls[0], "--tls-cert", tls[1], "--tls-key", tls[2]] if tls else []
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.start(
+            "scheduler",
+            [
+                "distributed.cli.dask_scheduler",
+                "--host",
+                self.address.rpartition(":")[0] if tls else "127.0.0.1",
+                "--port",
+                str(self.port),
+                "--no-dashboard",
+                "--preload",
+                str(HERE / "worker_preload.py"),
+                *self.tls,
+            ],
+            PYTHONPATH=str(PACKAGE),
+        )
+        security = None
+        if tls:
+            files = {"tls_ca_file": tls[0], "tls_client_cert": tls[1], "tls_client_key": tls[2]}
+            security = Security(require_encryption=True, **files)
+        self.client = Client(self.address, timeout=30, security=security)
+        self.archive, self.digest = self._archive()
+        plugin = worker_module.DaskadeWorker(self.archive, self.digest)
+        register = getattr(self.client, "register_plugin", None) or self.client.register_worker_plugin
+        register(plugin, name="daskade")
+        for index in range(workers):
+            self.worker(f"cpu-{index}-1", threads, memory, more)
+        if workers:
+            self.client.wait_for_workers(workers, 60)
+
+    def worker(
+        self, name: str, threads: int = 2, memory: str = "0", more: Any = (), **env: str
+    ) -> subprocess.Popen[bytes]:
+        return self.start(
+            name,
+            [
+                "distributed.cli.dask_worker",
+                self.address,
+                *([] if "--nanny" in more else ["--no-nanny"]),
+                *self.tls,
+                "--name",
+                name,
+                "--nthreads",
+                str(threads),
+            ]
+            + [
+                "--no-dashboard",
+                "--memory-limit",
+                memory,
+                "--local-directory",
+                str(self.directory / name),
+                *more,
+            ],
+            **env,
+        )
+
+    def start(self, name: str, arguments: list[str], **env: str) -> subprocess.Popen[bytes]:
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        with open(self.directory / f"{name}.log", "wb") as log:
+            process = self._popen(arguments, {**environment, **env}, log)
+        self.processes[name] = process
+        return process
+
+    def _popen(self, arguments: list[str], env: dict[str, str], log: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", *arguments],
+            env=env,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            cwd=self.directory,
+            start_new_session=True,
+        )
+
+    def rpc(self, op: str, **arguments: Any) -> Any:
+        async def call() -> Any:
+            return await getattr(self.client.scheduler, op)(**arguments)
+
+        return self.client.sync(call)
+
+    def worker_rpc(self, address: str, op: str, **arguments: Any) -> Any:
+        async def call() -> Any:
+            return await self.client.scheduler.broadcast(msg={"op": op, **arguments}, workers=[address])
+
+        return self.client.sync(call)[address]
+
+    def open(
+        self, steps: list[dict[str, Any]], run: str | None = None, code: Any = None, **settings: Any
+    ) -> str:
+        run = run or secrets.token_hex(6)
+        reply = {
+            "status": "OK",
+            "epoch": 1,
+            "name": "test",
+            "steps": steps,
+            "storage": {"url": f"file://{self.store}"},
+            "code": code or {"digest": "", "zip": None},
+            "settings": {"inline_max": 65536, "cache_bytes": 1 << 30, "log_cap": 8 << 20, **settings},
+        }
+        self.rpc("test-define", run=run, definition=reply)
+        return run
+
+    def submit(self, run: str, s: int = 0, i: int = -1, a: int = 1, workers: Any = None, **blob: Any) -> Any:
+        fields = {
+            "run": run,
+            "e": 1,
+            "s": s,
+            "i": i,
+            "a": a,
+            "v": None,
+            "h": [],
+            "all": {},
+            "d": self.digest,
+            **blob,
+        }
+        key = f"step-{run[:8]}-{s}-{i}-{a}-{secrets.token_hex(3)}"
+        return self.client.submit(
+            worker_module.run_step, msgpack.packb(fields), key=key, workers=workers, pure=False
+        )
+
+    def run(
+        self, run: str, s: int = 0, i: int = -1, a: int = 1, wait: float = 60, **more: Any
+    ) -> dict[str, Any]:
+        return result(self.submit(run, s, i, a, **more), wait)
+
+    def addresses(self) -> dict[str, str]:
+        workers = self.client.scheduler_info()["workers"]
+        return {info["name"]: address for address, info in workers.items()}
+
+    def events(self, run: str | None = None) -> list[dict[str, Any]]:
+        return [e for e in self.rpc("test-events") if run is None or e["run"] == run]
+
+    def tell(self, name: str, **message: Any) -> None:
+        self.rpc("test-tell", worker=self.addresses()[name], message=message)
+
+    def log_lines(self, run: str) -> list[list[Any]]:
+        import json
+
+        found = []
+        for path in sorted((self.store / "runs" / run / "logs").glob("*.jsonl")):
+            found += [json.loads(line) for line in path.read_text().splitlines()]
+        return found
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self.client.close(5)
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+    @staticmethod
+    def _archive() -> tuple[bytes, str]:
+        sys.path.insert(0, str(HERE))
+        try:
+            import worker_preload
+
+            return worker_preload.archive()
+        finally:
+            sys.path.remove(str(HERE))
+
+
+def result(future: Any, wait: float = 60) -> dict[str, Any]:
+    return msgpack.unpackb(future.result(wait), raw=False, strict_map_key=False)
+
+
+def value(reply: dict[str, Any]) -> Any:
+    import pickle
+
+    assert reply["ok"], reply
+    return pickle.loads(reply["handle"]["b"])
