@@ -1,0 +1,138 @@
+//! One run from its first scheduler to its end, through as many schedulers as it takes.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use super::session::{Ended, Session};
+use super::{Fabric, Note, Observer, Report};
+use crate::dask;
+use crate::local::packing::Code;
+use crate::pipeline::Plan;
+
+/// Waits between attempts to reach a scheduler that others run, in turn; the last one repeats.
+const RECONNECT: [Duration; 5] = [
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+];
+/// A run that is open goes on waiting this long for storage or a scheduler to come back.
+const MAX_OUTAGE: Duration = Duration::from_secs(1800);
+/// A cluster of others that was never reached is given up earlier: the address may be wrong.
+const MAX_FIRST_OUTAGE: Duration = Duration::from_secs(8);
+
+/// Everything that defines one run.
+#[derive(Debug)]
+pub struct RunSpec {
+    pub uid: String,
+    pub name: String,
+    pub plan: Plan,
+    /// The frozen specification, kept in the journal and needed to resume.
+    pub spec: Vec<u8>,
+    pub spec_digest: String,
+    pub code: Code,
+    pub storage: StorageSpec,
+    /// The run is new; else its journal is opened again.
+    pub create: bool,
+    /// Also ask for the steps' log lines.
+    pub logs: bool,
+    /// Drop the steps' resource requests.
+    pub ignore_resources: bool,
+    /// From now on; then the run is cancelled and has failed.
+    pub deadline: Option<Duration>,
+}
+
+/// Where a run is kept; credentials are the workers' own.
+#[derive(Debug, Clone, Default)]
+pub struct StorageSpec {
+    pub url: String,
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+}
+
+/// Why a run could not be driven to an end of its own. The journal is intact: it can be resumed.
+#[derive(Debug, thiserror::Error)]
+pub enum DriveError {
+    /// The cluster does not come up or stay up.
+    #[error("{0}")]
+    Cluster(String),
+    /// The runtime refused the run.
+    #[error("{reason}: {message}")]
+    Refused { reason: String, message: String },
+    /// Another command or operator has taken the run over.
+    #[error("Fenced: another command took this run over (epoch {epoch}); this one has stopped")]
+    Fenced { epoch: u64 },
+    /// The scheduler does not answer as it must.
+    #[error("speak to the scheduler: {0}")]
+    Dask(#[source] Box<dask::Error>),
+}
+
+impl DriveError {
+    /// Stable name for messages and tests.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Cluster(_) => "ClusterFailed",
+            Self::Refused { reason, .. } => reason,
+            Self::Fenced { .. } => "Fenced",
+            Self::Dask(error) => error.category(),
+        }
+    }
+}
+
+/// Runs `spec` to its end. `cancel` turns true when the user asks for an end.
+///
+/// Returns `Err` only if the run could not be brought to an end; what is committed by then stays.
+pub async fn drive(
+    spec: &RunSpec,
+    fabric: &mut Fabric,
+    observer: &mut dyn Observer,
+    cancel: watch::Receiver<bool>,
+) -> Result<Report, DriveError> {
+    let started = Instant::now();
+    let mut opened_before = !spec.create;
+    let mut tried_to_open = false;
+    let mut outage: Option<(Instant, usize)> = None;
+    loop {
+        let endpoint = fabric.endpoint().await?;
+        let session = Session {
+            spec,
+            observer,
+            started,
+            cancel: &cancel,
+            opened_before: &mut opened_before,
+            tried_to_open: &mut tried_to_open,
+        };
+        let before = Instant::now();
+        let (cause, answered) = match session.run(fabric, &endpoint).await {
+            Ok(report) => return Ok(report),
+            Err(Ended::Fatal(error)) => return Err(error),
+            Err(Ended::Lost { cause, answered }) => (cause, answered),
+        };
+        if before.elapsed() > Duration::from_secs(30) {
+            outage = None;
+        }
+        let (since, tries) = outage.get_or_insert((Instant::now(), 0));
+        // How often a scheduler of our own is started again is the fleet's to bound.
+        let own = matches!(fabric, Fabric::Local { .. });
+        let patience = if opened_before || own { MAX_OUTAGE } else { MAX_FIRST_OUTAGE };
+        if since.elapsed() > patience {
+            return Err(DriveError::Cluster(format!("lost the scheduler {}: {cause}", endpoint.address)));
+        }
+        let wait = RECONNECT[(*tries).min(RECONNECT.len() - 1)];
+        *tries += 1;
+        if opened_before {
+            observer.note(Note::SchedulerLost { cause });
+        }
+        // A scheduler that answered and said why is alive: ask again. One that fell silent is replaced.
+        if !answered {
+            fabric.replace(endpoint.generation);
+        }
+        tokio::select! {
+            () = sleep(wait) => {}
+            _ = fabric.gone(endpoint.generation) => {}
+        }
+    }
+}

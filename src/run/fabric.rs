@@ -1,0 +1,84 @@
+//! Where the scheduler is: one that the command keeps running, or one that others run.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use super::DriveError;
+use crate::local::{Endpoint, fleet::FleetState};
+
+/// A new scheduler must be there within this time; the fleet gives up on its own earlier.
+const ENDPOINT_WAIT: Duration = Duration::from_secs(600);
+
+/// Certificates for a `tls://` scheduler.
+#[derive(Debug, Clone)]
+pub struct TlsPaths {
+    pub ca: PathBuf,
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+/// The source of scheduler addresses.
+#[derive(Debug)]
+pub enum Fabric {
+    /// Processes of this command; a scheduler that hangs is replaced.
+    Local { state: watch::Receiver<FleetState>, replace: mpsc::UnboundedSender<u64> },
+    /// A cluster that others run; a lost scheduler is waited for.
+    Remote { address: String, tls: Option<TlsPaths> },
+}
+
+impl Fabric {
+    /// The scheduler to use now. Waits for it; fails when there will be none.
+    pub(super) async fn endpoint(&mut self) -> Result<Endpoint, DriveError> {
+        match self {
+            Self::Remote { address, .. } => {
+                Ok(Endpoint { address: address.clone(), dashboard: None, pid: None, generation: 0 })
+            }
+            Self::Local { state, .. } => {
+                let ready = state.wait_for(|state| state.endpoint.is_some() || state.failed.is_some());
+                let state = match timeout(ENDPOINT_WAIT, ready).await {
+                    Err(_) => return Err(DriveError::Cluster("no scheduler came up in time".into())),
+                    Ok(Err(_)) => return Err(DriveError::Cluster("the local cluster has ended".into())),
+                    Ok(Ok(state)) => state.clone(),
+                };
+                match (state.endpoint, state.failed) {
+                    (_, Some(message)) => Err(DriveError::Cluster(message)),
+                    (Some(endpoint), None) => Ok(endpoint),
+                    (None, None) => Err(DriveError::Cluster("the local cluster has ended".into())),
+                }
+            }
+        }
+    }
+
+    /// Completes when the scheduler of `generation` is known to be gone; never for a cluster of others.
+    pub(super) async fn gone(&mut self, generation: u64) -> String {
+        match self {
+            Self::Remote { .. } => std::future::pending().await,
+            Self::Local { state, .. } => {
+                let other = |state: &FleetState| {
+                    state.failed.is_some() || state.endpoint.as_ref().is_none_or(|e| e.generation != generation)
+                };
+                // An error means that the fleet is gone, and the scheduler with it.
+                drop(state.wait_for(other).await);
+                "the scheduler process ended".to_owned()
+            }
+        }
+    }
+
+    /// Says that the scheduler of `generation` does not answer: a local one is killed and started anew.
+    pub(super) fn replace(&self, generation: u64) {
+        if let Self::Local { replace, .. } = self {
+            // The fleet is gone only when the command ends.
+            let _ = replace.send(generation);
+        }
+    }
+
+    pub(super) fn tls(&self) -> Option<&TlsPaths> {
+        match self {
+            Self::Remote { tls, .. } => tls.as_ref(),
+            Self::Local { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What is known about a run's tasks besides the engine's state: results, lengths, failures.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::report::Failure;
+use crate::dask::ops::Json;
+use crate::graph::{FailReason, RunState, StepIx, TaskId};
+use crate::pipeline::{Plan, Results};
+
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    json: HashMap<TaskId, Value>,
+    lens: HashMap<TaskId, Vec<u32>>,
+    failures: HashMap<TaskId, Failure>,
+    /// Tasks that failed, the first first.
+    failed: Vec<TaskId>,
+    blocked: BTreeMap<u32, Blocked>,
+    /// Tasks that the journal had when the run was opened.
+    pub resumed: u64,
+}
+
+/// Tasks of a step that nothing can run at present.
+#[derive(Debug)]
+struct Blocked {
+    since: Instant,
+    count: u64,
+    message: String,
+    told: bool,
+}
+
+/// What expressions may read of a run in progress.
+pub(super) struct View<'a> {
+    pub facts: &'a Facts,
+    pub state: &'a RunState,
+}
+
+impl Facts {
+    pub fn finished(&mut self, task: TaskId, lens: Vec<u32>, json: Option<Json>) {
+        if !lens.is_empty() {
+            self.lens.insert(task, lens);
+        }
+        if let Some(value) = json {
+            self.json.insert(task, value);
+        }
+    }
+
+    pub fn lens(&self, task: TaskId) -> Vec<u32> {
+        self.lens.get(&task).cloned().unwrap_or_default()
+    }
+
+    pub fn json(&self, task: TaskId) -> Option<&Value> {
+        self.json.get(&task)
+    }
+
+    /// The last failed attempt of a task.
+    pub fn failed(&mut self, task: TaskId, failure: Failure) {
+        if self.failures.insert(task, failure).is_none() {
+            self.failed.push(task);
+        }
+    }
+
+    /// Notes why a task failed for good, and gives the message for the journal. A failed attempt has said it already.
+    pub fn terminal(&mut self, plan: &Plan, task: TaskId, reason: &FailReason) -> String {
+        if let Some(failure) = self.failures.get_mut(&task) {
+            failure.terminal = true;
+            return format!("{}: {}", failure.kind, failure.message);
+        }
+        let message = reason.to_string();
+        let failure = Failure {
+            step: plan.step_name(task.step).to_owned(),
+            item: task.item,
+            class: "data".to_owned(),
+            kind: reason.name().to_owned(),
+            message: message.clone(),
+            terminal: true,
+            ..Failure::default()
+        };
+        self.failed(task, failure);
+        message
+    }
+
+    /// Notes that tasks of `step` cannot be placed.
+    pub fn blocked(&mut self, step: u32, count: u64, message: String) {
+        let (since, told) = self.blocked.get(&step).map_or((Instant::now(), false), |b| (b.since, b.told));
+        self.blocked.insert(step, Blocked { since, count, message, told });
+    }
+
+    /// They can again; true if the user was told that they could not.
+    pub fn unblocked(&mut self, step: u32) -> bool {
+        self.blocked.remove(&step).is_some_and(|blocked| blocked.told)
+    }
+
+    /// Steps that have been blocked for `patience` and were not told of yet: index, tasks, why.
+    pub fn blocked_for(&mut self, patience: Duration) -> Vec<(u32, u64, String)> {
+        let due = self.blocked.iter_mut().filter(|(_, b)| !b.told && b.since.elapsed() >= patience);
+        due.map(|(step, b)| {
+            b.told = true;
+            (*step, b.count, b.message.clone())
+        })
+        .collect()
+    }
+
+    /// When the next step will have been blocked for `patience`.
+    pub fn next_blocked(&self, patience: Duration) -> Option<Instant> {
+        self.blocked.values().filter(|blocked| !blocked.told).map(|blocked| blocked.since + patience).min()
+    }
+
+    /// The failures for good, the first first.
+    pub fn terminal_failures(&self, most: usize) -> Vec<Failure> {
+        let failures = self.failed.iter().filter_map(|task| self.failures.get(task));
+        failures.filter(|failure| failure.terminal).take(most).cloned().collect()
+    }
+}
+
+impl Results for View<'_> {
+    fn result(&self, task: TaskId) -> Option<&Value> {
+        self.facts.json(task)
+    }
+
+    fn items(&self, step: StepIx) -> Option<u32> {
+        self.state.step_len(step)
+    }
+
+    fn flat(&self, step: StepIx, index: u32) -> Option<(u32, u32)> {
+        let mut rest = index;
+        for item in 0..self.state.step_len(step)? {
+            let len = self.facts.lens.get(&TaskId::item(step, item)).and_then(|lens| lens.first().copied());
+            // A hole has no elements.
+            let len = len.unwrap_or(0);
+            if rest < len {
+                return Some((item, rest));
+            }
+            rest -= len;
+        }
+        None
+    }
+}

@@ -1,0 +1,17 @@
+//! The driver: feeds the engine with what the runtime reports, and the runtime with what the engine decides.
+//!
+//! One run, one task. It holds no truth of its own: whenever the scheduler was lost or replaced it opens the run again
+//! and starts from the runtime's snapshot of the journal.
+
+mod driver;
+mod fabric;
+mod facts;
+mod install;
+pub mod report;
+mod restore;
+mod session;
+mod wire;
+
+pub use driver::{DriveError, RunSpec, StorageSpec, drive};
+pub use fabric::{Fabric, TlsPaths};
+pub use report::{Counts, Failure, Note, Observer, Report, ResultValue, RunOutcome};

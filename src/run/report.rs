@@ -1,0 +1,159 @@
+//! What the driver tells while a run goes on, and at its end.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// Tasks (items of mapped steps counted singly) by what became of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// All that are known by now; grows when the length of a map becomes known.
+    pub total: u64,
+    /// Committed or otherwise at their end: succeeded, cached, failed and skipped.
+    pub done: u64,
+    pub running: u64,
+    /// Taken over from the journal of this run or of an earlier one.
+    pub cached: u64,
+    pub failed: u64,
+    pub skipped: u64,
+}
+
+/// The last failed attempt of a task, as people want to see it.
+#[derive(Debug, Clone, Default)]
+pub struct Failure {
+    pub step: String,
+    pub item: Option<u32>,
+    pub attempt: u32,
+    /// app, oom, timeout, preempted, infra or data.
+    pub class: String,
+    /// Type of the exception, or a reason.
+    pub kind: String,
+    pub message: String,
+    pub traceback: String,
+    /// The attempt's last log lines.
+    pub tail: Vec<String>,
+    pub worker: String,
+    /// No attempt is left: the step has failed.
+    pub terminal: bool,
+}
+
+impl Failure {
+    /// `step` or `step[item]`.
+    pub fn task(&self) -> String {
+        task_name(&self.step, self.item)
+    }
+}
+
+/// `step`, or `step[item]` for an item of a mapped step.
+pub fn task_name(step: &str, item: Option<u32>) -> String {
+    match item {
+        Some(item) => format!("{step}[{item}]"),
+        None => step.to_owned(),
+    }
+}
+
+/// Something that happened and that a person may want to know now.
+#[derive(Debug, Clone)]
+pub enum Note {
+    /// The run is open: its journal is claimed with this epoch.
+    Opened {
+        epoch: u64,
+        resumed: u64,
+    },
+    Worker {
+        name: String,
+        added: bool,
+    },
+    AttemptFailed(Failure),
+    WorkerLost {
+        task: String,
+        worker: String,
+    },
+    /// Nothing can run these tasks at present.
+    Blocked {
+        step: String,
+        count: u64,
+        message: String,
+    },
+    Unblocked {
+        step: String,
+    },
+    StorageDown {
+        message: String,
+    },
+    StorageUp,
+    SchedulerLost {
+        cause: String,
+    },
+    Log {
+        step: String,
+        item: Option<u32>,
+        stream: String,
+        text: String,
+    },
+    Cancelling,
+}
+
+/// Hears of a run's progress. Called on the driver's task: be quick.
+pub trait Observer {
+    fn note(&mut self, note: Note);
+    fn counts(&mut self, counts: Counts);
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunOutcome {
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl RunOutcome {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "Succeeded",
+            Self::Failed => "Failed",
+            Self::Cancelled => "Cancelled",
+        }
+    }
+}
+
+/// One result: its value if it is small JSON, else where it is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ResultValue {
+    Json(Value),
+    /// An output that is no JSON or a large one.
+    Stored {
+        uri: String,
+        size: u64,
+        serializer: String,
+    },
+    /// The step has no output: it failed or was skipped.
+    Missing,
+}
+
+impl ResultValue {
+    /// As it stands in `-o json` and in the final record.
+    pub fn to_json(&self) -> Value {
+        match self {
+            Self::Json(value) => value.clone(),
+            Self::Stored { uri, size, serializer } => {
+                serde_json::json!({"uri": uri, "size": size, "serializer": serializer})
+            }
+            Self::Missing => Value::Null,
+        }
+    }
+}
+
+/// The end of a run.
+#[derive(Debug, Clone)]
+pub struct Report {
+    pub outcome: RunOutcome,
+    pub reason: Option<String>,
+    pub message: Option<String>,
+    pub counts: Counts,
+    pub results: Vec<(String, ResultValue)>,
+    pub failures: Vec<Failure>,
+    pub duration: Duration,
+}

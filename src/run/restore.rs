@@ -1,0 +1,89 @@
+//! From the runtime's snapshot of a run to the events that bring a fresh engine to the same point.
+
+use crate::dask::ops::Snapshot;
+use crate::graph::{Event, SkipReason, StepIx, TaskId};
+
+use super::wire::{failure_class, task_id};
+
+/// The events of `snapshot`, in an order that the engine accepts. Failures of a run that had ended and was opened again
+/// are not in the snapshot: they are tried anew.
+pub(super) fn events(snapshot: &Snapshot) -> Vec<Event> {
+    let mut events = Vec::new();
+    events.extend(snapshot.lengths.iter().map(|(step, len)| Event::MapLength { step: StepIx(*step), len: *len }));
+    for done in &snapshot.committed {
+        let lens = done.lens.clone().unwrap_or_default();
+        events.push(Event::Committed { task: task_id(done.task), lens });
+    }
+    // Items before whole steps: the decision on a step ends those of its items that have not ended.
+    let mut skipped: Vec<_> = snapshot.skipped.iter().collect();
+    skipped.sort_by_key(|decided| decided.item.is_none());
+    for skipped in skipped {
+        let task = TaskId { step: StepIx(skipped.step), item: skipped.item };
+        match SkipReason::parse(&skipped.reason) {
+            Some(reason) => events.push(Event::Skipped { task, reason }),
+            // Written by a later version: decide again.
+            None => tracing::warn!(reason = skipped.reason, "the journal holds a skip for an unknown reason"),
+        }
+    }
+    let mut refused: Vec<_> = snapshot.refused.iter().collect();
+    refused.sort_by_key(|decided| decided.item.is_none());
+    for refused in refused {
+        events.push(Event::FailedFinal { task: TaskId { step: StepIx(refused.step), item: refused.item } });
+    }
+    for failed in &snapshot.failed {
+        let (task, attempt) = (task_id(failed.task), failed.task.attempt);
+        events.push(Event::AttemptFailed { task, attempt, class: failure_class(&failed.class) });
+    }
+    for lost in &snapshot.lost {
+        events.push(Event::Lost { task: task_id(*lost), attempt: lost.attempt });
+    }
+    for task in &snapshot.submitted {
+        events.push(Event::Submitted { task: task_id(*task), attempt: task.attempt });
+    }
+    for done in &snapshot.finished {
+        let lens = done.lens.clone().unwrap_or_default();
+        events.push(Event::Submitted { task: task_id(done.task), attempt: done.task.attempt });
+        events.push(Event::Finished { task: task_id(done.task), attempt: done.task.attempt, lens });
+    }
+    events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dask::ops::{Decided, Done, FailedAttempt, TaskAddr};
+    use crate::graph::{Dag, RetryPolicy, RunState, StepSpec, TaskStatus, When};
+
+    #[test]
+    fn a_fresh_engine_takes_a_snapshot_without_contradiction() {
+        let step = |name: &str| StepSpec { name: name.into(), ..StepSpec::default() };
+        let conditional = StepSpec { when: When::PerStep, ..step("skipped") };
+        let retry = RetryPolicy { limit: 2, ..RetryPolicy::default() };
+        let flaky = StepSpec { retry, ..step("flaky") };
+        let dag = Dag::build(vec![step("done"), conditional, step("failed"), flaky, step("live")]).unwrap();
+        let decided = |step, reason: &str| Decided { step, item: None, reason: reason.into(), message: String::new() };
+        let at = |step, attempt| TaskAddr::new(step, None, attempt);
+        let snapshot = Snapshot {
+            committed: vec![Done { task: at(0, 1), lens: None, json: None }],
+            skipped: vec![decided(1, "WhenFalse")],
+            refused: vec![decided(2, "StepError")],
+            failed: vec![
+                FailedAttempt { task: at(2, 1), class: "app".into() },
+                FailedAttempt { task: at(3, 1), class: "app".into() },
+            ],
+            lost: vec![at(3, 2)],
+            submitted: vec![at(4, 1)],
+            ..Snapshot::default()
+        };
+        let mut state = RunState::new(&dag, 1);
+        for event in events(&snapshot) {
+            state.apply(&dag, &event, 0).unwrap_or_else(|error| panic!("{event:?}: {error}"));
+        }
+        let view = |step| state.task_view(&dag, TaskId::whole(StepIx(step))).unwrap();
+        assert_eq!(view(0).status, TaskStatus::Committed { cached: false });
+        assert_eq!(view(1).status, TaskStatus::Skipped(SkipReason::WhenFalse));
+        assert_eq!(view(2).status, TaskStatus::Failed);
+        assert_eq!((view(3).attempt, view(3).losses), (2, 1));
+        assert_eq!(view(4).status, TaskStatus::Submitted);
+    }
+}

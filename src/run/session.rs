@@ -1,0 +1,575 @@
+//! One run on one scheduler: open it, restore the engine from the snapshot, then feed events in and actions out.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::driver::{DriveError, RunSpec};
+use super::facts::{Facts, View};
+use super::report::{Counts, Failure, Note, Observer, Report, ResultValue, RunOutcome, task_name};
+use super::wire::{address, decision, failure_class, step_def, submit_item, task_id};
+use super::{Fabric, restore};
+use crate::dask::ops::{
+    Close, Code, FollowEvents, Hello, Open, Opened, ReadOutput, Record, Records, RuntimeInfo, Settings, Stop, Storage,
+    Submit, SubmitItem, TaskAddr,
+};
+use crate::dask::{self, Address, Connection, Deadlines, EventBatch, RuntimeEvent};
+use crate::graph::{self, Action, Event, RunState, StepIx, TaskId, TaskStatus};
+use crate::local::Endpoint;
+use crate::pipeline::{ResultSource, ResultSpec};
+
+/// The runtime protocol that this version speaks.
+const PROTOCOL: u32 = 1;
+/// Tasks per submit message: a few hundred KiB each.
+const SUBMIT_CHUNK: usize = 2000;
+/// A preloaded runtime installs itself in the background, after the scheduler listens.
+const INSTALL_WAIT: Duration = Duration::from_secs(30);
+/// Seconds between signs of life of the event stream; three missed ones mean that the scheduler hangs.
+const BEAT: f64 = 3.0;
+/// Enough bytes to recognise an output that is nothing.
+const SMALL: u64 = 16;
+/// `None` as pickle (protocol 5) and as JSON.
+const NOTHING: [&[u8]; 2] = [b"\x80\x05N.", b"null"];
+/// Workers come and go: only what is blocked for longer is worth a word.
+const BLOCKED_PATIENCE: Duration = Duration::from_secs(8);
+/// How often a scheduler is asked whether it lives, and how long it may take to answer: a loaded one may be busy for
+/// seconds with one message.
+const PULSE: Duration = Duration::from_secs(3);
+const PULSE_PATIENCE: Duration = Duration::from_secs(12);
+/// Failures kept for the report.
+const MAX_FAILURES: usize = 20;
+
+/// Outputs up to this size travel in the journal, in bytes: a segment then holds many of them.
+const INLINE_MAX: u64 = 64 << 10;
+/// Cache of outputs on a worker's disk, in bytes.
+const CACHE_BYTES: u64 = 4 << 30;
+/// Log of one attempt, in bytes; beyond it the middle is left out.
+const LOG_CAP: u64 = 8 << 20;
+/// Two tasks per slot keep a worker busy while the answer of one is on its way.
+const TASKS_PER_SLOT: u32 = 2;
+
+/// Why a session ended without the run's end.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// The scheduler is lost, or says that it cannot now (`answered`); another session may go on.
+    Lost {
+        cause: String,
+        answered: bool,
+    },
+    Fatal(DriveError),
+}
+
+pub(super) struct Session<'a> {
+    pub spec: &'a RunSpec,
+    pub observer: &'a mut dyn Observer,
+    pub started: Instant,
+    pub cancel: &'a watch::Receiver<bool>,
+    pub opened_before: &'a mut bool,
+    pub tried_to_open: &'a mut bool,
+}
+
+impl Session<'_> {
+    pub(super) async fn run(mut self, fabric: &mut Fabric, endpoint: &Endpoint) -> Result<Report, Ended> {
+        let foreign = matches!(fabric, Fabric::Remote { .. });
+        let address: Address = endpoint.address.parse().map_err(fatal)?;
+        let tls = match fabric.tls() {
+            Some(paths) => {
+                let files = dask::TlsFiles { ca: paths.ca.clone(), cert: paths.cert.clone(), key: paths.key.clone() };
+                Some(dask::Tls::from_files(&files).map_err(fatal)?)
+            }
+            None => None,
+        };
+        tokio::select! {
+            finished = self.converse(&address, tls.as_ref(), foreign) => finished,
+            cause = pulse(&address, tls.as_ref()) => Err(lost(cause)),
+            cause = fabric.gone(endpoint.generation) => Err(lost(cause)),
+        }
+    }
+
+    async fn converse(&mut self, address: &Address, tls: Option<&dask::Tls>, foreign: bool) -> Result<Report, Ended> {
+        let connection = self.connect(address, tls, foreign).await?;
+        let opened = self.open(&connection).await?;
+        *self.opened_before = true;
+        self.follow(&connection, opened).await
+    }
+
+    async fn connect(
+        &mut self,
+        address: &Address,
+        tls: Option<&dask::Tls>,
+        foreign: bool,
+    ) -> Result<Connection, Ended> {
+        let connection = Connection::connect(address, tls, Deadlines::default()).await.map_err(classify)?;
+        let info = self.runtime(&connection, foreign).await?;
+        let (low, high) = info.protocol;
+        if !(low..=high).contains(&PROTOCOL) {
+            return Err(refused(
+                "RuntimeVersion",
+                format!("the scheduler's runtime speaks protocol {low} to {high}, this command {PROTOCOL}"),
+            ));
+        }
+        Ok(connection)
+    }
+
+    /// The runtime on the scheduler; installed over the protocol where others started the scheduler.
+    async fn runtime(&mut self, connection: &Connection, foreign: bool) -> Result<RuntimeInfo, Ended> {
+        let deadline = Instant::now() + INSTALL_WAIT;
+        let mut installed = false;
+        loop {
+            match connection.call(&Hello {}).await {
+                Ok(info) => return Ok(info),
+                Err(dask::Error::UnknownOp { .. }) if foreign && !installed => {
+                    installed = true;
+                    super::install::install(connection).await.map_err(|error| match error {
+                        dask::Error::Remote { text, .. } => refused("InstallFailed", text),
+                        other => classify(other),
+                    })?;
+                }
+                Err(dask::Error::UnknownOp { .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(dask::Error::UnknownOp { .. }) => {
+                    return Err(lost("the runtime did not come up in the scheduler".to_owned()));
+                }
+                Err(error) => return Err(classify(error)),
+            }
+        }
+    }
+
+    async fn open(&mut self, connection: &Connection) -> Result<Opened, Ended> {
+        let mut create = !*self.opened_before && !*self.tried_to_open;
+        loop {
+            let open = self.open_request(create);
+            if create {
+                *self.tried_to_open = true;
+            }
+            match connection.call(&open).await {
+                Ok(opened) => return Ok(opened),
+                // An earlier request whose answer was lost may or may not have made the journal.
+                Err(error) if self.spec.create && !create && error.refusal() == Some("RunNotFound") => create = true,
+                Err(error) => {
+                    // Until the journal was opened once, an unreachable storage is told at once.
+                    let transient = matches!(error.refusal(), Some("StorageUnreachable")) && *self.opened_before;
+                    return Err(match error {
+                        dask::Error::Refused { reason, message, .. } if transient => {
+                            Ended::Lost { cause: format!("{reason}: {message}"), answered: true }
+                        }
+                        other => classify(other),
+                    });
+                }
+            }
+        }
+    }
+
+    fn open_request(&self, create: bool) -> Open {
+        let spec = self.spec;
+        let storage = &spec.storage;
+        Open {
+            run: spec.uid.clone(),
+            name: spec.name.clone(),
+            epoch: None,
+            create,
+            reopen: true,
+            spec: spec.spec.clone(),
+            spec_digest: spec.spec_digest.clone(),
+            storage: Storage {
+                url: storage.url.clone(),
+                endpoint: storage.endpoint.clone(),
+                region: storage.region.clone(),
+                ..Storage::default()
+            },
+            code: Code { digest: spec.code.digest.clone(), zip: Some(spec.code.zip.clone()) },
+            steps: spec.plan.step_defs().into_iter().map(|step| step_def(step, spec.ignore_resources)).collect(),
+            settings: Settings {
+                inline_max: INLINE_MAX,
+                cache_bytes: CACHE_BYTES,
+                log_cap: LOG_CAP,
+                tasks_per_slot: TASKS_PER_SLOT,
+            },
+        }
+    }
+
+    /// Runs the engine on an open run until its end.
+    async fn follow(&mut self, connection: &Connection, mut opened: Opened) -> Result<Report, Ended> {
+        let plan = &self.spec.plan;
+        let mut facts = Facts::default();
+        let mut state = RunState::new(&plan.dag, seed(&self.spec.uid));
+        let snapshot = std::mem::take(&mut opened.snapshot);
+        let restored = restore::events(&snapshot);
+        facts.resumed = snapshot.committed.len() as u64;
+        for done in snapshot.committed.into_iter().chain(snapshot.finished) {
+            facts.finished(task_id(done.task), done.lens.unwrap_or_default(), done.json);
+        }
+        for event in restored {
+            self.apply(&mut state, &event);
+        }
+        self.observer.note(Note::Opened { epoch: opened.epoch, resumed: facts.resumed });
+
+        let mut follow = FollowEvents::new(&self.spec.uid, opened.epoch, opened.cursor, &opened.instance);
+        follow.beat = BEAT;
+        follow.logs = self.spec.logs;
+        let mut events = connection.follow(&follow).await.map_err(classify)?;
+        let mut limits = plan.limits.clone();
+        limits.deadline_ms = self.spec.deadline.map(|deadline| deadline.as_millis() as u64);
+        let (mut cancel, mut cancelled) = (self.cancel.clone(), false);
+        loop {
+            let (finish, wake_at) = self.act(connection, &opened, &mut state, &mut facts, &limits).await?;
+            self.observer.counts(counts(&state, &facts));
+            if let Some(outcome) = finish {
+                return self.close(connection, &opened, &state, &facts, outcome).await;
+            }
+            for (step, count, message) in facts.blocked_for(BLOCKED_PATIENCE) {
+                let step = plan.step_name(StepIx(step)).to_owned();
+                self.observer.note(Note::Blocked { step, count, message });
+            }
+            let planned = wake_at.map(|at| self.started + Duration::from_millis(at));
+            let wake = planned.into_iter().chain(facts.next_blocked(BLOCKED_PATIENCE)).min();
+            tokio::select! {
+                batch = events.next() => {
+                    let batch = batch.map_err(classify)?;
+                    self.take(&mut state, &mut facts, batch)?;
+                }
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+                asked = asked_to_cancel(&mut cancel), if !cancelled => {
+                    if asked {
+                        self.observer.note(Note::Cancelling);
+                        self.apply(&mut state, &Event::CancelRequested);
+                    }
+                    cancelled = true;
+                }
+            }
+        }
+    }
+
+    /// Carries out what the engine wants until it wants nothing more; its end and the next wake-up.
+    async fn act(
+        &mut self,
+        connection: &Connection,
+        opened: &Opened,
+        state: &mut RunState,
+        facts: &mut Facts,
+        limits: &graph::Limits,
+    ) -> Result<(Option<graph::RunOutcome>, Option<u64>), Ended> {
+        let plan = &self.spec.plan;
+        let (run, epoch) = (self.spec.uid.as_str(), opened.epoch);
+        let mut finish = None;
+        loop {
+            let planned = graph::plan(&plan.dag, state, limits, self.now());
+            let mut submits: Vec<SubmitItem> = Vec::new();
+            let mut stops: Vec<TaskAddr> = Vec::new();
+            let mut records: Vec<Record> = Vec::new();
+            let mut decided: Vec<Event> = Vec::new();
+            for action in planned.actions {
+                match action {
+                    Action::Decide { task } => {
+                        let view = View { facts, state };
+                        decided.push(match plan.decide(task, &view) {
+                            Ok(run) => Event::Decided { task, run },
+                            Err(error) => Event::Refused { task, reason: error.to_string() },
+                        });
+                    }
+                    Action::Submit { task, attempt, deps, priority } => {
+                        let view = View { facts, state };
+                        match plan.values(task, &view) {
+                            Ok(values) => submits.push(submit_item(task, attempt, priority, values, &deps)),
+                            Err(error) => decided.push(Event::Refused { task, reason: error.to_string() }),
+                        }
+                    }
+                    Action::Withdraw { task, attempt } | Action::Stop { task, attempt, .. } => {
+                        stops.push(address(task, attempt));
+                    }
+                    Action::RecordLength { step, len } => records.push(Record::Length { step: step.0, len }),
+                    Action::RecordSkipped { task, reason } => {
+                        records.push(Record::Skipped(decision(task, reason.name(), String::new())));
+                    }
+                    Action::RecordFailed { task, reason } => {
+                        let message = facts.terminal(plan, task, &reason);
+                        records.push(Record::Refused(decision(task, reason.name(), message)));
+                    }
+                    Action::Finish(outcome) => finish = Some(outcome),
+                }
+            }
+            // What must not start is taken back before the runtime hears of the failure that it would take for a hole; and
+            // it hears of holes before it gets tasks that wait for them.
+            if !stops.is_empty() {
+                connection.call(&Stop { run, epoch, items: &stops }).await.map_err(classify)?;
+            }
+            if !records.is_empty() {
+                connection.call(&Records { run, epoch, records: &records }).await.map_err(classify)?;
+            }
+            for items in submits.chunks(SUBMIT_CHUNK) {
+                connection.call(&Submit { run, epoch, items }).await.map_err(classify)?;
+            }
+            if decided.is_empty() {
+                return Ok((finish, planned.wake_at));
+            }
+            for event in decided {
+                self.apply(state, &event);
+            }
+        }
+    }
+
+    /// Applies one message of the event stream.
+    fn take(&mut self, state: &mut RunState, facts: &mut Facts, batch: EventBatch) -> Result<(), Ended> {
+        for event in batch.events {
+            match event {
+                RuntimeEvent::Started { task, .. } => {
+                    self.apply(state, &Event::Started { task: task_id(task), attempt: task.attempt });
+                }
+                RuntimeEvent::Finished { task, lens, json, .. } => {
+                    let id = task_id(task);
+                    facts.finished(id, lens.clone(), json);
+                    self.apply(state, &Event::Finished { task: id, attempt: task.attempt, lens });
+                }
+                RuntimeEvent::Committed { tasks, .. } => {
+                    for task in tasks {
+                        let id = task_id(task);
+                        let lens = facts.lens(id);
+                        self.apply(state, &Event::Committed { task: id, lens });
+                    }
+                }
+                RuntimeEvent::Failed { task, worker, class, kind, message, traceback, tail, .. } => {
+                    let id = task_id(task);
+                    let event = Event::Failed { task: id, attempt: task.attempt, class: failure_class(&class) };
+                    self.apply(state, &event);
+                    let terminal = is_failed(state, &self.spec.plan.dag, id);
+                    let failure = Failure {
+                        step: self.spec.plan.step_name(id.step).to_owned(),
+                        item: id.item,
+                        attempt: task.attempt,
+                        class,
+                        kind,
+                        message,
+                        traceback,
+                        tail,
+                        worker,
+                        terminal,
+                    };
+                    self.observer.note(Note::AttemptFailed(failure.clone()));
+                    facts.failed(id, failure);
+                }
+                RuntimeEvent::Lost { task, worker, message } => {
+                    let id = task_id(task);
+                    self.apply(state, &Event::Lost { task: id, attempt: task.attempt });
+                    let name = task_name(self.spec.plan.step_name(id.step), id.item);
+                    self.observer.note(Note::WorkerLost { task: name, worker: worker.clone() });
+                    if is_failed(state, &self.spec.plan.dag, id) {
+                        facts.failed(
+                            id,
+                            Failure {
+                                step: self.spec.plan.step_name(id.step).to_owned(),
+                                item: id.item,
+                                attempt: task.attempt,
+                                class: "infra".into(),
+                                kind: "WorkerLost".into(),
+                                message,
+                                worker,
+                                terminal: true,
+                                ..Failure::default()
+                            },
+                        );
+                    }
+                }
+                RuntimeEvent::Stopped { task } => {
+                    self.apply(state, &Event::Stopped { task: task_id(task), attempt: task.attempt });
+                }
+                RuntimeEvent::Logs { lines, .. } => {
+                    for line in lines {
+                        let step = self.spec.plan.step_name(StepIx(line.task.step)).to_owned();
+                        let (item, stream, text) = (line.task.item, line.stream, line.text);
+                        self.observer.note(Note::Log { step, item, stream, text });
+                    }
+                }
+                RuntimeEvent::Worker(change) => {
+                    self.observer.note(Note::Worker { name: change.name, added: change.added });
+                }
+                RuntimeEvent::Blocked { step, count, message, .. } => facts.blocked(step, count, message),
+                RuntimeEvent::Unblocked { step } => {
+                    if facts.unblocked(step) {
+                        let step = self.spec.plan.step_name(StepIx(step)).to_owned();
+                        self.observer.note(Note::Unblocked { step });
+                    }
+                }
+                RuntimeEvent::Storage { up: true, .. } => self.observer.note(Note::StorageUp),
+                RuntimeEvent::Storage { message, .. } => self.observer.note(Note::StorageDown { message }),
+                RuntimeEvent::Fenced { epoch } => return Err(Ended::Fatal(DriveError::Fenced { epoch })),
+                RuntimeEvent::Closing { message, .. } => return Err(lost(message)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the final record and makes the report.
+    async fn close(
+        &mut self,
+        connection: &Connection,
+        opened: &Opened,
+        state: &RunState,
+        facts: &Facts,
+        outcome: graph::RunOutcome,
+    ) -> Result<Report, Ended> {
+        let plan = &self.spec.plan;
+        let mut results = Vec::new();
+        for result in plan.results() {
+            let value = match plan.computed_result(result, &View { facts, state }) {
+                Ok(value) => ResultValue::Json(value),
+                Err(_) => self.stored_result(connection, state, result).await?,
+            };
+            results.push((result.name.clone(), value));
+        }
+        let failures = facts.terminal_failures(MAX_FAILURES);
+        let (outcome, reason, message) = summary(outcome, &failures);
+        let counts = counts(state, facts);
+        let mut closing = serde_json::Map::new();
+        closing.insert("state".into(), outcome.as_str().into());
+        closing.insert("reason".into(), reason.clone().into());
+        closing.insert("message".into(), message.clone().into());
+        closing.insert("steps".into(), serde_json::json!(counts));
+        let named = results.iter().map(|(name, value)| (name.clone(), value.to_json())).collect();
+        closing.insert("results".into(), Value::Object(named));
+        let close = Close { run: &self.spec.uid, epoch: opened.epoch, closed: &closing };
+        connection.call(&close).await.map_err(classify)?;
+        Ok(Report { outcome, reason, message, counts, results, failures, duration: self.started.elapsed() })
+    }
+
+    /// Where a result is that is no small JSON.
+    async fn stored_result(
+        &self,
+        connection: &Connection,
+        state: &RunState,
+        result: &ResultSpec,
+    ) -> Result<ResultValue, Ended> {
+        let ResultSource::Step { step, item, .. } = &result.source else { return Ok(ResultValue::Missing) };
+        let plan = &self.spec.plan;
+        let run = format!("{}/runs/{}", self.spec.storage.url, self.spec.uid);
+        if plan.is_mapped(*step) && item.is_none() {
+            let uri = format!("{run}/data/{}", step.0);
+            return Ok(ResultValue::Stored { uri, size: 0, serializer: "list".to_owned() });
+        }
+        let task = TaskId { step: *step, item: *item };
+        let committed =
+            state.task_view(&plan.dag, task).is_some_and(|view| matches!(view.status, TaskStatus::Committed { .. }));
+        if !committed {
+            return Ok(ResultValue::Missing);
+        }
+        let read = ReadOutput::new(&self.spec.uid, step.0, *item, SMALL);
+        let output = connection.call(&read).await.map_err(classify)?;
+        // On the wire, a result that is null looks like none.
+        if output.bytes.as_deref().is_some_and(|bytes| NOTHING.contains(&bytes)) {
+            return Ok(ResultValue::Json(Value::Null));
+        }
+        let uri = output.path.map_or_else(|| format!("{run}/journal"), |path| format!("{run}/{path}"));
+        Ok(ResultValue::Stored { uri, size: output.size, serializer: output.serializer })
+    }
+
+    fn apply(&mut self, state: &mut RunState, event: &Event) {
+        if let Err(error) = state.apply(&self.spec.plan.dag, event, self.now()) {
+            // A late or doubled report; the engine's facts stand.
+            tracing::debug!(%error, "an event contradicts what is known");
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+}
+
+/// Completes when the scheduler does not answer any more. Opening a run and closing it may take minutes while storage is
+/// slow, and a stopped process keeps its connections: only asking tells whether it lives.
+async fn pulse(address: &Address, tls: Option<&dask::Tls>) -> String {
+    let cause = async {
+        let connection = Connection::connect(address, tls, Deadlines::default()).await?;
+        loop {
+            match connection.call_within(&Hello {}, PULSE_PATIENCE).await {
+                Ok(_) | Err(dask::Error::UnknownOp { .. }) => tokio::time::sleep(PULSE).await,
+                Err(error) => return Err::<std::convert::Infallible, dask::Error>(error),
+            }
+        }
+    };
+    match cause.await {
+        Err(error) => error.to_string(),
+        Ok(never) => match never {},
+    }
+}
+
+/// Tasks counted for progress and reports.
+fn counts(state: &RunState, facts: &Facts) -> Counts {
+    let counts = state.counts();
+    Counts {
+        total: counts.total.into(),
+        done: (counts.done + counts.failed + counts.skipped + counts.cancelled).into(),
+        running: counts.running.into(),
+        cached: u64::from(counts.cached) + facts.resumed,
+        failed: counts.failed.into(),
+        skipped: (counts.skipped + counts.cancelled).into(),
+    }
+}
+
+/// True when the user asks for an end; false if nobody can ask any more.
+async fn asked_to_cancel(cancel: &mut watch::Receiver<bool>) -> bool {
+    cancel.wait_for(|cancel| *cancel).await.is_ok()
+}
+
+fn is_failed(state: &RunState, dag: &graph::Dag, task: TaskId) -> bool {
+    state.task_view(dag, task).is_some_and(|view| view.status == TaskStatus::Failed)
+}
+
+/// Outcome, reason and message of a run's end.
+fn summary(outcome: graph::RunOutcome, failures: &[Failure]) -> (RunOutcome, Option<String>, Option<String>) {
+    match outcome {
+        graph::RunOutcome::Succeeded => (RunOutcome::Succeeded, None, None),
+        graph::RunOutcome::Cancelled => {
+            (RunOutcome::Cancelled, Some("Cancelled".into()), Some("cancelled by the user".into()))
+        }
+        graph::RunOutcome::DeadlineExceeded => {
+            let message = "the run was not finished within deadlines.active";
+            (RunOutcome::Failed, Some("DeadlineExceeded".into()), Some(message.into()))
+        }
+        graph::RunOutcome::Failed => {
+            let message = failures.first().map(|failure| {
+                let first = failure.message.lines().next().unwrap_or_default();
+                format!("step {} failed: {}: {first}", failure.task(), failure.kind)
+            });
+            (RunOutcome::Failed, Some("StepFailed".into()), message)
+        }
+    }
+}
+
+/// A number from the uid, so that a restored run jitters its retries as before.
+fn seed(uid: &str) -> u64 {
+    let digest = Sha256::digest(uid.as_bytes());
+    digest.iter().take(8).fold(0, |seed, byte| (seed << 8) | u64::from(*byte))
+}
+
+fn lost(cause: String) -> Ended {
+    Ended::Lost { cause, answered: false }
+}
+
+fn refused(reason: &str, message: String) -> Ended {
+    Ended::Fatal(DriveError::Refused { reason: reason.to_owned(), message })
+}
+
+fn fatal(error: dask::Error) -> Ended {
+    Ended::Fatal(DriveError::Dask(Box::new(error)))
+}
+
+/// Whether another session may go on after `error`.
+fn classify(error: dask::Error) -> Ended {
+    match error.class() {
+        dask::Class::Transient => lost(error.to_string()),
+        dask::Class::Configuration => fatal(error),
+        dask::Class::Peer => lost(error.to_string()),
+        dask::Class::Refused => match error {
+            // Another opening with a higher epoch has the run.
+            dask::Error::Refused { reason, message, .. } if reason == "StaleEpoch" => {
+                tracing::debug!(message, "the epoch is stale");
+                Ended::Fatal(DriveError::Fenced { epoch: 0 })
+            }
+            dask::Error::Refused { reason, message, .. } => refused(&reason, message),
+            other => lost(other.to_string()),
+        },
+    }
+}

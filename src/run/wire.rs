@@ -1,0 +1,70 @@
+//! Between the engine's terms and those of the wire.
+
+use bytes::Bytes;
+
+use crate::dask::ops::{Decided, PathPart, StepDef, SubmitItem, TaskAddr, TaskDep};
+use crate::graph::{self, FailureClass, StepIx, TaskId};
+use crate::pipeline;
+
+pub(super) fn task_id(task: TaskAddr) -> TaskId {
+    TaskId { step: StepIx(task.step), item: task.item }
+}
+
+pub(super) fn address(task: TaskId, attempt: u32) -> TaskAddr {
+    TaskAddr::new(task.step.0, task.item, attempt)
+}
+
+/// A class that this version does not know is the platform's.
+pub(super) fn failure_class(name: &str) -> FailureClass {
+    FailureClass::parse(name).unwrap_or(FailureClass::Infra)
+}
+
+pub(super) fn decision(task: TaskId, reason: &str, message: String) -> Decided {
+    Decided { step: task.step.0, item: task.item, reason: reason.to_owned(), message }
+}
+
+pub(super) fn submit_item(
+    task: TaskId,
+    attempt: u32,
+    priority: i32,
+    values: Option<Vec<u8>>,
+    deps: &[graph::TaskDep],
+) -> SubmitItem {
+    let mut data_deps = Vec::with_capacity(deps.len());
+    let mut after_deps = Vec::new();
+    for dep in deps {
+        match *dep {
+            graph::TaskDep::Task(task) => data_deps.push(TaskDep::Task { step: task.step.0, item: task.item }),
+            graph::TaskDep::All { step, len } => data_deps.push(TaskDep::All { step: step.0, len }),
+            graph::TaskDep::After(task) => after_deps.push(TaskDep::Task { step: task.step.0, item: task.item }),
+            graph::TaskDep::AfterAll { step, len } => after_deps.push(TaskDep::All { step: step.0, len }),
+        }
+    }
+    SubmitItem { task: address(task, attempt), priority, values: values.map(Bytes::from), data_deps, after_deps }
+}
+
+/// A step's definition as the runtime takes it.
+pub(super) fn step_def(step: pipeline::StepDef, ignore_resources: bool) -> StepDef {
+    let part = |part: pipeline::PathPart| match part {
+        pipeline::PathPart::Key(key) => PathPart::Key(key),
+        pipeline::PathPart::Index(index) => PathPart::Index(index.into()),
+    };
+    StepDef {
+        name: step.name,
+        call: step.call,
+        script: step.script,
+        args: step.args,
+        serializer: step.serializer,
+        container: step.container,
+        lens: step.lens.into_iter().map(|path| path.into_iter().map(part).collect()).collect(),
+        result: step.result,
+        resources: if ignore_resources { Default::default() } else { step.resources },
+        group: if ignore_resources { None } else { step.group },
+        gpu_ok: step.gpu_ok || ignore_resources,
+        isolation: step.isolation,
+        timeout: step.timeout,
+        env: step.env,
+        path: step.path,
+        if_exists: step.if_exists,
+    }
+}
