@@ -1,0 +1,112 @@
+//! The command line. Exit codes: 0 success, 1 the run failed, 2 bad input, 3 the environment, storage or cluster does
+//! not work, 130 cancelled.
+
+mod finish;
+mod logs;
+mod options;
+mod progress;
+mod request;
+mod run;
+mod runs;
+mod table;
+mod validate;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Exit codes of all commands.
+pub mod exit {
+    pub const SUCCESS: u8 = 0;
+    pub const RUN_FAILED: u8 = 1;
+    pub const BAD_INPUT: u8 = 2;
+    pub const ENVIRONMENT: u8 = 3;
+    pub const CANCELLED: u8 = 130;
+}
+
+/// Runs pipelines on Dask: on this machine with one command, in Kubernetes by an operator.
+#[derive(Debug, Parser)]
+#[command(name = "daskade", version, max_term_width = 100, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a pipeline on this machine, or on a Dask cluster given by its address
+    Run(Box<options::RunOptions>),
+    /// Go on with a run that was interrupted or has failed; what is committed does not run again
+    Resume(Box<options::ResumeOptions>),
+    /// Show the log lines of a run's steps
+    Logs(options::LogsOptions),
+    /// List the runs of this machine
+    Runs(options::RunsOptions),
+    /// Check manifests without running anything
+    Validate(options::ValidateOptions),
+    /// Print the custom resource definitions
+    Crd(options::CrdOptions),
+}
+
+/// An end of the command that is not success: its message has been shown or is in `message`.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    message: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn bad_input(message: impl Into<String>) -> Self {
+        Self { code: exit::BAD_INPUT, message: Some(message.into()) }
+    }
+
+    pub(crate) fn environment(message: impl Into<String>) -> Self {
+        Self { code: exit::ENVIRONMENT, message: Some(message.into()) }
+    }
+
+    /// Ends with `code`; what there is to say has been said.
+    pub(crate) fn silent(code: u8) -> Self {
+        Self { code, message: None }
+    }
+}
+
+impl From<io::Error> for Failure {
+    /// Only writing to standard output is left to `?`: a reader that went away (`| head`) ends the command quietly.
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self::silent(exit::SUCCESS);
+        }
+        Self::environment(format!("write the output: {error}"))
+    }
+}
+
+/// Parses the arguments, runs the command and gives its exit code.
+pub async fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to standard output; a closed pipe there is no error.
+            drop(error.print());
+            return ExitCode::from(if error.use_stderr() { exit::BAD_INPUT } else { exit::SUCCESS });
+        }
+    };
+    let done = match cli.command {
+        Command::Run(options) => run::run(*options).await,
+        Command::Resume(options) => run::resume(*options).await,
+        Command::Logs(options) => logs::logs(options).await,
+        Command::Runs(options) => runs::runs(&options),
+        Command::Validate(options) => validate::validate(&options),
+        Command::Crd(options) => validate::crd(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::from(exit::SUCCESS),
+        Err(failure) => {
+            if let Some(message) = failure.message {
+                // Nothing is left to do if standard error is closed.
+                drop(writeln!(io::stderr(), "error: {message}"));
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The arguments of each command. Every option has an environment variable.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum Output {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON document on standard output
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunOptions {
+    /// Manifests: files, folders, or - for standard input
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// Which pipeline to run, if the manifests hold several
+    #[arg(long, env = "DASKADE_PIPELINE")]
+    pub pipeline: Option<String>,
+    /// Name of the run, for people [default: the pipeline's name]
+    #[arg(long, env = "DASKADE_RUN_NAME")]
+    pub name: Option<String>,
+    /// Set a parameter; the value is read as JSON if the parameter is not a string
+    #[arg(long = "param", short = 'p', value_name = "NAME=VALUE")]
+    pub params: Vec<String>,
+    /// Parameters from a YAML or JSON file
+    #[arg(long, value_name = "FILE", env = "DASKADE_PARAMS_FILE")]
+    pub params_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub storage: StorageOptions,
+    #[command(flatten)]
+    pub cluster: ClusterOptions,
+    #[command(flatten)]
+    pub show: ShowOptions,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ResumeOptions {
+    /// The run: its uid, the beginning of it, or its name
+    pub run: String,
+    #[command(flatten)]
+    pub storage: StorageOptions,
+    #[command(flatten)]
+    pub cluster: ClusterOptions,
+    #[command(flatten)]
+    pub show: ShowOptions,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StorageOptions {
+    /// Where outputs and the journal are kept: s3://bucket/prefix or a folder [default: the manifest's, else a folder
+    /// of this user]
+    #[arg(long, value_name = "URL", env = "DASKADE_STORAGE")]
+    pub storage: Option<String>,
+    /// Endpoint of an S3 service other than AWS (AWS_ENDPOINT_URL works too)
+    #[arg(long, value_name = "URL", env = "DASKADE_STORAGE_ENDPOINT")]
+    pub storage_endpoint: Option<String>,
+    /// Region of the bucket (AWS_REGION works too)
+    #[arg(long, value_name = "NAME", env = "DASKADE_STORAGE_REGION")]
+    pub storage_region: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ClusterOptions {
+    /// Use this Dask cluster instead of local processes: tcp://host:port or tls://host:port
+    #[arg(long, env = "DASKADE_ADDRESS")]
+    pub address: Option<String>,
+    /// Certificate authority of a tls:// cluster (PEM)
+    #[arg(long, value_name = "FILE", env = "DASKADE_TLS_CA", requires = "tls_cert")]
+    pub tls_ca: Option<PathBuf>,
+    /// Our certificate for a tls:// cluster (PEM)
+    #[arg(long, value_name = "FILE", env = "DASKADE_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Our key for a tls:// cluster (PEM)
+    #[arg(long, value_name = "FILE", env = "DASKADE_TLS_KEY", requires = "tls_ca")]
+    pub tls_key: Option<PathBuf>,
+    /// Number of local workers of a group
+    #[arg(long, value_name = "GROUP=N", env = "DASKADE_WORKERS", value_delimiter = ',')]
+    pub workers: Vec<String>,
+    /// A Python that has Dask and the pipeline's requirements; nothing is installed then
+    #[arg(long, value_name = "PATH")]
+    pub python: Option<PathBuf>,
+    /// Run although no worker offers the resources that steps ask for: the requests are dropped
+    #[arg(long, env = "DASKADE_IGNORE_RESOURCES")]
+    pub ignore_resources: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ShowOptions {
+    /// Form of the result on standard output
+    #[arg(long, short, value_enum, default_value_t, env = "DASKADE_OUTPUT")]
+    pub output: Output,
+    /// Show the steps' log lines while they run
+    #[arg(long)]
+    pub logs: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LogsOptions {
+    /// The run: its uid, the beginning of it, or its name
+    pub run: String,
+    /// Only this step
+    pub step: Option<String>,
+    /// Only this item of a mapped step
+    #[arg(long)]
+    pub item: Option<u32>,
+    /// Go on until the run ends
+    #[arg(long, short)]
+    pub follow: bool,
+    #[command(flatten)]
+    pub storage: StorageOptions,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunsOptions {
+    /// Form of the list
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ValidateOptions {
+    /// Manifests: files, folders, or - for standard input
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CrdOptions {
+    /// JSON instead of YAML
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,298 @@
+//! From manifests and options to one run: which pipeline, which parameters, which workers, which storage.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::Failure;
+use super::options::{ClusterOptions, RunOptions, StorageOptions};
+use crate::api::cluster::DaskClusterSpec;
+use crate::api::pipeline::PipelineSpec;
+use crate::cluster;
+use crate::local::fleet::GroupSpec;
+use crate::local::home::{Home, StorageNote};
+use crate::local::packing::{self, Code};
+use crate::manifest::{self, Loaded, Object};
+use crate::pipeline::{self, Plan, RunInfo};
+
+/// The frozen specification of a run, as the journal keeps it: enough to resume without the manifest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Frozen {
+    /// Version of this form.
+    pub format: u32,
+    pub uid: String,
+    pub name: String,
+    pub pipeline: PipelineSpec,
+    /// As given, before defaults.
+    pub params: Map<String, Value>,
+    /// The workers of a local run.
+    pub cluster: DaskClusterSpec,
+}
+
+/// A run that was asked for, checked, with its code.
+pub(super) struct Request {
+    pub frozen: Frozen,
+    pub plan: Plan,
+    pub code: Code,
+}
+
+impl Frozen {
+    pub const FORMAT: u32 = 1;
+
+    pub fn to_bytes(&self) -> Result<(Vec<u8>, String), Failure> {
+        let bytes = serde_json::to_vec(self)
+            .map_err(|error| Failure::environment(format!("write down the run's specification: {error}")))?;
+        let digest = hex::encode(Sha256::digest(&bytes));
+        Ok((bytes, digest))
+    }
+
+    /// Checks and lowers the specification; all problems in one message, each with `place`, where it was read.
+    pub fn plan(&self, place: &str) -> Result<Plan, Failure> {
+        let told = |problems: Vec<crate::problem::Problem>| {
+            let lines: Vec<String> = problems.iter().map(|problem| format!("{place}: {problem}")).collect();
+            Failure::bad_input(lines.join("\n"))
+        };
+        let flow = pipeline::validate(&self.pipeline, "spec").map_err(told)?;
+        flow.bind(&self.params, &RunInfo { name: self.name.clone(), uid: self.uid.clone() }).map_err(told)
+    }
+}
+
+/// Reads the manifests and makes the run that `options` ask for.
+pub(super) fn request(options: &RunOptions) -> Result<Request, Failure> {
+    let loaded = manifest::load(&options.files).map_err(|problems| problems_of_files(&problems))?;
+    let mut problems = Vec::new();
+    for object in &loaded {
+        for problem in manifest::unimplemented(&object.object, manifest::Mode::Local) {
+            problems.push(format!("{} (document {}): {problem}", object.file.display(), object.document));
+        }
+    }
+    if !problems.is_empty() {
+        return Err(Failure::bad_input(problems.join("\n")));
+    }
+    let chosen = choose(&loaded, options.pipeline.as_deref())?;
+    let folder = chosen.file.parent().map(Path::to_owned).unwrap_or_default();
+    let mut spec = chosen.spec.clone();
+    let cluster = local_cluster(&spec, &loaded, &options.cluster)?;
+    // Requests are checked against the workers that will run.
+    if let Some(choice) = spec.cluster.as_mut().filter(|choice| choice.address.is_none()) {
+        choice.ref_ = None;
+        choice.template = Some(cluster.clone());
+    }
+    if options.cluster.ignore_resources {
+        for step in spec.steps.iter_mut().chain(spec.finally.iter_mut()) {
+            step.resources.clear();
+            step.worker_group = None;
+        }
+    }
+    let mut params = chosen.params.clone();
+    read_params(options, &spec, &mut params)?;
+    let code = pack_code(&spec, &folder)?;
+    let place = format!("{}: Pipeline {}", chosen.file.display(), chosen.name);
+    let name = options.name.clone().unwrap_or_else(|| chosen.name.clone());
+    let frozen =
+        Frozen { format: Frozen::FORMAT, uid: uuid::Uuid::new_v4().to_string(), name, pipeline: spec, params, cluster };
+    let plan = frozen.plan(&place)?;
+    Ok(Request { frozen, plan, code })
+}
+
+/// All problems of files, one a line.
+pub(super) fn problems_of_files(problems: &[manifest::FileProblem]) -> Failure {
+    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    Failure::bad_input(lines.join("\n"))
+}
+
+struct Chosen<'a> {
+    name: String,
+    file: PathBuf,
+    spec: &'a PipelineSpec,
+    params: Map<String, Value>,
+}
+
+fn choose<'a>(loaded: &'a [Loaded], wanted: Option<&str>) -> Result<Chosen<'a>, Failure> {
+    let mut candidates: Vec<Chosen<'a>> = Vec::new();
+    for item in loaded {
+        if let Object::Pipeline(pipeline) = &item.object {
+            let name = pipeline.metadata.name.clone().unwrap_or_default();
+            let file = item.file.clone();
+            candidates.push(Chosen { name, file, spec: &pipeline.spec, params: Map::new() });
+        }
+    }
+    // A PipelineRun in the files says with which parameters to run; it stands for its pipeline.
+    for item in loaded {
+        let Object::PipelineRun(run) = &item.object else { continue };
+        let params: Map<String, Value> = run.spec.params.clone().into_iter().collect();
+        let name = run.metadata.name.clone().unwrap_or_default();
+        if let Some(spec) = &run.spec.pipeline_spec {
+            candidates.push(Chosen { name, file: item.file.clone(), spec, params });
+        } else if let Some(reference) = &run.spec.pipeline_ref {
+            let Some(at) = candidates.iter().position(|candidate| candidate.name == *reference) else {
+                return Err(Failure::bad_input(format!(
+                    "{}: spec.pipelineRef: PipelineNotFound: there is no Pipeline {reference} in the manifests",
+                    item.file.display()
+                )));
+            };
+            candidates[at].params = params;
+        }
+    }
+    let names: Vec<String> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
+    if let Some(wanted) = wanted {
+        let found = candidates.into_iter().find(|candidate| candidate.name == wanted);
+        return found.ok_or_else(|| {
+            let near = crate::problem::nearest(wanted, names.iter().map(String::as_str));
+            let hint = near.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+            Failure::bad_input(format!("--pipeline: there is no pipeline {wanted} in the manifests{hint}"))
+        });
+    }
+    match candidates.len() {
+        1 => Ok(candidates.remove(0)),
+        0 => Err(Failure::bad_input("the manifests hold no Pipeline")),
+        _ => Err(Failure::bad_input(format!(
+            "the manifests hold several pipelines ({}); choose one by --pipeline NAME",
+            names.join(", ")
+        ))),
+    }
+}
+
+fn local_cluster(spec: &PipelineSpec, loaded: &[Loaded], options: &ClusterOptions) -> Result<DaskClusterSpec, Failure> {
+    let choice = spec.cluster.as_ref();
+    let mut wanted = match choice.and_then(|choice| choice.ref_.as_ref()) {
+        None => choice.and_then(|choice| choice.template.clone()).unwrap_or_default(),
+        Some(name) => loaded
+            .iter()
+            .find_map(|item| match &item.object {
+                Object::DaskCluster(cluster) if cluster.metadata.name.as_ref() == Some(name) => {
+                    Some(cluster.spec.clone())
+                }
+                _ => None,
+            })
+            .ok_or_else(|| {
+                Failure::bad_input(format!(
+                    "spec.cluster.ref: ClusterNotFound: there is no DaskCluster {name} in the manifests; a local run \
+                     takes its worker groups from there (or use --address)"
+                ))
+            })?,
+    };
+    wanted.workers = cluster::effective_groups(&wanted);
+    for text in &options.workers {
+        let parsed = text.split_once('=').and_then(|(name, n)| n.parse::<u32>().ok().map(|n| (name, n)));
+        let Some((name, replicas)) = parsed.filter(|(_, n)| *n <= 1000) else {
+            return Err(Failure::bad_input(format!("--workers {text}: write GROUP=N, for example cpu=4")));
+        };
+        let names: Vec<String> = wanted.workers.iter().map(|group| group.name.clone()).collect();
+        let Some(group) = wanted.workers.iter_mut().find(|group| group.name == name) else {
+            return Err(Failure::bad_input(format!(
+                "--workers {text}: there is no worker group {name}; the groups are {}",
+                names.join(", ")
+            )));
+        };
+        group.replicas = Some(replicas);
+        group.autoscale = None;
+    }
+    Ok(wanted)
+}
+
+/// The worker processes of a local run.
+pub(super) fn groups(spec: &DaskClusterSpec) -> Vec<GroupSpec> {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    spec.workers
+        .iter()
+        .map(|group| {
+            let scaled = group.autoscale.as_ref().map(|scale| scale.min.unwrap_or(0).max(1).min(scale.max));
+            // Two at least, so that the loss of one does not stop the run.
+            let replicas = group.replicas.or(scaled).unwrap_or(cores.clamp(2, 8));
+            GroupSpec {
+                name: group.name.clone(),
+                replicas,
+                threads: cluster::threads(group),
+                resources: cluster::offers(group),
+                memory_limit: cluster::memory_bytes(group),
+                env: group.env.iter().filter_map(|e| e.value.clone().map(|value| (e.name.clone(), value))).collect(),
+            }
+        })
+        .collect()
+}
+
+fn read_params(options: &RunOptions, spec: &PipelineSpec, params: &mut Map<String, Value>) -> Result<(), Failure> {
+    if let Some(file) = &options.params_file {
+        let bad = |cause: String| Failure::bad_input(format!("--params-file {}: {cause}", file.display()));
+        let text = fs::read_to_string(file).map_err(|error| bad(error.to_string()))?;
+        match manifest::read_value(&text).map_err(bad)? {
+            Value::Object(map) => params.extend(map),
+            _ => return Err(bad("it must hold a mapping of names to values".into())),
+        }
+    }
+    for text in &options.params {
+        let Some((name, value)) = text.split_once('=') else {
+            return Err(Failure::bad_input(format!("--param {text}: write NAME=VALUE")));
+        };
+        let value = match spec.params.iter().find(|param| param.name == name) {
+            Some(param) => pipeline::read_parameter(param, value)
+                .map_err(|problem| Failure::bad_input(format!("--param {text}: {problem}")))?,
+            // The check of all parameters says that there is no such one, and which there are.
+            None => Value::String(value.to_owned()),
+        };
+        params.insert(name.to_owned(), value);
+    }
+    Ok(())
+}
+
+fn pack_code(spec: &PipelineSpec, folder: &Path) -> Result<Code, Failure> {
+    let packed = match &spec.code {
+        None => packing::pack_files(&BTreeMap::new()),
+        Some(code) => match (&code.files, &code.path) {
+            (Some(files), _) => packing::pack_files(files),
+            (None, Some(path)) => packing::pack_path(&folder.join(path)),
+            (None, None) => packing::pack_files(&BTreeMap::new()),
+        },
+    };
+    packed.map_err(|error| Failure::bad_input(format!("spec.code: failed to {error}")))
+}
+
+/// Where the run is kept: options first, then the manifest, then the folder of this user.
+pub(super) fn storage(
+    options: &StorageOptions,
+    spec: Option<&PipelineSpec>,
+    noted: Option<&StorageNote>,
+    home: &Home,
+) -> Result<StorageNote, Failure> {
+    let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let manifest = spec.and_then(|spec| {
+        let template = spec.cluster.as_ref().and_then(|choice| choice.template.as_ref());
+        spec.storage.as_ref().or_else(|| template.and_then(|template| template.storage.as_ref()))
+    });
+    let mut note = match (&options.storage, noted, manifest) {
+        (Some(url), _, _) => StorageNote { url: storage_url(url)?, endpoint: None, region: None },
+        (None, Some(noted), _) => noted.clone(),
+        (None, None, Some(storage)) => {
+            StorageNote { url: storage.url.clone(), endpoint: storage.endpoint.clone(), region: storage.region.clone() }
+        }
+        (None, None, None) => {
+            StorageNote { url: format!("file://{}", home.default_storage().display()), endpoint: None, region: None }
+        }
+    };
+    if note.url.starts_with("s3://") {
+        let endpoint = options.storage_endpoint.clone();
+        note.endpoint = endpoint
+            .or(note.endpoint)
+            .or_else(|| environment("AWS_ENDPOINT_URL_S3"))
+            .or_else(|| environment("AWS_ENDPOINT_URL"));
+        let region = options.storage_region.clone();
+        note.region =
+            region.or(note.region).or_else(|| environment("AWS_REGION")).or_else(|| environment("AWS_DEFAULT_REGION"));
+    }
+    Ok(note)
+}
+
+/// A URL, or a folder as people write it.
+fn storage_url(text: &str) -> Result<String, Failure> {
+    if text.contains("://") {
+        return Ok(text.trim_end_matches('/').to_owned());
+    }
+    let path = std::path::absolute(text)
+        .map_err(|error| Failure::bad_input(format!("--storage {text}: not a folder: {error}")))?;
+    Ok(format!("file://{}", path.display()))
+}

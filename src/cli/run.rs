@@ -1,0 +1,362 @@
+//! `run` and `resume`: prepare, drive, report.
+
+use std::fs;
+use std::path::Path;
+use std::process;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::options::{ClusterOptions, ResumeOptions, RunOptions, ShowOptions};
+use super::progress::Progress;
+use super::request::{self, Frozen, Request};
+use super::{Failure, exit, finish};
+use crate::local::home::{Home, RunNote, SchedulerNote, StorageNote, WorkerNote};
+use crate::local::packing::{self, Code};
+use crate::local::{Environment, Fleet, FleetSpec, environment};
+use crate::pipeline::Plan;
+use crate::problem::nearest;
+use crate::run::{DriveError, Fabric, Report, RunSpec, StorageSpec, TlsPaths, drive};
+use crate::store;
+
+/// What `run` and `resume` have in common once the run is known.
+struct Job {
+    home: Home,
+    frozen: Frozen,
+    plan: Plan,
+    code: Code,
+    storage: StorageNote,
+    create: bool,
+    created: f64,
+}
+
+pub(super) async fn run(options: RunOptions) -> Result<(), Failure> {
+    let home = home()?;
+    let Request { frozen, plan, code } = request::request(&options)?;
+    let storage = request::storage(&options.storage, Some(&frozen.pipeline), None, &home)?;
+    home.write_request(&frozen.uid, &frozen.to_bytes()?.0, &code.zip)
+        .map_err(|error| Failure::environment(format!("keep the run's specification: {error}")))?;
+    let job = Job { home, frozen, plan, code, storage, create: true, created: now() };
+    execute(job, &options.cluster, &options.show).await
+}
+
+pub(super) async fn resume(options: ResumeOptions) -> Result<(), Failure> {
+    let home = home()?;
+    let note = home.find_note(&options.run).map_err(|error| read_notes(&error))?;
+    if note.is_none() && options.storage.storage.is_none() {
+        return Err(unknown_run(&home, &options.run)?);
+    }
+    let uid = note.as_ref().map_or_else(|| options.run.clone(), |note| note.uid.clone());
+    let storage = request::storage(&options.storage, None, note.as_ref().map(|note| &note.storage), &home)?;
+    let reader = reader(&storage).await?;
+    let (frozen, code, create) = match reader.read_journal(&uid).await {
+        Ok(journal) => {
+            let frozen = thaw(&uid, journal.opened.spec.as_deref().unwrap_or_default())?;
+            if let Some(closed) = journal.finished.as_ref().filter(|end| end.state.as_deref() == Some("Succeeded")) {
+                return finish::already(&frozen, &storage, closed, &options.show);
+            }
+            let zip = reader.read_code(&uid, &journal).await.map_err(|error| store_failure(&storage, &error))?;
+            let digest = journal.opened.code.digest.clone().unwrap_or_default();
+            (frozen, Code { digest, zip: zip.to_vec() }, false)
+        }
+        Err(error @ store::StoreError::RunNotFound(_)) => {
+            // The command died before the journal was opened: what was asked for is kept on this machine.
+            let kept = home.read_request(&uid).map_err(|error| read_notes(&error))?;
+            let (spec, zip) = kept.ok_or_else(|| store_failure(&storage, &error))?;
+            (thaw(&uid, &spec)?, packing::from_zip(zip), true)
+        }
+        Err(error) => return Err(store_failure(&storage, &error)),
+    };
+    let plan = frozen.plan(&format!("run {uid}"))?;
+    let created = note.map_or_else(now, |note| note.created);
+    let job = Job { home, frozen, plan, code, storage, create, created };
+    execute(job, &options.cluster, &options.show).await
+}
+
+/// The specification as the journal keeps it.
+fn thaw(uid: &str, bytes: &[u8]) -> Result<Frozen, Failure> {
+    let frozen: Frozen = serde_json::from_slice(bytes).map_err(|error| {
+        Failure::environment(format!("RecordUnreadable: the specification in the journal of run {uid}: {error}"))
+    })?;
+    if frozen.format != Frozen::FORMAT {
+        let format = frozen.format;
+        let message =
+            format!("RecordUnreadable: run {uid} was written by another version of daskade (format {format})");
+        return Err(Failure::environment(message));
+    }
+    Ok(frozen)
+}
+
+async fn execute(job: Job, cluster: &ClusterOptions, show: &ShowOptions) -> Result<(), Failure> {
+    let mut progress = Progress::new();
+    let note = RunNote {
+        uid: job.frozen.uid.clone(),
+        name: job.frozen.name.clone(),
+        storage: job.storage.clone(),
+        created: job.created,
+        state: "Running".into(),
+        message: None,
+        steps: None,
+        pid: Some(process::id()),
+        scheduler: None,
+        workers: Vec::new(),
+    };
+    let keeper = NoteKeeper::new(job.home.clone(), note)?;
+    let cancel = cancel_on_signals()?;
+    let done = carry_out(&job, cluster, show, &keeper, &mut progress, cancel).await;
+    progress.finish();
+    match done {
+        Ok(report) => {
+            // A leftover is harmless: the journal is looked for first.
+            drop(job.home.remove_request(&job.frozen.uid));
+            keeper.finish(report.outcome.as_str(), report.message.clone(), Some(serde_json::json!(report.counts)));
+            finish::report(&job.frozen, &job.storage, &report, show)
+        }
+        Err(failure) => {
+            let state = if failure.code == exit::CANCELLED { "Cancelled" } else { "Interrupted" };
+            keeper.finish(state, failure.message.clone(), None);
+            finish::broken(&job.frozen, &job.storage, &failure, show)?;
+            Err(failure)
+        }
+    }
+}
+
+async fn carry_out(
+    job: &Job,
+    cluster: &ClusterOptions,
+    show: &ShowOptions,
+    keeper: &Arc<NoteKeeper>,
+    progress: &mut Progress,
+    cancel: watch::Receiver<bool>,
+) -> Result<Report, Failure> {
+    check_folder(&job.storage)?;
+    let (spec, digest) = job.frozen.to_bytes()?;
+    let run = RunSpec {
+        uid: job.frozen.uid.clone(),
+        name: job.frozen.name.clone(),
+        plan: job.plan.clone(),
+        spec,
+        spec_digest: digest,
+        code: job.code.clone(),
+        storage: StorageSpec {
+            url: job.storage.url.clone(),
+            endpoint: job.storage.endpoint.clone(),
+            region: job.storage.region.clone(),
+        },
+        create: job.create,
+        logs: show.logs,
+        ignore_resources: cluster.ignore_resources,
+        deadline: job.frozen.pipeline.deadlines.as_ref().and_then(|d| d.active.as_ref()).map(|d| d.to_std()),
+    };
+    let named = job.frozen.pipeline.cluster.as_ref().and_then(|choice| choice.address.clone());
+    if let Some(address) = cluster.address.clone().or(named) {
+        let tls = match (&cluster.tls_ca, &cluster.tls_cert, &cluster.tls_key) {
+            (Some(ca), Some(cert), Some(key)) => {
+                Some(TlsPaths { ca: ca.clone(), cert: cert.clone(), key: key.clone() })
+            }
+            _ => None,
+        };
+        keeper.scheduler(&address);
+        progress.phase(&format!("connecting to {address}"));
+        let mut fabric = Fabric::Remote { address, tls };
+        return drive(&run, &mut fabric, progress, cancel).await.map_err(drive_failure);
+    }
+    let environment = prepare(job, cluster, progress, cancel.clone()).await?;
+    let groups = request::groups(&job.frozen.cluster);
+    for group in groups.iter().filter(|group| group.resources.contains_key("GPU")) {
+        progress.say(&format!(
+            "group {}: its workers carry the GPU label only; whether there is a GPU is not checked here",
+            group.name
+        ));
+    }
+    let scratch = job.home.scratch(&run.uid);
+    fs::create_dir_all(&scratch)
+        .map_err(|error| Failure::environment(format!("make the folder {}: {error}", scratch.display())))?;
+    progress.phase("starting Dask");
+    let fleet = Fleet::start(FleetSpec { environment, scratch: scratch.clone(), groups });
+    let watcher = tokio::spawn(keep_note(keeper.clone(), fleet.state()));
+    if let Some(url) = dashboard(fleet.state(), cancel.clone()).await {
+        progress.say(&format!("dashboard: {url}"));
+    }
+    let mut fabric = Fabric::Local { state: fleet.state(), replace: fleet.replacer() };
+    let driven = drive(&run, &mut fabric, progress, cancel).await;
+    watcher.abort();
+    fleet.stop().await;
+    if driven.is_ok() {
+        // Logs of the processes are of no use after a good end; what cannot be removed stays.
+        drop(fs::remove_dir_all(&scratch));
+    }
+    driven.map_err(drive_failure)
+}
+
+/// The environment with the pipeline's requirements; ends early if the user cancels.
+async fn prepare(
+    job: &Job,
+    cluster: &ClusterOptions,
+    progress: &Progress,
+    mut cancel: watch::Receiver<bool>,
+) -> Result<Environment, Failure> {
+    let (home, requirements) = (job.home.clone(), job.frozen.pipeline.requirements.clone());
+    let python = cluster.python.clone();
+    let (said, mut saying) = tokio::sync::mpsc::unbounded_channel::<String>();
+    let mut made = tokio::task::spawn_blocking(move || match python {
+        Some(python) => environment::existing(&home, &python, &requirements),
+        // Nobody listens any more only if the command ends.
+        None => environment::prepared(&home, &requirements, &|text| drop(said.send(text.to_owned()))),
+    });
+    loop {
+        tokio::select! {
+            made = &mut made => {
+                let made = made.map_err(|error| Failure::environment(format!("prepare Python: {error}")))?;
+                return made.map_err(|error| Failure::environment(format!("failed to {error}")));
+            }
+            Some(text) = saying.recv() => progress.say(&text),
+            Ok(_) = cancel.wait_for(|cancel| *cancel) => return Err(Failure::silent(exit::CANCELLED)),
+        }
+    }
+}
+
+/// Waits for the first scheduler, to show the link to its dashboard before the steps start.
+async fn dashboard(
+    mut state: watch::Receiver<crate::local::fleet::FleetState>,
+    mut cancel: watch::Receiver<bool>,
+) -> Option<String> {
+    tokio::select! {
+        ready = state.wait_for(|state| state.endpoint.is_some() || state.failed.is_some()) => {
+            ready.ok()?.endpoint.as_ref()?.dashboard.clone()
+        }
+        _ = cancel.wait_for(|cancel| *cancel) => None,
+    }
+}
+
+/// A directory store must be there and writable before anything is started.
+fn check_folder(storage: &StorageNote) -> Result<(), Failure> {
+    let Some(path) = storage.url.strip_prefix("file://") else { return Ok(()) };
+    let probe = Path::new(path).join(format!(".daskade-probe-{}", process::id()));
+    fs::create_dir_all(path)
+        .and_then(|()| fs::write(&probe, b"probe"))
+        .and_then(|()| fs::remove_file(&probe))
+        .map_err(|error| Failure::environment(format!("StorageUnreachable: cannot write to {path}: {error}")))
+}
+
+fn drive_failure(error: DriveError) -> Failure {
+    Failure::environment(error.to_string())
+}
+
+pub(super) fn store_failure(storage: &StorageNote, error: &store::StoreError) -> Failure {
+    Failure::environment(format!("{}: {}: {error}", error.reason(), storage.url))
+}
+
+pub(super) async fn reader(storage: &StorageNote) -> Result<store::Reader, Failure> {
+    let config = store::StorageConfig {
+        url: storage.url.clone(),
+        endpoint: storage.endpoint.clone(),
+        region: storage.region.clone(),
+    };
+    store::Reader::open(&config).await.map_err(|error| store_failure(storage, &error))
+}
+
+pub(super) fn home() -> Result<Home, Failure> {
+    Home::from_env().map_err(|error| Failure::environment(error.to_string()))
+}
+
+/// No run of that name: the nearest one, and where others would be.
+pub(super) fn unknown_run(home: &Home, wanted: &str) -> Result<Failure, Failure> {
+    let notes = home.read_notes().map_err(|error| read_notes(&error))?;
+    let near = nearest(wanted, notes.iter().map(|note| note.name.as_str()));
+    let hint = near.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+    Ok(Failure::bad_input(format!(
+        "RunNotFound: no run {wanted} was started on this machine{hint} (daskade runs lists them; --storage reads \
+         another one by its uid)"
+    )))
+}
+
+pub(super) fn read_notes(error: &std::io::Error) -> Failure {
+    Failure::environment(format!("read the notes of runs: {error}"))
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
+}
+
+/// Turns true at the first Ctrl-C or SIGTERM; the second one ends the command at once (its processes end with it).
+fn cancel_on_signals() -> Result<watch::Receiver<bool>, Failure> {
+    let (set, cancel) = watch::channel(false);
+    let listen = |kind| signal(kind).map_err(|error| Failure::environment(format!("listen for signals: {error}")));
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    tokio::spawn(async move {
+        for first in [true, false] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if first {
+                set.send_replace(true);
+            } else {
+                process::exit(i32::from(exit::CANCELLED));
+            }
+        }
+    });
+    Ok(cancel)
+}
+
+/// Keeps the run's note on disk true while its processes come and go.
+struct NoteKeeper {
+    home: Home,
+    note: Mutex<RunNote>,
+}
+
+impl NoteKeeper {
+    fn new(home: Home, note: RunNote) -> Result<Arc<Self>, Failure> {
+        home.write_note(&note).map_err(|error| Failure::environment(format!("write the note of the run: {error}")))?;
+        Ok(Arc::new(Self { home, note: Mutex::new(note) }))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut RunNote)) {
+        let mut note = self.note.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut note);
+        if let Err(error) = self.home.write_note(&note) {
+            tracing::warn!(%error, "the note of the run could not be written");
+        }
+    }
+
+    fn scheduler(&self, address: &str) {
+        let scheduler = SchedulerNote { address: address.to_owned(), pid: None, dashboard: None };
+        self.change(|note| note.scheduler = Some(scheduler));
+    }
+
+    fn finish(&self, state: &str, message: Option<String>, steps: Option<serde_json::Value>) {
+        self.change(|note| {
+            note.state = state.to_owned();
+            note.message = message;
+            note.steps = steps;
+            note.pid = None;
+            note.scheduler = None;
+            note.workers.clear();
+        });
+    }
+}
+
+async fn keep_note(keeper: Arc<NoteKeeper>, mut state: watch::Receiver<crate::local::fleet::FleetState>) {
+    loop {
+        let current = state.borrow_and_update().clone();
+        keeper.change(|note| {
+            note.scheduler = current.endpoint.as_ref().map(|endpoint| SchedulerNote {
+                address: endpoint.address.clone(),
+                pid: endpoint.pid,
+                dashboard: endpoint.dashboard.clone(),
+            });
+            let group = |name: &str| name.rsplitn(3, '-').nth(2).unwrap_or(name).to_owned();
+            note.workers = current
+                .workers
+                .iter()
+                .map(|(name, pid)| WorkerNote { name: name.clone(), group: group(name), pid: *pid })
+                .collect();
+        });
+        if state.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! DaskCluster: what the schema cannot say, and what a spec means with its defaults filled in. Pure.
+
+mod group;
+mod validate;
+
+pub use group::{DEFAULT_GROUP, effective_groups, memory_bytes, offers, threads};
+pub use validate::{validate, validate_named};

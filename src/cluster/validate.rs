@@ -1,0 +1,147 @@
+//! What is wrong with a DaskCluster's spec beyond its schema.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    api::{
+        cluster::{DaskClusterSpec, GPU_RESOURCE_DEFAULT, WorkerGroup},
+        pod::{EnvVar, Resources},
+    },
+    names::{DNS_NAME_MAX, INCARNATION_DIGITS},
+    problem::Problem,
+};
+
+/// All problems of a spec that stands at `at`, for example `spec` or `spec.cluster.template`.
+pub fn validate(spec: &DaskClusterSpec, at: &str) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if let Some(scheduler) = &spec.scheduler {
+        let at = format!("{at}.scheduler");
+        check_resources(scheduler.resources.as_ref(), &at, &mut problems);
+        check_env(&scheduler.env, &at, &mut problems);
+    }
+    for (index, group) in spec.workers.iter().enumerate() {
+        check_group(group, &format!("{at}.workers[{index}]"), &mut problems);
+    }
+    problems
+}
+
+/// As [`validate`], for a cluster that has a name: its pods' names must fit a host name.
+pub fn validate_named(name: &str, spec: &DaskClusterSpec, at: &str) -> Vec<Problem> {
+    let mut problems = validate(spec, at);
+    for (index, group) in spec.workers.iter().enumerate() {
+        let most = group.autoscale.as_ref().map_or(group.replicas.unwrap_or(1), |autoscale| autoscale.max);
+        let digits = most.max(1).ilog10() as usize + 1;
+        let length = name.len() + 1 + group.name.len() + 1 + digits + 1 + INCARNATION_DIGITS;
+        if length > DNS_NAME_MAX {
+            let over = length - DNS_NAME_MAX;
+            let message = format!(
+                "a worker's pod is named {name}-{}-<number>-<incarnation>, which can be {over} characters too long",
+                group.name
+            );
+            let problem = Problem::new("InvalidName", format!("{at}.workers[{index}].name"), message);
+            problems.push(problem.help("shorten the name of the group or of the cluster"));
+        }
+    }
+    problems
+}
+
+fn check_group(group: &WorkerGroup, at: &str, problems: &mut Vec<Problem>) {
+    check_resources(group.resources.as_ref(), at, problems);
+    check_env(&group.env, at, problems);
+    let mut mounts = BTreeMap::new();
+    for (index, volume) in group.volumes.iter().enumerate() {
+        let path = volume.mount_path.trim_end_matches('/');
+        if let Some(other) = mounts.insert(path, &volume.name) {
+            let message = format!("{} is also where the volume {other} is mounted", volume.mount_path);
+            problems.push(Problem::new("Duplicate", format!("{at}.volumes[{index}].mountPath"), message));
+        }
+        if volume.mount_path.split('/').any(|part| part == "..") {
+            let message = "the path must not have a `..`";
+            problems.push(Problem::new("InvalidValue", format!("{at}.volumes[{index}].mountPath"), message));
+        }
+    }
+    if let (Some(gpu), Some(resources)) = (&group.gpu, &group.resources) {
+        let name = gpu.resource_name.as_deref().unwrap_or(GPU_RESOURCE_DEFAULT);
+        for (kind, amounts) in [("limits", &resources.limits), ("requests", &resources.requests)] {
+            if amounts.contains_key(name) {
+                let message = format!("gpu sets {name}; leave it out here");
+                problems.push(Problem::new("Conflict", format!("{at}.resources.{kind}"), message));
+            }
+        }
+    }
+}
+
+fn check_resources(resources: Option<&Resources>, at: &str, problems: &mut Vec<Problem>) {
+    let Some(Resources { limits, requests }) = resources else { return };
+    for (kind, amounts) in [("limits", limits), ("requests", requests)] {
+        if let Some(memory) = amounts.get("memory").filter(|memory| memory.amount() < 1.0) {
+            let message = format!("{memory} is less than one byte; memory must be above zero");
+            problems.push(Problem::new("InvalidValue", format!("{at}.resources.{kind}.memory"), message));
+        }
+    }
+    for (name, request) in requests {
+        if let Some(limit) = limits.get(name).filter(|limit| request.amount() > limit.amount()) {
+            let message = format!("the request {request} is above the limit {limit}");
+            problems.push(Problem::new("InvalidValue", format!("{at}.resources.requests.{name}"), message));
+        }
+    }
+}
+
+/// Variables that are ours to set: a user's value would take the worker from its cluster.
+fn check_env(env: &[EnvVar], at: &str, problems: &mut Vec<Problem>) {
+    for (index, variable) in env.iter().enumerate() {
+        if variable.name == "DASK_SCHEDULER_ADDRESS" {
+            let message = "daskade sets DASK_SCHEDULER_ADDRESS itself";
+            problems.push(Problem::new("Conflict", format!("{at}.env[{index}].name"), message));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn found(name: &str, workers: Value) -> Vec<(String, &'static str)> {
+        let spec: DaskClusterSpec = serde_json::from_value(json!({ "workers": workers })).unwrap();
+        validate_named(name, &spec, "spec").into_iter().map(|problem| (problem.path, problem.reason)).collect()
+    }
+
+    #[test]
+    fn what_the_schema_cannot_say_is_said_here() {
+        let workers = json!([
+            {"name": "a", "resources": {"limits": {"cpu": "1", "memory": "500m"}, "requests": {"cpu": "1500m"}}},
+            {"name": "b", "gpu": {"count": 1}, "resources": {"limits": {"nvidia.com/gpu": 1}}},
+            {"name": "c", "env": [{"name": "DASK_SCHEDULER_ADDRESS", "value": "x"}], "volumes": [
+                {"name": "x", "mountPath": "/data", "emptyDir": {}},
+                {"name": "y", "mountPath": "/data/", "emptyDir": {}},
+                {"name": "z", "mountPath": "/a/../b", "emptyDir": {}}
+            ]}
+        ]);
+        let expected = [
+            ("spec.workers[0].resources.limits.memory", "InvalidValue"),
+            ("spec.workers[0].resources.requests.cpu", "InvalidValue"),
+            ("spec.workers[1].resources.limits", "Conflict"),
+            ("spec.workers[2].env[0].name", "Conflict"),
+            ("spec.workers[2].volumes[1].mountPath", "Duplicate"),
+            ("spec.workers[2].volumes[2].mountPath", "InvalidValue"),
+        ];
+        let found = found("a", workers);
+        let found: Vec<(&str, &str)> = found.iter().map(|(path, reason)| (path.as_str(), *reason)).collect();
+        let mut sorted = found.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, expected);
+    }
+
+    #[test]
+    fn names_of_pods_fit_a_host_name() {
+        let long = "c".repeat(30);
+        let group = "g".repeat(20);
+        assert!(found(&long, json!([{ "name": group, "replicas": 10 }])).is_empty());
+        assert_eq!(
+            found(&"c".repeat(40), json!([{ "name": group, "replicas": 10 }])),
+            [("spec.workers[0].name".to_owned(), "InvalidName")]
+        );
+    }
+}

@@ -1,0 +1,17 @@
+//! daskade runs pipelines on Dask. See ARCHITECTURE.md for how the parts fit together.
+
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod cli;
+pub mod cluster;
+pub mod crd;
+pub mod dask;
+pub mod graph;
+pub mod local;
+pub mod manifest;
+pub mod names;
+pub mod pipeline;
+pub mod problem;
+pub mod run;
+pub mod store;

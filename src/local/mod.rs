@@ -1,0 +1,14 @@
+//! Dask on this machine: the Python environment, and the scheduler and worker processes of one run.
+//!
+//! Processes end with the command: each asks the kernel to be killed when its parent dies, and watches its standard
+//! input for the end of the pipe that only the command holds.
+
+pub mod environment;
+pub mod fleet;
+pub mod home;
+pub mod packing;
+mod process;
+
+pub use environment::{Environment, EnvironmentError};
+pub use fleet::{Endpoint, Fleet, FleetError, FleetSpec, GroupSpec};
+pub use home::Home;

@@ -1,0 +1,135 @@
+//! A pipeline's code as one archive whose digest names it: the same files give the same bytes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, DateTime, ZipWriter};
+
+/// The largest code a run may bring, in bytes before compression. Larger code belongs into the image or on S3.
+pub const MAX_CODE: u64 = 64 << 20;
+
+/// Code of a run: a zip archive and its SHA-256.
+#[derive(Debug, Clone)]
+pub struct Code {
+    pub digest: String,
+    pub zip: Vec<u8>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    #[error("read {path}: {source}")]
+    Read { path: String, source: io::Error },
+    #[error("pack {path}: the code is larger than {} MiB; put it into the image or on S3", MAX_CODE >> 20)]
+    TooLarge { path: String },
+    #[error("pack {path}: {source}")]
+    Zip { path: String, source: io::Error },
+}
+
+/// Packs the text files of a manifest, by their relative names.
+pub fn pack_files(files: &BTreeMap<String, String>) -> Result<Code, PackError> {
+    let entries = files.iter().map(|(name, text)| (name.clone(), text.clone().into_bytes())).collect();
+    pack(entries, "spec.code.files")
+}
+
+/// Packs a folder: every file but caches, version control and environments. A single `.py` file is packed alone.
+pub fn pack_path(path: &Path) -> Result<Code, PackError> {
+    let read = |path: &Path, source| PackError::Read { path: path.display().to_string(), source };
+    let mut entries = BTreeMap::new();
+    let metadata = fs::metadata(path).map_err(|source| read(path, source))?;
+    if metadata.is_file() {
+        if metadata.len() > MAX_CODE {
+            return Err(PackError::TooLarge { path: path.display().to_string() });
+        }
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        entries.insert(name, fs::read(path).map_err(|source| read(path, source))?);
+        return pack(entries, &path.display().to_string());
+    }
+    let mut total = 0;
+    let mut folders: Vec<PathBuf> = vec![path.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).map_err(|source| read(&folder, source))? {
+            let entry = entry.map_err(|source| read(&folder, source))?;
+            let (found, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+            let kind = entry.file_type().map_err(|source| read(&found, source))?;
+            if name.starts_with('.') || name == "__pycache__" || name.ends_with(".pyc") {
+                continue;
+            }
+            if kind.is_dir() {
+                folders.push(found);
+            } else if kind.is_file() {
+                total += entry.metadata().map_err(|source| read(&found, source))?.len();
+                if total > MAX_CODE {
+                    return Err(PackError::TooLarge { path: path.display().to_string() });
+                }
+                let relative = found.strip_prefix(path).unwrap_or(&found).to_string_lossy().into_owned();
+                entries.insert(relative, fs::read(&found).map_err(|source| read(&found, source))?);
+            }
+        }
+    }
+    pack(entries, &path.display().to_string())
+}
+
+/// Code that was packed before.
+pub fn from_zip(zip: Vec<u8>) -> Code {
+    Code { digest: hex::encode(Sha256::digest(&zip)), zip }
+}
+
+fn pack(entries: BTreeMap<String, Vec<u8>>, what: &str) -> Result<Code, PackError> {
+    let mut zip = Vec::new();
+    let mut write = || -> io::Result<()> {
+        let mut writer = ZipWriter::new(io::Cursor::new(&mut zip));
+        let options = SimpleFileOptions::default()
+            .compression_method(CompressionMethod::Deflated)
+            .last_modified_time(DateTime::default())
+            .unix_permissions(0o644);
+        for (name, bytes) in &entries {
+            writer.start_file(name.as_str(), options)?;
+            writer.write_all(bytes)?;
+        }
+        writer.finish()?;
+        Ok(())
+    };
+    write().map_err(|source| PackError::Zip { path: what.to_owned(), source })?;
+    Ok(from_zip(zip))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_files_give_the_same_digest_and_a_changed_one_another() {
+        let files = |text: &str| BTreeMap::from([("flow.py".to_owned(), text.to_owned())]);
+        let digest = |text| pack_files(&files(text)).map(|code| code.digest).unwrap();
+        assert_eq!(digest("x = 1"), digest("x = 1"));
+        assert_ne!(digest("x = 1"), digest("x = 2"));
+    }
+
+    #[test]
+    fn code_beyond_the_limit_is_refused_before_it_is_read() {
+        let folder = std::env::temp_dir().join(format!("daskade-pack-{}", uuid::Uuid::new_v4()));
+        fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("data.py");
+        // Sparse: only its length is large.
+        fs::File::create(&file).unwrap().set_len(MAX_CODE + 1).unwrap();
+        assert!(matches!(pack_path(&file), Err(PackError::TooLarge { .. })));
+        assert!(matches!(pack_path(&folder), Err(PackError::TooLarge { .. })));
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_folder_is_packed_without_caches_and_a_missing_one_is_named() {
+        let folder = std::env::temp_dir().join(format!("daskade-pack-{}", uuid::Uuid::new_v4()));
+        fs::create_dir_all(folder.join("__pycache__")).unwrap();
+        fs::write(folder.join("flow.py"), "x = 1").unwrap();
+        let before = pack_path(&folder).unwrap();
+        fs::write(folder.join("__pycache__/flow.pyc"), "junk").unwrap();
+        assert_eq!(before.digest, pack_path(&folder).unwrap().digest);
+        fs::remove_dir_all(&folder).unwrap();
+        assert!(pack_path(&folder).unwrap_err().to_string().contains(&folder.display().to_string()));
+    }
+}
