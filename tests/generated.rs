@@ -1,0 +1,230 @@
+//! Files that are made from the types are in step with them. `DASKADE_UPDATE=1 cargo test --test generated` writes them.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use daskade::{api::condition::PROBLEM_REASONS, crd};
+use serde_json::Value;
+
+fn in_repository(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn check_file(path: &str, expected: &str) {
+    let full = in_repository(path);
+    if env::var_os("DASKADE_UPDATE").is_some() {
+        fs::create_dir_all(full.parent().unwrap()).unwrap();
+        fs::write(&full, expected).unwrap();
+    }
+    let found = fs::read_to_string(&full).unwrap_or_default();
+    assert!(found == expected, "{path} is out of step; run DASKADE_UPDATE=1 cargo test --test generated");
+}
+
+#[test]
+fn the_crds_in_the_repository_are_those_of_the_types() {
+    let files = crd::files();
+    assert_eq!(files.len(), 3);
+    for (name, content) in &files {
+        check_file(&format!("crds/{name}"), content);
+    }
+    let names: BTreeSet<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+    for entry in fs::read_dir(in_repository("crds")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(names.contains(name.as_str()), "crds/{name} belongs to no type");
+    }
+}
+
+#[test]
+fn the_reference_is_that_of_the_types() {
+    check_file("docs/reference.md", &crd::reference());
+    check_file("docs/reasons.md", &crd::reasons_page());
+}
+
+#[test]
+fn every_reason_of_a_problem_is_documented_once() {
+    let documented: Vec<&str> = PROBLEM_REASONS.iter().map(|(name, _)| *name).collect();
+    let unique: BTreeSet<&str> = documented.iter().copied().collect();
+    assert_eq!(unique.len(), documented.len());
+    let used = regex::Regex::new(r#"(?:Problem|SyntaxError)::new\(\s*"([A-Z]\w+)""#).unwrap();
+    let mut found = 0;
+    for_each_source(&in_repository("src"), &mut |path, text| {
+        for reason in used.captures_iter(text) {
+            assert!(unique.contains(&reason[1]), "{}: {} is not in PROBLEM_REASONS", path.display(), &reason[1]);
+            found += 1;
+        }
+    });
+    assert!(found > 40, "{found}");
+}
+
+fn for_each_source(folder: &Path, visit: &mut impl FnMut(&Path, &str)) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            for_each_source(&path, visit);
+        } else if path.extension().is_some_and(|ending| ending == "rs") && !path.ends_with("problem.rs") {
+            visit(&path, &fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_crd_fits_kubectl_apply() {
+    for document in crd::documents() {
+        let size = document.to_string().len();
+        assert!(size <= crd::CRD_BYTES_MAX, "{} has {size} bytes", document["metadata"]["name"]);
+    }
+}
+
+#[test]
+fn the_printed_crds_are_those_of_the_repository() {
+    let printed = crd::all_yaml();
+    for (name, content) in crd::files() {
+        let body = content.split_once('\n').unwrap().1;
+        assert!(printed.contains(body), "{name}");
+    }
+    let list: Value = serde_json::from_str(&crd::all_json()).unwrap();
+    assert_eq!(list["items"].as_array().unwrap(), &crd::documents());
+    assert_eq!(crd::all().len(), 3);
+}
+
+/// What the API server asks of a structural schema, and what would make it refuse or warn.
+#[test]
+fn every_crd_is_structural() {
+    for document in crd::documents() {
+        let version = &document["spec"]["versions"][0];
+        assert_eq!(document["spec"]["scope"], "Namespaced");
+        assert!(version["subresources"]["status"].is_object());
+        let kind = document["spec"]["names"]["kind"].as_str().unwrap();
+        check_structural(&version["schema"]["openAPIV3Schema"], kind);
+        for column in version["additionalPrinterColumns"].as_array().unwrap() {
+            check_column(&version["schema"]["openAPIV3Schema"], column["jsonPath"].as_str().unwrap());
+        }
+    }
+}
+
+fn check_structural(schema: &Value, at: &str) {
+    let object = schema.as_object().unwrap_or_else(|| panic!("{at} has no schema"));
+    const KNOWN: [&str; 24] = [
+        "additionalProperties",
+        "description",
+        "enum",
+        "format",
+        "items",
+        "maxItems",
+        "maxLength",
+        "maxProperties",
+        "maximum",
+        "minItems",
+        "minLength",
+        "minProperties",
+        "minimum",
+        "pattern",
+        "properties",
+        "required",
+        "title",
+        "type",
+        "x-kubernetes-int-or-string",
+        "x-kubernetes-list-map-keys",
+        "x-kubernetes-list-type",
+        "x-kubernetes-map-type",
+        "x-kubernetes-preserve-unknown-fields",
+        "x-kubernetes-validations",
+    ];
+    for key in object.keys() {
+        assert!(KNOWN.contains(&key.as_str()), "{at}: {key}");
+    }
+    let format = object.get("format").and_then(Value::as_str);
+    assert!(
+        format.is_none_or(|format| ["int32", "int64", "double", "date-time"].contains(&format)),
+        "{at}: {format:?}"
+    );
+    let typed = object.contains_key("type");
+    let free = object.contains_key("x-kubernetes-int-or-string")
+        || object.contains_key("x-kubernetes-preserve-unknown-fields");
+    assert!(typed != free, "{at}: a schema has a type, or is a free value");
+    assert!(
+        !(object.contains_key("properties") && object.contains_key("additionalProperties")),
+        "{at}: both kinds of mapping"
+    );
+    if let Some(pattern) = object.get("pattern").and_then(Value::as_str) {
+        regex::Regex::new(pattern).unwrap_or_else(|error| panic!("{at}: {error}"));
+    }
+    for required in object.get("required").and_then(Value::as_array).into_iter().flatten() {
+        assert!(
+            schema["properties"][required.as_str().unwrap()].is_object(),
+            "{at}: {required} is required and unknown"
+        );
+    }
+    if object.get("type").is_some_and(|kind| kind == "array") {
+        check_list(schema, at);
+    }
+    for (name, field) in object.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        check_structural(field, &format!("{at}.{name}"));
+    }
+    for (key, suffix) in [("items", "[]"), ("additionalProperties", "{}")] {
+        if let Some(inner) = object.get(key) {
+            check_structural(inner, &format!("{at}{suffix}"));
+        }
+    }
+}
+
+fn check_list(schema: &Value, at: &str) {
+    assert!(schema["items"].is_object(), "{at}: a list without items");
+    match schema["x-kubernetes-list-type"].as_str() {
+        Some("map") => {
+            for key in schema["x-kubernetes-list-map-keys"].as_array().unwrap() {
+                let required = schema["items"]["required"].as_array().unwrap();
+                assert!(required.contains(key), "{at}: the key {key} of a list must be required");
+            }
+        }
+        Some("set") => assert!(schema["items"]["type"] == "string", "{at}: a set of what is not a scalar"),
+        _ => {}
+    }
+}
+
+/// A printer column names a field that exists.
+fn check_column(schema: &Value, path: &str) {
+    let mut at = schema;
+    for part in path.trim_start_matches('.').split('.') {
+        let name = part.split('[').next().unwrap();
+        if at["type"] == "object" && name == "metadata" || part.starts_with("type==") {
+            return;
+        }
+        at = &at["properties"][name];
+        assert!(at.is_object(), "{path}");
+        if part.contains('[') {
+            return;
+        }
+    }
+}
+
+/// Lists and texts inside the steps of a pipeline are bounded, or the cost of a CEL rule over them has no bound.
+#[test]
+fn what_rules_look_at_is_bounded() {
+    fn walk(schema: &Value, at: &str, repeats: u64, total: &mut u64) {
+        for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+            // A rule of these (presence, comparison of scalars) costs a few dozen units.
+            let text = rule["rule"].as_str().unwrap();
+            assert!(!text.contains(".exists(") && !text.contains(".all("), "{at}: {text}");
+            *total += repeats * 100;
+            assert!(repeats * 100 <= 10_000_000, "{at}: {text}");
+        }
+        for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+            walk(field, &format!("{at}.{name}"), repeats, total);
+        }
+        for (key, bound) in [("items", "maxItems"), ("additionalProperties", "maxProperties")] {
+            if schema[key].is_object() {
+                let many = schema[bound].as_u64().unwrap_or(u64::from(u32::MAX) >> 12);
+                walk(&schema[key], &format!("{at}[]"), repeats.saturating_mul(many), total);
+            }
+        }
+    }
+    for document in crd::documents() {
+        let mut total = 0;
+        walk(&document["spec"]["versions"][0]["schema"]["openAPIV3Schema"], "", 1, &mut total);
+        assert!(total <= 100_000_000, "{} costs {total}", document["metadata"]["name"]);
+    }
+}

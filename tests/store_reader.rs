@@ -1,0 +1,186 @@
+//! The reader on a directory laid out as the runtime lays it out.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use daskade::store::{Handle, LogFilter, Reader, StorageConfig, StoreError};
+use sha2::{Digest as _, Sha256};
+
+struct Place {
+    folder: tempfile::TempDir,
+    run: String,
+}
+
+impl Place {
+    fn golden() -> Self {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/journal");
+        let expected: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(golden.join("expected.json")).unwrap()).unwrap();
+        let place = Self { folder: tempfile::tempdir().unwrap(), run: expected["run"].as_str().unwrap().to_owned() };
+        for entry in std::fs::read_dir(golden.join("good")).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            place.write(&format!("runs/{}/journal/{name}", place.run), &std::fs::read(path).unwrap());
+        }
+        place
+    }
+
+    fn write(&self, key: &str, data: &[u8]) {
+        let path = self.folder.path().join(key);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, data).unwrap();
+    }
+
+    fn segment(&self, seg: u64) -> std::path::PathBuf {
+        self.folder.path().join(format!("runs/{}/journal/{seg:010}.seg", self.run))
+    }
+
+    async fn reader(&self) -> Reader {
+        let url = format!("file://{}", self.folder.path().display());
+        Reader::open(&StorageConfig { url, ..StorageConfig::default() }).await.unwrap()
+    }
+}
+
+fn stored(path: &str, data: &[u8]) -> Handle {
+    Handle {
+        path: Some(path.to_owned()),
+        size: data.len() as u64,
+        digest: Sha256::digest(data).into(),
+        serializer: "pickle".into(),
+        bytes: None,
+        worker: None,
+        container: None,
+    }
+}
+
+#[tokio::test]
+async fn runs_and_journals_are_found_and_read() {
+    let place = Place::golden();
+    place.write("runs/another/journal/x", b"");
+    place.write("models/m.bin", b"");
+    let reader = place.reader().await;
+    assert_eq!(reader.list_runs().await.unwrap(), [place.run.clone(), "another".to_owned()]);
+    let folded = reader.read_journal(&place.run).await.unwrap();
+    assert_eq!((folded.committed.len(), folded.last.unwrap().seg, folded.last.unwrap().epoch), (4, 6, 5));
+    let none = reader.read_journal("nothing-here").await.unwrap_err();
+    assert_eq!((none.reason(), none.to_string()), ("RunNotFound", "there is no journal of run nothing-here".into()));
+    assert_eq!(reader.read_journal("../x").await.unwrap_err().reason(), "InvalidKey");
+}
+
+#[tokio::test]
+async fn a_growing_journal_is_followed() {
+    let place = Place::golden();
+    let later: Vec<(std::path::PathBuf, Vec<u8>)> =
+        (3..7).map(|seg| (place.segment(seg), std::fs::read(place.segment(seg)).unwrap())).collect();
+    later.iter().for_each(|(path, _)| std::fs::remove_file(path).unwrap());
+    let mut journal = place.reader().await.follow_journal(&place.run).unwrap();
+    assert_eq!(journal.advance().await.unwrap(), 3);
+    assert_eq!(journal.advance().await.unwrap(), 0);
+    for (path, data) in &later {
+        std::fs::write(path, data).unwrap();
+        assert_eq!(journal.advance().await.unwrap(), 1);
+    }
+    assert!(journal.state().finished.is_none());
+    assert_eq!(journal.state(), &place.reader().await.read_journal(&place.run).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_damaged_journal_names_its_segment_and_keeps_what_was_good() {
+    let place = Place::golden();
+    let good = std::fs::read(place.segment(3)).unwrap();
+    let mut bad = good.clone();
+    bad[50] ^= 1;
+    std::fs::write(place.segment(3), &bad).unwrap();
+    let mut journal = place.reader().await.follow_journal(&place.run).unwrap();
+    let error = journal.advance().await.unwrap_err();
+    assert_eq!(error.reason(), "RecordUnreadable");
+    assert!(error.to_string().contains("segment 3 of the journal of run"), "{error}");
+    assert_eq!(journal.state().next_segment(), 3);
+    std::fs::remove_file(place.segment(3)).unwrap();
+    let error = place.reader().await.read_journal(&place.run).await.unwrap_err();
+    assert!(error.to_string().contains("segment 3") && error.to_string().contains("missing"), "{error}");
+    std::fs::write(place.segment(3), good).unwrap();
+    assert_eq!(journal.advance().await.unwrap(), 4);
+}
+
+#[tokio::test]
+async fn an_output_is_read_only_if_it_is_what_was_committed() {
+    let place = Place::golden();
+    let reader = place.reader().await;
+    let handle = stored("data/1/-1-1-ab", b"content");
+    let reason = |error: StoreError| error.reason();
+    assert_eq!(reader.read_object(&place.run, &handle, 1000).await.map_err(reason), Err("NotFound"));
+    let key = format!("runs/{}/data/1/-1-1-ab", place.run);
+    for (data, found) in [
+        (&b"content"[..], Ok(Bytes::from_static(b"content"))),
+        (b"c0ntent", Err("CorruptOutput")),
+        (b"conten", Err("CorruptOutput")),
+        (b"content and more", Err("CorruptOutput")),
+        (b"", Err("CorruptOutput")),
+    ] {
+        place.write(&key, data);
+        assert_eq!(reader.read_object(&place.run, &handle, 1000).await.map_err(reason), found, "{data:?}");
+    }
+    place.write(&key, b"conten");
+    let short = reader.read_object(&place.run, &handle, 1000).await.unwrap_err();
+    assert!(short.to_string().contains("another size"), "{short}");
+    assert_eq!(reader.read_object(&place.run, &handle, 6).await.map_err(reason), Err("OutputTooLarge"));
+    place.write("models/x", b"root");
+    let from_root = stored("/models/x", b"root");
+    assert_eq!(reader.read_object(&place.run, &from_root, 10).await.unwrap(), "root");
+    for path in ["../x/data/1", "/../../etc/passwd", "//etc/passwd"] {
+        let error = reader.read_object(&place.run, &stored(path, b""), 10).await;
+        assert_eq!(error.map_err(reason), Err("InvalidKey"), "{path}");
+    }
+    let mut inline = Handle { bytes: Some(Bytes::from_static(b"x")), path: None, ..stored("-", b"x") };
+    assert_eq!(reader.read_object(&place.run, &inline, 10).await.unwrap(), "x");
+    inline.digest[0] ^= 1;
+    assert_eq!(reader.read_object(&place.run, &inline, 10).await.map_err(reason), Err("CorruptOutput"));
+}
+
+#[tokio::test]
+async fn code_is_read_only_if_its_digest_is_the_one_in_the_journal() {
+    let place = Place::golden();
+    let reader = place.reader().await;
+    let mut journal = reader.read_journal(&place.run).await.unwrap();
+    let reason = |error: StoreError| error.reason();
+    let inline = journal.opened.code.zip.clone().unwrap();
+    assert_eq!(reader.read_code(&place.run, &journal).await.map_err(reason), Err("CorruptOutput"));
+    let hex = |data: &[u8]| Sha256::digest(data).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    journal.opened.code.digest = Some(hex(&inline));
+    assert_eq!(reader.read_code(&place.run, &journal).await.unwrap(), inline);
+    journal.opened.code = daskade::store::Code { digest: Some(hex(b"large")), zip: None };
+    assert_eq!(reader.read_code(&place.run, &journal).await.map_err(reason), Err("NotFound"));
+    for (data, found) in [(&b"large"[..], Ok(Bytes::from_static(b"large"))), (b"other", Err("CorruptOutput"))] {
+        place.write(&format!("runs/{}/code/{}.zip", place.run, hex(b"large")), data);
+        assert_eq!(reader.read_code(&place.run, &journal).await.map_err(reason), found);
+    }
+    for digest in [None, Some("../../x".to_owned()), Some("7".to_owned())] {
+        journal.opened.code.digest = digest;
+        assert!(reader.read_code(&place.run, &journal).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn log_lines_come_in_order_of_time_and_only_those_asked_for() {
+    let place = Place::golden();
+    let logs = format!("runs/{}/logs", place.run);
+    place.write(
+        &format!("{logs}/cpu-0-1-aa-000000.jsonl"),
+        b"[3,\"a\",-1,1,\"stdout\",\"three\"]\n[4,\"b\",0,1,\"stderr\",\"x\"]\n",
+    );
+    place.write(
+        &format!("{logs}/cpu-1-1-bb-000000.jsonl"),
+        b"[1,\"a\",-1,1,\"stdout\",\"one\"]\n[2,\"a\",-1,2,\"stdout\",\"two\"]\n",
+    );
+    place.write(&format!("{logs}/.tmp-1-x"), b"half a line");
+    let reader = place.reader().await;
+    let texts = |logs: daskade::store::Logs| logs.lines.into_iter().map(|line| line.text).collect::<Vec<_>>();
+    let only_a = LogFilter { step: Some("a".into()), ..LogFilter::default() };
+    assert_eq!(texts(reader.logs(&place.run, &only_a, 100).await.unwrap()), ["one", "two", "three"]);
+    let attempt = LogFilter { attempt: Some(2), ..only_a };
+    assert_eq!(texts(reader.logs(&place.run, &attempt, 100).await.unwrap()), ["two"]);
+    let all = reader.logs(&place.run, &LogFilter::default(), 3).await.unwrap();
+    assert_eq!((all.lines.len(), all.omitted, all.unreadable), (3, 1, 0));
+    assert!(reader.logs("no-such-run", &LogFilter::default(), 3).await.unwrap().lines.is_empty());
+}

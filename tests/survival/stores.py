@@ -1,0 +1,108 @@
+"""Reads what a run left in storage, and when each part of it became durable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from survival.journal import Segment, decode
+
+
+class Store(Protocol):
+    """Where one test's runs are kept."""
+
+    url: str
+    env: dict[str, str]
+
+    def runs(self) -> list[str]:
+        """Uids of the runs that have a journal."""
+        ...
+
+    def count(self) -> int:
+        """How many segments are durable, over all runs: cheap, since it is asked often."""
+        ...
+
+    def touched(self) -> bool:
+        """Whether anything at all has been written."""
+        ...
+
+    def segments(self, run: str) -> list[Segment]:
+        """The decoded journal of a run."""
+        ...
+
+    def read(self, run: str, path: str) -> bytes | None:
+        """An object of a run."""
+        ...
+
+
+class Directory:
+    """A directory store. A segment is published by a link, which sets the time of change of the file."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.url = f"file://{root}"
+        self.env: dict[str, str] = {}
+
+    def runs(self) -> list[str]:
+        return sorted({path.parent.parent.name for path in self.root.glob("runs/*/journal/*.seg")})
+
+    def count(self) -> int:
+        return sum(1 for _ in self.root.glob("runs/*/journal/*.seg"))
+
+    def touched(self) -> bool:
+        return self.root.exists() and any(self.root.iterdir())
+
+    def segments(self, run: str) -> list[Segment]:
+        paths = sorted((self._of(run) / "journal").glob("*.seg"))
+        return [decode(path.read_bytes(), os.stat(path).st_ctime) for path in paths]
+
+    def read(self, run: str, path: str) -> bytes | None:
+        file = self._of(run) / path
+        return file.read_bytes() if file.is_file() else None
+
+    def _of(self, run: str) -> Path:
+        return self.root / "runs" / run
+
+
+class S3:
+    """A prefix in a bucket. The server's access log says when a put had its answer."""
+
+    def __init__(self, server: Any, prefix: str) -> None:
+        self.server = server
+        self.prefix = prefix
+        self.url = f"s3://{server.bucket}/{prefix}"
+        self.env = dict(server.env)
+        self._position = 0
+        self._put: dict[str, float] = {}
+
+    def runs(self) -> list[str]:
+        keys = (key for key in self._keys(f"{self.prefix}/runs/") if key.endswith(".seg"))
+        return sorted({key.split("/")[-3] for key in keys})
+
+    def count(self) -> int:
+        return sum(1 for key in self._puts() if key.endswith(".seg"))
+
+    def touched(self) -> bool:
+        return bool(self._puts())
+
+    def segments(self, run: str) -> list[Segment]:
+        puts = self._puts()
+        keys = sorted(key for key in self._keys(f"{self.prefix}/runs/{run}/journal/") if key.endswith(".seg"))
+        return [decode(self.server.get(key), puts[key]) for key in keys]
+
+    def read(self, run: str, path: str) -> bytes | None:
+        found: bytes | None = self.server.get(f"{self.prefix}/runs/{run}/{path}")
+        return found
+
+    def _keys(self, prefix: str) -> Iterable[str]:
+        found: list[str] = self.server.keys(prefix)
+        return found
+
+    def _puts(self) -> dict[str, float]:
+        """Keys under the prefix that were put with success, and when that was first answered."""
+        puts, self._position = self.server.puts(self.prefix, self._position)
+        for put in puts:
+            self._put.setdefault(put.key, put.time)
+        return self._put
