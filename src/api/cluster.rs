@@ -95,6 +95,21 @@ pub struct Scheduler {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::object_ref")]
     pub service_account_name: Option<String>,
+    /// When a changed spec replaces the scheduler, which ends what runs on the cluster: `WhenIdle` (default: once no run,
+    /// client or task is there) or `Immediately`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<SchedulerRollout>,
+}
+
+/// When a changed spec replaces the scheduler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum SchedulerRollout {
+    /// Once nothing uses the cluster.
+    #[default]
+    WhenIdle,
+    /// At once.
+    Immediately,
 }
 
 /// A group of workers that are alike.

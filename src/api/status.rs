@@ -29,6 +29,9 @@ pub struct DaskClusterStatus {
     /// Workers wanted now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers_desired: Option<u32>,
+    /// GPUs of the workers that are ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpus_ready: Option<u32>,
     /// The same per group.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
@@ -43,6 +46,9 @@ pub struct DaskClusterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::date_time")]
     pub idle_since: Option<String>,
+    /// Highest number that a pod of this cluster has had at the end of its name; the next pod gets a higher one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<u64>,
 }
 
 /// Workers of a group.
@@ -59,6 +65,19 @@ pub struct GroupStatus {
     /// Workers that drain before they go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draining: Option<u32>,
+    /// Workers of an older spec, to be replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outdated: Option<u32>,
+    /// GPUs of the workers that are ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpus: Option<u32>,
+    /// Why workers are missing, for example `Unschedulable`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The same in words, with what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
 }
 
 /// Versions in a cluster.

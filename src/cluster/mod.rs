@@ -1,6 +1,8 @@
 //! DaskCluster: what the schema cannot say, and what a spec means with its defaults filled in. Pure.
 
+pub mod facts;
 mod group;
+pub mod plan;
 mod validate;
 
 pub use group::{DEFAULT_GROUP, effective_groups, memory_bytes, offers, threads};

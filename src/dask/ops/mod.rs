@@ -2,6 +2,7 @@
 //!
 //! [`scheduler`] are those of every Dask scheduler, [`runtime`] those that our runtime adds to it.
 
+pub mod cluster;
 mod records;
 pub mod runtime;
 pub mod scheduler;
@@ -16,6 +17,7 @@ use super::error::{Error, TEXT_CAP, clean_text};
 use super::message::Message;
 use super::session::Deadlines;
 
+pub use cluster::*;
 pub use records::*;
 pub use runtime::*;
 pub use scheduler::*;

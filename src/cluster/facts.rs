@@ -1,0 +1,157 @@
+//! What is known of one cluster at one moment: everything that a decision may depend on.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use crate::api::{cluster::DaskClusterSpec, status::DaskClusterStatus};
+
+/// A DaskCluster whose spec is valid.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    pub name: String,
+    pub namespace: String,
+    pub uid: String,
+    pub generation: i64,
+    pub spec: DaskClusterSpec,
+    /// The last status that was written: of it only the number of the last pod and the times of conditions count.
+    pub status: DaskClusterStatus,
+}
+
+/// Everything that was read in one pass.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    pub now: Timestamp,
+    /// Pods that the cluster owns, those included that were just made and that no watch has shown yet.
+    pub pods: Vec<PodFact>,
+    pub scheduler: SchedulerFact,
+    /// Writes that Kubernetes refused in the pass before, per pod role.
+    pub refused: Vec<Refusal>,
+    pub tls: TlsFact,
+}
+
+/// Which pod of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    Scheduler,
+    /// The `number`-th worker of a group, counted from 0.
+    Worker {
+        group: String,
+        number: u32,
+    },
+}
+
+/// A pod to be made: `<cluster>-scheduler-<incarnation>` or `<cluster>-<group>-<number>-<incarnation>`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot {
+    pub role: Role,
+    pub incarnation: u64,
+}
+
+/// A pod as far as decisions need it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PodFact {
+    pub name: String,
+    pub uid: String,
+    pub slot: Slot,
+    /// Hash of the template that it was made from.
+    pub template: String,
+    /// Whether its image differs from the template's wish is not seen here: the hash covers it.
+    pub phase: Phase,
+    pub ready: bool,
+    pub ip: Option<String>,
+    pub created: Timestamp,
+    /// When its deletion was asked for, and how long it may take, in seconds.
+    pub deleting: Option<(Timestamp, i64)>,
+    /// Why it is not there yet, or ended.
+    pub trouble: Option<Trouble>,
+    /// Restarts of its container.
+    pub restarts: u32,
+}
+
+/// A pod's phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    Pending,
+    Running,
+    /// Ended, well or not: it never comes back.
+    Ended,
+}
+
+/// What is wrong with a pod, in the words of a condition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// From the table of reasons.
+    pub reason: &'static str,
+    /// What, and what to do.
+    pub message: String,
+    /// Whether it can only be helped by a change that a person makes.
+    pub stalled: bool,
+}
+
+/// A write that Kubernetes refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Whose pod; none for other children.
+    pub role: Option<Role>,
+    pub trouble: Trouble,
+}
+
+/// What the scheduler said last.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SchedulerFact {
+    /// No pod of it is ready, or none was asked yet.
+    Unknown,
+    /// A pod is there, and it does not answer.
+    Unreachable { since: Timestamp, cause: String },
+    /// It answers.
+    Answers(SchedulerState),
+}
+
+/// The scheduler's own view.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SchedulerState {
+    /// Name of the pod that answered.
+    pub pod: String,
+    /// By name.
+    pub workers: BTreeMap<String, WorkerFact>,
+    pub demand: Vec<Ask>,
+    pub runs: u32,
+    pub clients: u32,
+    pub tasks: u64,
+    /// Since when there was no run, client or task; none while there is one.
+    pub idle_since: Option<Timestamp>,
+    pub dask: String,
+    pub python: String,
+    pub runtime: String,
+    /// SHA-256 of the certificate that the scheduler shows, in hex.
+    pub certificate: Option<String>,
+}
+
+/// A worker as the scheduler knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WorkerFact {
+    /// It takes no further tasks.
+    pub draining: bool,
+    pub tasks: u64,
+    pub certificate: Option<String>,
+}
+
+/// Tasks that ask for the same.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ask {
+    pub group: Option<String>,
+    pub resources: BTreeMap<String, f64>,
+    pub count: u64,
+}
+
+/// The certificates of the cluster.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TlsFact {
+    /// SHA-256 of the certificate that pods should show, in hex; none without TLS.
+    pub fingerprint: Option<String>,
+    pub ca_fingerprint: Option<String>,
+    pub expires: Option<Timestamp>,
+    /// Why there is none.
+    pub trouble: Option<Trouble>,
+}
