@@ -1,0 +1,266 @@
+//! Writes. Each is harmless if done twice, touches only what belongs to the cluster, and puts the answer into the cache, so
+//! that the next pass knows of it even if the watch lags.
+
+use std::fmt::Debug;
+
+use either::Either;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::PartialObjectMeta;
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::cache::{Body, Cache, Entry, Kind, Record};
+use super::compare::contains;
+use super::error::PassError;
+use super::queue::Key;
+use super::watch;
+use crate::api::status::DaskClusterStatus;
+use crate::cluster::names;
+
+/// Ours in `managedFields`.
+pub const MANAGER: &str = "daskade";
+
+/// Writes for one cluster.
+pub(super) struct Writer<'a> {
+    pub client: &'a Client,
+    pub cache: &'a Cache,
+    pub key: &'a Key,
+    /// The DaskCluster's.
+    pub uid: &'a str,
+}
+
+/// What an object has to do with the cluster.
+#[derive(Debug, PartialEq, Eq)]
+enum Ownership {
+    Ours,
+    /// Of a cluster of the same name before this one.
+    Leftover,
+    /// Of whom.
+    Foreign(String),
+}
+
+impl Writer<'_> {
+    /// Makes a child as it was built, unless it is so already. Tells whether it wrote.
+    pub async fn apply<K>(&self, kind: Kind, built: &K, entry: &Entry) -> Result<bool, PassError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned,
+    {
+        let name = built.name_any();
+        let known = entry.children.get(&(kind, name.clone())).filter(|record| record.owner == self.uid);
+        if let Some(known) = known
+            && is_there(known, built)
+        {
+            return Ok(false);
+        }
+        let api: Api<K> = self.api();
+        let uid = match known {
+            Some(known) => Some(known.uid.clone()),
+            None => {
+                let found = api.get_metadata_opt(&name).await;
+                match found.map_err(|error| PassError::api("read", kind, &name, error))? {
+                    Some(found) => Some(self.own(kind, &name, &found.metadata)?),
+                    None => None,
+                }
+            }
+        };
+        let mut wanted = serde_json::to_value(built).unwrap_or_default();
+        // Of an object that is there: only if it is still the same one.
+        if let (Some(uid), Some(metadata)) = (&uid, wanted.get_mut("metadata").and_then(Value::as_object_mut)) {
+            metadata.insert("uid".to_owned(), json!(uid));
+        }
+        // What somebody else wrote into our own object goes. A new one is made without force: should an object of that
+        // name have come up in this moment, the fields that differ are refused.
+        let params = PatchParams { force: uid.is_some(), ..PatchParams::apply(MANAGER) };
+        let failed = |error| PassError::api("apply", kind, &name, error);
+        let answer = if kind == Kind::ConfigMap {
+            let answer = api.patch_metadata(&name, &params, &Patch::Apply(&wanted)).await.map_err(failed)?;
+            watch::read_metadata(&answer.metadata, Body::Nothing)
+        } else {
+            watch::read_child(&api.patch(&name, &params, &Patch::Apply(&wanted)).await.map_err(failed)?)
+        };
+        self.keep(kind, &name, answer);
+        Ok(true)
+    }
+
+    /// Makes a pod. One of that name that is the cluster's already is as good.
+    pub async fn create_pod(&self, pod: &Pod) -> Result<(), PassError> {
+        let api: Api<Pod> = self.api();
+        let name = pod.name_any();
+        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        let answer = match api.create(&params, pod).await {
+            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
+                let found = api.get(&name).await.map_err(|error| PassError::api("read", Kind::Pod, &name, error))?;
+                self.own(Kind::Pod, &name, &found.metadata)?;
+                Ok(found)
+            }
+            answer => answer,
+        };
+        let pod = answer.map_err(|error| PassError::api("create", Kind::Pod, &name, error))?;
+        self.keep(Kind::Pod, &name, watch::read_pod_record(&pod));
+        Ok(())
+    }
+
+    /// Deletes a pod if it is still that one, and, where a version is given, still as it was seen.
+    pub async fn delete_pod(
+        &self,
+        name: &str,
+        uid: &str,
+        version: Option<&str>,
+        force: bool,
+    ) -> Result<(), PassError> {
+        let params = DeleteParams {
+            grace_period_seconds: force.then_some(0),
+            preconditions: Some(Preconditions {
+                uid: Some(uid.to_owned()),
+                resource_version: version.map(ToOwned::to_owned),
+            }),
+            ..DeleteParams::default()
+        };
+        match self.api::<Pod>().delete(name, &params).await {
+            // It takes its time: the answer says since when.
+            Ok(Either::Left(pod)) if pod.metadata.deletion_timestamp.is_some() && !force => {
+                self.keep(Kind::Pod, name, watch::read_pod_record(&pod));
+                Ok(())
+            }
+            Ok(_) => {
+                self.cache.remove(Kind::Pod, self.key, name, Some(uid));
+                Ok(())
+            }
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                self.cache.remove(Kind::Pod, self.key, name, Some(uid));
+                Ok(())
+            }
+            Err(error) => Err(PassError::api("delete", Kind::Pod, name, error)),
+        }
+    }
+
+    /// Deletes a child that is wanted no more, if it is still that one.
+    pub async fn delete<K>(&self, kind: Kind, name: &str, record: &Record) -> Result<(), PassError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    {
+        let preconditions = Some(Preconditions { uid: Some(record.uid.clone()), resource_version: None });
+        let params = DeleteParams { preconditions, ..DeleteParams::default() };
+        match self.api::<K>().delete(name, &params).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(PassError::api("delete", kind, name, error)),
+            Ok(_) => {}
+        }
+        self.cache.remove(kind, self.key, name, Some(&record.uid));
+        Ok(())
+    }
+
+    /// Notes on a pod which certificate it should show. The kubelet then looks at the mounted Secret at once instead of in
+    /// a minute or two.
+    pub async fn note_certificate(&self, name: &str, uid: &str, fingerprint: &str) -> Result<(), PassError> {
+        let note = json!({"metadata": {"uid": uid, "annotations": {names::CERTIFICATE: fingerprint}}});
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        match self.api::<Pod>().patch(name, &params, &Patch::Merge(&note)).await {
+            Ok(pod) => self.keep(Kind::Pod, name, watch::read_pod_record(&pod)),
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                self.cache.remove(Kind::Pod, self.key, name, Some(uid));
+            }
+            Err(error) => return Err(PassError::api("patch", Kind::Pod, name, error)),
+        }
+        Ok(())
+    }
+
+    /// Replaces the status.
+    pub async fn write_status(&self, status: &DaskClusterStatus) -> Result<(), PassError> {
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), &self.key.namespace, &watch::cluster_resource());
+        let name = &self.key.name;
+        let failed = |error| PassError::api("write the status of", Kind::Cluster, name, error);
+        let patch = json!([
+            {"op": "test", "path": "/metadata/uid", "value": self.uid},
+            {"op": "add", "path": "/status", "value": status},
+        ]);
+        let patch = serde_json::from_value(patch).map_err(|error| failed(kube::Error::SerdeError(error)))?;
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let object = match api.patch_status(name, &params, &Patch::<()>::Json(patch)).await {
+            Ok(object) => object,
+            // Deleted in the meantime: nobody is left to be told.
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
+        self.keep(Kind::Cluster, name, watch::read_cluster(&object));
+        Ok(())
+    }
+
+    /// Looks whether an object is still there that no watch has shown for long.
+    pub async fn verify(&self, kind: Kind, name: &str, uid: &str) -> Result<(), PassError> {
+        let failed = |error| PassError::api("read", kind, name, error);
+        let found = match kind {
+            Kind::Pod => {
+                let pod = self.api::<Pod>().get_opt(name).await.map_err(failed)?;
+                pod.as_ref().and_then(watch::read_pod_record)
+            }
+            // The others are looked at by name before they are written.
+            _ => None,
+        };
+        match found {
+            Some((key, mut record)) if key == *self.key && record.uid == uid => {
+                record.unseen = Some(Instant::now());
+                self.cache.remove(kind, self.key, name, Some(uid));
+                self.cache.put(kind, self.key, name, record);
+            }
+            _ => drop(self.cache.remove(kind, self.key, name, Some(uid))),
+        }
+        Ok(())
+    }
+
+    fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), &self.key.namespace)
+    }
+
+    fn keep(&self, kind: Kind, name: &str, answer: Option<(Key, Record)>) {
+        if let Some((key, record)) = answer
+            && key == *self.key
+        {
+            self.cache.put(kind, &key, name, Record { unseen: Some(Instant::now()), ..record });
+        }
+    }
+
+    /// The uid of an object that is the cluster's own.
+    fn own(&self, kind: Kind, name: &str, meta: &ObjectMeta) -> Result<String, PassError> {
+        match ownership(meta, &self.key.name, self.uid) {
+            Ownership::Ours => Ok(meta.uid.clone().unwrap_or_default()),
+            Ownership::Leftover => Err(PassError::Leftover { kind, name: name.to_owned() }),
+            Ownership::Foreign(owner) => Err(PassError::Taken { kind, name: name.to_owned(), owner }),
+        }
+    }
+}
+
+fn ownership(meta: &ObjectMeta, cluster: &str, uid: &str) -> Ownership {
+    let owners = meta.owner_references.as_deref().unwrap_or_default();
+    if owners.iter().any(|owner| owner.uid == uid) {
+        return Ownership::Ours;
+    }
+    if owners.iter().any(|owner| watch::is_cluster(owner) && owner.name == cluster) {
+        return Ownership::Leftover;
+    }
+    let owner = owners.first().map(|owner| format!("the {} {}", owner.kind, owner.name));
+    Ownership::Foreign(owner.unwrap_or_else(|| "nobody that daskade knows".to_owned()))
+}
+
+/// Whether a child is as it was built.
+fn is_there(known: &Record, built: &impl Serialize) -> bool {
+    match &known.body {
+        // Its content is in its name, and cannot be changed.
+        Body::Nothing => true,
+        Body::Json(json) => {
+            let live: Value = serde_json::from_slice(json).unwrap_or_default();
+            serde_json::to_value(built).is_ok_and(|built| contains(&live, &built))
+        }
+        Body::Pod(_) => false,
+    }
+}

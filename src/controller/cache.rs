@@ -1,0 +1,282 @@
+//! What the watches have shown, by cluster: as little of each object as a pass needs, so that a thousand clusters fit into
+//! a few megabytes.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::queue::Key;
+use crate::cluster::facts::PodFact;
+
+/// How long an object that we wrote may be missing in a list without counting as gone: the list may be older.
+const UNSEEN: Duration = Duration::from_secs(10);
+
+/// Kinds that are watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    Cluster,
+    Pod,
+    Service,
+    ConfigMap,
+    NetworkPolicy,
+}
+
+/// An object as it was seen last.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    pub uid: String,
+    /// Resource version.
+    pub version: String,
+    /// Uid of the DaskCluster that owns it; its own of a DaskCluster.
+    pub owner: String,
+    pub body: Body,
+    /// We wrote it, and no watch has shown it since.
+    pub unseen: Option<Instant>,
+}
+
+/// What is kept of an object.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Body {
+    /// The object without what others manage, as JSON: a tenth of the size that it has in memory when it is parsed, and
+    /// it is parsed only when something is to be decided about it.
+    Json(Box<[u8]>),
+    Pod(Box<PodBody>),
+    /// Its being there is all.
+    Nothing,
+}
+
+/// A pod.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PodBody {
+    pub fact: PodFact,
+    /// Fingerprint in its annotation.
+    pub certificate: Option<String>,
+}
+
+/// All objects of one cluster.
+#[derive(Debug, Clone, Default)]
+pub struct Entry {
+    pub cluster: Option<Record>,
+    /// By kind and name.
+    pub children: BTreeMap<(Kind, String), Record>,
+    /// Grows with every change.
+    pub revision: u64,
+}
+
+/// The objects of all clusters.
+#[derive(Debug, Default)]
+pub struct Cache {
+    entries: Mutex<HashMap<Key, Entry>>,
+}
+
+/// Objects that a list has shown, by cluster.
+pub type Listed = HashSet<(Key, String)>;
+
+impl Cache {
+    /// Everything of one cluster; none if nothing is known of it.
+    pub fn entry(&self, key: &Key) -> Option<Entry> {
+        self.lock().get(key).cloned()
+    }
+
+    /// Whether anything has changed since a revision.
+    pub fn revision(&self, key: &Key) -> u64 {
+        self.lock().get(key).map_or(0, |entry| entry.revision)
+    }
+
+    /// All clusters, and all that something is left of.
+    pub fn keys(&self) -> Vec<Key> {
+        self.lock().keys().cloned().collect()
+    }
+
+    /// Uids of all DaskClusters.
+    pub fn uids(&self) -> HashSet<String> {
+        self.lock().values().filter_map(|entry| Some(entry.cluster.as_ref()?.uid.clone())).collect()
+    }
+
+    /// A watch showed an object, or the API server answered a write of ours with it (`record.unseen`). Tells whether that
+    /// is news; an older version than the known one never is.
+    pub fn put(&self, kind: Kind, key: &Key, name: &str, record: Record) -> bool {
+        let mut entries = self.lock();
+        let entry = entries.entry(key.clone()).or_default();
+        let known = match kind {
+            Kind::Cluster => entry.cluster.as_mut(),
+            _ => entry.children.get_mut(&(kind, name.to_owned())),
+        };
+        if let Some(known) = known {
+            if known.uid == record.uid && is_older(&record.version, &known.version) {
+                return false;
+            }
+            if record.unseen.is_none() && known.uid == record.uid {
+                known.unseen = None;
+            }
+            if known.uid == record.uid && known.version == record.version {
+                return false;
+            }
+            let same = known.uid == record.uid && known.owner == record.owner && known.body == record.body;
+            *known = record;
+            if same {
+                return false;
+            }
+        } else if kind == Kind::Cluster {
+            entry.cluster = Some(record);
+        } else {
+            entry.children.insert((kind, name.to_owned()), record);
+        }
+        entry.revision += 1;
+        true
+    }
+
+    /// An object is gone; tells whether it was known. With a uid: only if it is that one.
+    pub fn remove(&self, kind: Kind, key: &Key, name: &str, uid: Option<&str>) -> bool {
+        let mut entries = self.lock();
+        let Some(entry) = entries.get_mut(key) else { return false };
+        let is_it = |record: &Record| uid.is_none_or(|uid| record.uid == uid);
+        let removed = if kind == Kind::Cluster {
+            entry.cluster.take_if(|record| is_it(record)).is_some()
+        } else {
+            let at = (kind, name.to_owned());
+            entry.children.get(&at).is_some_and(is_it) && entry.children.remove(&at).is_some()
+        };
+        entry.revision += u64::from(removed);
+        if entry.cluster.is_none() && entry.children.is_empty() {
+            entries.remove(key);
+        }
+        removed
+    }
+
+    /// A list of a kind, in one namespace or all, is complete: what it did not show is gone. Gives the clusters that lost
+    /// something.
+    pub fn complete(&self, kind: Kind, namespace: Option<&str>, listed: &Listed) -> Vec<Key> {
+        let mut lost = Vec::new();
+        self.lock().retain(|key, entry| {
+            if namespace.is_some_and(|namespace| namespace != key.namespace) {
+                return true;
+            }
+            let gone =
+                |name: &str, record: &Record| !listed.contains(&(key.clone(), name.to_owned())) && !is_fresh(record);
+            let before = entry.children.len() + usize::from(entry.cluster.is_some());
+            if kind == Kind::Cluster {
+                entry.cluster.take_if(|record| gone(&key.name, record));
+            } else {
+                entry.children.retain(|(of, name), record| *of != kind || !gone(name, record));
+            }
+            let after = entry.children.len() + usize::from(entry.cluster.is_some());
+            if after < before {
+                entry.revision += 1;
+                lost.push(key.clone());
+            }
+            after > 0
+        });
+        lost
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+        // Each change is whole before anything in it can panic.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    /// Names and uids of what we wrote long enough ago that a watch should have shown it: either the watch lags, or it is
+    /// gone already.
+    pub fn doubtful(&self) -> Vec<(Kind, String, String)> {
+        let doubtful = self.children.iter().filter(|(_, record)| record.unseen.is_some() && !is_fresh(record));
+        doubtful.map(|((kind, name), record)| (*kind, name.clone(), record.uid.clone())).collect()
+    }
+
+    /// The pods that a DaskCluster owns.
+    pub fn pods<'a>(&'a self, owner: &'a str) -> impl Iterator<Item = (&'a Record, &'a PodBody)> {
+        self.children.values().filter_map(move |record| match &record.body {
+            Body::Pod(pod) if record.owner == owner => Some((record, &**pod)),
+            _ => None,
+        })
+    }
+}
+
+fn is_fresh(record: &Record) -> bool {
+    record.unseen.is_some_and(|since| since.elapsed() < UNSEEN)
+}
+
+/// Versions of one object can be compared as numbers since Kubernetes 1.35, and could be in fact ever since.
+fn is_older(version: &str, known: &str) -> bool {
+    matches!((version.parse::<u64>(), known.parse::<u64>()), (Ok(version), Ok(known)) if version < known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(uid: &str, version: &str, text: &str) -> Record {
+        Record {
+            uid: uid.to_owned(),
+            version: version.to_owned(),
+            owner: "u".to_owned(),
+            body: Body::Json(text.as_bytes().into()),
+            unseen: None,
+        }
+    }
+
+    fn written(uid: &str, version: &str, text: &str) -> Record {
+        Record { unseen: Some(Instant::now()), ..record(uid, version, text) }
+    }
+
+    fn put(cache: &Cache, record: Record) -> bool {
+        cache.put(Kind::Service, &key(), "s", record)
+    }
+
+    fn key() -> Key {
+        Key::new("n", "c")
+    }
+
+    #[test]
+    fn what_is_older_or_the_same_is_no_news() {
+        let cache = Cache::default();
+        assert!(put(&cache, record("1", "10", "a")));
+        assert!(!put(&cache, record("1", "9", "old")));
+        assert!(!put(&cache, record("1", "10", "a")));
+        assert!(!put(&cache, record("1", "11", "a")), "others wrote what we do not look at");
+        assert!(put(&cache, record("1", "12", "b")));
+        assert!(put(&cache, record("2", "3", "b")), "another object with the name");
+        assert_eq!(cache.revision(&key()), 3);
+        assert!(!cache.remove(Kind::Service, &key(), "s", Some("1")), "the deletion of the one before comes late");
+        assert!(cache.remove(Kind::Service, &key(), "s", Some("2")));
+        assert!(cache.keys().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_we_wrote_is_there_before_a_watch_shows_it_and_is_no_news_then() {
+        let cache = Cache::default();
+        assert!(put(&cache, written("1", "10", "a")));
+        cache.complete(Kind::Service, None, &Listed::new());
+        assert!(cache.entry(&key()).is_some_and(|entry| entry.doubtful().is_empty()), "the list may be older");
+        assert!(!put(&cache, record("1", "10", "a")));
+        assert_eq!(cache.complete(Kind::Service, None, &Listed::new()), [key()]);
+
+        assert!(put(&cache, written("1", "10", "a")));
+        tokio::time::advance(UNSEEN).await;
+        let doubtful = cache.entry(&key()).map(|entry| entry.doubtful());
+        assert_eq!(doubtful, Some(vec![(Kind::Service, "s".to_owned(), "1".to_owned())]));
+    }
+
+    #[test]
+    fn a_complete_list_takes_away_what_it_does_not_show_of_its_kind_and_namespace() {
+        let cache = Cache::default();
+        let other = Key::new("m", "c");
+        for (kind, key, name) in [
+            (Kind::Service, key(), "gone"),
+            (Kind::Service, key(), "here"),
+            (Kind::NetworkPolicy, key(), "gone"),
+            (Kind::Service, other.clone(), "gone"),
+        ] {
+            cache.put(kind, &key, name, record("1", "1", "a"));
+        }
+        let listed = Listed::from([(key(), "here".to_owned())]);
+        assert_eq!(cache.complete(Kind::Service, Some("n"), &listed), [key()]);
+        let left = cache.entry(&key()).map(|entry| entry.children.into_keys().collect::<Vec<_>>());
+        let expected = [(Kind::Service, "here".to_owned()), (Kind::NetworkPolicy, "gone".to_owned())];
+        assert_eq!(left.as_deref(), Some(&expected[..]));
+        assert!(cache.entry(&other).is_some());
+    }
+}

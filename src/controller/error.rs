@@ -1,0 +1,122 @@
+//! What can go wrong in a pass, and when to try again.
+
+use std::time::Duration;
+
+use kube::core::Status;
+
+use super::cache::Kind;
+use super::fence::NoAnswer;
+use super::lead::NotLeading;
+use crate::cluster::facts::Trouble;
+use crate::cluster::trouble::from_api_error;
+use crate::telemetry::metrics::Outcome;
+
+/// Why something could not be done; reads after "failed to".
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    #[error("{verb} {kind} {name}: {text}", text = text(source))]
+    Api { verb: &'static str, kind: Kind, name: String, source: Box<kube::Error> },
+    /// Something that is not the cluster's has the name of a child.
+    #[error("use the name {name} for a {kind}: it belongs to {owner}")]
+    Taken { kind: Kind, name: String, owner: String },
+    /// A child of a cluster of the same name that was deleted is not gone yet.
+    #[error("make {kind} {name}: that of the deleted DaskCluster of the same name is still there")]
+    Leftover { kind: Kind, name: String },
+    #[error("{0}")]
+    Certificates(#[from] super::certificates::Error),
+}
+
+/// What drives retries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Somebody wrote in between: look again, soon.
+    Conflict,
+    /// May pass by itself: with growing delays.
+    Transient,
+    /// The server says when.
+    After(Duration),
+    /// A right or a name is missing: slowly, until a person has done something.
+    Slow,
+    /// The same would be refused again until the object changes.
+    Invalid,
+    /// This process does not lead any more.
+    Fenced,
+}
+
+impl PassError {
+    pub(super) fn api(verb: &'static str, kind: Kind, name: &str, source: kube::Error) -> Self {
+        Self::Api { verb, kind, name: name.to_owned(), source: Box::new(source) }
+    }
+
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Api { source, .. } => classify(source),
+            Self::Taken { .. } => Class::Slow,
+            Self::Leftover { .. } => Class::Conflict,
+            Self::Certificates(error) => error.source_error().map_or(Class::Slow, classify),
+        }
+    }
+
+    /// In the words of a condition; none if it is nobody's business because it will pass in a moment.
+    pub fn trouble(&self) -> Option<Trouble> {
+        match self {
+            Self::Api { source, .. } => match &**source {
+                kube::Error::Api(status) if !matches!(self.class(), Class::Conflict) => {
+                    Some(from_api_error(status.code, &status.reason, &status.message))
+                }
+                _ => None,
+            },
+            Self::Taken { .. } => Some(Trouble {
+                reason: "NameConflict",
+                message: format!("cannot {self}; it is not touched. Rename or delete it, or give the cluster another name"),
+                stalled: true,
+            }),
+            Self::Leftover { .. } | Self::Certificates(_) => None,
+        }
+    }
+}
+
+impl Class {
+    /// For metrics.
+    pub fn outcome(self) -> Outcome {
+        match self {
+            Self::Conflict => Outcome::Conflict,
+            Self::Transient | Self::After(_) => Outcome::Transient,
+            Self::Slow => Outcome::Forbidden,
+            Self::Invalid => Outcome::Invalid,
+            Self::Fenced => Outcome::Fenced,
+        }
+    }
+}
+
+/// How to go on after an error of the client.
+pub(super) fn classify(error: &kube::Error) -> Class {
+    match error {
+        kube::Error::Api(status) => classify_status(status),
+        kube::Error::Service(error) if error.is::<NotLeading>() => Class::Fenced,
+        _ => Class::Transient,
+    }
+}
+
+fn classify_status(status: &Status) -> Class {
+    let after = status.details.as_ref().map(|details| details.retry_after_seconds).filter(|seconds| *seconds > 0);
+    match (status.code, after) {
+        (_, Some(seconds)) => Class::After(Duration::from_secs(seconds.into())),
+        (409, None) => Class::Conflict,
+        // A quota, a policy or a right: the text says which, and each needs somebody.
+        (401 | 403, None) => Class::Slow,
+        (400 | 422, None) => Class::Invalid,
+        _ => Class::Transient,
+    }
+}
+
+/// What an error says, without what it may quote of an object.
+fn text(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        kube::Error::Service(error) if error.is::<NotLeading>() => NotLeading.to_string(),
+        kube::Error::Service(error) if error.is::<NoAnswer>() => NoAnswer.to_string(),
+        kube::Error::SerdeError(_) => "the answer cannot be read".to_owned(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,254 @@
+//! What a cluster's scheduler says: one task per cluster holds a connection to the scheduler's pod, waits there for news,
+//! and has the cluster looked at when there is some.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::backoff::jittered;
+use super::queue::{Key, Queue};
+use crate::cluster::facts::{Ask, SchedulerFact, SchedulerState, WorkerFact};
+use crate::dask::ops::{ClusterInfo, ClusterWorker, Drain, Retire, Retired, WatchCluster};
+use crate::dask::{Address, Connection, Deadlines, Error, Tls};
+
+/// How long the scheduler may keep us waiting for news, in seconds. An answer also says that it is alive.
+const POLL: f64 = 30.0;
+/// Beyond that, an answer counts as lost.
+const LATE: Duration = Duration::from_secs(15);
+/// Between two tries to reach it: it is in the same network, and a pod that is ready answers.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_LONGEST: Duration = Duration::from_secs(15);
+/// Our own news are bundled for so long.
+const BUNDLE: Duration = Duration::from_millis(50);
+/// `idle` comes with each answer, and its beginning is found by subtraction; within this it is the same beginning.
+const SAME_IDLE: SignedDuration = SignedDuration::from_secs(3);
+/// A scheduler that does not answer within these would hold up the work on its cluster.
+const DEADLINES: Deadlines = Deadlines {
+    connect: Duration::from_secs(3),
+    handshake: Duration::from_secs(5),
+    rpc: Duration::from_secs(10),
+    slow: Duration::from_secs(10),
+};
+/// What a worker says of itself once it was told to drain.
+const DRAINING: &str = "closing_gracefully";
+
+/// Which scheduler to ask, and as whom.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Name of its pod.
+    pub pod: String,
+    /// Of the pod: another one is another scheduler.
+    pub uid: String,
+    pub address: Address,
+    /// For connections to come.
+    pub tls: Option<Tls>,
+    /// Epoch of the leader.
+    pub lead: u64,
+}
+
+/// The connection to the scheduler of one cluster. Dropping it ends the task.
+#[derive(Debug)]
+pub struct Link {
+    target: watch::Sender<Target>,
+    state: Arc<Mutex<SchedulerFact>>,
+    task: JoinHandle<()>,
+}
+
+impl Link {
+    /// Starts to ask. `queue` gets `key` whenever the answer changes.
+    pub fn start(target: Target, key: Key, queue: Arc<Queue>) -> Self {
+        let (target, targets) = watch::channel(target);
+        let state = Arc::new(Mutex::new(SchedulerFact::Unknown));
+        let teller = Teller { targets: targets.clone(), state: state.clone(), key, queue };
+        let poller = Poller { targets, teller };
+        Self { target, state, task: tokio::spawn(poller.run()) }
+    }
+
+    /// What it said last.
+    pub fn state(&self) -> SchedulerFact {
+        lock(&self.state).clone()
+    }
+
+    /// Asks another scheduler if it is another one; certificates and epoch count from the next request on.
+    pub fn aim(&self, target: Target) {
+        let mut state = lock(&self.state);
+        if self.target.borrow().is_other(&target) {
+            *state = SchedulerFact::Unknown;
+        }
+        self.target.send_replace(target);
+    }
+
+    /// Has workers take no further tasks, and closes those that are done, on a connection of its own.
+    pub async fn command(&self, drain: &[String], retire: &[String]) -> Result<Retired, Error> {
+        let Target { address, tls, lead, .. } = self.target.borrow().clone();
+        let connection = Connection::connect(&address, tls.as_ref(), DEADLINES).await?;
+        if !drain.is_empty() {
+            connection.call(&Drain { lead, names: drain.to_vec() }).await?;
+        }
+        if retire.is_empty() {
+            return Ok(Retired { closed: Vec::new(), busy: Vec::new() });
+        }
+        connection.call(&Retire { lead, names: retire.to_vec() }).await
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Target {
+    fn is_other(&self, other: &Self) -> bool {
+        self.uid != other.uid || self.address != other.address
+    }
+}
+
+/// The task behind a [`Link`].
+struct Poller {
+    targets: watch::Receiver<Target>,
+    teller: Teller,
+}
+
+impl Poller {
+    async fn run(mut self) {
+        let mut pause = RETRY_FIRST;
+        loop {
+            let target = self.targets.borrow_and_update().clone();
+            let mut answered = false;
+            let error = tokio::select! {
+                error = follow(&self.targets, |target, info| {
+                    answered = true;
+                    self.teller.tell_answer(target, info);
+                }) => error,
+                () = moved(self.targets.clone(), &target) => {
+                    pause = RETRY_FIRST;
+                    continue;
+                }
+            };
+            if answered {
+                pause = RETRY_FIRST;
+            }
+            self.teller.tell_error(&target, &error);
+            tokio::select! {
+                () = sleep(jittered(pause, &(&self.teller.key, Timestamp::now().as_millisecond()))) => {}
+                () = moved(self.targets.clone(), &target) => {}
+            }
+            pause = (pause * 2).min(RETRY_LONGEST);
+        }
+    }
+}
+
+/// Ends when the target is another scheduler.
+async fn moved(mut targets: watch::Receiver<Target>, from: &Target) {
+    if targets.wait_for(|target| from.is_other(target)).await.is_err() {
+        // The link is being dropped, and this task with it.
+        std::future::pending().await
+    }
+}
+
+/// Asks one scheduler for news until it cannot be asked any more.
+async fn follow(targets: &watch::Receiver<Target>, mut tell: impl FnMut(&Target, ClusterInfo)) -> Error {
+    let target = targets.borrow().clone();
+    let connection = match Connection::connect(&target.address, target.tls.as_ref(), DEADLINES).await {
+        Ok(connection) => connection,
+        Err(error) => return error,
+    };
+    let (mut since, mut instance) = (0, None);
+    loop {
+        let lead = targets.borrow().lead;
+        let ask = WatchCluster { lead, since, instance: instance.take(), wait: POLL };
+        match connection.call_within(&ask, Duration::from_secs_f64(POLL) + LATE).await {
+            Ok(info) => {
+                (since, instance) = (info.version, Some(info.instance.clone()));
+                tell(&target, info);
+            }
+            Err(error) => return error,
+        }
+    }
+}
+
+/// Keeps what was heard, and has the cluster looked at when it is news.
+struct Teller {
+    targets: watch::Receiver<Target>,
+    state: Arc<Mutex<SchedulerFact>>,
+    key: Key,
+    queue: Arc<Queue>,
+}
+
+impl Teller {
+    fn tell_answer(&self, target: &Target, info: ClusterInfo) {
+        self.tell(target, |known| {
+            let mut state = read_info(&target.pod, info, Timestamp::now());
+            if let SchedulerFact::Answers(known) = known
+                && let (Some(before), Some(now)) = (known.idle_since, state.idle_since)
+                && now.duration_since(before).abs() <= SAME_IDLE
+            {
+                state.idle_since = Some(before);
+            }
+            Some(SchedulerFact::Answers(state))
+        });
+    }
+
+    fn tell_error(&self, target: &Target, error: &Error) {
+        tracing::debug!(cluster = %self.key, pod = target.pod, category = error.category(), "failed to {error}");
+        self.tell(target, |known| match known {
+            // The first cause stands for all that follow it, so that the status stays as it is.
+            SchedulerFact::Unreachable { .. } => None,
+            _ => Some(SchedulerFact::Unreachable { since: Timestamp::now(), cause: error.to_string() }),
+        });
+    }
+
+    fn tell(&self, target: &Target, fact: impl FnOnce(&SchedulerFact) -> Option<SchedulerFact>) {
+        let mut state = lock(&self.state);
+        // What was on its way when the link was aimed at another scheduler is about the one before.
+        if self.targets.borrow().is_other(target) {
+            return;
+        }
+        if let Some(fact) = fact(&state).filter(|fact| *fact != *state) {
+            *state = fact;
+            drop(state);
+            self.queue.add_after(self.key.clone(), BUNDLE);
+        }
+    }
+}
+
+/// The scheduler's answer in the words of decisions.
+fn read_info(pod: &str, info: ClusterInfo, now: Timestamp) -> SchedulerState {
+    let idle = SignedDuration::try_from_secs_f64(info.idle).unwrap_or_default();
+    let unused = info.runs == 0 && info.clients == 0 && info.tasks == 0;
+    SchedulerState {
+        pod: pod.to_owned(),
+        workers: info.workers.into_iter().map(read_worker).collect(),
+        demand: info.demand.into_iter().map(read_ask).collect(),
+        runs: info.runs,
+        clients: info.clients,
+        tasks: info.tasks,
+        idle_since: unused.then(|| now.checked_sub(idle).unwrap_or(now)),
+        dask: info.dask,
+        python: info.python,
+        runtime: info.runtime,
+        certificate: info.certificate.map(|certificate| certificate.fingerprint),
+    }
+}
+
+fn read_worker(worker: ClusterWorker) -> (String, WorkerFact) {
+    let ClusterWorker { name, status, tasks, certificate, .. } = worker;
+    (name, WorkerFact { draining: status == DRAINING, tasks, certificate })
+}
+
+fn read_ask(ask: crate::dask::ops::Ask) -> Ask {
+    let crate::dask::ops::Ask { group, resources, count } = ask;
+    let resources: BTreeMap<String, f64> = resources;
+    Ask { group, resources, count }
+}
+
+fn lock(state: &Mutex<SchedulerFact>) -> MutexGuard<'_, SchedulerFact> {
+    // The value is replaced as a whole.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}

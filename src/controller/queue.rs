@@ -1,0 +1,229 @@
+//! Whose turn it is: objects to look at, first come first served, each by one worker at a time.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+/// Namespace and name of a DaskCluster.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    pub namespace: String,
+    pub name: String,
+}
+
+/// Keys that wait for their turn, or for a moment. A key that is asked for twice has one turn; one that is asked for while
+/// a worker has it gets another turn afterwards. Of the keys that wait, the queue of `kube` takes whichever
+/// hashes first, so that one could wait for ever while others are busy.
+#[derive(Debug, Default)]
+pub struct Queue {
+    inner: Mutex<Inner>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    ready: VecDeque<Key>,
+    /// Moments to come. Those that are not their key's `due` any more are left over and mean nothing.
+    timers: BinaryHeap<Reverse<(Instant, Key)>>,
+    turns: HashMap<Key, Turn>,
+}
+
+/// What is known of a key that waits or has its turn.
+#[derive(Debug, Default)]
+struct Turn {
+    /// In `ready`, or to be put there when its worker is done.
+    wanted: bool,
+    running: bool,
+    due: Option<Instant>,
+}
+
+impl Key {
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl Queue {
+    /// The key gets a turn as soon as a worker is free.
+    pub fn add(&self, key: Key) {
+        self.lock().want(key);
+        self.changed.notify_one();
+    }
+
+    /// The key gets a turn after `delay`, unless it has one earlier by an earlier wish of this kind.
+    pub fn add_after(&self, key: Key, delay: Duration) {
+        let due = Instant::now() + delay;
+        let mut inner = self.lock();
+        let turn = inner.turns.entry(key.clone()).or_default();
+        if turn.due.is_none_or(|earlier| due < earlier) {
+            turn.due = Some(due);
+            inner.timers.push(Reverse((due, key)));
+            drop(inner);
+            self.changed.notify_one();
+        }
+    }
+
+    /// The next key whose turn it is; [`Queue::done`] must follow. Losing the future loses nothing.
+    pub async fn next(&self) -> Key {
+        loop {
+            let wait = {
+                let mut inner = self.lock();
+                inner.expire(Instant::now());
+                if let Some(key) = inner.take() {
+                    let more = !inner.ready.is_empty();
+                    drop(inner);
+                    // One notice may have stood for several keys.
+                    if more {
+                        self.changed.notify_one();
+                    }
+                    return key;
+                }
+                inner.timers.peek().map(|Reverse((due, _))| *due)
+            };
+            match wait {
+                Some(due) => tokio::select! {
+                    () = self.changed.notified() => {}
+                    () = sleep_until(due) => {}
+                },
+                None => self.changed.notified().await,
+            }
+        }
+    }
+
+    /// The turn of a key has ended.
+    pub fn done(&self, key: &Key) {
+        let mut inner = self.lock();
+        let Some(turn) = inner.turns.get_mut(key) else { return };
+        turn.running = false;
+        if turn.wanted {
+            inner.ready.push_back(key.clone());
+            drop(inner);
+            self.changed.notify_one();
+        } else if turn.due.is_none() {
+            inner.turns.remove(key);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Each change is whole before anything in it can panic.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn want(&mut self, key: Key) {
+        let turn = self.turns.entry(key.clone()).or_default();
+        if !std::mem::replace(&mut turn.wanted, true) && !turn.running {
+            self.ready.push_back(key);
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        while let Some(Reverse((due, _))) = self.timers.peek()
+            && *due <= now
+            && let Some(Reverse((due, key))) = self.timers.pop()
+        {
+            let Some(turn) = self.turns.get_mut(&key) else { continue };
+            if turn.due == Some(due) {
+                turn.due = None;
+                self.want(key);
+            }
+        }
+    }
+
+    /// A turn takes all that was wished for until now, also a later moment: the worker says when it wants to come back.
+    fn take(&mut self) -> Option<Key> {
+        let key = self.ready.pop_front()?;
+        let turn = self.turns.entry(key.clone()).or_default();
+        *turn = Turn { wanted: false, running: true, due: None };
+        Some(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> Key {
+        Key::new("n", name)
+    }
+
+    async fn next(queue: &Queue) -> Option<String> {
+        let key = tokio::time::timeout(Duration::from_millis(1), queue.next()).await.ok()?;
+        Some(key.name)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_come_is_the_first_served_and_each_once() {
+        let queue = Queue::default();
+        for name in ["b", "a", "b", "c"] {
+            queue.add(key(name));
+        }
+        for name in ["b", "a", "c"] {
+            assert_eq!(next(&queue).await.as_deref(), Some(name));
+        }
+        assert_eq!(next(&queue).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_is_never_worked_on_twice_at_once_and_no_wish_is_lost() {
+        let queue = Queue::default();
+        queue.add(key("a"));
+        assert_eq!(next(&queue).await.as_deref(), Some("a"));
+        queue.add(key("a"));
+        queue.add(key("b"));
+        assert_eq!(next(&queue).await.as_deref(), Some("b"), "a has a worker");
+        queue.done(&key("a"));
+        assert_eq!(next(&queue).await.as_deref(), Some("a"));
+        queue.done(&key("a"));
+        queue.done(&key("b"));
+        assert!(queue.lock().turns.is_empty(), "nothing is kept of keys that nobody waits for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_earliest_moment_counts_and_a_turn_takes_the_later_ones() {
+        let queue = Queue::default();
+        queue.add_after(key("a"), Duration::from_secs(9));
+        queue.add_after(key("a"), Duration::from_secs(5));
+        queue.add_after(key("a"), Duration::from_secs(7));
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert_eq!(next(&queue).await, None);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(next(&queue).await.as_deref(), Some("a"));
+        queue.done(&key("a"));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(next(&queue).await, None, "what was left of the other wishes means nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_workers_are_woken_by_moments_and_by_keys() {
+        let queue = std::sync::Arc::new(Queue::default());
+        let workers: Vec<_> = (0..3)
+            .map(|_| {
+                let queue = queue.clone();
+                tokio::spawn(async move { queue.next().await.name })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        queue.add_after(key("late"), Duration::from_secs(3));
+        queue.add(key("a"));
+        queue.add(key("b"));
+        let mut names = Vec::new();
+        for worker in workers {
+            names.push(worker.await.unwrap());
+        }
+        names.sort();
+        assert_eq!(names, ["a", "b", "late"]);
+    }
+}

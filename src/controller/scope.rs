@@ -1,0 +1,81 @@
+//! Which namespaces are served.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::StreamExt;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::runtime::watcher::{Config, DefaultBackoff, Event, metadata_watcher};
+use kube::runtime::{WatchStreamExt, utils::StreamBackoff};
+use kube::{Api, Client, ResourceExt};
+use tokio::sync::oneshot;
+
+use super::watch::Sink;
+
+/// Namespaces that a selector matches, or all.
+#[derive(Debug, Clone)]
+pub(super) enum Scope {
+    /// The watches show no others.
+    All,
+    Matching(Arc<Mutex<BTreeSet<String>>>),
+}
+
+impl Scope {
+    /// Whether the clusters of a namespace are served.
+    pub fn has(&self, namespace: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Matching(names) => names.lock().unwrap_or_else(PoisonError::into_inner).contains(namespace),
+        }
+    }
+}
+
+/// Keeps `names` as the selector says, and has the clusters of a namespace looked at when it joins. Never ends.
+pub(super) async fn follow_selector(
+    client: Client,
+    selector: String,
+    names: Arc<Mutex<BTreeSet<String>>>,
+    sink: Sink,
+    synced: oneshot::Sender<()>,
+) {
+    let config = Config::default().labels(&selector);
+    let events = metadata_watcher(Api::<Namespace>::all(client), config);
+    let mut events = std::pin::pin!(StreamBackoff::new(events, DefaultBackoff::default()));
+    let (mut synced, mut listed, mut broken) = (Some(synced), BTreeSet::new(), false);
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(namespace)) => drop(listed.insert(namespace.name_any())),
+            Ok(Event::InitDone) => {
+                broken = false;
+                change(&names, &sink, |names| *names = std::mem::take(&mut listed));
+                if let Some(synced) = synced.take() {
+                    // Nobody waits any more when the controllers end.
+                    let _ = synced.send(());
+                }
+            }
+            Ok(Event::Apply(namespace)) => change(&names, &sink, |names| drop(names.insert(namespace.name_any()))),
+            Ok(Event::Delete(namespace)) => change(&names, &sink, |names| drop(names.remove(&namespace.name_any()))),
+            Err(error) => {
+                if !std::mem::replace(&mut broken, true) {
+                    tracing::warn!("failed to watch namespaces; trying again: {error}");
+                }
+            }
+        }
+    }
+}
+
+fn change(names: &Mutex<BTreeSet<String>>, sink: &Sink, how: impl FnOnce(&mut BTreeSet<String>)) {
+    let (before, after) = {
+        let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = names.clone();
+        how(&mut names);
+        (before, names.clone())
+    };
+    let moved: BTreeSet<&String> = before.symmetric_difference(&after).collect();
+    if !moved.is_empty() {
+        for key in sink.cache.keys().into_iter().filter(|key| moved.contains(&key.namespace)) {
+            sink.queue.add(key);
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! The watches: what they show goes into the cache, and the cluster that it belongs to into the queue.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{ApiResource, DynamicObject};
+use kube::runtime::watcher::{self, Config, Event, metadata_watcher, watcher};
+use kube::runtime::{WatchStreamExt, utils::StreamBackoff};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde_json::json;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
+
+use super::backoff::jittered;
+use super::cache::{Body, Cache, Kind, Listed, PodBody, Record};
+use super::queue::{Key, Queue};
+use crate::api::{DaskCluster, GROUP};
+use crate::cluster::names;
+use crate::cluster::pods::read_pod;
+
+/// Everything that the operator makes has it.
+const OURS: &str = "app.kubernetes.io/managed-by=daskade";
+/// Objects per page of a list: bounds the memory that a list takes.
+const PAGE: u32 = 100;
+/// A watch that is silent for so long (and five seconds) is opened anew, in seconds: the longest time for which a dead
+/// connection goes unnoticed.
+const SILENCE: u32 = 120;
+/// Everything is listed anew after about this time: repairs what a watch may have left out. At a thousand clusters a list
+/// takes a tenth of a second.
+const RESYNC: Duration = Duration::from_secs(15 * 60);
+/// News about children are bundled for so long: a pod that starts changes several times at once.
+const BUNDLE: Duration = Duration::from_millis(50);
+
+/// Where the watches lead.
+#[derive(Clone)]
+pub(super) struct Sink {
+    pub cache: Arc<Cache>,
+    pub queue: Arc<Queue>,
+}
+
+/// One kind in one namespace, or in all.
+struct Feed {
+    sink: Sink,
+    kind: Kind,
+    namespace: Option<String>,
+    /// Told when the first list is complete.
+    synced: Option<oneshot::Sender<()>>,
+    /// Whether the watch works, as far as was told.
+    broken: bool,
+}
+
+/// Watches all kinds, in one namespace or in all, until dropped. Each of `synced` ends when a first list is complete.
+pub(super) fn start(
+    client: &Client,
+    sink: &Sink,
+    namespace: Option<&str>,
+) -> (Vec<oneshot::Receiver<()>>, tokio::task::JoinSet<()>) {
+    let mut waits = Vec::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut feed = |kind| {
+        let (synced, wait) = oneshot::channel();
+        waits.push(wait);
+        let namespace = namespace.map(ToOwned::to_owned);
+        Feed { sink: sink.clone(), kind, namespace, synced: Some(synced), broken: false }
+    };
+    let config = Config::default().page_size(PAGE).timeout(SILENCE);
+    let ours = config.clone().labels(OURS);
+
+    let clusters: Api<DynamicObject> = match namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &cluster_resource()),
+        None => Api::all_with(client.clone(), &cluster_resource()),
+    };
+    tasks.spawn(feed(Kind::Cluster).run(move || watcher(clusters.clone(), config.clone()), read_cluster));
+    let (pods, wanted) = (api::<Pod>(client, namespace), ours.clone());
+    tasks.spawn(feed(Kind::Pod).run(move || watcher(pods.clone(), wanted.clone()), read_pod_record));
+    let (services, wanted) = (api::<Service>(client, namespace), ours.clone());
+    tasks.spawn(feed(Kind::Service).run(move || watcher(services.clone(), wanted.clone()), read_child));
+    let (policies, wanted) = (api::<NetworkPolicy>(client, namespace), ours.clone());
+    tasks.spawn(feed(Kind::NetworkPolicy).run(move || watcher(policies.clone(), wanted.clone()), read_child));
+    let maps = api::<ConfigMap>(client, namespace);
+    tasks.spawn(feed(Kind::ConfigMap).run(move || metadata_watcher(maps.clone(), ours.clone()), |map| {
+        read_metadata(&map.metadata, Body::Nothing)
+    }));
+    (waits, tasks)
+}
+
+fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// Read without types: an object that this version cannot read must not hide the others.
+pub(super) fn cluster_resource() -> ApiResource {
+    ApiResource::erase::<DaskCluster>(&())
+}
+
+impl Feed {
+    /// Never ends; what goes wrong is told once and tried again.
+    async fn run<T, S>(mut self, open: impl Fn() -> S, read: fn(&T) -> Option<(Key, Record)>)
+    where
+        T: Resource,
+        S: Stream<Item = watcher::Result<Event<T>>> + Send,
+    {
+        loop {
+            let end = Instant::now() + jittered(RESYNC, &(self.kind, Timestamp::now().as_millisecond()));
+            let mut events = std::pin::pin!(StreamBackoff::new(open(), watcher::DefaultBackoff::default()));
+            let mut listed: Option<Listed> = None;
+            loop {
+                let event = tokio::select! {
+                    event = events.next() => event,
+                    // Not in the middle of a list, which may take longer than that.
+                    () = sleep_until(end), if listed.is_none() => break,
+                };
+                match event {
+                    Some(Ok(event)) => self.take(event, &mut listed, read),
+                    Some(Err(error)) => self.failed(&error),
+                    None => break,
+                }
+            }
+        }
+    }
+
+    fn take<T: Resource>(
+        &mut self,
+        event: Event<T>,
+        listed: &mut Option<Listed>,
+        read: fn(&T) -> Option<(Key, Record)>,
+    ) {
+        match event {
+            Event::Init => *listed = Some(Listed::new()),
+            Event::InitApply(object) => {
+                if let Some(at) = self.put(&object, read)
+                    && let Some(listed) = listed
+                {
+                    listed.insert(at);
+                }
+            }
+            Event::InitDone => {
+                self.works();
+                let listed = listed.take().unwrap_or_default();
+                for key in self.sink.cache.complete(self.kind, self.namespace.as_deref(), &listed) {
+                    self.sink.queue.add_after(key, BUNDLE);
+                }
+                if let Some(synced) = self.synced.take() {
+                    // Nobody waits any more when the controllers end.
+                    let _ = synced.send(());
+                }
+            }
+            Event::Apply(object) => {
+                self.works();
+                self.put(&object, read);
+            }
+            Event::Delete(object) => {
+                self.works();
+                if let Some(key) = owner(object.meta()).or_else(|| labelled(object.meta())) {
+                    self.remove(key, object.meta());
+                }
+            }
+        }
+    }
+
+    fn put<T: Resource>(&self, object: &T, read: fn(&T) -> Option<(Key, Record)>) -> Option<(Key, String)> {
+        let meta = object.meta();
+        let Some((key, record)) = read(object) else {
+            // Not, or no longer, of a cluster.
+            if let Some(key) = labelled(meta) {
+                self.remove(key, meta);
+            }
+            return None;
+        };
+        let name = meta.name.clone().unwrap_or_default();
+        if self.sink.cache.put(self.kind, &key, &name, record) {
+            self.sink.queue.add_after(key.clone(), self.bundle());
+        }
+        Some((key, name))
+    }
+
+    fn remove(&self, key: Key, meta: &ObjectMeta) {
+        let name = meta.name.as_deref().unwrap_or_default();
+        if self.sink.cache.remove(self.kind, &key, name, meta.uid.as_deref()) {
+            self.sink.queue.add_after(key, self.bundle());
+        }
+    }
+
+    fn bundle(&self) -> Duration {
+        if self.kind == Kind::Cluster { Duration::ZERO } else { BUNDLE }
+    }
+
+    fn failed(&mut self, error: &watcher::Error) {
+        if !std::mem::replace(&mut self.broken, true) {
+            let namespace = self.namespace.as_deref().unwrap_or("*");
+            tracing::warn!(kind = %self.kind, namespace, "failed to watch; trying again: {}", WatchText(error));
+        }
+    }
+
+    fn works(&mut self) {
+        if std::mem::replace(&mut self.broken, false) {
+            let namespace = self.namespace.as_deref().unwrap_or("*");
+            tracing::info!(kind = %self.kind, namespace, "the watch works again");
+        }
+    }
+}
+
+/// What an error of a watch says, without the object that it may quote.
+struct WatchText<'a>(&'a watcher::Error);
+
+impl fmt::Display for WatchText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            watcher::Error::InitialListFailed(error) => write!(f, "list: {error}"),
+            watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => write!(f, "watch: {error}"),
+            watcher::Error::WatchError(status) => write!(f, "watch: {} ({})", status.message, status.code),
+            watcher::Error::NoResourceVersion => f.write_str("the answer has no resource version"),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cluster => "DaskCluster",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::ConfigMap => "ConfigMap",
+            Self::NetworkPolicy => "NetworkPolicy",
+        })
+    }
+}
+
+/// A DaskCluster as the cache keeps it.
+pub(super) fn read_cluster(object: &DynamicObject) -> Option<(Key, Record)> {
+    let meta = &object.metadata;
+    let slim = json!({
+        "apiVersion": crate::api::API_VERSION,
+        "kind": "DaskCluster",
+        "metadata": {
+            "name": meta.name,
+            "namespace": meta.namespace,
+            "uid": meta.uid,
+            "generation": meta.generation,
+            "labels": meta.labels.as_ref().map_or_else(Default::default, |labels| labels.clone()),
+            "deletionTimestamp": meta.deletion_timestamp,
+        },
+        "spec": object.data.get("spec"),
+        "status": object.data.get("status"),
+    });
+    let uid = meta.uid.clone()?;
+    let record = Record {
+        owner: uid.clone(),
+        uid,
+        version: meta.resource_version.clone().unwrap_or_default(),
+        body: json_body(&slim)?,
+        unseen: None,
+    };
+    Some((Key::new(meta.namespace.clone()?, meta.name.clone()?), record))
+}
+
+/// A Service or NetworkPolicy as the cache keeps it.
+pub(super) fn read_child<T: Resource + Serialize + Clone>(object: &T) -> Option<(Key, Record)> {
+    let mut slim = object.clone();
+    let meta = slim.meta_mut();
+    meta.managed_fields = None;
+    // Changes with every write, and is kept beside.
+    meta.resource_version = None;
+    read_metadata(object.meta(), json_body(&slim)?)
+}
+
+/// A pod as the cache keeps it.
+pub(super) fn read_pod_record(pod: &Pod) -> Option<(Key, Record)> {
+    let certificate = pod.annotations().get(names::CERTIFICATE).cloned();
+    let fact = read_pod(pod)?;
+    read_metadata(&pod.metadata, Body::Pod(Box::new(PodBody { fact, certificate })))
+}
+
+fn read_metadata(meta: &ObjectMeta, body: Body) -> Option<(Key, Record)> {
+    let key = owner(meta)?;
+    let owner = meta.owner_references.iter().flatten().find(|owner| is_cluster(owner))?.uid.clone();
+    let version = meta.resource_version.clone().unwrap_or_default();
+    Some((key, Record { uid: meta.uid.clone()?, version, owner, body, unseen: None }))
+}
+
+fn json_body(object: &impl Serialize) -> Option<Body> {
+    // What came as JSON can be written as JSON.
+    serde_json::to_vec(object).ok().map(|json| Body::Json(json.into_boxed_slice()))
+}
+
+/// The DaskCluster that owns an object, or that it is.
+fn owner(meta: &ObjectMeta) -> Option<Key> {
+    let owner = meta.owner_references.iter().flatten().find(|owner| is_cluster(owner))?;
+    Some(Key::new(meta.namespace.clone()?, owner.name.clone()))
+}
+
+/// The DaskCluster that an object names in its labels.
+fn labelled(meta: &ObjectMeta) -> Option<Key> {
+    let name = meta.labels.as_ref()?.get(names::CLUSTER)?;
+    Some(Key::new(meta.namespace.clone()?, name.clone()))
+}
+
+fn is_cluster(owner: &k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference) -> bool {
+    owner.kind == "DaskCluster" && owner.api_version.split('/').next() == Some(GROUP)
+}
