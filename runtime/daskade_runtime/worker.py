@@ -22,6 +22,7 @@ import msgpack
 from distributed import WorkerPlugin, get_worker
 
 from daskade_runtime import boot, channel, compat
+from daskade_runtime.bundles import Bundles
 from daskade_runtime.cache import Cache, Entry
 from daskade_runtime.definitions import Definitions, Run
 from daskade_runtime.errors import StepFailure, describe
@@ -41,7 +42,7 @@ log = logging.getLogger("distributed.daskade")
 _STOPPED_KEPT = 10_000
 _FLUSH_DEADLINE = 10.0
 _CALL_DEADLINE = 60.0
-_WATCH_EVERY = 1.0
+_WATCH_EVERY = 0.5
 PRESTART_CAP = 8
 
 Task = tuple[str, int, int, int]  # run, step, item, attempt
@@ -124,6 +125,7 @@ class WorkerState:
         self.fetcher = Fetcher(self.cache, self._call_peer, lambda: str(worker.address))
         self.gatherer = Gatherer(self.fetcher, self._ask_handle)
         self.events = Events(worker)
+        self.bundles = Bundles(self.events.post)
         self.logs = LogHub(self.name, self._live_lines)
         self.devices = Devices(device_ids(compat.resources(worker).get("GPU", 0)))
         self.live: dict[Task, Attempt] = {}
@@ -430,6 +432,7 @@ class WorkerState:
             log.warning("daskade: the scheduler is gone, ending all steps")
             self.pool.interrupt()
         self._cut = gone
+        self.bundles.look()
         self.loop.call_later(_WATCH_EVERY, self._watch)
 
     def kill(self) -> None:
