@@ -99,9 +99,8 @@ fn check(row: &Row) -> Result<(), String> {
         other => Err(format!("no place {other}")),
     };
     let limit = if cfg!(debug_assertions) { Duration::from_secs(30) } else { Duration::from_secs(1) };
-    let answer = answer.and_then(|()| {
-        if begun.elapsed() < limit { Ok(()) } else { Err(format!("took {:?}", begun.elapsed())) }
-    });
+    let answer =
+        answer.and_then(|()| if begun.elapsed() < limit { Ok(()) } else { Err(format!("took {:?}", begun.elapsed())) });
     answer.map_err(|message| format!("{number} {title}: {message}"))
 }
 
