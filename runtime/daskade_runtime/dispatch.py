@@ -2,8 +2,8 @@
 
 Few attempts are at Dask at any moment (about two per slot, more while they take milliseconds), each
 restricted to the workers that may run it. So priorities hold, a worker that joins late gets work, and a
-worker that dies takes few along. Short attempts of one step share a Dask task (``flight``). Dask chooses among
-the eligible workers. It never reruns anything of ours: an attempt whose worker died is reported.
+worker that dies takes few along. Short attempts of one step share a Dask task (``flight``). Dask chooses
+among the eligible workers. It never reruns anything of ours: an attempt whose worker died is reported.
 """
 
 from __future__ import annotations
@@ -111,9 +111,10 @@ def group_of(name: Any) -> str | None:
 class Dispatcher:
     """Sends ready attempts to Dask and follows them there.
 
-    Callbacks: ``blob(attempt)`` makes what a worker needs of it; ``held(attempt)`` says that its run takes a pause;
-    ``lost(attempt, worker, message)``, ``broken(attempt, message)`` and ``unanswered(attempts, future)``
-    report ends that brought no answer; ``blocked``/``unblocked`` tell of steps that no worker may run.
+    Callbacks: ``blob(attempt)`` makes what a worker needs of it; ``held(attempt)`` says that its run takes a
+    pause; ``lost(attempt, worker, message)``, ``broken(attempt, message)`` and ``unanswered(attempts,
+    future)`` report ends that brought no answer; ``blocked``/``unblocked`` tell of steps that no worker may
+    run.
     """
 
     def __init__(self, scheduler: Any, client: Any, function: Callable[..., Any], calls: Any) -> None:
