@@ -5,6 +5,7 @@
 pub mod api;
 pub mod cli;
 pub mod cluster;
+pub mod controller;
 pub mod crd;
 pub mod dask;
 pub mod graph;
@@ -15,3 +16,4 @@ pub mod pipeline;
 pub mod problem;
 pub mod run;
 pub mod store;
+pub mod telemetry;

@@ -19,6 +19,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("local", &["names"]),
     ("run", &["names", "problem", "api", "graph", "pipeline", "dask", "store", "local"]),
     ("telemetry", &[]),
+    ("controller", &["names", "problem", "api", "cluster", "dask", "tls", "telemetry", "local"]),
     (
         "cli",
         &[
@@ -35,6 +36,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "local",
             "run",
             "telemetry",
+            "controller",
         ],
     ),
     ("main", &["cli", "telemetry"]),

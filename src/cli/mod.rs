@@ -3,6 +3,8 @@
 
 mod finish;
 mod logs;
+mod operator;
+mod operator_options;
 mod options;
 mod progress;
 mod request;
@@ -47,6 +49,8 @@ enum Command {
     Validate(options::ValidateOptions),
     /// Print the custom resource definitions
     Crd(options::CrdOptions),
+    /// Turn DaskClusters into running Dask clusters: the process in Kubernetes
+    Operator(Box<operator_options::OperatorOptions>),
 }
 
 /// An end of the command that is not success: its message has been shown or is in `message`.
@@ -82,7 +86,7 @@ impl From<io::Error> for Failure {
 }
 
 /// Parses the arguments, runs the command and gives its exit code.
-pub async fn main() -> ExitCode {
+pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -92,12 +96,13 @@ pub async fn main() -> ExitCode {
         }
     };
     let done = match cli.command {
-        Command::Run(options) => run::run(*options).await,
-        Command::Resume(options) => run::resume(*options).await,
-        Command::Logs(options) => logs::logs(options).await,
-        Command::Runs(options) => runs::runs(&options),
-        Command::Validate(options) => validate::validate(&options),
-        Command::Crd(options) => validate::crd(&options),
+        Command::Run(options) => on_one_thread(run::run(*options)),
+        Command::Resume(options) => on_one_thread(run::resume(*options)),
+        Command::Logs(options) => on_one_thread(logs::logs(options)),
+        Command::Runs(options) => on_one_thread(async { runs::runs(&options) }),
+        Command::Validate(options) => on_one_thread(async { validate::validate(&options) }),
+        Command::Crd(options) => on_one_thread(async { validate::crd(&options) }),
+        Command::Operator(options) => operator::operator(*options),
     };
     match done {
         Ok(()) => ExitCode::from(exit::SUCCESS),
@@ -109,4 +114,15 @@ pub async fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// Runs a command for a person. The kernel ends the local Dask processes when the thread that started them does, so that
+/// thread must be the one that lives as long as the command.
+fn on_one_thread(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    crate::telemetry::log::start_terminal();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::environment(format!("start: {error}")))?;
+    runtime.block_on(work)
 }

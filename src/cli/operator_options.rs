@@ -1,0 +1,169 @@
+//! The options of `daskade operator`. All are checked before anything starts.
+
+use std::net::SocketAddr;
+use std::sync::LazyLock;
+
+use clap::{Args, ValueEnum};
+use regex::Regex;
+
+use crate::api::{Duration, schema::IMAGE_PATTERN};
+use crate::controller::Namespaces;
+use crate::telemetry::log;
+
+/// The worker image of this version.
+const IMAGE: &str = concat!("daskade/worker:", env!("CARGO_PKG_VERSION"));
+/// Libraries only when somebody must act. The Kubernetes client is silent: its errors are told by what used it, and it
+/// would show a Secret that it cannot read.
+const LOG: &str = "warn,daskade=info,kube_client=off";
+/// One label's name: prefix, slash, name.
+const KEY: &str = r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?";
+/// One label's value.
+const VALUE: &str = r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?";
+/// What a namespace's labels may be asked for, as kubectl writes it.
+static SELECTOR: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    let part =
+        format!(r"(!\s*{KEY}|{KEY}(\s*(=|==|!=)\s*{VALUE}|\s+(in|notin)\s*\(\s*{VALUE}(\s*,\s*{VALUE})*\s*\))?)");
+    Regex::new(&format!(r"^\s*{part}\s*(,\s*{part}\s*)*$")).ok()
+});
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum LogFormat {
+    /// One JSON object a line
+    #[default]
+    Json,
+    /// For people
+    Text,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OperatorOptions {
+    /// Serve only these namespaces [default: all]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "DASKADE_WATCH_NAMESPACES",
+        value_delimiter = ',',
+        value_parser = namespace,
+        conflicts_with = "namespace_selector"
+    )]
+    pub watch_namespaces: Vec<String>,
+    /// Serve only namespaces with these labels, for example team=data [default: all]
+    #[arg(long, value_name = "LABELS", env = "DASKADE_NAMESPACE_SELECTOR", value_parser = selector)]
+    pub namespace_selector: Option<String>,
+    /// Where the operator keeps its lease and the keys of its certificate authorities [default: its own namespace]
+    #[arg(long, value_name = "NAME", env = "DASKADE_OWN_NAMESPACE", value_parser = namespace)]
+    pub own_namespace: Option<String>,
+    /// Image of clusters that name none
+    #[arg(long, value_name = "IMAGE", env = "DASKADE_IMAGE", default_value = IMAGE, value_parser = image)]
+    pub image: String,
+    /// Life of the certificates that are issued, 1m to 365d; each is renewed at half of it
+    #[arg(long, value_name = "TIME", env = "DASKADE_CERTIFICATE_LIFETIME", default_value = "90d", value_parser = lifetime)]
+    pub certificate_lifetime: Duration,
+    /// Clusters that are worked on at once, 1 to 256
+    #[arg(
+        long,
+        value_name = "N",
+        env = "DASKADE_MAX_CONCURRENT",
+        default_value_t = 32,
+        value_parser = clap::value_parser!(u16).range(1..=256)
+    )]
+    pub max_concurrent: u16,
+    /// Name of the lease: operators with the same lease and namespace take turns
+    #[arg(long, value_name = "NAME", env = "DASKADE_LEASE_NAME", default_value = "daskade-operator", value_parser = subdomain)]
+    pub lease_name: String,
+    /// After this time without a sign of the leader another operator takes over, 3s to 5m in whole seconds
+    #[arg(long, value_name = "TIME", env = "DASKADE_LEASE_DURATION", default_value = "15s", value_parser = lease_duration)]
+    pub lease_duration: Duration,
+    /// Address of /health, /ready and /metrics
+    #[arg(long, value_name = "ADDRESS:PORT", env = "DASKADE_LISTEN", default_value = "[::]:8080")]
+    pub listen: SocketAddr,
+    /// Form of the log, which goes to standard error
+    #[arg(long, value_enum, env = "DASKADE_LOG_FORMAT", default_value_t)]
+    pub log_format: LogFormat,
+    /// What is logged: levels by target, for example info,daskade=debug
+    #[arg(long, value_name = "FILTER", env = "DASKADE_LOG", default_value = LOG, value_parser = filter)]
+    pub log: String,
+    /// Send traces to this OpenTelemetry collector, by OTLP over HTTP: its base address [default: nowhere]
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_parser = endpoint)]
+    pub otlp_endpoint: Option<String>,
+}
+
+impl OperatorOptions {
+    /// How the process tells about itself.
+    pub(super) fn telemetry(&self) -> log::Settings {
+        let format = match self.log_format {
+            LogFormat::Json => log::Format::Json,
+            LogFormat::Text => log::Format::Text,
+        };
+        log::Settings { format, filter: self.log.clone(), otlp: self.otlp_endpoint.clone() }
+    }
+
+    /// Which namespaces are served.
+    pub(super) fn namespaces(&self) -> Namespaces {
+        match (&self.namespace_selector, self.watch_namespaces.as_slice()) {
+            (Some(selector), _) => Namespaces::Selector(selector.clone()),
+            (None, []) => Namespaces::All,
+            (None, names) => Namespaces::Names(names.to_vec()),
+        }
+    }
+}
+
+/// A name of RFC 1123: unlike ours, it may begin with a digit.
+fn namespace(text: &str) -> Result<String, &'static str> {
+    let fits = (1..=63).contains(&text.len())
+        && text.bytes().all(|letter| matches!(letter, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("is no name of a namespace: a to z, 0 to 9 and dashes inside, at most 63")
+    }
+}
+
+fn subdomain(text: &str) -> Result<String, &'static str> {
+    if text.len() <= 253 && text.split('.').all(|part| namespace(part).is_ok()) {
+        Ok(text.to_owned())
+    } else {
+        Err("is no name of an object: a to z, 0 to 9, dashes and dots inside")
+    }
+}
+
+fn selector(text: &str) -> Result<String, &'static str> {
+    match SELECTOR.as_ref() {
+        Some(form) if form.is_match(text) => Ok(text.to_owned()),
+        _ => Err("is no label selector; write it as team=data,stage!=test or team in (a,b)"),
+    }
+}
+
+fn image(text: &str) -> Result<String, &'static str> {
+    match Regex::new(IMAGE_PATTERN) {
+        Ok(form) if form.is_match(text) && text.len() <= 512 => Ok(text.to_owned()),
+        _ => Err("is no image reference; write it as repository:tag or repository@sha256:digest"),
+    }
+}
+
+fn filter(text: &str) -> Result<String, String> {
+    log::check_filter(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
+fn endpoint(text: &str) -> Result<String, &'static str> {
+    match url::Url::parse(text) {
+        Ok(url) if ["http", "https"].contains(&url.scheme()) && url.has_host() => Ok(text.to_owned()),
+        _ => Err("is no address of a collector; write it as http://collector:4318"),
+    }
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    within(text, Duration::from_secs(60), Duration::from_secs(365 * 86_400))
+}
+
+fn lease_duration(text: &str) -> Result<Duration, String> {
+    let duration = within(text, Duration::from_secs(3), Duration::from_secs(300))?;
+    if duration.as_millis() % 1_000 == 0 { Ok(duration) } else { Err("must be whole seconds".to_owned()) }
+}
+
+fn within(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    let duration: Duration = text.parse().map_err(|error| format!("{error}"))?;
+    if (least..=most).contains(&duration) { Ok(duration) } else { Err(format!("must be from {least} to {most}")) }
+}

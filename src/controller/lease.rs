@@ -1,0 +1,285 @@
+//! Leader election over a Lease: who may write, and with which epoch.
+//!
+//! The algorithm is that of Kubernetes' own controllers: every write carries the resource version that was read, so two
+//! candidates never both succeed, and whether another's lease ran out is measured on our own clock since it last changed,
+//! so clocks of other machines do not matter. The holder gives up well before others may take over.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::lead::{Grant, Lead, lead};
+use crate::telemetry::health::Health;
+
+/// Key of the lease in what `/ready` says.
+const NEED: &str = "lease";
+/// Longest wait for one answer of the API server.
+const REQUEST: Duration = Duration::from_secs(5);
+/// Longest time that giving the lease back may take; others wait for it to run out if it does not work.
+const RELEASE: Duration = Duration::from_secs(2);
+/// Tries of one turn when somebody else wrote in between.
+const CONFLICTS: u32 = 3;
+/// What a foreign lease may claim, in seconds.
+const CLAIM: std::ops::RangeInclusive<i32> = 1..=3600;
+
+/// Which lease, and as whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseSettings {
+    pub namespace: String,
+    pub name: String,
+    /// Unique among all processes that ever run.
+    pub identity: String,
+    /// After this time without a renewal others may take over: whole seconds, at least one.
+    pub duration: Duration,
+}
+
+/// A process that wants the lease.
+#[derive(Debug)]
+pub struct Candidate {
+    api: Api<Lease>,
+    settings: LeaseSettings,
+    grant: Grant,
+    health: Arc<Health>,
+    /// The lease as we wrote it last; none if it must be read.
+    known: Option<Lease>,
+    /// Version of another's lease, and when we saw it first.
+    seen: Option<(String, Instant)>,
+    /// Epoch that we had last.
+    epoch: u64,
+}
+
+/// Whose a lease is.
+#[derive(Debug, PartialEq, Eq)]
+enum Holder {
+    Us,
+    Other,
+    Nobody,
+}
+
+/// Why a turn did not work; reads after "failed to".
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{what} the lease: {source}")]
+    Api { what: &'static str, source: Box<kube::Error> },
+    #[error("{0} the lease: somebody else keeps writing it")]
+    Conflict(&'static str),
+    #[error("{0} the lease: the API server gave no answer in time")]
+    Timeout(&'static str),
+}
+
+/// A candidate, and what tells whether it leads. `client` must not be fenced by that lead itself.
+pub fn candidate(client: Client, settings: LeaseSettings, health: Arc<Health>) -> (Candidate, Lead) {
+    let (grant, lead) = lead();
+    let api = Api::namespaced(client, &settings.namespace);
+    let candidate = Candidate { api, settings, grant, health, known: None, seen: None, epoch: 0 };
+    (candidate, lead)
+}
+
+impl Candidate {
+    /// Takes the lease when it is free and keeps it, until `stop` ends; then gives it back, in at most 2 s. Nothing may
+    /// be written any more when this returns.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) {
+        tokio::pin!(stop);
+        loop {
+            let begun = Instant::now();
+            // A turn that is left in the middle may have written or not: `release` reads before it writes.
+            tokio::select! {
+                biased;
+                () = &mut stop => break,
+                () = self.turn() => {}
+            }
+            tokio::select! {
+                biased;
+                () = &mut stop => break,
+                () = sleep_until(begun + self.settings.every()) => {}
+            }
+        }
+        self.release().await;
+    }
+
+    async fn turn(&mut self) {
+        // Not beyond the end of what we hold, so that its loss is told at once.
+        let most = self.grant.left().unwrap_or(REQUEST).min(REQUEST);
+        let result = match timeout(most, self.hold()).await {
+            Ok(result) => result,
+            Err(_) => {
+                self.known = None;
+                Err(Error::Timeout("renew or take"))
+            }
+        };
+        match result {
+            Ok(()) => {
+                self.health.found(NEED);
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if self.health.wait_for(NEED, &text) {
+                    tracing::warn!(lease = self.settings.name, "failed to {text}; trying again");
+                }
+            }
+        }
+        if self.grant.left().is_none() {
+            self.grant.lose();
+        }
+    }
+
+    /// Renews the lease, takes it, or sees that another holds it.
+    async fn hold(&mut self) -> Result<(), Error> {
+        for _ in 0..CONFLICTS {
+            let (begun, begun_wall) = (Instant::now(), SystemTime::now());
+            let written = match self.read().await? {
+                None => self.create().await?,
+                Some(lease) => match self.holder(&lease) {
+                    Holder::Other => {
+                        self.grant.lose();
+                        return Ok(());
+                    }
+                    Holder::Us => self.replace(renewed(lease, self.settings.duration), "renew").await?,
+                    Holder::Nobody => self.replace(taken(lease, &self.settings, self.epoch), "take").await?,
+                },
+            };
+            // None: somebody else was faster. What they wrote is read in the next round.
+            let Some(lease) = written else { continue };
+            self.epoch = epoch(&lease);
+            self.grant.renew(self.epoch, begun, begun_wall, self.settings.lasts());
+            self.known = Some(lease);
+            return Ok(());
+        }
+        Err(Error::Conflict("renew or take"))
+    }
+
+    /// Gives the lease back if it is ours.
+    async fn release(mut self) {
+        // First of all: a write that is on its way must not meet the next leader's.
+        self.grant.lose();
+        let released = timeout(RELEASE, async {
+            for _ in 0..CONFLICTS {
+                let Some(lease) = self.read().await? else { return Ok(()) };
+                if self.holder(&lease) != Holder::Us || self.replace(freed(lease), "give back").await?.is_some() {
+                    return Ok(());
+                }
+            }
+            Err(Error::Conflict("give back"))
+        });
+        match released.await.unwrap_or(Err(Error::Timeout("give back"))) {
+            Ok(()) => tracing::info!(lease = self.settings.name, "gave the lease back"),
+            Err(error) => {
+                tracing::warn!(lease = self.settings.name, "failed to {error}; others wait until it runs out")
+            }
+        }
+    }
+
+    fn holder(&mut self, lease: &Lease) -> Holder {
+        let spec = lease.spec.clone().unwrap_or_default();
+        match spec.holder_identity.filter(|holder| !holder.is_empty()) {
+            None => Holder::Nobody,
+            Some(holder) if holder == self.settings.identity => Holder::Us,
+            Some(_) => {
+                let now = Instant::now();
+                let version = lease.metadata.resource_version.clone().unwrap_or_default();
+                let since = match &self.seen {
+                    Some((seen, since)) if *seen == version => *since,
+                    _ => {
+                        self.seen = Some((version, now));
+                        now
+                    }
+                };
+                let claim = spec.lease_duration_seconds.map(|claim| claim.clamp(*CLAIM.start(), *CLAIM.end()));
+                let claim = claim.and_then(|claim| u64::try_from(claim).ok()).map(Duration::from_secs);
+                let ran_out = now.saturating_duration_since(since) >= claim.unwrap_or(self.settings.duration);
+                if ran_out { Holder::Nobody } else { Holder::Other }
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<Option<Lease>, Error> {
+        if let Some(lease) = self.known.take() {
+            return Ok(Some(lease));
+        }
+        self.api.get_opt(&self.settings.name).await.map_err(|source| Error::api("read", source))
+    }
+
+    /// None if another created it first.
+    async fn create(&mut self) -> Result<Option<Lease>, Error> {
+        let metadata = ObjectMeta { name: Some(self.settings.name.clone()), ..ObjectMeta::default() };
+        let lease = taken(Lease { metadata, spec: None }, &self.settings, self.epoch);
+        match self.api.create(&PostParams::default(), &lease).await {
+            Ok(lease) => Ok(Some(lease)),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
+            Err(source) => Err(Error::api("create", source)),
+        }
+    }
+
+    /// None if it was changed or deleted since it was read.
+    async fn replace(&mut self, lease: Lease, what: &'static str) -> Result<Option<Lease>, Error> {
+        match self.api.replace(&self.settings.name, &PostParams::default(), &lease).await {
+            Ok(lease) => Ok(Some(lease)),
+            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(None),
+            Err(source) => Err(Error::api(what, source)),
+        }
+    }
+}
+
+impl LeaseSettings {
+    /// How long the holder may write after a renewal: the rest, a third, is for requests that are still on their way.
+    fn lasts(&self) -> Duration {
+        self.duration * 2 / 3
+    }
+
+    /// Between two turns: three tries before the right to write ends.
+    fn every(&self) -> Duration {
+        self.duration / 5
+    }
+}
+
+impl Error {
+    fn api(what: &'static str, source: kube::Error) -> Self {
+        Self::Api { what, source: Box::new(source) }
+    }
+}
+
+/// Epochs of one lease only grow: each new holder counts one further.
+fn epoch(lease: &Lease) -> u64 {
+    let transitions = lease.spec.as_ref().and_then(|spec| spec.lease_transitions).unwrap_or(0);
+    u64::try_from(transitions).unwrap_or(0).saturating_add(1)
+}
+
+fn renewed(mut lease: Lease, duration: Duration) -> Lease {
+    let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
+    spec.renew_time = Some(MicroTime(Timestamp::now()));
+    spec.lease_duration_seconds = Some(seconds(duration));
+    lease
+}
+
+/// `epoch` is the last that we know of.
+fn taken(mut lease: Lease, settings: &LeaseSettings, epoch: u64) -> Lease {
+    let now = Timestamp::now();
+    let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
+    // A new lease goes on from the minutes since 1970: above the count of one that was deleted, unless that changed hands
+    // more than once a minute. Else schedulers would take us for an old leader and refuse us for ever.
+    let first = i32::try_from(now.as_second() / 60).unwrap_or(i32::MAX);
+    let next = spec.lease_transitions.filter(|count| *count >= 0).map_or(first, |count| count.saturating_add(1));
+    spec.lease_transitions = Some(next.max(i32::try_from(epoch).unwrap_or(i32::MAX)));
+    spec.holder_identity = Some(settings.identity.clone());
+    spec.acquire_time = Some(MicroTime(now));
+    renewed(lease, settings.duration)
+}
+
+fn freed(mut lease: Lease) -> Lease {
+    let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
+    spec.holder_identity = None;
+    spec.acquire_time = None;
+    spec.renew_time = Some(MicroTime(Timestamp::now()));
+    spec.lease_duration_seconds = Some(1);
+    lease
+}
+
+fn seconds(duration: Duration) -> i32 {
+    i32::try_from(duration.as_secs()).unwrap_or(i32::MAX).max(1)
+}

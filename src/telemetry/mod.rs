@@ -1,0 +1,9 @@
+//! What the operator tells about itself: log lines, traces, metrics, health. Knows nothing of what it is told about.
+
+pub mod health;
+pub mod log;
+pub mod metrics;
+pub mod panics;
+mod process;
+pub mod server;
+mod traces;
