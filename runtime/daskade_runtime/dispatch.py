@@ -12,6 +12,7 @@ import heapq
 import itertools
 import logging
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ RECHECK = 1.0
 # A worker that takes nothing new for so long keeps nothing that it has not begun. Long enough for the word of
 # what it did begin to arrive.
 DRAIN_AFTER = 2.0
+_PREFIX = f"{os.environ['DASKADE_CLUSTER']}-" if os.environ.get("DASKADE_CLUSTER") else ""
 _NOT, _UNASSIGNED, _ASSIGNED = range(3)
 
 
@@ -103,8 +105,10 @@ def running(worker: Any) -> bool:
 
 
 def group_of(name: Any) -> str | None:
-    """``cpu`` of ``cpu-3-1``; None for a name of another form: such a worker belongs to no group."""
-    parts = str(name).rsplit("-", 2)
+    """``cpu`` of ``cpu-3-1``, in a pod of ``<cluster>-cpu-3-1``; None for a name of another form: such a worker
+    belongs to no group.
+    """
+    parts = str(name).removeprefix(_PREFIX).rsplit("-", 2)
     return parts[0] if len(parts) == 3 and parts[0] and parts[1].isdigit() and parts[2].isdigit() else None
 
 
@@ -331,6 +335,13 @@ class Dispatcher:
         ready[key] -= 1
         if ready[key] <= 0:
             del ready[key]
+
+    def demand(self) -> Iterator[tuple[str | None, dict[str, float], int]]:
+        """What is ready or at Dask: worker group, resources, how many attempts."""
+        attempts = itertools.chain.from_iterable(flight.attempts for flight in self.flying.values())
+        flying = Counter(attempt.group for attempt in attempts if attempt.state != run_.GONE)
+        for group in self._groups.values():
+            yield group.group, group.resources, sum(group.ready.values()) + flying[group]
 
     def retell_blocked(self, run: str) -> None:
         """A new driver of ``run`` has not heard what is blocked."""

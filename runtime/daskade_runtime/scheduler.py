@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import inspect
 import logging
 import platform
 import uuid
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import distributed
@@ -21,13 +19,15 @@ import msgpack
 
 from daskade_runtime import PROTOCOL, versions
 from daskade_runtime.attempt import run_attempts
+from daskade_runtime.cluster import ClusterView
 from daskade_runtime.commit import in_thread
 from daskade_runtime.dispatch import Dispatcher
 from daskade_runtime.events import Subscriber, now
 from daskade_runtime.journal import Journal, JournalError, read_all
 from daskade_runtime.live import LiveRun, json_value
+from daskade_runtime.operation import Reply, operation
 from daskade_runtime.run import Address, Attempt, Refused
-from daskade_runtime.storage import StorageError, open_store
+from daskade_runtime.storage import open_store
 from daskade_runtime.wiring import Plugin, Workers, connect, describe, no_reply
 from daskade_runtime.worker import DaskadeWorker
 
@@ -44,37 +44,6 @@ CLOSED_KEPT = 1000
 # How long leaving a run, or the scheduler's end, waits for what is on its way to storage.
 FORGET_WAIT = 5.0
 LEAVE_WAIT = 2.0
-
-Reply = dict[str, Any]
-
-
-def operation(handler: Callable[..., Awaitable[Reply]]) -> Callable[..., Awaitable[Reply]]:
-    """Turns what a handler raises into the reply that the protocol knows."""
-
-    signature = inspect.signature(handler)
-
-    @functools.wraps(handler)
-    async def wrapped(self: Runtime, comm: Any = None, **message: Any) -> Reply:
-        message.pop("reply", None)
-        try:
-            signature.bind(self, **message)
-        except TypeError as error:
-            return {"status": "error", "reason": "BadRequest", "message": str(error)}
-        try:
-            return await handler(self, **message)
-        except (Refused, JournalError, StorageError) as error:
-            return {"status": "error", "reason": error.reason, "message": str(error)}
-        except versions.UnsupportedDask as error:
-            return {"status": "error", "reason": "UnsupportedDask", "message": str(error)}
-        except Exception as error:  # noqa: BLE001 - a reply is better than Dask's pickled exception
-            log.exception("daskade: %s failed", handler.__name__)
-            return {
-                "status": "error",
-                "reason": "Internal",
-                "message": f"{type(error).__name__}: {error}"[:2000],
-            }
-
-    return wrapped
 
 
 class Runtime:
@@ -127,6 +96,7 @@ class Runtime:
                 "daskade-hello": self.hello,
             }
         )
+        self.s.handlers.update(ClusterView(self).handlers())
         self._background(self._watch_fence())
         log.info("daskade runtime %s is ready, instance %s", self.digest[:12], self.instance)
 

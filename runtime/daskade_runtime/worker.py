@@ -349,6 +349,10 @@ class WorkerState:
             digest = known.code_digest
             self.loop.asyncio_loop.run_in_executor(None, self.pool.drop, lambda kind: kind[0] == digest)
 
+    def retired(self, **_: Any) -> None:
+        """Stream op ``daskade-retired``: the end that follows is meant, and not for lack of a scheduler."""
+        self.worker._daskade_retired = True
+
     async def get(
         self, comm: Any, run: str = "", d: bytes = b"", offset: int = 0, length: int = 0, **_: Any
     ) -> Any:
@@ -414,7 +418,12 @@ class WorkerState:
     def install(self) -> None:
         worker = self.worker
         worker.stream_handlers.update(
-            {"daskade-stop": self.stop, "daskade-listen": self.listen, "daskade-drop": self.drop}
+            {
+                "daskade-stop": self.stop,
+                "daskade-listen": self.listen,
+                "daskade-drop": self.drop,
+                "daskade-retired": self.retired,
+            }
         )
         worker.handlers.update({"daskade-get": self.get, "daskade-flush": self.flush})
         worker._daskade = self
