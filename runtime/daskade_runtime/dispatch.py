@@ -105,8 +105,8 @@ def running(worker: Any) -> bool:
 
 
 def group_of(name: Any) -> str | None:
-    """``cpu`` of ``cpu-3-1``, in a pod of ``<cluster>-cpu-3-1``; None for a name of another form: such a worker
-    belongs to no group.
+    """``cpu`` of ``cpu-3-1``, and in pods of ``<cluster>-cpu-3-1``; None for a name of another form: such a
+    worker belongs to no group.
     """
     parts = str(name).removeprefix(_PREFIX).rsplit("-", 2)
     return parts[0] if len(parts) == 3 and parts[0] and parts[1].isdigit() and parts[2].isdigit() else None

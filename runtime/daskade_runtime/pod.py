@@ -9,8 +9,8 @@ The rest comes from the environment: ``DASK_SCHEDULER_ADDRESS``, ``DASKADE_WORKE
 replaced at any time.
 
 Ends with 0 when it was told to end or was retired, and with another code when it should be started again:
-a worker whose scheduler is gone, say, since Dask's workers never reconnect. What stands in the way of a start is
-written as one line of JSON to the container's termination log.
+a worker whose scheduler is gone, say, since Dask's workers never reconnect. What stands in the way of a
+start is written as one line of JSON to the container's termination log.
 """
 
 from __future__ import annotations
