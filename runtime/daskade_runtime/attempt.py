@@ -1,12 +1,15 @@
-"""The task that Dask runs: ``worker.run_step``, with its answer sent ahead.
+"""The task that Dask runs: ``worker.run_step`` for each attempt in it, with the answers sent ahead.
 
-The answer goes to the scheduler as a ``ran`` event on the worker's stream, ahead of Dask's own message that
+An answer goes to the scheduler as a ``ran`` event on the worker's stream, ahead of Dask's own message that
 the task is done, which carries no data. That saves a fetch per step, and the answer of a task that Dask has
-already dropped (it was stopped, say) still arrives. Should the event not be possible, the answer is the
-task's result, and is fetched.
+already dropped (it was stopped, say) still arrives. Should the event not be possible, the answers are the
+task's result, and are fetched.
 """
 
 from __future__ import annotations
+
+import contextlib
+from typing import Any
 
 import msgpack
 from distributed import get_worker
@@ -14,15 +17,28 @@ from distributed import get_worker
 from daskade_runtime.worker import run_step
 
 
-def run_attempt(address: bytes, blob: bytes) -> bytes | None:
-    """Runs the attempt in ``blob``; ``address`` is msgpack ``[run, step, item, attempt]`` of the same
-    attempt.
+def run_attempts(message: bytes) -> bytes | None:
+    """Runs the attempts in ``message``, msgpack ``[[run, step, item, attempt, blob], …]``, in order.
+
+    None if the scheduler has been told of all of them, else msgpack ``[[run, step, item, attempt, answer],
+    …]`` of those that it has not been told.
     """
-    answer = run_step(blob)
+    rows = msgpack.unpackb(message)
+    worker: Any = None
+    with contextlib.suppress(Exception):  # the worker is closing, or not set up: each attempt says so
+        worker = get_worker()._daskade
+    bundle = worker.bundles.begin([tuple(row[:4]) for row in rows]) if worker and len(rows) > 1 else None
+    untold = []
     try:
-        events = get_worker()._daskade.events
-        run, s, i, a = msgpack.unpackb(address)
-        events.post({"k": "ran", "run": run, "s": s, "i": i, "a": a, "answer": answer})
-        return None
-    except Exception:  # noqa: BLE001 - the worker is closing, or not set up: Dask carries the answer
-        return answer
+        for run, s, i, a, blob in rows:
+            if bundle is not None and not bundle.take((run, s, i, a)):
+                continue  # handed back, and on its way to another slot
+            answer = run_step(blob)
+            try:
+                worker.events.post({"k": "ran", "run": run, "s": s, "i": i, "a": a, "answer": answer})
+            except Exception:  # noqa: BLE001 - the worker is closing: Dask carries the answer
+                untold.append([run, s, i, a, answer])
+    finally:
+        if bundle is not None:
+            worker.bundles.end(bundle)
+    return msgpack.packb(untold, use_bin_type=True) if untold else None

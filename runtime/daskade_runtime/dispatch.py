@@ -2,8 +2,8 @@
 
 Few attempts are at Dask at any moment (about two per slot, more while they take milliseconds), each
 restricted to the workers that may run it. So priorities hold, a worker that joins late gets work, and a
-worker that dies takes few along. Dask chooses among the eligible workers. It never reruns anything of ours:
-an attempt whose worker died is reported.
+worker that dies takes few along. Short attempts of one step share a Dask task (``flight``). Dask chooses
+among the eligible workers. It never reruns anything of ours: an attempt whose worker died is reported.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import heapq
 import itertools
 import logging
 import math
+import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import msgpack
-
 from daskade_runtime import run as run_
+from daskade_runtime.flight import Flight, Pace
 from daskade_runtime.run import Attempt, StepDef
 
 log = logging.getLogger("distributed.daskade")
@@ -40,6 +40,7 @@ RECHECK = 1.0
 # A worker that takes nothing new for so long keeps nothing that it has not begun. Long enough for the word of
 # what it did begin to arrive.
 DRAIN_AFTER = 2.0
+_PREFIX = f"{os.environ['DASKADE_CLUSTER']}-" if os.environ.get("DASKADE_CLUSTER") else ""
 _NOT, _UNASSIGNED, _ASSIGNED = range(3)
 
 
@@ -104,17 +105,20 @@ def running(worker: Any) -> bool:
 
 
 def group_of(name: Any) -> str | None:
-    """``cpu`` of ``cpu-3-1``; None for a name of another form: such a worker belongs to no group."""
-    parts = str(name).rsplit("-", 2)
+    """``cpu`` of ``cpu-3-1``, and in pods of ``<cluster>-cpu-3-1``; None for a name of another form: such a
+    worker belongs to no group.
+    """
+    parts = str(name).removeprefix(_PREFIX).rsplit("-", 2)
     return parts[0] if len(parts) == 3 and parts[0] and parts[1].isdigit() and parts[2].isdigit() else None
 
 
 class Dispatcher:
     """Sends ready attempts to Dask and follows them there.
 
-    Callbacks: ``blob(attempt)`` makes the task's argument; ``held(attempt)`` says that its run takes a pause;
-    ``lost(attempt, worker, message)``, ``broken(attempt, message)`` and ``unanswered(attempt, future)``
-    report ends that brought no answer; ``blocked``/``unblocked`` tell of steps that no worker may run.
+    Callbacks: ``blob(attempt)`` makes what a worker needs of it; ``held(attempt)`` says that its run takes a
+    pause; ``lost(attempt, worker, message)``, ``broken(attempt, message)`` and ``unanswered(attempts,
+    future)`` report ends that brought no answer; ``blocked``/``unblocked`` tell of steps that no worker may
+    run.
     """
 
     def __init__(self, scheduler: Any, client: Any, function: Callable[..., Any], calls: Any) -> None:
@@ -124,9 +128,9 @@ class Dispatcher:
         self._calls = calls
         self._groups: dict[Any, Group] = {}
         self._order = itertools.count()
-        self.flying: dict[str, Attempt] = {}
+        self.flying: dict[str, Flight] = {}
         self._load: Counter[str] = Counter()
-        self._landed: list[Attempt] = []
+        self._landed: list[Any] = []
         self._armed = False
         self._changed = True
         self._rechecking = False
@@ -163,19 +167,27 @@ class Dispatcher:
         """The attempt ended on its worker: its slot is free. Dask's own end of it follows."""
         if seconds is not None and attempt.group is not None:
             attempt.group.took(seconds)
+            _pace(attempt).took(seconds)
         self._unload(attempt)
         self.arm()
 
     def recall(self, attempt: Attempt) -> None:
-        """Takes the task from Dask; what runs of it goes on unheard."""
-        if self.flying.pop(attempt.key, None) is not None:
+        """Takes the attempt from Dask; what runs of it goes on unheard."""
+        flight = attempt.flight
+        if flight is not None:
             self._unload(attempt)
-            future, attempt.future = attempt.future, None
-            # At once, since the client's own message may come too late to stop a worker from starting it.
-            self._release_keys([attempt.key])
-            if future is not None:
-                future.release()
+            if flight.leave(attempt) and self.flying.pop(flight.key, None) is not None:
+                future, flight.future = flight.future, None
+                # At once, since the client's own message may come too late to stop a worker from starting it.
+                self._release_keys([flight.key])
+                if future is not None:
+                    future.release()
         self.arm()
+
+    def returned(self, attempt: Attempt) -> None:
+        """Its worker has not begun it, and will not: others take too long before it."""
+        self.recall(attempt)
+        self._again(attempt)
 
     def workers_changed(self) -> None:
         """A worker came or went, or changed its state."""
@@ -221,9 +233,12 @@ class Dispatcher:
         self._idle_since = {address: self._idle_since.get(address, now) for address in idle}
         drained = {address for address, since in self._idle_since.items() if now - since >= DRAIN_AFTER}
         if drained:
-            for attempt in [a for a in self.flying.values() if a.state == run_.SENT and a.worker in drained]:
-                self.recall(attempt)
-                self._again(attempt)
+            for flight in list(self.flying.values()):
+                # One of several has begun: the worker runs them all, or hands them back.
+                if all(a.state == run_.SENT and a.worker in drained for a in flight.attempts):
+                    for attempt in list(flight.attempts):
+                        self.recall(attempt)
+                        self._again(attempt)
         self.workers_changed()
 
     def _free(self, group: Group) -> int:
@@ -262,23 +277,11 @@ class Dispatcher:
     def _send(self, group: Group, batch: list[Attempt]) -> None:
         graph: dict[str, Any] = {}
         function = self._function
-        sent = []
-        for attempt in batch:
-            run = attempt.run
-            step = run.steps[attempt.s]
-            key = f"{step.function}-{run.short}-{attempt.s}-{attempt.i}-{attempt.a}"
-            if attempt.sends:
-                key = f"{key}-{attempt.sends}"
-            attempt.key = key
-            attempt.sends += 1
-            attempt.state = run_.SENT
-            attempt.worker = None
-            attempt.counted = _UNASSIGNED
-            address = msgpack.packb([run.uid, *attempt.address])
-            graph[key] = (function, address, self._calls.blob(attempt))
-            self.flying[key] = attempt
-            sent.append(attempt)
-        group.unassigned += len(sent)
+        flights = list(self._flights(group, batch))
+        for flight in flights:
+            graph[flight.key] = (function, flight.message([self._calls.blob(a) for a in flight.attempts]))
+            self.flying[flight.key] = flight
+        group.unassigned += len(batch)
         futures = self._client.get(
             graph,
             list(graph),
@@ -288,8 +291,23 @@ class Dispatcher:
             workers=list(group.eligible),
             fifo_timeout="0s",
         )
-        for attempt, future in zip(sent, futures, strict=True):
-            attempt.future = future
+        for flight, future in zip(flights, futures, strict=True):
+            flight.future = future
+
+    def _flights(self, group: Group, batch: list[Attempt]) -> Iterator[Flight]:
+        """The attempts of a batch in tasks: neighbours of one step share one if they are short."""
+        slots = sum(group.eligible.values())
+        for (uid, s), same in itertools.groupby(batch, key=lambda a: (a.run.uid, a.s)):
+            attempts = list(same)
+            size = _pace(attempts[0]).bundle(len(attempts) + group.ready[uid, s], slots)
+            for at in range(0, len(attempts), size):
+                together = attempts[at : at + size]
+                for attempt in together:
+                    attempt.sends += 1
+                    attempt.state = run_.SENT
+                    attempt.worker = None
+                    attempt.counted = _UNASSIGNED
+                yield Flight(_key(together), together)
 
     def _tell_blocked(self, group: Group) -> None:
         if group.eligible:
@@ -318,6 +336,13 @@ class Dispatcher:
         if ready[key] <= 0:
             del ready[key]
 
+    def demand(self) -> Iterator[tuple[str | None, dict[str, float], int]]:
+        """What is ready or at Dask: worker group, resources, how many attempts."""
+        attempts = itertools.chain.from_iterable(flight.attempts for flight in self.flying.values())
+        flying = Counter(attempt.group for attempt in attempts if attempt.state != run_.GONE)
+        for group in self._groups.values():
+            yield group.group, group.resources, sum(group.ready.values()) + flying[group]
+
     def retell_blocked(self, run: str) -> None:
         """A new driver of ``run`` has not heard what is blocked."""
         self.forget(run)
@@ -333,43 +358,50 @@ class Dispatcher:
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """Called by Dask within its own transitions: looks, and changes nothing of Dask's state machine."""
-        attempt = self.flying.get(key)
-        if attempt is None:
+        flight = self.flying.get(key)
+        if flight is None:
             return
         if finish == "processing":
             task = self._s.tasks.get(key)
             if task is not None:
                 # A worker's death must end the task, not start it elsewhere.
                 task.suspicious = _NEVER_AGAIN
-                if task.processing_on is not None and attempt.counted:
-                    self._unload(attempt)
-                    self._assign(attempt, task.processing_on.address)
+                if task.processing_on is not None:
+                    for attempt in flight.attempts:
+                        if attempt.counted:
+                            self._unload(attempt)
+                            self._assign(attempt, task.processing_on.address)
         elif finish == "memory":
-            self._land(attempt)
-            if attempt.state != run_.GONE:
-                self._calls.unanswered(attempt, attempt.future)
+            open_ = [attempt for attempt in self._land(flight) if attempt.state != run_.GONE]
+            if open_:
+                future, flight.future = flight.future, None
+                self._calls.unanswered(open_, future)
             else:
-                self._release(attempt)
+                self._release(flight)
         elif finish == "erred":
-            self._land(attempt)
-            self._release(attempt)
-            if attempt.state != run_.GONE:
-                if killed(kwargs.get("exception")) or (start == "processing" and self._gone(attempt.worker)):
+            died = killed(kwargs.get("exception"))
+            attempts = self._land(flight)
+            self._release(flight)
+            for attempt in attempts:
+                if attempt.state == run_.GONE:
+                    continue
+                if died or (start == "processing" and self._gone(attempt.worker)):
                     self._gone_worker(attempt)
                 else:
                     self._s.loop.add_callback(self._calls.broken, attempt, error_text(kwargs))
         elif finish == "forgotten" or finish == "no-worker":
-            self._s.loop.add_callback(self._dropped, attempt, key)
-        elif start == "processing" and self._gone(attempt.worker):
+            self._s.loop.add_callback(self._dropped, flight)
+        elif start == "processing" and any(self._gone(a.worker) for a in flight.attempts):
             # Moved off by a worker that left in good order: Dask would run it elsewhere.
-            self._s.loop.add_callback(self._dropped, attempt, key)
+            self._s.loop.add_callback(self._dropped, flight)
 
-    def _dropped(self, attempt: Attempt, key: str) -> None:
-        if self.flying.get(key) is not attempt:
+    def _dropped(self, flight: Flight) -> None:
+        if self.flying.get(flight.key) is not flight:
             return
-        self.recall(attempt)
-        if attempt.state != run_.GONE:
-            self._gone_worker(attempt)
+        for attempt in list(flight.attempts):
+            self.recall(attempt)
+            if attempt.state != run_.GONE:
+                self._gone_worker(attempt)
 
     def _gone_worker(self, attempt: Attempt) -> None:
         if attempt.state == run_.SENT and attempt.unlucky < UNLUCKY:
@@ -379,32 +411,36 @@ class Dispatcher:
             self._s.loop.add_callback(self._calls.lost, attempt, attempt.worker, "its worker is gone")
 
     def _again(self, attempt: Attempt) -> None:
-        if attempt.state == run_.SENT and attempt.key not in self.flying:
+        if attempt.state == run_.SENT and attempt.flight is None:
             self.ready(attempt, attempt.group.ahead)
 
     def _gone(self, worker: str | None) -> bool:
         return worker is not None and worker not in self._s.workers
 
-    def _land(self, attempt: Attempt) -> None:
-        self.flying.pop(attempt.key, None)
-        self._unload(attempt)
+    def _land(self, flight: Flight) -> list[Attempt]:
+        """The task has ended: gives the attempts that were in it."""
+        self.flying.pop(flight.key, None)
+        attempts = flight.disband()
+        for attempt in attempts:
+            self._unload(attempt)
         self.arm()
+        return attempts
 
-    def _release(self, attempt: Attempt) -> None:
+    def _release(self, flight: Flight) -> None:
         """Lets Dask forget the task, with all others of this turn of the loop. The sooner, the better: Dask
         would run a finished task again whose worker goes away before that.
         """
-        if attempt.future is None:
+        future, flight.future = flight.future, None
+        if future is None:
             return
         if not self._landed:
             self._s.loop.add_callback(self._release_landed)
-        self._landed.append(attempt)
+        self._landed.append(future)
 
     def _release_landed(self) -> None:
         landed, self._landed = self._landed, []
-        told = self._release_keys([a.future.key for a in landed])
-        for attempt in landed:
-            future, attempt.future = attempt.future, None
+        told = self._release_keys([future.key for future in landed])
+        for future in landed:
             if not (told and self._forget_future(future)):
                 future.release()
 
@@ -446,6 +482,22 @@ class Dispatcher:
             if self._load[attempt.worker] <= 0:
                 del self._load[attempt.worker]
         attempt.counted = _NOT
+
+
+def _pace(attempt: Attempt) -> Pace:
+    step = attempt.run.steps[attempt.s]
+    if step.pace is None:
+        step.pace = Pace()
+    return step.pace  # type: ignore[no-any-return]
+
+
+def _key(attempts: list[Attempt]) -> str:
+    """A key that no other task has: of the first attempt, how many there are, how often it was sent."""
+    first = attempts[0]
+    key = f"{first.run.steps[first.s].function}-{first.run.short}-{first.s}-{first.i}-{first.a}"
+    if len(attempts) > 1:
+        key = f"{key}-and-{len(attempts) - 1}"
+    return f"{key}-{first.sends}" if first.sends > 1 else key
 
 
 def killed(exception: Any) -> bool:

@@ -243,6 +243,22 @@ class LiveRun:
         else:
             self._failed(attempt, answer, t0, t1, name)
 
+    def returned(self, s: int, i: int, a: int) -> None:
+        """Its worker hands the attempt back: it has not begun."""
+        attempt = self.state.find(s, i, a)
+        if attempt is None:
+            return
+        if attempt.state == run_.STOPPING:
+            self.runtime.dispatcher.recall(attempt)
+            self._stopped(attempt)
+        elif attempt.state == run_.SENT:
+            self.runtime.dispatcher.returned(attempt)
+
+    def awaits(self, attempt: Attempt) -> bool:
+        """Whether the attempt is at a worker, as far as is known here."""
+        at_worker = (run_.SENT, run_.RUNNING, run_.STOPPING)
+        return attempt.state in at_worker and self.state.find(*attempt.address) is attempt
+
     def _finished(self, attempt: Attempt, answer: dict[str, Any], t0: float, t1: float, name: str) -> None:
         s, i, a = attempt.address
         handle = {**_NO_HANDLE, **answer["handle"]}

@@ -50,11 +50,10 @@ class Attempt:
             "data",
             "left",
             "state",
-            "key",
             "sends",
             "group",
         ),
-        *("worker", "future", "stop_timer", "counted", "unlucky", "queued"),
+        *("worker", "flight", "stop_timer", "counted", "unlucky", "queued"),
     )
 
     def __init__(
@@ -68,11 +67,10 @@ class Attempt:
         self.data = data
         self.left = 0
         self.state = WAITING
-        self.key = ""
         self.sends = 0
         self.group: Any = None
         self.worker: str | None = None
-        self.future: Any = None
+        self.flight: Any = None
         self.stop_timer: Any = None
         self.counted = 0
         self.unlucky = 0
@@ -105,7 +103,7 @@ class Output:
 class StepDef:
     """One step of the run, as the driver defined it; the rest of the map is for the workers."""
 
-    __slots__ = ("fields", "name", "function", "resources", "group", "gpu_ok")
+    __slots__ = ("fields", "name", "function", "resources", "group", "gpu_ok", "pace")
 
     def __init__(self, fields: dict[str, Any]) -> None:
         self.fields = fields
@@ -116,6 +114,7 @@ class StepDef:
         self.resources = {str(k): float(v) for k, v in (fields.get("resources") or {}).items() if v}
         self.group = fields.get("group") or None
         self.gpu_ok = bool(fields.get("gpu_ok"))
+        self.pace: Any = None  # the dispatcher's
 
 
 class RunState:

@@ -9,25 +9,25 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import inspect
 import logging
 import platform
 import uuid
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import distributed
 import msgpack
 
 from daskade_runtime import PROTOCOL, versions
-from daskade_runtime.attempt import run_attempt
+from daskade_runtime.attempt import run_attempts
+from daskade_runtime.cluster import ClusterView
 from daskade_runtime.commit import in_thread
 from daskade_runtime.dispatch import Dispatcher
 from daskade_runtime.events import Subscriber, now
 from daskade_runtime.journal import Journal, JournalError, read_all
 from daskade_runtime.live import LiveRun, json_value
-from daskade_runtime.run import Attempt, Refused
-from daskade_runtime.storage import StorageError, open_store
+from daskade_runtime.operation import Reply, operation
+from daskade_runtime.run import Address, Attempt, Refused
+from daskade_runtime.storage import open_store
 from daskade_runtime.wiring import Plugin, Workers, connect, describe, no_reply
 from daskade_runtime.worker import DaskadeWorker
 
@@ -44,37 +44,6 @@ CLOSED_KEPT = 1000
 # How long leaving a run, or the scheduler's end, waits for what is on its way to storage.
 FORGET_WAIT = 5.0
 LEAVE_WAIT = 2.0
-
-Reply = dict[str, Any]
-
-
-def operation(handler: Callable[..., Awaitable[Reply]]) -> Callable[..., Awaitable[Reply]]:
-    """Turns what a handler raises into the reply that the protocol knows."""
-
-    signature = inspect.signature(handler)
-
-    @functools.wraps(handler)
-    async def wrapped(self: Runtime, comm: Any = None, **message: Any) -> Reply:
-        message.pop("reply", None)
-        try:
-            signature.bind(self, **message)
-        except TypeError as error:
-            return {"status": "error", "reason": "BadRequest", "message": str(error)}
-        try:
-            return await handler(self, **message)
-        except (Refused, JournalError, StorageError) as error:
-            return {"status": "error", "reason": error.reason, "message": str(error)}
-        except versions.UnsupportedDask as error:
-            return {"status": "error", "reason": "UnsupportedDask", "message": str(error)}
-        except Exception as error:  # noqa: BLE001 - a reply is better than Dask's pickled exception
-            log.exception("daskade: %s failed", handler.__name__)
-            return {
-                "status": "error",
-                "reason": "Internal",
-                "message": f"{type(error).__name__}: {error}"[:2000],
-            }
-
-    return wrapped
 
 
 class Runtime:
@@ -107,7 +76,7 @@ class Runtime:
 
     async def _start(self) -> None:
         self.client = await connect(self.s)
-        self.dispatcher = Dispatcher(self.s, self.client, run_attempt, self)
+        self.dispatcher = Dispatcher(self.s, self.client, run_attempts, self)
         self.s.add_plugin(Plugin(self))
         register = getattr(self.client, "register_plugin", None) or self.client.register_worker_plugin
         await register(DaskadeWorker(self.archive, self.digest), name="daskade")
@@ -127,6 +96,7 @@ class Runtime:
                 "daskade-hello": self.hello,
             }
         )
+        self.s.handlers.update(ClusterView(self).handlers())
         self._background(self._watch_fence())
         log.info("daskade runtime %s is ready, instance %s", self.digest[:12], self.instance)
 
@@ -422,6 +392,8 @@ class Runtime:
                     live.started(event["s"], event["i"], event["a"], event["t"], worker or "", name)
                 elif kind == "ran":
                     live.answered(event["s"], event["i"], event["a"], event.get("answer", event), name)
+                elif kind == "back":
+                    live.returned(event["s"], event["i"], event["a"])
                 elif kind == "logs":
                     lines = {"k": "logs", "w": event.get("w") or name, "lines": event["lines"]}
                     if event.get("dropped"):
@@ -469,28 +441,37 @@ class Runtime:
         if live is not None:
             live.broken(attempt, message, self.workers.name(attempt.worker))
 
-    def unanswered(self, attempt: Attempt, future: Any) -> None:
-        self._background(self._fetch_answer(attempt, future))
+    def unanswered(self, attempts: list[Attempt], future: Any) -> None:
+        self._background(self._fetch_answers(attempts, future))
 
-    async def _fetch_answer(self, attempt: Attempt, future: Any) -> None:
-        """The task is done and no answer came ahead of it: take the task's result."""
-        live = self.runs.get(attempt.run.uid)
+    async def _fetch_answers(self, attempts: list[Attempt], future: Any) -> None:
+        """The task is done and not all of its answers came ahead of it: take the task's result."""
         try:
-            answer = await future
+            untold = await future
+            for run, s, i, a, answer in msgpack.unpackb(untold, raw=False) if untold else ():
+                live = self.runs.get(run)
+                if live is not None:
+                    live.answered(s, i, a, answer, self._name_of(attempts, (s, i, a)))
             deadline = asyncio.get_running_loop().time() + ANSWER_GRACE
-            while answer is None and live is not None and live.state.find(*attempt.address) is attempt:
+            while missing := [a for a in attempts if self._awaited(a)]:
                 if asyncio.get_running_loop().time() > deadline:
-                    live.broken(attempt, "the worker sent no answer", self.workers.name(attempt.worker))
+                    for attempt in missing:
+                        self.broken(attempt, "the worker sent no answer")
+                    return
                 await asyncio.sleep(0.02)
-            if answer is not None and live is not None:
-                live.answered(*attempt.address, answer, self.workers.name(attempt.worker))
         except Exception as error:  # noqa: BLE001 - the result was lost with its worker
-            if live is not None:
-                live.worker_gone(
-                    attempt, self.workers.name(attempt.worker), f"its answer was lost: {error}"[:500]
-                )
+            for attempt in [a for a in attempts if self._awaited(a)]:
+                self.lost(attempt, attempt.worker, f"its answer was lost: {error}"[:500])
         finally:
             future.release()
+
+    def _awaited(self, attempt: Attempt) -> bool:
+        """Whether the attempt still waits for the answer of the task that it was sent with."""
+        live = self.runs.get(attempt.run.uid)
+        return live is not None and attempt.flight is None and live.awaits(attempt)
+
+    def _name_of(self, attempts: list[Attempt], address: Address) -> str:
+        return next((self.workers.name(a.worker) for a in attempts if a.address == address), "")
 
     def blocked(self, run: str, s: int, count: int, reason: str, message: str) -> None:
         live = self.runs.get(run)

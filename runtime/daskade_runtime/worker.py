@@ -22,6 +22,7 @@ import msgpack
 from distributed import WorkerPlugin, get_worker
 
 from daskade_runtime import boot, channel, compat
+from daskade_runtime.bundles import Bundles
 from daskade_runtime.cache import Cache, Entry
 from daskade_runtime.definitions import Definitions, Run
 from daskade_runtime.errors import StepFailure, describe
@@ -41,7 +42,7 @@ log = logging.getLogger("distributed.daskade")
 _STOPPED_KEPT = 10_000
 _FLUSH_DEADLINE = 10.0
 _CALL_DEADLINE = 60.0
-_WATCH_EVERY = 1.0
+_WATCH_EVERY = 0.5
 PRESTART_CAP = 8
 
 Task = tuple[str, int, int, int]  # run, step, item, attempt
@@ -124,6 +125,7 @@ class WorkerState:
         self.fetcher = Fetcher(self.cache, self._call_peer, lambda: str(worker.address))
         self.gatherer = Gatherer(self.fetcher, self._ask_handle)
         self.events = Events(worker)
+        self.bundles = Bundles(self.events.post)
         self.logs = LogHub(self.name, self._live_lines)
         self.devices = Devices(device_ids(compat.resources(worker).get("GPU", 0)))
         self.live: dict[Task, Attempt] = {}
@@ -347,6 +349,10 @@ class WorkerState:
             digest = known.code_digest
             self.loop.asyncio_loop.run_in_executor(None, self.pool.drop, lambda kind: kind[0] == digest)
 
+    def retired(self, **_: Any) -> None:
+        """Stream op ``daskade-retired``: the end that follows is meant, and not for lack of a scheduler."""
+        self.worker._daskade_retired = True
+
     async def get(
         self, comm: Any, run: str = "", d: bytes = b"", offset: int = 0, length: int = 0, **_: Any
     ) -> Any:
@@ -412,7 +418,12 @@ class WorkerState:
     def install(self) -> None:
         worker = self.worker
         worker.stream_handlers.update(
-            {"daskade-stop": self.stop, "daskade-listen": self.listen, "daskade-drop": self.drop}
+            {
+                "daskade-stop": self.stop,
+                "daskade-listen": self.listen,
+                "daskade-drop": self.drop,
+                "daskade-retired": self.retired,
+            }
         )
         worker.handlers.update({"daskade-get": self.get, "daskade-flush": self.flush})
         worker._daskade = self
@@ -430,6 +441,7 @@ class WorkerState:
             log.warning("daskade: the scheduler is gone, ending all steps")
             self.pool.interrupt()
         self._cut = gone
+        self.bundles.look()
         self.loop.call_later(_WATCH_EVERY, self._watch)
 
     def kill(self) -> None:

@@ -174,6 +174,11 @@ pub struct WorkerGroup {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::object_ref")]
     pub service_account_name: Option<String>,
+    /// Time that a worker gets to finish its tasks when its node is drained or it is evicted, for example `10m`. Default:
+    /// 5m. Scaling down and changes of the spec wait for tasks as long as they take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "duration::positive")]
+    pub termination_grace_period: Option<Duration>,
     /// Name of a PriorityClass.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::object_ref")]

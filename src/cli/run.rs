@@ -18,7 +18,7 @@ use crate::local::packing::{self, Code};
 use crate::local::{Environment, Fleet, FleetSpec, environment};
 use crate::pipeline::Plan;
 use crate::problem::nearest;
-use crate::run::{DriveError, Fabric, Report, RunSpec, StorageSpec, TlsPaths, drive};
+use crate::run::{DriveError, Fabric, Patience, Report, RunSpec, StorageSpec, TlsPaths, drive};
 use crate::store;
 
 /// What `run` and `resume` have in common once the run is known.
@@ -149,6 +149,7 @@ async fn carry_out(
         logs: show.logs,
         ignore_resources: cluster.ignore_resources,
         deadline: job.frozen.pipeline.deadlines.as_ref().and_then(|d| d.active.as_ref()).map(|d| d.to_std()),
+        patience: Patience::default(),
     };
     let named = job.frozen.pipeline.cluster.as_ref().and_then(|choice| choice.address.clone());
     if let Some(address) = cluster.address.clone().or(named) {

@@ -56,7 +56,8 @@ pub struct PodFact {
     pub slot: Slot,
     /// Hash of the template that it was made from.
     pub template: String,
-    /// Whether its image differs from the template's wish is not seen here: the hash covers it.
+    /// Fingerprint of the certificate that it was told to show.
+    pub certificate: Option<String>,
     pub phase: Phase,
     pub ready: bool,
     pub ip: Option<String>,

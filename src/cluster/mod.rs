@@ -1,8 +1,14 @@
 //! DaskCluster: what the schema cannot say, and what a spec means with its defaults filled in. Pure.
 
+pub mod build;
 pub mod facts;
 mod group;
+pub mod names;
 pub mod plan;
+pub mod pods;
+mod scale;
+pub mod status;
+pub mod trouble;
 mod validate;
 
 pub use group::{DEFAULT_GROUP, effective_groups, memory_bytes, offers, threads};

@@ -4,6 +4,7 @@ pub mod crds;
 pub mod fence;
 pub mod lead;
 pub mod lease;
+pub mod own;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -19,10 +19,21 @@ const RECONNECT: [Duration; 5] = [
     Duration::from_secs(2),
     Duration::from_secs(5),
 ];
-/// A run that is open goes on waiting this long for storage or a scheduler to come back.
-const MAX_OUTAGE: Duration = Duration::from_secs(1800);
-/// A cluster of others that was never reached is given up earlier: the address may be wrong.
-const MAX_FIRST_OUTAGE: Duration = Duration::from_secs(8);
+
+/// How long a run waits for a scheduler that is gone.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For one that the run was open on, or that this command keeps running itself.
+    pub open: Duration,
+    /// For a cluster of others that was never reached: its address may be wrong.
+    pub first: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { open: Duration::from_secs(1800), first: Duration::from_secs(8) }
+    }
+}
 
 /// Everything that defines one run.
 #[derive(Debug)]
@@ -43,6 +54,7 @@ pub struct RunSpec {
     pub ignore_resources: bool,
     /// From now on; then the run is cancelled and has failed.
     pub deadline: Option<Duration>,
+    pub patience: Patience,
 }
 
 /// Where a run is kept; credentials are the workers' own.
@@ -117,7 +129,8 @@ pub async fn drive(
         let (since, tries) = outage.get_or_insert((Instant::now(), 0));
         // How often a scheduler of our own is started again is the fleet's to bound.
         let own = matches!(fabric, Fabric::Local { .. });
-        let patience = if opened_before || own { MAX_OUTAGE } else { MAX_FIRST_OUTAGE };
+        let Patience { open, first } = spec.patience;
+        let patience = if opened_before || own { open } else { first };
         if since.elapsed() > patience {
             return Err(DriveError::Cluster(format!("lost the scheduler {}: {cause}", endpoint.address)));
         }

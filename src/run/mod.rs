@@ -12,6 +12,6 @@ mod restore;
 mod session;
 mod wire;
 
-pub use driver::{DriveError, RunSpec, StorageSpec, drive};
+pub use driver::{DriveError, Patience, RunSpec, StorageSpec, drive};
 pub use fabric::{Fabric, TlsPaths};
 pub use report::{Counts, Failure, Note, Observer, Report, ResultValue, RunOutcome};

@@ -82,7 +82,23 @@ pub async fn receive<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Value> {
     let length = stream.read_u64_le().await.ok()?;
     let mut block = vec![0; length as usize];
     stream.read_exact(&mut block).await.ok()?;
-    rmp_serde::from_slice(&block[16..]).ok()
+    let value = rmpv::decode::read_value(&mut &block[16..]).ok()?;
+    Some(plain(value))
+}
+
+/// The same as JSON; bytes are shown as what they are not.
+fn plain(value: rmpv::Value) -> Value {
+    match value {
+        rmpv::Value::Binary(bytes) => json!(format!("{} bytes", bytes.len())),
+        rmpv::Value::Array(items) => items.into_iter().map(plain).collect(),
+        rmpv::Value::Map(entries) => Value::Object(
+            entries
+                .into_iter()
+                .map(|(key, value)| (key.as_str().unwrap_or_default().to_owned(), plain(value)))
+                .collect(),
+        ),
+        other => serde_json::to_value(other).unwrap_or_default(),
+    }
 }
 
 /// The category of a failure.

@@ -87,7 +87,10 @@ def scenario(seed: int) -> Scenario:
     if seed >= len(pairs):
         hits.append(chance.choice([pair for pair in pairs if pair[0] != STORAGE]))
     storage = any(victim == STORAGE for victim, _ in hits)
-    flow = chance.choice([lambda: diamond(chance.randint(9, 15)), lambda: chain(30), lambda: dynamic(24)])()
+    # Steps of a few milliseconds travel to the workers several at a time: other points to be hit at.
+    short = chance.random() < 0.4
+    wide, dynamic_items = ((60, 120), 120) if short else ((9, 15), 24)
+    flow = chance.choice([lambda: diamond(chance.randint(*wide)), lambda: chain(30), lambda: dynamic(dynamic_items)])()
     tasks = len(flow.tasks())
     faults = []
     for victim, point in sorted(hits, key=lambda hit: POINTS.index(hit[1])):
@@ -104,7 +107,7 @@ def scenario(seed: int) -> Scenario:
         store="s3" if storage or chance.random() < 0.35 else "directory",
         flow=flow,
         faults=faults,
-        ms=chance.choice([20, 60, 120]),
+        ms=2 if short else chance.choice([20, 60, 120]),
         pad=chance.choice([0, 200, 300_000]),
         workers=chance.choice([2, 2, 3]),
         stuck=stuck,

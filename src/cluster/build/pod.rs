@@ -1,0 +1,340 @@
+//! Pods of schedulers and workers. Every one passes the `restricted` Pod Security Standard.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use super::{Settings, metadata};
+use crate::{
+    api::{
+        cluster::{ClusterTls, GPU_RESOURCE_DEFAULT, Gpu, TlsMode, WorkerGroup},
+        pod::{EnvVar, Resources, Volume},
+        storage::Storage,
+    },
+    cluster::{
+        effective_groups,
+        facts::{Cluster, Role, Slot},
+        memory_bytes, names, offers, threads,
+    },
+};
+
+/// Time that a scheduler gets to write what its runs have finished.
+const SCHEDULER_GRACE: i64 = 30;
+/// Time that a worker gets to finish what runs on it, when its node is drained.
+const WORKER_GRACE: i64 = 300;
+/// What is left of the grace for closing down after the last task.
+const CLOSING: i64 = 5;
+const RUNTIME_FOLDER: &str = "/opt/daskade";
+const TLS_FOLDER: &str = "/etc/daskade/tls";
+
+/// A pod but for what differs from slot to slot.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Template {
+    pub(super) spec: Value,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) hash: String,
+}
+
+/// The templates of a cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PodTemplates {
+    pub(super) scheduler: Template,
+    pub(super) groups: BTreeMap<String, Template>,
+    cluster: Cluster,
+}
+
+/// Builds them. `queue` is Kueue's queue, from the DaskCluster's label.
+pub fn build_templates(cluster: &Cluster, settings: &Settings, queue: Option<&str>) -> PodTemplates {
+    let queue = queue.map(|queue| (names::QUEUE_LABEL.to_owned(), queue.to_owned()));
+    let scheduler = Template::new(scheduler(cluster, settings), queue.clone().into_iter().collect());
+    let groups = effective_groups(&cluster.spec).into_iter().map(|group| {
+        let mut labels: BTreeMap<String, String> = queue.clone().into_iter().collect();
+        if let Some(gpu) = &group.gpu {
+            labels.insert(names::GPU_LABEL.to_owned(), gpu.count.to_string());
+        }
+        let template = Template::new(worker(cluster, settings, &group), labels);
+        (group.name, template)
+    });
+    PodTemplates { scheduler, groups: groups.collect(), cluster: cluster.clone() }
+}
+
+impl Template {
+    fn new(spec: Value, labels: BTreeMap<String, String>) -> Template {
+        let text = json!([spec, labels]).to_string();
+        let hash = hex::encode(&Sha256::digest(text.as_bytes())[..8]);
+        Template { spec, labels, hash }
+    }
+}
+
+impl PodTemplates {
+    /// The pod for a slot; none for a group that the spec does not have. `certificate` is the fingerprint of what it shows.
+    pub fn pod(&self, slot: &Slot, certificate: Option<&str>) -> Option<Value> {
+        let template = match &slot.role {
+            Role::Scheduler => &self.scheduler,
+            Role::Worker { group, .. } => self.groups.get(group)?,
+        };
+        let mut labels = names::pod_labels(&self.cluster.name, slot);
+        labels.extend(template.labels.clone());
+        let mut meta = metadata(&self.cluster, &names::pod(&self.cluster.name, slot), &labels);
+        let mut annotations = BTreeMap::from([(names::TEMPLATE_ANNOTATION, template.hash.as_str())]);
+        annotations.extend(certificate.map(|fingerprint| (names::CERTIFICATE_ANNOTATION, fingerprint)));
+        meta["annotations"] = json!(annotations);
+        Some(json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template.spec}))
+    }
+}
+
+/// What the pods of one kind are made from.
+struct Parts<'a> {
+    component: &'static str,
+    image: &'a str,
+    args: Vec<String>,
+    env: &'a [EnvVar],
+    volumes: &'a [Volume],
+    resources: Value,
+    grace: i64,
+    probes: Map<String, Value>,
+    service_account: Option<&'a str>,
+    ports: Value,
+}
+
+fn scheduler(cluster: &Cluster, settings: &Settings) -> Value {
+    let spec = cluster.spec.scheduler.clone().unwrap_or_default();
+    let image = cluster.spec.image.as_deref().unwrap_or(&settings.image);
+    let mut args = vec!["scheduler".to_owned()];
+    args.extend(["--port".to_owned(), names::SCHEDULER_PORT.to_string()]);
+    args.extend(["--dashboard-port".to_owned(), names::DASHBOARD_PORT.to_string()]);
+    let resources = match &spec.resources {
+        Some(resources) => amounts(resources),
+        None => json!({"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "2Gi"}}),
+    };
+    let socket = json!({"port": names::SCHEDULER_PORT});
+    let health = json!({"path": "/health", "port": names::DASHBOARD_PORT});
+    let probes = json!({
+        "startupProbe": {"tcpSocket": socket, "periodSeconds": 1, "failureThreshold": 120},
+        "readinessProbe": {"tcpSocket": socket, "periodSeconds": 10, "timeoutSeconds": 3},
+        "livenessProbe": {"httpGet": health, "periodSeconds": 15, "timeoutSeconds": 10, "failureThreshold": 4},
+    });
+    let mut pod = base(cluster, settings, Parts {
+        component: "scheduler",
+        image,
+        args,
+        env: &spec.env,
+        volumes: &[],
+        resources,
+        grace: SCHEDULER_GRACE,
+        probes: probes.as_object().cloned().unwrap_or_default(),
+        service_account: spec.service_account_name.as_deref(),
+        ports: json!([
+            {"name": "tcp-comm", "containerPort": names::SCHEDULER_PORT},
+            {"name": "http-dashboard", "containerPort": names::DASHBOARD_PORT},
+        ]),
+    });
+    place(&mut pod, &spec.node_selector, json!(spec.tolerations), json!(spec.affinity));
+    pod
+}
+
+fn worker(cluster: &Cluster, settings: &Settings, group: &WorkerGroup) -> Value {
+    let image = group.image.as_deref().or(cluster.spec.image.as_deref()).unwrap_or(&settings.image);
+    let grace = group.termination_grace_period.as_ref().map_or(WORKER_GRACE, |grace| grace.to_std().as_secs() as i64);
+    let memory = memory_bytes(group).map_or_else(|| "auto".to_owned(), |bytes| bytes.to_string());
+    let mut args = vec!["worker".to_owned()];
+    let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
+    option("--group", group.name.clone());
+    option("--threads", threads(group).to_string());
+    option("--memory-limit", memory);
+    option("--port", names::WORKER_PORT.to_string());
+    option("--grace", (grace - CLOSING).max(1).to_string());
+    let offers: Vec<String> = offers(group).iter().map(|(name, amount)| format!("{name}={amount}")).collect();
+    if !offers.is_empty() {
+        option("--resources", offers.join(","));
+    }
+    let mut resources = match &group.resources {
+        Some(resources) => amounts(resources),
+        None => json!({"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"cpu": "1", "memory": "2Gi"}}),
+    };
+    let mut tolerations = json!(group.tolerations);
+    if let Some(gpu) = &group.gpu {
+        let name = gpu_resource(gpu);
+        resources["limits"][name] = json!(gpu.count.to_string());
+        if let Some(list) = tolerations.as_array_mut() {
+            list.push(json!({"key": name, "operator": "Exists", "effect": "NoSchedule"}));
+        }
+    }
+    let socket = json!({"port": names::WORKER_PORT});
+    let probes = json!({
+        "startupProbe": {"tcpSocket": socket, "periodSeconds": 1, "failureThreshold": 300},
+        "readinessProbe": {"tcpSocket": socket, "periodSeconds": 10, "timeoutSeconds": 3},
+        "livenessProbe": {"tcpSocket": socket, "periodSeconds": 20, "timeoutSeconds": 10, "failureThreshold": 6},
+    });
+    let mut pod = base(cluster, settings, Parts {
+        component: "worker",
+        image,
+        args,
+        env: &group.env,
+        volumes: &group.volumes,
+        resources,
+        grace,
+        probes: probes.as_object().cloned().unwrap_or_default(),
+        service_account: group.service_account_name.as_deref(),
+        ports: json!([{"name": "tcp-comm", "containerPort": names::WORKER_PORT}]),
+    });
+    place(&mut pod, &group.node_selector, tolerations, json!(group.affinity));
+    if let Some(class) = &group.priority_class_name {
+        pod["priorityClassName"] = json!(class);
+    }
+    pod
+}
+
+fn gpu_resource(gpu: &Gpu) -> &str {
+    gpu.resource_name.as_deref().unwrap_or(GPU_RESOURCE_DEFAULT)
+}
+
+/// Limits are also what is requested, unless requests say otherwise: Kubernetes' own default, written down.
+fn amounts(resources: &Resources) -> Value {
+    let mut requests = resources.limits.clone();
+    requests.extend(resources.requests.clone());
+    json!({"limits": resources.limits, "requests": requests})
+}
+
+fn base(cluster: &Cluster, settings: &Settings, parts: Parts<'_>) -> Value {
+    let Parts { component, image, mut args, env, volumes, resources, grace, probes, service_account, ports } = parts;
+    let storage = cluster.spec.storage.as_ref();
+    let secret = tls_secret(cluster);
+    let mut mounts = vec![
+        json!({"name": "runtime", "mountPath": RUNTIME_FOLDER, "readOnly": true}),
+        json!({"name": "tmp", "mountPath": "/tmp"}),
+    ];
+    let runtime = names::runtime(&cluster.name, settings.runtime_digest);
+    let mut sources = vec![
+        json!({"name": "runtime", "configMap": {"name": runtime}}),
+        json!({"name": "tmp", "emptyDir": {}}),
+    ];
+    if let Some(secret) = &secret {
+        args.extend(["--tls".to_owned(), TLS_FOLDER.to_owned()]);
+        mounts.push(json!({"name": "tls", "mountPath": TLS_FOLDER, "readOnly": true}));
+        // Readable by the group of the pod alone.
+        sources.push(json!({"name": "tls", "secret": {"secretName": secret, "defaultMode": 0o440}}));
+    }
+    for volume in volumes {
+        let (source, read_only) = source(volume);
+        mounts.push(json!({"name": volume.name, "mountPath": volume.mount_path, "readOnly": read_only}));
+        sources.push(source);
+    }
+    let mut container = json!({
+        "name": component,
+        "image": image,
+        "command": ["python3", "-m", "daskade_runtime.pod"],
+        "args": args,
+        "env": variables(cluster, storage, env, secret.is_some()),
+        "ports": ports,
+        "resources": resources,
+        "volumeMounts": mounts,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    });
+    if let Some(container) = container.as_object_mut() {
+        container.extend(probes);
+    }
+    let account = service_account.or(storage.and_then(|storage| storage.service_account_name.as_deref()));
+    let mut pod = json!({
+        "containers": [container],
+        "volumes": sources,
+        "restartPolicy": "OnFailure",
+        "terminationGracePeriodSeconds": grace,
+        "enableServiceLinks": false,
+        // A service account that is named is meant to be used; the default one has no business in a worker.
+        "automountServiceAccountToken": account.is_some(),
+        "securityContext": {
+            "runAsNonRoot": true,
+            "runAsUser": 1000,
+            "runAsGroup": 1000,
+            "fsGroup": 1000,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    });
+    if let Some(account) = account {
+        pod["serviceAccountName"] = json!(account);
+    }
+    if !cluster.spec.image_pull_secrets.is_empty() {
+        pod["imagePullSecrets"] = cluster.spec.image_pull_secrets.iter().map(|name| json!({"name": name})).collect();
+    }
+    pod
+}
+
+/// The Secret that pods mount; none without TLS.
+pub(super) fn tls_secret(cluster: &Cluster) -> Option<String> {
+    let tls = cluster.spec.tls.clone().unwrap_or_default();
+    let ClusterTls { mode, secret_ref } = tls;
+    match mode.unwrap_or_default() {
+        TlsMode::Auto => Some(names::tls_secret(&cluster.name)),
+        TlsMode::Secret => secret_ref,
+        TlsMode::Disabled => None,
+    }
+}
+
+/// Ours first: Kubernetes expands a later variable with earlier ones, and a user's own settings of Dask win.
+fn variables(cluster: &Cluster, storage: Option<&Storage>, env: &[EnvVar], tls: bool) -> Value {
+    let address = names::address(&cluster.name, &cluster.namespace, tls);
+    let mut list = vec![
+        json!({"name": "PYTHONPATH", "value": format!("{RUNTIME_FOLDER}/daskade_runtime.zip")}),
+        json!({"name": "PYTHONUNBUFFERED", "value": "1"}),
+        json!({"name": "HOME", "value": "/tmp"}),
+        json!({"name": "DASK_SCHEDULER_ADDRESS", "value": address}),
+        json!({"name": "DASKADE_CLUSTER", "value": cluster.name}),
+        json!({"name": "DASKADE_WORKER_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
+        json!({"name": "DASKADE_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}),
+    ];
+    if let Some(storage) = storage {
+        let plain = [("AWS_ENDPOINT_URL", &storage.endpoint), ("AWS_REGION", &storage.region)];
+        let plain = plain.into_iter().filter_map(|(name, value)| Some(json!({"name": name, "value": value.as_ref()?})));
+        list.extend(plain);
+        if let Some(secret) = &storage.secret_ref {
+            let keys: &[(&str, bool)] = if storage.url.starts_with("gs://") {
+                &[("GOOGLE_APPLICATION_CREDENTIALS_JSON", false)]
+            } else {
+                &[("AWS_ACCESS_KEY_ID", false), ("AWS_SECRET_ACCESS_KEY", false), ("AWS_SESSION_TOKEN", true)]
+            };
+            list.extend(keys.iter().map(|(key, optional)| {
+                json!({"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": optional}}})
+            }));
+        }
+    }
+    list.extend(env.iter().map(|variable| json!(variable)));
+    Value::Array(list)
+}
+
+/// A volume's source, and whether it is mounted without the right to write.
+fn source(volume: &Volume) -> (Value, bool) {
+    let name = &volume.name;
+    if let Some(claim) = &volume.persistent_volume_claim {
+        return (json!({"name": name, "persistentVolumeClaim": {"claimName": claim}}), volume.read_only);
+    }
+    if let Some(config_map) = &volume.config_map {
+        return (json!({"name": name, "configMap": {"name": config_map}}), true);
+    }
+    if let Some(secret) = &volume.secret {
+        return (json!({"name": name, "secret": {"secretName": secret}}), true);
+    }
+    let mut empty = json!({});
+    if let Some(limit) = volume.empty_dir.as_ref().and_then(|dir| dir.size_limit.as_ref()) {
+        empty["sizeLimit"] = json!(limit);
+    }
+    (json!({"name": name, "emptyDir": empty}), volume.read_only)
+}
+
+fn place(pod: &mut Value, node_selector: &BTreeMap<String, String>, tolerations: Value, affinity: Value) {
+    if !node_selector.is_empty() {
+        pod["nodeSelector"] = json!(node_selector);
+    }
+    if tolerations.as_array().is_some_and(|list| !list.is_empty()) {
+        pod["tolerations"] = tolerations;
+    }
+    if !affinity.is_null() {
+        pod["affinity"] = affinity;
+    }
+}

@@ -1,0 +1,248 @@
+//! The status of a cluster: computed from what is known, and equal for equal knowledge.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::{
+    effective_groups,
+    facts::{Cluster, Facts, PodFact, Role, SchedulerFact, Trouble},
+    names,
+    plan::{Plan, Templates},
+};
+use crate::api::{
+    cluster::{TlsMode, WorkerGroup},
+    condition::ConditionType,
+    status::{DaskClusterStatus, GroupStatus, TlsStatus, Versions},
+};
+
+/// A condition before it has a time.
+struct Word {
+    kind: ConditionType,
+    status: &'static str,
+    reason: &'static str,
+    message: String,
+}
+
+/// Builds the status.
+pub fn build_status(cluster: &Cluster, templates: &Templates, facts: &Facts, plan: &Plan) -> DaskClusterStatus {
+    let before = &cluster.status;
+    let groups: Vec<GroupStatus> = effective_groups(&cluster.spec)
+        .iter()
+        .zip(&plan.groups)
+        .map(|(group, planned)| group_status(group, planned.desired, templates, facts))
+        .collect();
+    let desired = groups.iter().map(|group| group.desired).sum();
+    let ready = groups.iter().map(|group| group.ready).sum();
+    let scheduler = scheduler_word(cluster, facts, plan);
+    let workers = workers_word(cluster, &groups, facts, plan);
+    let words = words(cluster, scheduler, workers, facts, plan, &groups);
+    let answers = match &facts.scheduler {
+        SchedulerFact::Answers(state) => Some(state),
+        SchedulerFact::Unknown | SchedulerFact::Unreachable { .. } => None,
+    };
+    let tls = cluster.spec.tls.as_ref().and_then(|tls| tls.mode).unwrap_or_default() != TlsMode::Disabled;
+    DaskClusterStatus {
+        observed_generation: Some(cluster.generation),
+        conditions: words.into_iter().map(|word| condition(word, cluster, facts.now)).collect(),
+        address: Some(names::address(&cluster.name, &cluster.namespace, tls)),
+        workers_ready: Some(ready),
+        workers_desired: Some(desired),
+        gpus_ready: Some(groups.iter().filter_map(|group| group.gpus).sum()),
+        groups,
+        versions: answers
+            .map(|state| Versions {
+                dask: Some(state.dask.clone()),
+                python: Some(state.python.clone()),
+                runtime: Some(state.runtime.clone()),
+            })
+            .or_else(|| before.versions.clone()),
+        tls: tls.then(|| TlsStatus {
+            ca_fingerprint: facts.tls.ca_fingerprint.clone(),
+            expires: facts.tls.expires.map(second),
+        }),
+        idle_since: answers.and_then(|state| state.idle_since).map(second),
+        incarnation: (plan.incarnation > 0).then_some(plan.incarnation),
+    }
+}
+
+/// A status for a spec that is not valid: nothing is done about it.
+pub fn invalid_status(cluster: &Cluster, reason: &'static str, message: String, now: Timestamp) -> DaskClusterStatus {
+    let word = |kind, status, reason| Word { kind, status, reason, message: message.clone() };
+    let words = [
+        word(ConditionType::Ready, "False", reason),
+        word(ConditionType::Reconciling, "False", reason),
+        word(ConditionType::Stalled, "True", reason),
+    ];
+    DaskClusterStatus {
+        observed_generation: Some(cluster.generation),
+        conditions: words.into_iter().map(|word| condition(word, cluster, now)).collect(),
+        ..cluster.status.clone()
+    }
+}
+
+fn group_status(group: &WorkerGroup, desired: u32, templates: &Templates, facts: &Facts) -> GroupStatus {
+    let pods: Vec<&PodFact> = facts
+        .pods
+        .iter()
+        .filter(|pod| pod.deleting.is_none() && matches!(&pod.slot.role, Role::Worker { group: name, .. } if *name == group.name))
+        .collect();
+    let known = |pod: &&PodFact| match &facts.scheduler {
+        SchedulerFact::Answers(state) => state.workers.get(&pod.name).cloned(),
+        SchedulerFact::Unknown | SchedulerFact::Unreachable { .. } => None,
+    };
+    let ready = pods.iter().filter(|pod| pod.ready && known(pod).is_some_and(|worker| !worker.draining)).count() as u32;
+    let draining = pods.iter().filter(|pod| known(pod).is_some_and(|worker| worker.draining)).count() as u32;
+    let hash = templates.groups.get(&group.name);
+    let outdated = pods.iter().filter(|pod| hash.is_some_and(|hash| pod.template != *hash)).count() as u32;
+    let refused = facts.refused.iter().find(|refusal| {
+        matches!(&refusal.role, Some(Role::Worker { group: name, .. }) if *name == group.name)
+    });
+    let trouble = refused.map(|refusal| &refusal.trouble).or_else(|| {
+        pods.iter().filter_map(|pod| pod.trouble.as_ref()).max_by_key(|trouble| (trouble.stalled, trouble.reason))
+    });
+    let trouble = trouble.filter(|_| ready < desired);
+    GroupStatus {
+        name: group.name.clone(),
+        desired,
+        ready,
+        draining: (draining > 0).then_some(draining),
+        outdated: (outdated > 0).then_some(outdated),
+        gpus: group.gpu.as_ref().map(|gpu| gpu.count * ready),
+        reason: trouble.map(|trouble| trouble.reason.to_owned()),
+        message: trouble.map(|trouble| bounded(&trouble.message)),
+    }
+}
+
+fn scheduler_word(cluster: &Cluster, facts: &Facts, plan: &Plan) -> Word {
+    let word = |status, reason, message: String| Word { kind: ConditionType::SchedulerReady, status, reason, message };
+    if cluster.spec.suspend {
+        return word("False", "Suspended", "spec.suspend is true".to_owned());
+    }
+    if let Some(trouble) = &facts.tls.trouble {
+        return word("False", trouble.reason, trouble.message.clone());
+    }
+    let pod = facts.pods.iter().find(|pod| pod.slot.role == Role::Scheduler && pod.deleting.is_none());
+    let refused = facts.refused.iter().find(|refusal| !matches!(refusal.role, Some(Role::Worker { .. })));
+    if let Some(trouble) = refused.map(|refusal| &refusal.trouble).or(pod.and_then(|pod| pod.trouble.as_ref())) {
+        return word("False", trouble.reason, trouble.message.clone());
+    }
+    match (&facts.scheduler, pod) {
+        (SchedulerFact::Answers(_), Some(_)) if plan.scheduler_waits => {
+            let message = "it answers; its pod is of an older spec and is replaced once no run, client or task uses the \
+                           cluster (scheduler.rollout: Immediately does not wait)";
+            word("True", "WaitingForIdle", message.to_owned())
+        }
+        (SchedulerFact::Answers(_), Some(pod)) => word("True", "Ready", format!("pod {} answers", pod.name)),
+        (SchedulerFact::Unreachable { cause, .. }, Some(pod)) if pod.ready => {
+            let message = format!("pod {} does not answer: {cause}; a NetworkPolicy may forbid it", pod.name);
+            word("False", "SchedulerUnreachable", message)
+        }
+        (_, Some(pod)) => word("False", "SchedulerNotReady", format!("pod {} is starting", pod.name)),
+        (_, None) => word("False", "SchedulerNotReady", "its pod is being made".to_owned()),
+    }
+}
+
+fn workers_word(cluster: &Cluster, groups: &[GroupStatus], facts: &Facts, plan: &Plan) -> Word {
+    let word = |status, reason, message: String| Word { kind: ConditionType::WorkersReady, status, reason, message };
+    if cluster.spec.suspend {
+        return word("False", "Suspended", "spec.suspend is true".to_owned());
+    }
+    if plan.blind {
+        let message = "workers should go, and the scheduler cannot be asked to drain them: none is taken away";
+        return word("Unknown", "SchedulerUnreachable", message.to_owned());
+    }
+    if !matches!(facts.scheduler, SchedulerFact::Answers(_)) {
+        return word("Unknown", "SchedulerNotReady", "the scheduler does not answer yet".to_owned());
+    }
+    if let Some(group) = groups.iter().find(|group| group.ready < group.desired) {
+        let counts = format!("group {}: {} of {} ready", group.name, group.ready, group.desired);
+        return match trouble_of(group, facts) {
+            Some(trouble) => word("False", trouble.reason, format!("{counts}; {}", trouble.message)),
+            None => word("False", "Progressing", counts),
+        };
+    }
+    let (ready, outdated): (u32, u32) =
+        (groups.iter().map(|group| group.ready).sum(), groups.iter().filter_map(|group| group.outdated).sum());
+    match (ready, outdated) {
+        (_, 1..) => word("True", "RollingOut", format!("{outdated} of {ready} workers are of an older spec")),
+        (0, _) => word("True", "Idle", "no worker is wanted now".to_owned()),
+        _ => word("True", "Ready", format!("{ready} workers are ready")),
+    }
+}
+
+fn trouble_of<'a>(group: &GroupStatus, facts: &'a Facts) -> Option<&'a Trouble> {
+    let reason = group.reason.as_deref()?;
+    let refused = facts.refused.iter().map(|refusal| &refusal.trouble);
+    let pods = facts.pods.iter().filter_map(|pod| pod.trouble.as_ref());
+    refused.chain(pods).find(|trouble| trouble.reason == reason && group.message.as_deref() == Some(&bounded(&trouble.message)))
+}
+
+fn words(
+    cluster: &Cluster,
+    scheduler: Word,
+    workers: Word,
+    facts: &Facts,
+    plan: &Plan,
+    groups: &[GroupStatus],
+) -> Vec<Word> {
+    let stalled = facts
+        .tls
+        .trouble
+        .iter()
+        .chain(facts.refused.iter().map(|refusal| &refusal.trouble))
+        .chain(facts.pods.iter().filter_map(|pod| pod.trouble.as_ref()))
+        .find(|trouble| trouble.stalled);
+    let behind = scheduler.status != "True" || workers.status != "True";
+    let (status, cause) = match (scheduler.status, workers.status) {
+        ("True", "True") => ("True", &workers),
+        ("True", _) => ("False", &workers),
+        _ => ("False", &scheduler),
+    };
+    let ready = Word { kind: ConditionType::Ready, status, reason: cause.reason, message: cause.message.clone() };
+    let outdated = groups.iter().any(|group| group.outdated.is_some());
+    let working = !cluster.spec.suspend && (behind || outdated || plan.scheduler_waits) && stalled.is_none();
+    let reconciling = Word {
+        kind: ConditionType::Reconciling,
+        status: if working { "True" } else { "False" },
+        reason: if working { "Progressing" } else { ready.reason },
+        message: String::new(),
+    };
+    let stalled = match stalled.filter(|_| behind) {
+        Some(trouble) => Word {
+            kind: ConditionType::Stalled,
+            status: "True",
+            reason: trouble.reason,
+            message: trouble.message.clone(),
+        },
+        None => Word { kind: ConditionType::Stalled, status: "False", reason: "Progressing", message: String::new() },
+    };
+    vec![ready, scheduler, workers, reconciling, stalled]
+}
+
+/// `lastTransitionTime` moves only when the status does.
+fn condition(word: Word, cluster: &Cluster, now: Timestamp) -> Condition {
+    let kind = word.kind.as_str();
+    let before = cluster.status.conditions.iter().find(|before| before.type_ == kind);
+    let since = before.filter(|before| before.status == word.status).map(|before| before.last_transition_time.clone());
+    Condition {
+        type_: kind.to_owned(),
+        status: word.status.to_owned(),
+        reason: word.reason.to_owned(),
+        message: bounded(&word.message),
+        observed_generation: Some(cluster.generation),
+        last_transition_time: since.unwrap_or_else(|| Time(whole(now))),
+    }
+}
+
+fn bounded(message: &str) -> String {
+    message.chars().take(1000).collect()
+}
+
+fn second(time: Timestamp) -> String {
+    whole(time).to_string()
+}
+
+/// To the second, as Kubernetes keeps times.
+fn whole(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}

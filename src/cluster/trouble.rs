@@ -1,0 +1,152 @@
+//! What is wrong with a pod or with a write, in words that say what to do.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod, PodCondition};
+use serde::Deserialize;
+
+use super::facts::Trouble;
+
+/// A container that is made for longer than this waits for something: a volume, mostly.
+const CREATING: i64 = 60;
+/// Characters of a message of Kubernetes or of a container that are quoted.
+const QUOTED: usize = 600;
+
+/// Finds the most telling reason why a pod is not ready.
+pub fn find(pod: &Pod, now: Timestamp) -> Option<Trouble> {
+    let name = pod.metadata.name.as_deref().unwrap_or("?");
+    let status = pod.status.as_ref()?;
+    if pod.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    if let (Some("Failed"), Some(reason)) = (status.phase.as_deref(), status.reason.as_deref()) {
+        let message = quoted(status.message.as_deref().unwrap_or_default());
+        let disk = message.contains("ephemeral") || message.contains("storage");
+        let (reason, help) = match reason {
+            "Evicted" if disk => ("DiskFull", "give the pods more ephemeral storage, or write less to /tmp"),
+            "Evicted" => ("Evicted", "the node was short of resources; the pod is replaced"),
+            "NodeLost" | "NodeShutdown" | "Terminated" => ("NodeLost", "its node is gone; the pod is replaced"),
+            _ => ("WorkerStartFailed", "see `kubectl describe pod`"),
+        };
+        return Some(trouble(reason, format!("pod {name}: {message}; {help}"), false));
+    }
+    let condition = |kind: &str| status.conditions.iter().flatten().find(|condition| condition.type_ == kind);
+    if let Some(scheduled) = condition("PodScheduled").filter(|condition| condition.status == "False") {
+        return Some(unscheduled(name, scheduled));
+    }
+    for container in status.init_container_statuses.iter().chain(&status.container_statuses).flatten() {
+        let state = container.state.as_ref();
+        let waiting = state.and_then(|state| state.waiting.as_ref());
+        let ended = state.and_then(|state| state.terminated.as_ref());
+        let before = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+        let why = waiting.and_then(|waiting| waiting.reason.as_deref()).unwrap_or_default();
+        let words = quoted(waiting.and_then(|waiting| waiting.message.as_deref()).unwrap_or_default());
+        match why {
+            "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
+                let image = &container.image;
+                let help = "check the name of the image, and imagePullSecrets for a private registry";
+                return Some(trouble("ImagePull", format!("pod {name} cannot get the image {image}: {words}; {help}"), true));
+            }
+            "CreateContainerConfigError" => {
+                let help = "make the Secret or ConfigMap with that key, or change the spec";
+                return Some(trouble("SecretNotFound", format!("pod {name}: {words}; {help}"), false));
+            }
+            "CreateContainerError" | "RunContainerError" => {
+                return Some(trouble("WorkerStartFailed", format!("pod {name}: {words}"), true));
+            }
+            _ => {}
+        }
+        if let Some(ended) = ended.or(before).filter(|ended| !container.ready && ended.exit_code != 0) {
+            return Some(crashed(name, &container.image, ended, container.restart_count));
+        }
+        if waiting.is_some() && !container.ready {
+            let created = pod.metadata.creation_timestamp.as_ref().map_or(now, |time| time.0);
+            let age = now.duration_since(created).as_secs();
+            if age > CREATING {
+                let why = condition("PodReadyToStartContainers").or(condition("Ready")).map(words).unwrap_or_default();
+                let help = "a volume, a Secret or the network is not there; `kubectl describe pod` has the events";
+                let message = format!("pod {name} is being created for {age} s: {why}; {help}");
+                return Some(trouble("ContainerCreating", message, false));
+            }
+        }
+    }
+    None
+}
+
+fn unscheduled(name: &str, scheduled: &PodCondition) -> Trouble {
+    let message = quoted(scheduled.message.as_deref().unwrap_or_default());
+    if scheduled.reason.as_deref() == Some("SchedulingGated") {
+        return trouble("Gated", format!("pod {name} waits for quota: {message}"), false);
+    }
+    let help = "change resources, nodeSelector or tolerations, or add nodes";
+    trouble("Unschedulable", format!("no node for pod {name}: {message}; {help}"), false)
+}
+
+/// What our own entry point says when it cannot start.
+#[derive(Deserialize)]
+struct Said {
+    reason: String,
+    message: String,
+}
+
+fn crashed(name: &str, image: &str, ended: &ContainerStateTerminated, restarts: i32) -> Trouble {
+    let text = ended.message.as_deref().unwrap_or_default();
+    if let Some(said) = text.lines().rev().find_map(|line| serde_json::from_str::<Said>(line).ok()) {
+        let message = format!("pod {name} with the image {image}: {}", quoted(&said.message));
+        return match said.reason.as_str() {
+            "UnsupportedDask" => trouble("UnsupportedDask", message, true),
+            "ImageLacks" => trouble("ImageLacks", message, true),
+            "SchedulerGone" => trouble("SchedulerUnreachable", message, false),
+            _ => trouble("WorkerStartFailed", message, false),
+        };
+    }
+    if ended.reason.as_deref() == Some("OOMKilled") {
+        let help = "raise resources.limits.memory, or run fewer threads";
+        return trouble("OutOfMemory", format!("pod {name} was killed at its limit of memory; {help}"), false);
+    }
+    let last: Vec<&str> = text.trim().lines().rev().take(6).collect();
+    let last: Vec<&str> = last.into_iter().rev().collect();
+    let lines = quoted(&last.join(" | "));
+    let exit = ended.exit_code;
+    trouble("WorkerStartFailed", format!("pod {name} ended with {exit} ({restarts} restarts): {lines}"), restarts > 3)
+}
+
+/// A write that the API server refused.
+pub fn refused(code: u16, reason: &str, message: &str, what: &str) -> Trouble {
+    let text = quoted(message);
+    let lower = message.to_ascii_lowercase();
+    let said = |reason, help: &str, stalled| trouble(reason, format!("{what}: {text}; {help}"), stalled);
+    if lower.contains("exceeded quota") {
+        return said("QuotaExceeded", "raise the ResourceQuota or ask for less", false);
+    }
+    if lower.contains("violates podsecurity") {
+        return said("PodRejected", "the namespace's Pod Security level refuses the pod", true);
+    }
+    if lower.contains("admission webhook") || lower.contains("failed calling webhook") {
+        let help = "an admission webhook refuses it or does not answer";
+        return said("AdmissionFailed", help, false);
+    }
+    match (code, reason) {
+        (403, _) if lower.contains("cannot") => said("Forbidden", "give the operator this right", false),
+        (403 | 422, _) => said("PodRejected", "change the spec, or the policy that refuses it", true),
+        (404, _) if lower.contains("namespace") => said("NamespaceTerminating", "the namespace is going", true),
+        _ => said("ApiError", "it is tried again", false),
+    }
+}
+
+fn words(condition: &PodCondition) -> String {
+    quoted(condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or_default())
+}
+
+fn trouble(reason: &'static str, message: String, stalled: bool) -> Trouble {
+    Trouble { reason, message, stalled }
+}
+
+/// Text of others in one line, without control characters, and not too long.
+pub fn quoted(text: &str) -> String {
+    let line: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if line.chars().count() <= QUOTED {
+        return line;
+    }
+    let kept: String = line.chars().take(QUOTED).collect();
+    format!("{kept} …")
+}

@@ -1,0 +1,295 @@
+//! The driver of a run against a scheduler that follows a script: when it gives up, when it goes on, what it refuses.
+
+mod dask_support;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use daskade::api::pipeline::PipelineSpec;
+use daskade::local::packing;
+use daskade::pipeline::{RunInfo, validate};
+use daskade::run::{
+    Counts, DriveError, Fabric, Note, Observer, Patience, Report, RunOutcome, RunSpec, StorageSpec, drive,
+};
+use serde_json::{Map, Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use dask_support::{greet, receive, send};
+
+/// A scheduler's behaviour: what it answers to an operation; `None` hangs up.
+type Script = dyn Fn(&str, &Value) -> Option<Value> + Send + Sync;
+
+struct Scheduler {
+    address: String,
+    task: JoinHandle<()>,
+    asked: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Scheduler {
+    async fn new(script: impl Fn(&str, &Value) -> Option<Value> + Send + Sync + 'static) -> Scheduler {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = format!("tcp://{}", listener.local_addr().expect("an address"));
+        let script: Arc<Script> = Arc::new(script);
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&asked);
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.expect("a connection");
+                tokio::spawn(serve(stream, Arc::clone(&script), Arc::clone(&heard)));
+            }
+        });
+        Scheduler { address, task, asked }
+    }
+
+    /// The requests for an operation, in order.
+    fn asked(&self, op: &str) -> Vec<Value> {
+        self.asked.lock().expect("no panic").iter().filter(|request| request["op"] == op).cloned().collect()
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(mut stream: TcpStream, script: Arc<Script>, asked: Arc<Mutex<Vec<Value>>>) {
+    greet(&mut stream).await;
+    while let Some(request) = receive(&mut stream).await {
+        let Some(op) = request["op"].as_str().map(str::to_owned) else { continue }; // an acknowledgement
+        asked.lock().expect("no panic").push(request.clone());
+        match script(&op, &request) {
+            Some(Value::Array(messages)) => {
+                // The first message opens the stream; what happened to a task can be told once it was submitted.
+                for (at, message) in messages.iter().enumerate() {
+                    while at > 0 && !asked.lock().expect("no panic").iter().any(|old| old["op"] == "daskade-submit") {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                    send(&mut stream, message).await;
+                }
+            }
+            Some(answer) => send(&mut stream, &answer).await,
+            None => return,
+        }
+    }
+}
+
+fn hello(protocol: [u32; 2]) -> Value {
+    json!({"status": "OK", "protocol": protocol, "runtime": "r", "instance": "me", "dask": "2026.8.0",
+           "python": "3.11.7", "runs": {}})
+}
+
+fn opened() -> Value {
+    json!({"status": "OK", "epoch": 1, "instance": "me", "cursor": 0, "snapshot": {}})
+}
+
+fn ok() -> Value {
+    json!({"status": "OK"})
+}
+
+/// The usual answers; the stream of events tells `events`.
+fn usual(op: &str, events: &[Value]) -> Value {
+    match op {
+        "daskade-hello" => hello([1, 1]),
+        "daskade-open" => opened(),
+        "daskade-events" => json!([
+            {"instance": "me", "events": [], "seq": 0},
+            {"instance": "me", "events": events, "seq": events.len()},
+        ]),
+        "daskade-read" => json!({"status": "OK", "serializer": "json", "size": 90, "digest": "d", "path": "data/0",
+                                 "bytes": null, "json": null}),
+        _ => ok(),
+    }
+}
+
+fn finished() -> Vec<Value> {
+    vec![
+        json!({"k": "started", "n": 1, "s": 0, "i": -1, "a": 1, "w": "w", "t": 1.0}),
+        json!({"k": "finished", "n": 2, "s": 0, "i": -1, "a": 1, "w": "w", "t0": 1.0, "t1": 2.0, "z": 1}),
+        json!({"k": "committed", "n": 3, "tasks": [[0, -1, 1]], "seg": 1}),
+    ]
+}
+
+#[derive(Default)]
+struct Notes(Vec<Note>);
+
+impl Observer for Notes {
+    fn note(&mut self, note: Note) {
+        self.0.push(note);
+    }
+
+    fn counts(&mut self, _: Counts) {}
+}
+
+fn run_of_one_step(create: bool, patience: Patience) -> RunSpec {
+    let spec: PipelineSpec = serde_json::from_value(json!({"steps": [{"name": "a", "call": "m:f"}]})).expect("a spec");
+    let info = RunInfo { name: "run".to_owned(), uid: "uid".to_owned() };
+    let plan = validate(&spec, "spec").and_then(|flow| flow.bind(&Map::new(), &info)).expect("no mistakes");
+    RunSpec {
+        uid: "uid".to_owned(),
+        name: "run".to_owned(),
+        plan,
+        spec: b"{}".to_vec(),
+        spec_digest: "digest".to_owned(),
+        code: packing::pack_files(&Default::default()).expect("no code"),
+        storage: StorageSpec { url: "file:///nowhere".to_owned(), ..StorageSpec::default() },
+        create,
+        logs: false,
+        ignore_resources: false,
+        deadline: None,
+        patience,
+    }
+}
+
+async fn driven(spec: &RunSpec, address: &str) -> (Result<Report, DriveError>, Vec<Note>, Duration) {
+    let (_keep, cancel) = watch::channel(false);
+    let mut fabric = Fabric::Remote { address: address.to_owned(), tls: None };
+    let mut notes = Notes::default();
+    let began = Instant::now();
+    let ended = timeout(Duration::from_secs(20), drive(spec, &mut fabric, &mut notes, cancel)).await;
+    (ended.expect("it ends in time"), notes.0, began.elapsed())
+}
+
+fn short() -> Patience {
+    Patience { open: Duration::from_secs(4), first: Duration::from_millis(900) }
+}
+
+#[tokio::test]
+async fn a_run_goes_from_open_to_close() {
+    let scheduler = Scheduler::new(|op, _| Some(usual(op, &finished()))).await;
+    let (ended, _, _) = driven(&run_of_one_step(true, Patience::default()), &scheduler.address).await;
+    assert_eq!(ended.expect("a report").outcome, RunOutcome::Succeeded);
+    let closed = scheduler.asked("daskade-close");
+    assert_eq!((closed.len(), &closed[0]["final"]["state"]), (1, &json!("Succeeded")));
+    assert_eq!(scheduler.asked("daskade-open")[0]["create"], json!(true));
+}
+
+#[tokio::test]
+async fn a_run_that_another_has_taken_over_stops_for_ever() {
+    let fenced = [json!({"k": "fenced", "n": 1, "epoch": 7})];
+    let scheduler = Scheduler::new(move |op, _| Some(usual(op, &fenced))).await;
+    let (ended, _, _) = driven(&run_of_one_step(true, Patience::default()), &scheduler.address).await;
+    let error = ended.expect_err("another has it");
+    assert_eq!(error.reason(), "Fenced");
+    assert!(error.to_string().contains("epoch 7"), "{error}");
+    assert_eq!(scheduler.asked("daskade-open").len(), 1, "it is not opened again");
+    assert!(scheduler.asked("daskade-close").is_empty());
+}
+
+#[tokio::test]
+async fn a_stale_epoch_is_the_same() {
+    let scheduler = Scheduler::new(|op, _| match op {
+        "daskade-submit" => Some(json!({"status": "error", "reason": "StaleEpoch", "message": "open under epoch 9"})),
+        _ => Some(usual(op, &[])),
+    })
+    .await;
+    let (ended, _, _) = driven(&run_of_one_step(true, Patience::default()), &scheduler.address).await;
+    assert_eq!(ended.expect_err("another has it").reason(), "Fenced");
+    assert_eq!(scheduler.asked("daskade-open").len(), 1);
+}
+
+#[tokio::test]
+async fn an_address_that_never_answers_is_given_up_soon() {
+    let free = TcpListener::bind("127.0.0.1:0").await.expect("a free port").local_addr().expect("an address");
+    let (ended, _, took) = driven(&run_of_one_step(true, short()), &format!("tcp://{free}")).await;
+    let error = ended.expect_err("nobody is there");
+    assert_eq!(error.reason(), "ClusterFailed");
+    assert!(error.to_string().contains(&free.to_string()), "{error}");
+    assert!(took < Duration::from_secs(4), "the patience is that of a first attempt: {took:?}");
+}
+
+#[tokio::test]
+async fn a_scheduler_lost_during_the_run_is_waited_for_longer_and_then_given_up() {
+    let opens = AtomicUsize::new(0);
+    let scheduler = Scheduler::new(move |op, _| match op {
+        // Once it was open; afterwards the scheduler hangs up on everybody.
+        "daskade-open" if opens.fetch_add(1, Ordering::Relaxed) == 0 => Some(opened()),
+        "daskade-hello" if opens.load(Ordering::Relaxed) == 0 => Some(hello([1, 1])),
+        _ => None,
+    })
+    .await;
+    let (ended, notes, took) = driven(&run_of_one_step(true, short()), &scheduler.address).await;
+    let error = ended.expect_err("it does not come back");
+    assert!(error.to_string().starts_with("lost the scheduler"), "{error}");
+    assert!(took > Duration::from_secs(4) && took < Duration::from_secs(20), "{took:?}");
+    assert!(notes.iter().any(|note| matches!(note, Note::SchedulerLost { .. })), "a person is told");
+}
+
+#[tokio::test]
+async fn a_scheduler_that_comes_back_is_gone_on_with_and_the_journal_is_not_made_twice() {
+    let opens = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&opens);
+    let scheduler = Scheduler::new(move |op, request| match op {
+        // The first answer is lost: nobody knows whether the journal was made.
+        "daskade-open" if counted.fetch_add(1, Ordering::Relaxed) == 0 => None,
+        "daskade-open" => {
+            assert_eq!(request["create"], json!(false));
+            Some(opened())
+        }
+        _ => Some(usual(op, &finished())),
+    })
+    .await;
+    let (ended, _, _) = driven(&run_of_one_step(true, Patience::default()), &scheduler.address).await;
+    assert_eq!(ended.expect("a report").outcome, RunOutcome::Succeeded);
+    assert_eq!(opens.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_journal_that_was_not_made_after_all_is_made_then() {
+    let opens = AtomicUsize::new(0);
+    let scheduler = Scheduler::new(move |op, request| match op {
+        "daskade-open" => match (opens.fetch_add(1, Ordering::Relaxed), request["create"] == json!(true)) {
+            (0, true) => None,
+            (_, false) => Some(json!({"status": "error", "reason": "RunNotFound", "message": "no journal"})),
+            (_, true) => Some(opened()),
+        },
+        _ => Some(usual(op, &finished())),
+    })
+    .await;
+    let (ended, _, _) = driven(&run_of_one_step(true, Patience::default()), &scheduler.address).await;
+    assert_eq!(ended.expect("a report").outcome, RunOutcome::Succeeded);
+    let create: Vec<Value> = scheduler.asked("daskade-open").iter().map(|open| open["create"].clone()).collect();
+    assert_eq!(create, [json!(true), json!(false), json!(true)]);
+}
+
+#[tokio::test]
+async fn a_run_to_be_resumed_is_never_made_anew() {
+    let scheduler = Scheduler::new(|op, _| match op {
+        "daskade-open" => Some(json!({"status": "error", "reason": "RunNotFound", "message": "no journal"})),
+        _ => Some(usual(op, &[])),
+    })
+    .await;
+    let (ended, _, _) = driven(&run_of_one_step(false, Patience::default()), &scheduler.address).await;
+    assert_eq!(ended.expect_err("there is no such run").reason(), "RunNotFound");
+    assert_eq!(scheduler.asked("daskade-open").len(), 1);
+}
+
+#[tokio::test]
+async fn storage_that_cannot_be_reached_is_told_at_once_before_the_run_was_ever_open() {
+    let scheduler = Scheduler::new(|op, _| match op {
+        "daskade-open" => Some(json!({"status": "error", "reason": "StorageUnreachable", "message": "no route"})),
+        _ => Some(usual(op, &[])),
+    })
+    .await;
+    let (ended, _, took) = driven(&run_of_one_step(true, Patience::default()), &scheduler.address).await;
+    assert_eq!(ended.expect_err("no storage").reason(), "StorageUnreachable");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_runtime_of_another_protocol_is_refused_before_anything_starts() {
+    let scheduler = Scheduler::new(|op, _| match op {
+        "daskade-hello" => Some(hello([2, 3])),
+        _ => Some(usual(op, &[])),
+    })
+    .await;
+    let (ended, _, _) = driven(&run_of_one_step(true, Patience::default()), &scheduler.address).await;
+    let error = ended.expect_err("another protocol");
+    assert_eq!(error.reason(), "RuntimeVersion");
+    assert!(error.to_string().contains("2 to 3"), "{error}");
+    assert!(scheduler.asked("daskade-open").is_empty());
+}
