@@ -1,7 +1,6 @@
 //! `daskade operator`: the process in the cluster. Starts its parts, and ends them in an order that leaves nothing half
 //! written: first the controllers, then the lease, last the log.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZero;
@@ -250,10 +249,8 @@ fn settings(options: &OperatorOptions, own_namespace: String) -> controller::Set
         image: options.image.clone(),
         namespaces: options.namespaces(),
         own_namespace,
-        own_labels: own::LABELS
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect::<BTreeMap<_, _>>(),
+        own_labels: std::env::var_os("KUBERNETES_SERVICE_HOST")
+            .map(|_| own::LABELS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()),
         certificate_lifetime: options.certificate_lifetime.to_std(),
         concurrency: options.max_concurrent,
     }

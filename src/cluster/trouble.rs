@@ -64,7 +64,7 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Trouble> {
             if age > CREATING {
                 let why = condition("PodReadyToStartContainers").or(condition("Ready")).map(words).unwrap_or_default();
                 let help = "a volume, a Secret or the network is not there; `kubectl describe pod` has the events";
-                let message = format!("pod {name} is being created for {age} s: {why}; {help}");
+                let message = format!("pod {name} is being created for more than a minute: {why}; {help}");
                 return Some(trouble("ContainerCreating", message, false));
             }
         }

@@ -1,17 +1,10 @@
 //! Writes. Each is harmless if done twice, touches only what belongs to the cluster, and puts the answer into the cache, so
 //! that the next pass knows of it even if the watch lags.
 
-use std::fmt::Debug;
-
-use either::Either;
-use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::PartialObjectMeta;
-use kube::{Api, Client, Resource, ResourceExt};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -22,9 +15,6 @@ use super::queue::Key;
 use super::watch;
 use crate::api::status::DaskClusterStatus;
 use crate::cluster::names;
-
-/// Ours in `managedFields`.
-pub const MANAGER: &str = "daskade";
 
 /// Writes for one cluster.
 pub(super) struct Writer<'a> {
@@ -47,53 +37,52 @@ enum Ownership {
 
 impl Writer<'_> {
     /// Makes a child as it was built, unless it is so already. Tells whether it wrote.
-    pub async fn apply<K>(&self, kind: Kind, built: &K, entry: &Entry) -> Result<bool, PassError>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned,
-    {
-        let name = built.name_any();
-        let known = entry.children.get(&(kind, name.clone())).filter(|record| record.owner == self.uid);
+    pub async fn apply(&self, kind: Kind, built: &Value, entry: &Entry) -> Result<bool, PassError> {
+        let name = built.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+        let known = entry.children.get(&(kind, name.to_owned())).filter(|record| record.owner == self.uid);
         if let Some(known) = known
             && is_there(known, built)
         {
             return Ok(false);
         }
-        let api: Api<K> = self.api();
+        let api = self.objects(kind);
         let uid = match known {
             Some(known) => Some(known.uid.clone()),
             None => {
-                let found = api.get_metadata_opt(&name).await;
-                match found.map_err(|error| PassError::api("read", kind, &name, error))? {
-                    Some(found) => Some(self.own(kind, &name, &found.metadata)?),
+                let found = api.get_metadata_opt(name).await;
+                match found.map_err(|error| PassError::api("read", kind, name, error))? {
+                    Some(found) => Some(self.own(kind, name, &found.metadata)?),
                     None => None,
                 }
             }
         };
-        let mut wanted = serde_json::to_value(built).unwrap_or_default();
+        let mut wanted = built.clone();
         // Of an object that is there: only if it is still the same one.
         if let (Some(uid), Some(metadata)) = (&uid, wanted.get_mut("metadata").and_then(Value::as_object_mut)) {
             metadata.insert("uid".to_owned(), json!(uid));
         }
         // What somebody else wrote into our own object goes. A new one is made without force: should an object of that
         // name have come up in this moment, the fields that differ are refused.
-        let params = PatchParams { force: uid.is_some(), ..PatchParams::apply(MANAGER) };
-        let failed = |error| PassError::api("apply", kind, &name, error);
+        let params = PatchParams { force: uid.is_some(), ..PatchParams::apply(names::MANAGER) };
+        let failed = |error| PassError::api("apply", kind, name, error);
         let answer = if kind == Kind::ConfigMap {
-            let answer = api.patch_metadata(&name, &params, &Patch::Apply(&wanted)).await.map_err(failed)?;
+            let answer = api.patch_metadata(name, &params, &Patch::Apply(&wanted)).await.map_err(failed)?;
             watch::read_metadata(&answer.metadata, Body::Nothing)
         } else {
-            watch::read_child(&api.patch(&name, &params, &Patch::Apply(&wanted)).await.map_err(failed)?)
+            watch::read_child(&api.patch(name, &params, &Patch::Apply(&wanted)).await.map_err(failed)?)
         };
-        self.keep(kind, &name, answer);
+        self.keep(kind, name, answer);
         Ok(true)
     }
 
     /// Makes a pod. One of that name that is the cluster's already is as good.
-    pub async fn create_pod(&self, pod: &Pod) -> Result<(), PassError> {
-        let api: Api<Pod> = self.api();
-        let name = pod.name_any();
-        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-        let answer = match api.create(&params, pod).await {
+    pub async fn create_pod(&self, built: Value) -> Result<(), PassError> {
+        let api = self.pods();
+        let name = built.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let pod: Pod = serde_json::from_value(built)
+            .map_err(|error| PassError::api("build", Kind::Pod, &name, kube::Error::SerdeError(error)))?;
+        let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
+        let answer = match api.create(&params, &pod).await {
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
                 let found = api.get(&name).await.map_err(|error| PassError::api("read", Kind::Pod, &name, error))?;
                 self.own(Kind::Pod, &name, &found.metadata)?;
@@ -122,14 +111,13 @@ impl Writer<'_> {
             }),
             ..DeleteParams::default()
         };
-        match self.api::<Pod>().delete(name, &params).await {
-            // It takes its time: the answer says since when.
-            Ok(Either::Left(pod)) if pod.metadata.deletion_timestamp.is_some() && !force => {
-                self.keep(Kind::Pod, name, watch::read_pod_record(&pod));
-                Ok(())
-            }
-            Ok(_) => {
-                self.cache.remove(Kind::Pod, self.key, name, Some(uid));
+        match self.pods().delete(name, &params).await {
+            Ok(answer) => {
+                match answer.left().filter(|pod| pod.metadata.deletion_timestamp.is_some() && !force) {
+                    // It takes its time: the answer says since when.
+                    Some(pod) => self.keep(Kind::Pod, name, watch::read_pod_record(&pod)),
+                    None => drop(self.cache.remove(Kind::Pod, self.key, name, Some(uid))),
+                }
                 Ok(())
             }
             Err(kube::Error::Api(status)) if status.code == 404 => {
@@ -141,13 +129,10 @@ impl Writer<'_> {
     }
 
     /// Deletes a child that is wanted no more, if it is still that one.
-    pub async fn delete<K>(&self, kind: Kind, name: &str, record: &Record) -> Result<(), PassError>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
-    {
+    pub async fn delete(&self, kind: Kind, name: &str, record: &Record) -> Result<(), PassError> {
         let preconditions = Some(Preconditions { uid: Some(record.uid.clone()), resource_version: None });
         let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        match self.api::<K>().delete(name, &params).await {
+        match self.objects(kind).delete(name, &params).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => return Err(PassError::api("delete", kind, name, error)),
             Ok(_) => {}
@@ -159,9 +144,9 @@ impl Writer<'_> {
     /// Notes on a pod which certificate it should show. The kubelet then looks at the mounted Secret at once instead of in
     /// a minute or two.
     pub async fn note_certificate(&self, name: &str, uid: &str, fingerprint: &str) -> Result<(), PassError> {
-        let note = json!({"metadata": {"uid": uid, "annotations": {names::CERTIFICATE: fingerprint}}});
-        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        match self.api::<Pod>().patch(name, &params, &Patch::Merge(&note)).await {
+        let note = json!({"metadata": {"uid": uid, "annotations": {names::CERTIFICATE_ANNOTATION: fingerprint}}});
+        let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
+        match self.pods().patch(name, &params, &Patch::Merge(&note)).await {
             Ok(pod) => self.keep(Kind::Pod, name, watch::read_pod_record(&pod)),
             Err(kube::Error::Api(status)) if status.code == 404 => {
                 self.cache.remove(Kind::Pod, self.key, name, Some(uid));
@@ -173,8 +158,7 @@ impl Writer<'_> {
 
     /// Replaces the status.
     pub async fn write_status(&self, status: &DaskClusterStatus) -> Result<(), PassError> {
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.client.clone(), &self.key.namespace, &watch::cluster_resource());
+        let api = self.objects(Kind::Cluster);
         let name = &self.key.name;
         let failed = |error| PassError::api("write the status of", Kind::Cluster, name, error);
         let patch = json!([
@@ -182,7 +166,7 @@ impl Writer<'_> {
             {"op": "add", "path": "/status", "value": status},
         ]);
         let patch = serde_json::from_value(patch).map_err(|error| failed(kube::Error::SerdeError(error)))?;
-        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
         let object = match api.patch_status(name, &params, &Patch::<()>::Json(patch)).await {
             Ok(object) => object,
             // Deleted in the meantime: nobody is left to be told.
@@ -193,12 +177,31 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// Fails if the DaskCluster is another one by now, or has another spec.
+    pub async fn confirm(&self, generation: i64) -> Result<(), PassError> {
+        let name = &self.key.name;
+        let found = self.objects(Kind::Cluster).get_metadata_opt(name).await;
+        let found = found.map_err(|error| PassError::api("read", Kind::Cluster, name, error))?;
+        let is_known = |meta: &ObjectMeta| {
+            meta.uid.as_deref() == Some(self.uid)
+                && meta.generation.is_none_or(|live| live == generation)
+                && meta.deletion_timestamp.is_none()
+        };
+        if found.is_some_and(|found| is_known(&found.metadata)) { Ok(()) } else { Err(PassError::Behind) }
+    }
+
+    /// The version in which a pod was seen last.
+    pub fn version(&self, pod: &str) -> Option<String> {
+        let entry = self.cache.entry(self.key)?;
+        entry.children.get(&(Kind::Pod, pod.to_owned())).map(|record| record.version.clone())
+    }
+
     /// Looks whether an object is still there that no watch has shown for long.
     pub async fn verify(&self, kind: Kind, name: &str, uid: &str) -> Result<(), PassError> {
         let failed = |error| PassError::api("read", kind, name, error);
         let found = match kind {
             Kind::Pod => {
-                let pod = self.api::<Pod>().get_opt(name).await.map_err(failed)?;
+                let pod = self.pods().get_opt(name).await.map_err(failed)?;
                 pod.as_ref().and_then(watch::read_pod_record)
             }
             // The others are looked at by name before they are written.
@@ -215,11 +218,12 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn api<K>(&self) -> Api<K>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
-    {
+    fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), &self.key.namespace)
+    }
+
+    fn objects(&self, kind: Kind) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), &self.key.namespace, &kind.resource())
     }
 
     fn keep(&self, kind: Kind, name: &str, answer: Option<(Key, Record)>) {
@@ -253,13 +257,14 @@ fn ownership(meta: &ObjectMeta, cluster: &str, uid: &str) -> Ownership {
 }
 
 /// Whether a child is as it was built.
-fn is_there(known: &Record, built: &impl Serialize) -> bool {
+fn is_there(known: &Record, built: &Value) -> bool {
     match &known.body {
         // Its content is in its name, and cannot be changed.
         Body::Nothing => true,
         Body::Json(json) => {
             let live: Value = serde_json::from_slice(json).unwrap_or_default();
-            serde_json::to_value(built).is_ok_and(|built| contains(&live, &built))
+            let part = |name: &str| built.get(name).is_none_or(|built| contains(&live[name], built));
+            part("metadata") && part("spec")
         }
         Body::Pod(_) => false,
     }

@@ -8,10 +8,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::queue::Key;
-use crate::cluster::facts::PodFact;
+use crate::cluster::facts::{PodFact, Trouble};
 
 /// How long an object that we wrote may be missing in a list without counting as gone: the list may be older.
 const UNSEEN: Duration = Duration::from_secs(10);
+
+/// From this age on a pod that is being made is in trouble, in seconds: what it says then is found out when it is seen,
+/// since the pod itself is not kept.
+pub const LATE: i64 = 61;
 
 /// Kinds that are watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,8 +55,8 @@ pub enum Body {
 #[derive(Debug, Clone, PartialEq)]
 pub struct PodBody {
     pub fact: PodFact,
-    /// Fingerprint in its annotation.
-    pub certificate: Option<String>,
+    /// What is wrong with it if it is still the same when it is older; see [`LATE`].
+    pub late: Option<Trouble>,
 }
 
 /// All objects of one cluster.

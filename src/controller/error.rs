@@ -8,7 +8,7 @@ use super::cache::Kind;
 use super::fence::NoAnswer;
 use super::lead::NotLeading;
 use crate::cluster::facts::Trouble;
-use crate::cluster::trouble::from_api_error;
+use crate::cluster::trouble::refused;
 use crate::telemetry::metrics::Outcome;
 
 /// Why something could not be done; reads after "failed to".
@@ -22,6 +22,9 @@ pub enum PassError {
     /// A child of a cluster of the same name that was deleted is not gone yet.
     #[error("make {kind} {name}: that of the deleted DaskCluster of the same name is still there")]
     Leftover { kind: Kind, name: String },
+    /// The watch lags behind: it will show what has changed.
+    #[error("take something away: the DaskCluster has changed in the meantime")]
+    Behind,
     #[error("{0}")]
     Certificates(#[from] super::certificates::Error),
 }
@@ -52,8 +55,8 @@ impl PassError {
         match self {
             Self::Api { source, .. } => classify(source),
             Self::Taken { .. } => Class::Slow,
-            Self::Leftover { .. } => Class::Conflict,
-            Self::Certificates(error) => error.source_error().map_or(Class::Slow, classify),
+            Self::Leftover { .. } | Self::Behind => Class::Conflict,
+            Self::Certificates(error) => error.api().map_or(Class::Slow, classify),
         }
     }
 
@@ -62,7 +65,7 @@ impl PassError {
         match self {
             Self::Api { source, .. } => match &**source {
                 kube::Error::Api(status) if !matches!(self.class(), Class::Conflict) => {
-                    Some(from_api_error(status.code, &status.reason, &status.message))
+                    Some(refused(status.code, &status.reason, &status.message, &self.what()))
                 }
                 _ => None,
             },
@@ -71,7 +74,19 @@ impl PassError {
                 message: format!("cannot {self}; it is not touched. Rename or delete it, or give the cluster another name"),
                 stalled: true,
             }),
-            Self::Leftover { .. } | Self::Certificates(_) => None,
+            Self::Certificates(error) => {
+                let message = format!("failed to {error}; it is tried again");
+                Some(Trouble { reason: "ApiError", message, stalled: false })
+            }
+            Self::Leftover { .. } | Self::Behind => None,
+        }
+    }
+
+    /// What was tried.
+    fn what(&self) -> String {
+        match self {
+            Self::Api { verb, kind, name, .. } => format!("{verb} {kind} {name}"),
+            other => other.to_string(),
         }
     }
 }

@@ -7,9 +7,9 @@ use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc;
 
-use super::apply::MANAGER;
 use super::queue::Key;
 use crate::api::status::DaskClusterStatus;
+use crate::cluster::names::MANAGER;
 use crate::telemetry::metrics::Metrics;
 
 /// Events that may wait for a slow API server; more are dropped.

@@ -2,13 +2,13 @@
 //! and has the cluster looked at when there is some.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::backoff::jittered;
 use super::queue::{Key, Queue};
@@ -55,32 +55,44 @@ pub struct Target {
 #[derive(Debug)]
 pub struct Link {
     target: watch::Sender<Target>,
-    state: Arc<Mutex<SchedulerFact>>,
+    state: State,
     task: JoinHandle<()>,
 }
+
+/// What was heard last, and how often that has changed.
+type State = Arc<watch::Sender<(SchedulerFact, u64)>>;
 
 impl Link {
     /// Starts to ask. `queue` gets `key` whenever the answer changes.
     pub fn start(target: Target, key: Key, queue: Arc<Queue>) -> Self {
         let (target, targets) = watch::channel(target);
-        let state = Arc::new(Mutex::new(SchedulerFact::Unknown));
+        let state: State = Arc::new(watch::Sender::new((SchedulerFact::Unknown, 0)));
         let teller = Teller { targets: targets.clone(), state: state.clone(), key, queue };
         let poller = Poller { targets, teller };
         Self { target, state, task: tokio::spawn(poller.run()) }
     }
 
-    /// What it said last.
-    pub fn state(&self) -> SchedulerFact {
-        lock(&self.state).clone()
+    /// What it said last, and a number that grows with every change of that.
+    pub fn state(&self) -> (SchedulerFact, u64) {
+        self.state.borrow().clone()
+    }
+
+    /// Waits until it has said anything, or could not be reached; for at most `most`.
+    pub async fn heard(&self, most: Duration) {
+        let mut state = self.state.subscribe();
+        // Either way it is known now what there is to know.
+        let _ = timeout(most, state.wait_for(|(fact, _)| *fact != SchedulerFact::Unknown)).await;
     }
 
     /// Asks another scheduler if it is another one; certificates and epoch count from the next request on.
     pub fn aim(&self, target: Target) {
-        let mut state = lock(&self.state);
-        if self.target.borrow().is_other(&target) {
-            *state = SchedulerFact::Unknown;
-        }
-        self.target.send_replace(target);
+        self.state.send_modify(|(fact, version)| {
+            if self.target.borrow().is_other(&target) {
+                *fact = SchedulerFact::Unknown;
+                *version += 1;
+            }
+            self.target.send_replace(target);
+        });
     }
 
     /// Has workers take no further tasks, and closes those that are done, on a connection of its own.
@@ -176,7 +188,7 @@ async fn follow(targets: &watch::Receiver<Target>, mut tell: impl FnMut(&Target,
 /// Keeps what was heard, and has the cluster looked at when it is news.
 struct Teller {
     targets: watch::Receiver<Target>,
-    state: Arc<Mutex<SchedulerFact>>,
+    state: State,
     key: Key,
     queue: Arc<Queue>,
 }
@@ -205,14 +217,15 @@ impl Teller {
     }
 
     fn tell(&self, target: &Target, fact: impl FnOnce(&SchedulerFact) -> Option<SchedulerFact>) {
-        let mut state = lock(&self.state);
-        // What was on its way when the link was aimed at another scheduler is about the one before.
-        if self.targets.borrow().is_other(target) {
-            return;
-        }
-        if let Some(fact) = fact(&state).filter(|fact| *fact != *state) {
-            *state = fact;
-            drop(state);
+        let changed = self.state.send_if_modified(|(known, version)| {
+            // What was on its way when the link was aimed at another scheduler is about the one before.
+            let fact = if self.targets.borrow().is_other(target) { None } else { fact(known) };
+            let Some(fact) = fact.filter(|fact| fact != known) else { return false };
+            *known = fact;
+            *version += 1;
+            true
+        });
+        if changed {
             self.queue.add_after(self.key.clone(), BUNDLE);
         }
     }
@@ -246,9 +259,4 @@ fn read_ask(ask: crate::dask::ops::Ask) -> Ask {
     let crate::dask::ops::Ask { group, resources, count } = ask;
     let resources: BTreeMap<String, f64> = resources;
     Ask { group, resources, count }
-}
-
-fn lock(state: &Mutex<SchedulerFact>) -> MutexGuard<'_, SchedulerFact> {
-    // The value is replaced as a whole.
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,18 +1,44 @@
 //! The shell of the operator: everything that talks to Kubernetes.
 
+mod apply;
+mod backoff;
+mod cache;
+pub mod certificates;
+mod compare;
 pub mod crds;
+mod error;
+mod events;
 pub mod fence;
+mod gather;
 pub mod lead;
 pub mod lease;
+mod link;
+mod memory;
 pub mod own;
+mod queue;
+mod reconcile;
+mod run;
+mod scope;
+mod watch;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use kube::Client;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
+use self::certificates::{CertificateSettings, Certificates};
+use self::events::Events;
 use self::lead::Lead;
+use self::memory::Memories;
+use self::reconcile::Context;
+use self::scope::Scope;
+use self::watch::Sink;
+use crate::cluster::build::{self, Peer};
+use crate::local::environment::{RUNTIME_DIGEST, runtime_zip};
 use crate::telemetry::metrics::Metrics;
 
 /// Which namespaces are served.
@@ -33,8 +59,8 @@ pub struct Settings {
     pub namespaces: Namespaces,
     /// Where the operator keeps what tenants must not see, and where it runs.
     pub own_namespace: String,
-    /// Labels of the operator's own pods.
-    pub own_labels: BTreeMap<String, String>,
+    /// Labels of the operator's own pods; none if it runs outside the cluster.
+    pub own_labels: Option<BTreeMap<String, String>>,
     /// Life of the certificates that it issues.
     pub certificate_lifetime: Duration,
     /// Objects that are worked on at once.
@@ -43,16 +69,107 @@ pub struct Settings {
 
 /// Why the controllers ended; reads after "failed to".
 #[derive(Debug, thiserror::Error)]
-pub enum Error {}
+pub enum Error {
+    #[error("keep {0} running: it ended by itself")]
+    Ended(&'static str),
+}
 
-/// Runs the controllers until `shutdown` ends.
+/// Life of a cluster's authority: longer than that of any certificate that it issues.
+const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Runs the controllers until `shutdown` ends; passes that are in the middle then have a few seconds. Watches run all the
+/// time, so that a process that stands by knows everything when it begins to lead; nothing is written while `lead` says no.
 pub async fn run(
-    _client: Client,
-    _settings: Settings,
-    _lead: Lead,
+    client: Client,
+    settings: Settings,
+    lead: Lead,
     shutdown: impl Future<Output = ()> + Send,
-    _metrics: Arc<Metrics>,
+    metrics: Arc<Metrics>,
 ) -> Result<(), Error> {
-    shutdown.await;
+    let sink = Sink { cache: Arc::default(), queue: Arc::default() };
+    let mut background = JoinSet::new();
+    let (scope, waits) = watches(&client, &settings.namespaces, &sink, &mut background);
+    let (events, publish) = Events::start(client.clone(), metrics.clone());
+    background.spawn(publish);
+    let Settings { image, own_namespace, own_labels, certificate_lifetime, concurrency, .. } = settings;
+    let operator = own_labels.map(|labels| Peer { namespace: own_namespace.clone(), labels });
+    let certificates = CertificateSettings {
+        operator_namespace: own_namespace,
+        lifetime: certificate_lifetime,
+        ca_lifetime: AUTHORITY_LIFETIME.max(certificate_lifetime * 4),
+    };
+    let context = Arc::new(Context {
+        client: client.clone(),
+        settings: build::Settings { image, runtime: runtime_zip(), runtime_digest: RUNTIME_DIGEST, operator },
+        lead,
+        cache: sink.cache,
+        queue: sink.queue,
+        certificates: Certificates::new(client, certificates),
+        events,
+        metrics,
+        scope,
+        clock: Timestamp::now,
+    });
+    let memories = Arc::new(Memories::default());
+    let mut shutdown = std::pin::pin!(shutdown);
+    // Nothing is decided from caches that are half filled.
+    tokio::select! {
+        () = &mut shutdown => return Ok(()),
+        () = synced(waits) => tracing::debug!("the first lists are complete"),
+        _ = background.join_next() => return Err(Error::Ended("a watch")),
+    }
+    background.spawn(run::follow_lead(context.clone(), memories.clone()));
+    background.spawn(run::count(context.clone(), memories.clone()));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let dispatch = run::dispatch(context, memories, usize::from(concurrency), async {
+        // Told, or nobody is left to tell.
+        let _ = stopped.await;
+    });
+    let mut dispatch = std::pin::pin!(dispatch);
+    tokio::select! {
+        () = &mut shutdown => {}
+        () = &mut dispatch => return Err(Error::Ended("the passes")),
+        _ = background.join_next() => return Err(Error::Ended("a watch")),
+    }
+    drop(stop);
+    dispatch.await;
     Ok(())
+}
+
+/// Starts the watches that the namespaces need. The scope, and what tells that first lists are complete.
+fn watches(
+    client: &Client,
+    namespaces: &Namespaces,
+    sink: &Sink,
+    background: &mut JoinSet<()>,
+) -> (Scope, Vec<oneshot::Receiver<()>>) {
+    match namespaces {
+        Namespaces::All => (Scope::All, watch::start(client, sink, None, background)),
+        Namespaces::Names(names) => {
+            let mut waits = Vec::new();
+            for name in names {
+                waits.extend(watch::start(client, sink, Some(name), background));
+            }
+            (Scope::All, waits)
+        }
+        Namespaces::Selector(selector) => {
+            let mut waits = watch::start(client, sink, None, background);
+            let (told, wait) = oneshot::channel();
+            waits.push(wait);
+            let names = Arc::new(Mutex::new(BTreeSet::new()));
+            let follow =
+                scope::follow_selector(client.clone(), selector.clone(), names.clone(), sink.clone(), told);
+            background.spawn(follow);
+            (Scope::Matching(names), waits)
+        }
+    }
+}
+
+async fn synced(waits: Vec<oneshot::Receiver<()>>) {
+    for wait in waits {
+        // A watch that ended is found by whoever waits for it.
+        if wait.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
 }

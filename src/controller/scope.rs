@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::runtime::watcher::{Config, DefaultBackoff, Event, metadata_watcher};
-use kube::runtime::{WatchStreamExt, utils::StreamBackoff};
+use kube::core::PartialObjectMeta;
+use kube::runtime::utils::StreamBackoff;
+use kube::runtime::watcher::{Config, DefaultBackoff, Event, watcher};
 use kube::{Api, Client, ResourceExt};
 use tokio::sync::oneshot;
 
@@ -39,7 +40,7 @@ pub(super) async fn follow_selector(
     synced: oneshot::Sender<()>,
 ) {
     let config = Config::default().labels(&selector);
-    let events = metadata_watcher(Api::<Namespace>::all(client), config);
+    let events = watcher(Api::<PartialObjectMeta<Namespace>>::all(client), config);
     let mut events = std::pin::pin!(StreamBackoff::new(events, DefaultBackoff::default()));
     let (mut synced, mut listed, mut broken) = (Some(synced), BTreeSet::new(), false);
     while let Some(event) = events.next().await {

@@ -5,28 +5,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{ApiResource, DynamicObject};
-use kube::runtime::watcher::{self, Config, Event, metadata_watcher, watcher};
-use kube::runtime::{WatchStreamExt, utils::StreamBackoff};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::core::PartialObjectMeta;
+use kube::runtime::utils::StreamBackoff;
+use kube::runtime::watcher::{self, Config, Event, watcher};
+use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::backoff::jittered;
-use super::cache::{Body, Cache, Kind, Listed, PodBody, Record};
+use super::cache::{Body, Cache, Kind, LATE, Listed, PodBody, Record};
 use super::queue::{Key, Queue};
 use crate::api::{DaskCluster, GROUP};
 use crate::cluster::names;
 use crate::cluster::pods::read_pod;
+use crate::cluster::trouble;
 
-/// Everything that the operator makes has it.
-const OURS: &str = "app.kubernetes.io/managed-by=daskade";
 /// Objects per page of a list: bounds the memory that a list takes.
 const PAGE: u32 = 100;
 /// A watch that is silent for so long (and five seconds) is opened anew, in seconds: the longest time for which a dead
@@ -56,14 +57,14 @@ struct Feed {
     broken: bool,
 }
 
-/// Watches all kinds, in one namespace or in all, until dropped. Each of `synced` ends when a first list is complete.
+/// Watches all kinds, in one namespace or in all, by `tasks`. Each of what is returned ends when a first list is complete.
 pub(super) fn start(
     client: &Client,
     sink: &Sink,
     namespace: Option<&str>,
-) -> (Vec<oneshot::Receiver<()>>, tokio::task::JoinSet<()>) {
+    tasks: &mut JoinSet<()>,
+) -> Vec<oneshot::Receiver<()>> {
     let mut waits = Vec::new();
-    let mut tasks = tokio::task::JoinSet::new();
     let mut feed = |kind| {
         let (synced, wait) = oneshot::channel();
         waits.push(wait);
@@ -71,39 +72,49 @@ pub(super) fn start(
         Feed { sink: sink.clone(), kind, namespace, synced: Some(synced), broken: false }
     };
     let config = Config::default().page_size(PAGE).timeout(SILENCE);
-    let ours = config.clone().labels(OURS);
+    let (label, value) = names::MANAGED_BY;
+    let ours = config.clone().labels(&format!("{label}={value}"));
 
-    let clusters: Api<DynamicObject> = match namespace {
-        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &cluster_resource()),
-        None => Api::all_with(client.clone(), &cluster_resource()),
+    let objects = |kind: Kind| -> Api<DynamicObject> {
+        match namespace {
+            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &kind.resource()),
+            None => Api::all_with(client.clone(), &kind.resource()),
+        }
     };
+    let clusters = objects(Kind::Cluster);
     tasks.spawn(feed(Kind::Cluster).run(move || watcher(clusters.clone(), config.clone()), read_cluster));
-    let (pods, wanted) = (api::<Pod>(client, namespace), ours.clone());
-    tasks.spawn(feed(Kind::Pod).run(move || watcher(pods.clone(), wanted.clone()), read_pod_record));
-    let (services, wanted) = (api::<Service>(client, namespace), ours.clone());
-    tasks.spawn(feed(Kind::Service).run(move || watcher(services.clone(), wanted.clone()), read_child));
-    let (policies, wanted) = (api::<NetworkPolicy>(client, namespace), ours.clone());
-    tasks.spawn(feed(Kind::NetworkPolicy).run(move || watcher(policies.clone(), wanted.clone()), read_child));
-    let maps = api::<ConfigMap>(client, namespace);
-    tasks.spawn(feed(Kind::ConfigMap).run(move || metadata_watcher(maps.clone(), ours.clone()), |map| {
-        read_metadata(&map.metadata, Body::Nothing)
-    }));
-    (waits, tasks)
-}
-
-fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
-where
-    K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
-{
-    match namespace {
+    let pods: Api<Pod> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
+    };
+    let wanted = ours.clone();
+    tasks.spawn(feed(Kind::Pod).run(move || watcher(pods.clone(), wanted.clone()), read_pod_record));
+    for kind in [Kind::Service, Kind::NetworkPolicy] {
+        let (api, wanted) = (objects(kind), ours.clone());
+        tasks.spawn(feed(kind).run(move || watcher(api.clone(), wanted.clone()), read_child));
     }
+    let maps: Api<PartialObjectMeta<ConfigMap>> = match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    };
+    tasks.spawn(feed(Kind::ConfigMap).run(move || watcher(maps.clone(), ours.clone()), |map| {
+        read_metadata(&map.metadata, Body::Nothing)
+    }));
+    waits
 }
 
-/// Read without types: an object that this version cannot read must not hide the others.
-pub(super) fn cluster_resource() -> ApiResource {
-    ApiResource::erase::<DaskCluster>(&())
+impl Kind {
+    /// All but pods are read and written without types: an object that this version cannot read must not hide the others,
+    /// and what is built is JSON.
+    pub(super) fn resource(self) -> ApiResource {
+        match self {
+            Self::Cluster => ApiResource::erase::<DaskCluster>(&()),
+            Self::Pod => ApiResource::erase::<Pod>(&()),
+            Self::Service => ApiResource::erase::<Service>(&()),
+            Self::ConfigMap => ApiResource::erase::<ConfigMap>(&()),
+            Self::NetworkPolicy => ApiResource::erase::<NetworkPolicy>(&()),
+        }
+    }
 }
 
 impl Feed {
@@ -164,8 +175,10 @@ impl Feed {
             }
             Event::Delete(object) => {
                 self.works();
-                if let Some(key) = owner(object.meta()).or_else(|| labelled(object.meta())) {
-                    self.remove(key, object.meta());
+                let meta = object.meta();
+                let key = if self.kind == Kind::Cluster { own(meta) } else { owner(meta).or_else(|| labelled(meta)) };
+                if let Some(key) = key {
+                    self.remove(key, meta);
                 }
             }
         }
@@ -257,38 +270,38 @@ pub(super) fn read_cluster(object: &DynamicObject) -> Option<(Key, Record)> {
         "status": object.data.get("status"),
     });
     let uid = meta.uid.clone()?;
-    let record = Record {
-        owner: uid.clone(),
-        uid,
-        version: meta.resource_version.clone().unwrap_or_default(),
-        body: json_body(&slim)?,
-        unseen: None,
-    };
-    Some((Key::new(meta.namespace.clone()?, meta.name.clone()?), record))
+    let version = meta.resource_version.clone().unwrap_or_default();
+    Some((own(meta)?, Record { owner: uid.clone(), uid, version, body: json_body(&slim)?, unseen: None }))
 }
 
 /// A Service or NetworkPolicy as the cache keeps it.
-pub(super) fn read_child<T: Resource + Serialize + Clone>(object: &T) -> Option<(Key, Record)> {
-    let mut slim = object.clone();
-    let meta = slim.meta_mut();
-    meta.managed_fields = None;
-    // Changes with every write, and is kept beside.
-    meta.resource_version = None;
-    read_metadata(object.meta(), json_body(&slim)?)
+pub(super) fn read_child(object: &DynamicObject) -> Option<(Key, Record)> {
+    let DynamicObject { metadata, data, .. } = object;
+    let slim = json!({
+        "metadata": {
+            "name": metadata.name,
+            "namespace": metadata.namespace,
+            "labels": metadata.labels,
+            "ownerReferences": metadata.owner_references,
+        },
+        "spec": data.get("spec"),
+    });
+    read_metadata(metadata, json_body(&slim)?)
 }
 
 /// A pod as the cache keeps it.
 pub(super) fn read_pod_record(pod: &Pod) -> Option<(Key, Record)> {
-    let certificate = pod.annotations().get(names::CERTIFICATE).cloned();
-    let fact = read_pod(pod)?;
-    read_metadata(&pod.metadata, Body::Pod(Box::new(PodBody { fact, certificate })))
+    let fact = read_pod(pod, Timestamp::now())?;
+    let old = fact.created.checked_add(SignedDuration::from_secs(LATE)).ok()?;
+    let late = trouble::find(pod, old);
+    read_metadata(&pod.metadata, Body::Pod(Box::new(PodBody { fact, late })))
 }
 
-fn read_metadata(meta: &ObjectMeta, body: Body) -> Option<(Key, Record)> {
-    let key = owner(meta)?;
-    let owner = meta.owner_references.iter().flatten().find(|owner| is_cluster(owner))?.uid.clone();
+pub(super) fn read_metadata(meta: &ObjectMeta, body: Body) -> Option<(Key, Record)> {
+    let owner = meta.owner_references.iter().flatten().find(|owner| is_cluster(owner))?;
+    let key = Key::new(meta.namespace.clone()?, owner.name.clone());
     let version = meta.resource_version.clone().unwrap_or_default();
-    Some((key, Record { uid: meta.uid.clone()?, version, owner, body, unseen: None }))
+    Some((key, Record { uid: meta.uid.clone()?, version, owner: owner.uid.clone(), body, unseen: None }))
 }
 
 fn json_body(object: &impl Serialize) -> Option<Body> {
@@ -296,7 +309,11 @@ fn json_body(object: &impl Serialize) -> Option<Body> {
     serde_json::to_vec(object).ok().map(|json| Body::Json(json.into_boxed_slice()))
 }
 
-/// The DaskCluster that owns an object, or that it is.
+fn own(meta: &ObjectMeta) -> Option<Key> {
+    Some(Key::new(meta.namespace.clone()?, meta.name.clone()?))
+}
+
+/// The DaskCluster that owns an object.
 fn owner(meta: &ObjectMeta) -> Option<Key> {
     let owner = meta.owner_references.iter().flatten().find(|owner| is_cluster(owner))?;
     Some(Key::new(meta.namespace.clone()?, owner.name.clone()))
@@ -304,10 +321,10 @@ fn owner(meta: &ObjectMeta) -> Option<Key> {
 
 /// The DaskCluster that an object names in its labels.
 fn labelled(meta: &ObjectMeta) -> Option<Key> {
-    let name = meta.labels.as_ref()?.get(names::CLUSTER)?;
+    let name = meta.labels.as_ref()?.get(names::CLUSTER_LABEL)?;
     Some(Key::new(meta.namespace.clone()?, name.clone()))
 }
 
-fn is_cluster(owner: &k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference) -> bool {
+pub(super) fn is_cluster(owner: &OwnerReference) -> bool {
     owner.kind == "DaskCluster" && owner.api_version.split('/').next() == Some(GROUP)
 }

@@ -84,6 +84,7 @@ pub struct Metrics {
     writes: Family<Labels<3>, Counter>,
     leader: Gauge,
     panics: Counter,
+    dropped_events: Counter,
 }
 
 impl Metrics {
@@ -99,6 +100,7 @@ impl Metrics {
             writes: Family::default(),
             leader: Gauge::default(),
             panics: Counter::default(),
+            dropped_events: Counter::default(),
         };
         metrics.registered(Arc::new(dropped))
     }
@@ -133,6 +135,11 @@ impl Metrics {
             self.writes.clone(),
         );
         ours.register("panics", "Panics caught; each is a bug, alert on any", self.panics.clone());
+        ours.register(
+            "events_dropped",
+            "Kubernetes Events that were dropped because too many waited; conditions have the truth",
+            self.dropped_events.clone(),
+        );
         self.registry.register_collector(Box::new(ProcessCollector::new(dropped)));
         self
     }
@@ -171,6 +178,11 @@ impl Metrics {
         let resource = RESOURCES.into_iter().find(|known| *known == resource).unwrap_or("other");
         let labels = [("verb", verb.as_str()), ("resource", resource), ("answer", answer.as_str())];
         self.writes.get_or_create(&labels).inc();
+    }
+
+    /// An Event was dropped.
+    pub fn count_dropped_event(&self) {
+        self.dropped_events.inc();
     }
 
     /// A panic was caught.

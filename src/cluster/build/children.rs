@@ -6,10 +6,9 @@ use serde_json::{Value, json};
 use super::{Settings, metadata};
 use crate::cluster::{facts::Cluster, names};
 
-/// The children that are no pods and no Secrets, in the order in which they are written.
+/// The children that are no pods, no Secrets and no runtime, in the order in which they are written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Children {
-    pub runtime: Value,
     pub policies: [Value; 2],
     pub service: Value,
 }
@@ -17,14 +16,14 @@ pub struct Children {
 /// Builds them.
 pub fn build_children(cluster: &Cluster, settings: &Settings) -> Children {
     Children {
-        runtime: runtime(cluster, settings),
         policies: [scheduler_policy(cluster, settings), worker_policy(cluster)],
         service: service(cluster),
     }
 }
 
-/// One ConfigMap per version of the runtime: pods that were made with an older one keep it.
-fn runtime(cluster: &Cluster, settings: &Settings) -> Value {
+/// The ConfigMap with the runtime, one per version: pods that were made with an older one keep it. Apart from the others,
+/// since it is large, and its name says whether it is there.
+pub fn build_runtime(cluster: &Cluster, settings: &Settings) -> Value {
     let name = names::runtime(&cluster.name, settings.runtime_digest);
     json!({
         "apiVersion": "v1",

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{facts::Cluster, plan::Templates};
-pub use children::{Children, build_children};
+pub use children::{Children, build_children, build_runtime};
 pub use pod::{PodTemplates, build_templates};
 
 /// What the operator was started with, as far as objects depend on it.

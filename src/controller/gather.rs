@@ -1,0 +1,98 @@
+//! From what the watches have shown to facts.
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+
+use super::cache::{Body, Entry, LATE, Record};
+use super::queue::Key;
+use crate::api::status::DaskClusterStatus;
+use crate::api::DaskClusterSpec;
+use crate::cluster::facts::{Cluster, PodFact};
+use crate::cluster::{names, validate_named};
+use crate::names::{OBJECT_NAME_MAX, check_label};
+use crate::problem::Problem;
+
+/// Problems that a status tells of; more would only hide them.
+const PROBLEMS: usize = 10;
+
+/// A DaskCluster as far as it could be read.
+#[derive(Debug)]
+pub(super) struct Object {
+    /// With an empty spec if `problems` has one that kept it from being read.
+    pub cluster: Cluster,
+    /// Kueue's queue.
+    pub queue: Option<String>,
+    pub deleting: bool,
+    /// What is wrong with the spec: nothing is done then but to say so.
+    pub problems: Vec<Problem>,
+}
+
+/// Reads and checks a DaskCluster.
+pub(super) fn read_object(key: &Key, record: &Record) -> Object {
+    let json = match &record.body {
+        Body::Json(json) => &json[..],
+        Body::Pod(_) | Body::Nothing => b"{}",
+    };
+    let value: Value = serde_json::from_slice(json).unwrap_or_default();
+    let status = value.get("status").cloned().unwrap_or_default();
+    let mut cluster = Cluster {
+        name: key.name.clone(),
+        namespace: key.namespace.clone(),
+        uid: record.uid.clone(),
+        generation: value.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default(),
+        spec: DaskClusterSpec::default(),
+        // A status that cannot be read is written anew.
+        status: serde_json::from_value::<Option<DaskClusterStatus>>(status).ok().flatten().unwrap_or_default(),
+    };
+    let text = |path: &str| value.pointer(path).and_then(Value::as_str).map(ToOwned::to_owned);
+    let queue = value.pointer("/metadata/labels").and_then(|labels| labels.get(names::QUEUE_LABEL));
+    let queue = queue.and_then(Value::as_str).map(ToOwned::to_owned);
+    let deleting = text("/metadata/deletionTimestamp").is_some();
+    let mut problems = Vec::new();
+    if let Err(error) = check_label(&key.name, OBJECT_NAME_MAX) {
+        let problem = Problem::new("InvalidName", "metadata.name", format!("`{}` {error}", key.name));
+        problems.push(problem.help("names of pods, Services and labels are made from it"));
+    }
+    match read_spec(&value) {
+        Ok(spec) => cluster.spec = spec,
+        Err(problem) => problems.push(problem),
+    }
+    problems.extend(validate_named(&key.name, &cluster.spec, "spec"));
+    Object { cluster, queue, deleting, problems }
+}
+
+/// Objects may be older than the schema that is there now, or newer than this program.
+fn read_spec(value: &Value) -> Result<DaskClusterSpec, Problem> {
+    let Some(spec) = value.get("spec").filter(|spec| !spec.is_null()) else { return Ok(DaskClusterSpec::default()) };
+    serde_path_to_error::deserialize(spec).map_err(|error| {
+        let path = error.path().to_string();
+        let path = if path == "." { "spec".to_owned() } else { format!("spec.{path}") };
+        Problem::new("InvalidValue", path, error.inner().to_string())
+    })
+}
+
+/// The problems as one message.
+pub(super) fn problems_text(problems: &[Problem]) -> String {
+    let shown: Vec<String> = problems.iter().take(PROBLEMS).map(ToString::to_string).collect();
+    let more = problems.len().saturating_sub(PROBLEMS);
+    if more == 0 { shown.join("; ") } else { format!("{}; and {more} more", shown.join("; ")) }
+}
+
+/// The pods of a cluster, and when the next of them is old enough to be in trouble.
+pub(super) fn gather_pods(entry: &Entry, uid: &str, now: Timestamp) -> (Vec<PodFact>, Option<SignedDuration>) {
+    let mut wake: Option<SignedDuration> = None;
+    let pods = entry.pods(uid).map(|(_, pod)| {
+        let mut fact = pod.fact.clone();
+        if fact.trouble.is_none() && pod.late.is_some() {
+            let left = SignedDuration::from_secs(LATE) - now.duration_since(fact.created);
+            if left.is_positive() {
+                wake = Some(wake.map_or(left, |wake| wake.min(left)));
+            } else {
+                fact.trouble = pod.late.clone();
+            }
+        }
+        fact
+    });
+    (pods.collect(), wake)
+}
+

@@ -1,0 +1,96 @@
+//! What the operator remembers of a cluster from one pass to the next. Nothing in it is needed: without it, everything is
+//! found out again.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use super::link::Link;
+use super::queue::Key;
+use crate::cluster::facts::{SchedulerFact, TlsFact};
+
+/// Of one cluster.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    pub uid: String,
+    pub link: Option<Link>,
+    /// Passes in a row that failed.
+    pub failures: u32,
+    /// Highest number of a pod that was ever planned.
+    pub incarnation: u64,
+    /// When its Secrets were last looked at.
+    pub secrets: Option<Instant>,
+    pub tls: TlsFact,
+    /// When the API server last said that the spec is still the one we know: its generation.
+    pub confirmed: Option<(i64, Instant)>,
+    /// What a pass saw that found nothing to do: revisions of the cache and of the scheduler's answer, and until when that
+    /// holds if nothing changes.
+    pub settled: Option<(u64, u64, Instant)>,
+    pub status_written: Option<Instant>,
+    pub tally: Tally,
+}
+
+/// For the metrics.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Tally {
+    pub ready: bool,
+    pub desired: usize,
+    pub workers: usize,
+}
+
+/// Sums of all clusters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub ready: usize,
+    pub not_ready: usize,
+    pub desired: usize,
+    pub workers: usize,
+    pub connected: usize,
+    pub unreachable: usize,
+}
+
+/// Of all clusters.
+#[derive(Debug, Default)]
+pub(super) struct Memories {
+    all: Mutex<HashMap<Key, Memory>>,
+}
+
+impl Memories {
+    /// For a pass, which puts it back unless the cluster is gone. What a pass that panics took is lost.
+    pub fn take(&self, key: &Key) -> Memory {
+        self.lock().remove(key).unwrap_or_default()
+    }
+
+    pub fn put(&self, key: &Key, memory: Memory) {
+        self.lock().insert(key.clone(), memory);
+    }
+
+    /// Forgets everything; connections to schedulers end.
+    pub fn clear(&self) {
+        let all = std::mem::take(&mut *self.lock());
+        drop(all);
+    }
+
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for memory in self.lock().values() {
+            let Tally { ready, desired, workers } = memory.tally;
+            totals.ready += usize::from(ready);
+            totals.not_ready += usize::from(!ready);
+            totals.desired += desired;
+            totals.workers += workers;
+            match memory.link.as_ref().map(|link| link.state().0) {
+                Some(SchedulerFact::Answers(_)) => totals.connected += 1,
+                Some(SchedulerFact::Unreachable { .. }) => totals.unreachable += 1,
+                Some(SchedulerFact::Unknown) | None => {}
+            }
+        }
+        totals
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Memory>> {
+        // Memories are moved in and out as a whole.
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

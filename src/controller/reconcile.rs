@@ -1,0 +1,498 @@
+//! One pass over one cluster: what is there, what should be there, the difference, and what to tell.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::Client;
+use tokio::time::Instant;
+
+use super::apply::Writer;
+use super::backoff::{delay, jittered};
+use super::cache::{Cache, Entry, Kind};
+use super::certificates::{Certificates, Credentials};
+use super::error::{Class, PassError};
+use super::events::{Events, notes};
+use super::gather::{Object, gather_pods, problems_text, read_object};
+use super::lead::Lead;
+use super::link::{Link, Target};
+use super::memory::{Memory, Tally};
+use super::queue::{Key, Queue};
+use super::scope::Scope;
+use crate::api::status::DaskClusterStatus;
+use crate::cluster::build::{self, PodTemplates, build_children, build_runtime, build_templates};
+use crate::cluster::facts::{Cluster, Facts, Phase, PodFact, Refusal, Role, SchedulerFact, TlsFact};
+use crate::cluster::names;
+use crate::cluster::plan::{Plan, Templates, plan};
+use crate::cluster::status::{build_status, invalid_status};
+use crate::dask::{Address, Scheme};
+use crate::telemetry::metrics::{Metrics, Outcome};
+
+/// Every cluster is looked at about this often even if nothing happens: its Secrets are read, which no watch shows.
+const PERIOD: Duration = Duration::from_secs(60);
+/// After a refusal that a person has to do something about: soon enough for whoever has just done it.
+const SLOW: Duration = Duration::from_secs(60);
+/// After somebody else wrote in between, the watch will soon show what.
+const CONFLICT: Duration = Duration::from_millis(250);
+/// What a change of counts alone waits since the status was last written: pods come one by one.
+const COUNTS: Duration = Duration::from_secs(1);
+/// How long a pass waits for the first word of a scheduler that should answer, so that an operator that has just begun
+/// does not call every cluster unreachable first.
+const FIRST_WORD: Duration = Duration::from_secs(2);
+/// How long the API server's word on the spec holds before something is taken away.
+const CONFIRMED: Duration = Duration::from_secs(30);
+/// Pods that one pass makes; the others follow at once, after the other clusters had their turn.
+const PODS: usize = 100;
+/// Secrets of users show up unseen: this is how often they are looked for while they are missing.
+const MISSING_SECRET: Duration = Duration::from_secs(10);
+
+/// What passes share.
+pub(super) struct Context {
+    pub client: Client,
+    pub settings: build::Settings,
+    pub lead: Lead,
+    pub cache: Arc<Cache>,
+    pub queue: Arc<Queue>,
+    pub certificates: Certificates,
+    pub events: Events,
+    pub metrics: Arc<Metrics>,
+    pub scope: Scope,
+    /// The time.
+    pub clock: fn() -> Timestamp,
+}
+
+/// How a pass ended.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub outcome: Outcome,
+    /// When to look again even if nothing happens.
+    pub again: Option<Duration>,
+    /// Nothing is left of the cluster.
+    pub gone: bool,
+}
+
+/// Looks at one cluster and does what is to be done.
+pub(super) async fn reconcile(context: &Context, key: &Key, memory: &mut Memory) -> Done {
+    match pass(context, key, memory).await {
+        Ok(done) => {
+            memory.failures = 0;
+            done
+        }
+        Err(error) => {
+            memory.failures = memory.failures.saturating_add(1);
+            memory.settled = None;
+            let class = error.class();
+            let again = match class {
+                Class::Conflict => Some(CONFLICT.saturating_mul(memory.failures.min(20))),
+                Class::Transient => Some(delay(key, memory.failures)),
+                Class::After(after) => Some(after.max(CONFLICT)),
+                Class::Slow => Some(jittered(delay(key, memory.failures.saturating_add(2)).min(SLOW), key)),
+                Class::Invalid => Some(jittered(PERIOD, key)),
+                // Whoever leads looks at everything.
+                Class::Fenced => None,
+            };
+            match class {
+                Class::Conflict | Class::Fenced => tracing::debug!(class = ?class, "failed to {error}"),
+                // Told once; the status goes on telling it.
+                _ if memory.failures == 1 => tracing::warn!(class = ?class, "failed to {error}"),
+                _ => tracing::debug!(class = ?class, failures = memory.failures, "failed to {error}"),
+            }
+            Done { outcome: class.outcome(), again, gone: false }
+        }
+    }
+}
+
+async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
+    let Some(entry) = context.cache.entry(key) else { return forget(context, memory).await };
+    let Some(record) = &entry.cluster else { return forget(context, memory).await };
+    if memory.uid != record.uid {
+        forget(context, memory).await?;
+        *memory = Memory { uid: record.uid.clone(), ..Memory::default() };
+    }
+    if !context.scope.has(&key.namespace) {
+        memory.link = None;
+        return Ok(Done { outcome: Outcome::Settled, again: None, gone: false });
+    }
+    let heard = memory.link.as_ref().map_or(0, |link| link.state().1);
+    let unchanged = memory.settled.is_some_and(|(revision, answer, until)| {
+        revision == entry.revision && answer == heard && Instant::now() < until
+    });
+    let look = memory.secrets.is_none_or(|at| at.elapsed() >= PERIOD.mul_f64(0.7));
+    if unchanged && !look {
+        return Ok(Done { outcome: Outcome::Settled, again: Some(jittered(PERIOD, key)), gone: false });
+    }
+    let object = read_object(key, record);
+    tracing::Span::current().record("uid", &object.cluster.uid).record("generation", object.cluster.generation);
+    if object.deleting {
+        // Kubernetes collects the children by their owner.
+        memory.link = None;
+        return Ok(Done { outcome: Outcome::Waiting, again: None, gone: false });
+    }
+    let uid = record.uid.clone();
+    let work = Work {
+        context,
+        key,
+        memory,
+        writer: Writer { client: &context.client, cache: &context.cache, key, uid: &uid },
+        now: (context.clock)(),
+        refused: Vec::new(),
+        error: None,
+        waits: Vec::new(),
+    };
+    if !object.problems.is_empty() {
+        return work.refuse(object).await;
+    }
+    work.run(object, entry, unchanged).await
+}
+
+/// The cluster is gone: what Kubernetes does not collect is removed.
+async fn forget(context: &Context, memory: &mut Memory) -> Result<Done, PassError> {
+    memory.link = None;
+    if !memory.uid.is_empty() {
+        context.certificates.forget(&memory.uid).await?;
+    }
+    Ok(Done { outcome: Outcome::Settled, again: None, gone: true })
+}
+
+/// One pass at work.
+struct Work<'a> {
+    context: &'a Context,
+    key: &'a Key,
+    memory: &'a mut Memory,
+    writer: Writer<'a>,
+    now: Timestamp,
+    /// What Kubernetes refused in this pass.
+    refused: Vec<Refusal>,
+    /// The first error: the pass goes on as far as it makes sense, and is tried again.
+    error: Option<PassError>,
+    /// Moments to look again.
+    waits: Vec<Duration>,
+}
+
+impl Work<'_> {
+    /// A spec that is not valid: what runs goes on, and the status says what is wrong.
+    async fn refuse(mut self, object: Object) -> Result<Done, PassError> {
+        let message = problems_text(&object.problems);
+        let status = invalid_status(&object.cluster, "Invalid", message, self.now);
+        self.tell(&object.cluster, &status).await?;
+        Ok(Done { outcome: Outcome::Invalid, again: None, gone: false })
+    }
+
+    async fn run(mut self, object: Object, entry: Entry, unchanged: bool) -> Result<Done, PassError> {
+        let mut cluster = object.cluster;
+        let incarnation = cluster.status.incarnation.unwrap_or(0).max(self.memory.incarnation);
+        let mut credentials = self.credentials(&cluster, false).await;
+        if unchanged && self.error.is_none() && credentials.fact == self.memory.tls {
+            self.waits.extend(credentials.renew_after);
+            return Ok(self.done(Outcome::Settled));
+        }
+        let written = cluster.status.clone();
+        cluster.status.incarnation = (incarnation > 0).then_some(incarnation);
+        let templates = build_templates(&cluster, &self.context.settings, object.queue.as_deref());
+        let hashes = templates.hashes();
+        self.verify(&entry).await;
+        let complete = self.children(&cluster, &entry).await;
+        let mut facts = self.facts(&entry, &cluster, &credentials).await;
+        let planned = plan(&cluster, &hashes, &facts);
+        if is_destructive(&planned) {
+            self.confirm(&cluster).await?;
+        }
+        self.scale_down(&planned, &facts).await;
+        if !planned.create.is_empty() && complete {
+            if !self.secrets_are_fresh() {
+                credentials = self.credentials(&cluster, true).await;
+            }
+            if credentials.fact.trouble.is_none() && self.error.as_ref().is_none_or(|error| !is_about_secrets(error)) {
+                self.create(&planned, &templates, credentials.fact.fingerprint.as_deref()).await;
+            }
+        }
+        self.memory.incarnation = planned.incarnation;
+        self.note_certificates(&facts, credentials.fact.fingerprint.as_deref()).await;
+        self.prune(&cluster, &entry, &facts, &hashes).await;
+
+        // What was written is in the cache now.
+        let after = self.context.cache.entry(self.key).unwrap_or_default();
+        facts.pods = gather_pods(&after, &cluster.uid, self.now).0;
+        facts.refused = std::mem::take(&mut self.refused);
+        facts.tls = credentials.fact.clone();
+        cluster.status = written;
+        let status = build_status(&cluster, &hashes, &facts, &planned);
+        self.tell(&cluster, &status).await?;
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        self.waits.extend(planned.wake);
+        self.waits.extend(credentials.renew_after);
+        self.memory.tls = credentials.fact;
+        let heard = self.memory.link.as_ref().map_or(0, |link| link.state().1);
+        let until = self.waits.iter().min().copied().unwrap_or(Duration::from_secs(24 * 3600));
+        // What came in during the pass was asked for in the queue, and is looked at then.
+        let still = self.context.cache.revision(self.key) == entry.revision;
+        self.memory.settled = still.then(|| (entry.revision, heard, Instant::now() + until));
+        let outcome = if self.memory.tally.ready { Outcome::Settled } else { Outcome::Waiting };
+        Ok(self.done(outcome))
+    }
+
+    fn done(&self, outcome: Outcome) -> Done {
+        let period = jittered(PERIOD, self.key);
+        let again = self.waits.iter().min().map_or(period, |wait| (*wait).min(period));
+        Done { outcome, again: Some(again), gone: false }
+    }
+
+    /// Goes on after an error, and keeps the first one and what it tells.
+    fn fail(&mut self, error: PassError, role: Option<&Role>) {
+        if let Some(trouble) = error.trouble() {
+            self.refused.push(Refusal { role: role.cloned(), trouble });
+        }
+        self.error.get_or_insert(error);
+    }
+
+    fn secrets_are_fresh(&self) -> bool {
+        self.memory.secrets.is_some_and(|at| at.elapsed() < Duration::from_secs(5))
+    }
+
+    async fn credentials(&mut self, cluster: &Cluster, check: bool) -> Credentials {
+        let check = check || self.memory.secrets.is_none_or(|at| at.elapsed() >= PERIOD.mul_f64(0.7));
+        match self.context.certificates.ensure(cluster, self.now, check).await {
+            Ok(credentials) => {
+                if check {
+                    self.memory.secrets = Some(Instant::now());
+                }
+                if credentials.fact.trouble.is_some() {
+                    self.memory.secrets = None;
+                    self.waits.push(MISSING_SECRET);
+                }
+                credentials
+            }
+            Err(error) => {
+                let error = PassError::Certificates(error);
+                let fact = TlsFact { trouble: error.trouble(), ..self.memory.tls.clone() };
+                self.error.get_or_insert(error);
+                Credentials { client: None, fact, renew_after: None }
+            }
+        }
+    }
+
+    /// Objects of ours that no watch has shown for long may be gone.
+    async fn verify(&mut self, entry: &Entry) {
+        for (kind, name, uid) in entry.doubtful() {
+            if let Err(error) = self.writer.verify(kind, &name, &uid).await {
+                self.fail(error, None);
+            }
+        }
+    }
+
+    /// Configuration before workloads. Tells whether all of it is there.
+    async fn children(&mut self, cluster: &Cluster, entry: &Entry) -> bool {
+        let settings = &self.context.settings;
+        let runtime = (Kind::ConfigMap, names::runtime(&cluster.name, settings.runtime_digest));
+        let mut built = Vec::with_capacity(4);
+        if !entry.children.get(&runtime).is_some_and(|record| record.owner == cluster.uid) {
+            built.push((Kind::ConfigMap, build_runtime(cluster, settings)));
+        }
+        let children = build_children(cluster, settings);
+        built.extend(children.policies.into_iter().map(|policy| (Kind::NetworkPolicy, policy)));
+        built.push((Kind::Service, children.service));
+        for (kind, child) in &built {
+            match self.writer.apply(*kind, child, entry).await {
+                Ok(true) => tracing::info!(%kind, name = %child["metadata"]["name"].as_str().unwrap_or_default(), "applied"),
+                Ok(false) => {}
+                Err(error) => {
+                    self.fail(error, None);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    async fn facts(&mut self, entry: &Entry, cluster: &Cluster, credentials: &Credentials) -> Facts {
+        let (pods, late) = gather_pods(entry, &cluster.uid, self.now);
+        self.waits.extend(late.map(|late| late.unsigned_abs()));
+        self.aim(cluster, &pods, credentials).await;
+        let scheduler = self.memory.link.as_ref().map_or(SchedulerFact::Unknown, |link| link.state().0);
+        Facts { now: self.now, pods, scheduler, refused: Vec::new(), tls: credentials.fact.clone() }
+    }
+
+    /// Has the link ask the scheduler's pod that is there now.
+    async fn aim(&mut self, cluster: &Cluster, pods: &[PodFact], credentials: &Credentials) {
+        let is_there = |pod: &&PodFact| {
+            pod.slot.role == Role::Scheduler && pod.deleting.is_none() && pod.phase == Phase::Running
+        };
+        let pod = pods.iter().filter(is_there).max_by_key(|pod| pod.slot.incarnation);
+        let mode = cluster.spec.tls.as_ref().and_then(|tls| tls.mode).unwrap_or_default();
+        let tls = mode != crate::api::cluster::TlsMode::Disabled;
+        let scheme = if tls { Scheme::Tls } else { Scheme::Tcp };
+        let target = pod.filter(|_| !tls || credentials.client.is_some()).and_then(|pod| {
+            let address = Address::new(scheme, pod.ip.as_deref()?, names::SCHEDULER_PORT).ok()?;
+            let lead = self.context.lead.check().ok()?;
+            let tls = credentials.client.clone();
+            Some((pod, Target { pod: pod.name.clone(), uid: pod.uid.clone(), address, tls, lead }))
+        });
+        match (target, &self.memory.link) {
+            (Some((_, target)), Some(link)) => link.aim(target),
+            (Some((pod, target)), None) => {
+                let link = Link::start(target, self.key.clone(), self.context.queue.clone());
+                if pod.ready {
+                    link.heard(FIRST_WORD).await;
+                }
+                self.memory.link = Some(link);
+            }
+            // Certificates that cannot be read now are no reason to give up a connection that works.
+            (None, Some(_)) if pod.is_some() => {}
+            (None, _) => self.memory.link = None,
+        }
+    }
+
+    /// Before something is taken away: what is known of the spec may be old if the watch lags.
+    async fn confirm(&mut self, cluster: &Cluster) -> Result<(), PassError> {
+        let known = self.memory.confirmed;
+        if known.is_some_and(|(generation, at)| generation == cluster.generation && at.elapsed() < CONFIRMED) {
+            return Ok(());
+        }
+        self.writer.confirm(cluster.generation).await?;
+        self.memory.confirmed = Some((cluster.generation, Instant::now()));
+        Ok(())
+    }
+
+    /// Drains, closes what is done, and deletes.
+    async fn scale_down(&mut self, planned: &Plan, facts: &Facts) {
+        let Plan { drain, retire, delete, .. } = planned;
+        if let Some(link) = self.memory.link.as_ref().filter(|_| !drain.is_empty() || !retire.is_empty()) {
+            match link.command(drain, retire).await {
+                Ok(retired) => {
+                    if !drain.is_empty() {
+                        tracing::info!(workers = ?drain, "the scheduler drains workers");
+                    }
+                    let closed = facts.pods.iter().filter(|pod| retired.closed.contains(&pod.name));
+                    for pod in closed.filter(|pod| pod.deleting.is_none()) {
+                        tracing::info!(pod = pod.name, "deleting: it was drained and has closed");
+                        // Its state changes while it ends, so no version.
+                        if let Err(error) = self.writer.delete_pod(&pod.name, &pod.uid, None, false).await {
+                            self.fail(error, None);
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(category = error.category(), "failed to have workers drained: {error}");
+                    self.waits.push(Duration::from_secs(2));
+                }
+            }
+        }
+        for deletion in delete {
+            tracing::info!(pod = deletion.pod, force = deletion.force, "deleting: {}", deletion.why);
+            let version = self.writer.version(&deletion.pod).filter(|_| !deletion.force);
+            let deleted =
+                self.writer.delete_pod(&deletion.pod, &deletion.uid, version.as_deref(), deletion.force).await;
+            if let Err(error) = deleted {
+                self.fail(error, None);
+            }
+        }
+    }
+
+    async fn create(&mut self, planned: &Plan, templates: &PodTemplates, fingerprint: Option<&str>) {
+        if planned.create.len() > PODS {
+            self.waits.push(Duration::ZERO);
+        }
+        let mut refused: Vec<Role> = Vec::new();
+        for slot in planned.create.iter().take(PODS) {
+            // What was refused for one worker of a group will be for the next.
+            if refused.iter().any(|role| is_alike(role, &slot.role)) {
+                continue;
+            }
+            let Some(pod) = templates.pod(slot, fingerprint) else { continue };
+            match self.writer.create_pod(pod).await {
+                Ok(()) => tracing::info!(pod = names::pod(&self.key.name, slot), "made"),
+                Err(error) => {
+                    refused.push(slot.role.clone());
+                    self.fail(error, Some(&slot.role));
+                }
+            }
+        }
+    }
+
+    async fn note_certificates(&mut self, facts: &Facts, fingerprint: Option<&str>) {
+        let Some(fingerprint) = fingerprint else { return };
+        let live = facts.pods.iter().filter(|pod| pod.deleting.is_none() && pod.phase != Phase::Ended);
+        for pod in live.filter(|pod| pod.certificate.as_deref() != Some(fingerprint)) {
+            if let Err(error) = self.writer.note_certificate(&pod.name, &pod.uid, fingerprint).await {
+                self.fail(error, None);
+            }
+        }
+    }
+
+    /// What is the cluster's and was not built. Old runtimes stay while a pod may have been made with one.
+    async fn prune(&mut self, cluster: &Cluster, entry: &Entry, facts: &Facts, hashes: &Templates) {
+        let runtime = names::runtime(&cluster.name, self.context.settings.runtime_digest);
+        let fixed = [names::scheduler(&cluster.name), names::workers(&cluster.name)];
+        let is_current = |pod: &PodFact| match &pod.slot.role {
+            Role::Scheduler => pod.template == hashes.scheduler,
+            Role::Worker { group, .. } => hashes.groups.get(group) == Some(&pod.template),
+        };
+        let all_current = facts.pods.iter().all(is_current);
+        for ((kind, name), record) in entry.children.iter().filter(|(_, record)| record.owner == cluster.uid) {
+            let wanted = match kind {
+                Kind::Pod | Kind::Cluster => true,
+                Kind::ConfigMap => *name == runtime || !all_current,
+                Kind::Service => *name == fixed[0],
+                Kind::NetworkPolicy => fixed.contains(name),
+            };
+            if !wanted {
+                tracing::info!(%kind, name, "deleting: it is not wanted any more");
+                if let Err(error) = self.writer.delete(*kind, name, record).await {
+                    self.fail(error, None);
+                }
+            }
+        }
+    }
+
+    /// Writes the status if it says something new.
+    async fn tell(&mut self, cluster: &Cluster, status: &DaskClusterStatus) -> Result<(), PassError> {
+        self.memory.tally = Tally {
+            ready: status.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+            desired: status.workers_desired.unwrap_or(0) as usize,
+            workers: status.workers_ready.unwrap_or(0) as usize,
+        };
+        if *status == cluster.status {
+            return Ok(());
+        }
+        let early = self.memory.status_written.map(|at| COUNTS.saturating_sub(at.elapsed()));
+        if let Some(left) = early.filter(|left| !left.is_zero())
+            && says_the_same(&cluster.status, status)
+        {
+            self.waits.push(left);
+            return Ok(());
+        }
+        self.writer.write_status(status).await?;
+        self.memory.status_written = Some(Instant::now());
+        for note in notes(&cluster.status, status) {
+            self.context.events.publish(self.key, &cluster.uid, note);
+        }
+        Ok(())
+    }
+}
+
+fn is_destructive(planned: &Plan) -> bool {
+    !planned.delete.is_empty() || !planned.drain.is_empty() || !planned.retire.is_empty()
+}
+
+fn is_about_secrets(error: &PassError) -> bool {
+    matches!(error, PassError::Certificates(_))
+}
+
+fn is_alike(one: &Role, other: &Role) -> bool {
+    match (one, other) {
+        (Role::Scheduler, Role::Scheduler) => true,
+        (Role::Worker { group: one, .. }, Role::Worker { group: other, .. }) => one == other,
+        _ => false,
+    }
+}
+
+/// Whether two statuses differ in counts only.
+fn says_the_same(one: &DaskClusterStatus, other: &DaskClusterStatus) -> bool {
+    let gist = |status: &DaskClusterStatus| -> Vec<(String, String, String, Option<i64>)> {
+        let conditions = status.conditions.iter();
+        conditions.map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone(), c.observed_generation)).collect()
+    };
+    gist(one) == gist(other)
+}
