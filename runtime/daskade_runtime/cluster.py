@@ -21,7 +21,8 @@ from daskade_runtime.run import Refused
 # milliseconds.
 LOOK = 1.0
 WAIT_MOST = 60.0
-OWN_CLIENTS = ("daskade",)
+# Dask makes a client's id of its class, its name and a number.
+OWN_CLIENT = "-daskade-"
 
 
 class ClusterView:
@@ -173,12 +174,9 @@ def leaving(worker: Any) -> bool:
     return getattr(worker.status, "name", "") in ("closing_gracefully", "closing")
 
 
-def _own(name: str) -> bool:
-    return (
-        name.startswith(tuple(f"{own}-" for own in OWN_CLIENTS))
-        or name in OWN_CLIENTS
-        or name == "fire-and-forget"
-    )
+def _own(client: str) -> bool:
+    """Whether a client is part of the scheduler itself: ours, or the one that keeps what nobody waits for."""
+    return client == "fire-and-forget" or OWN_CLIENT in client
 
 
 def _amounts(resources: Any) -> tuple[tuple[str, float], ...]:

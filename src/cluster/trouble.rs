@@ -62,7 +62,7 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Trouble> {
             let created = pod.metadata.creation_timestamp.as_ref().map_or(now, |time| time.0);
             let age = now.duration_since(created).as_secs();
             if age > CREATING {
-                let why = condition("PodReadyToStartContainers").or(condition("Ready")).map(words).unwrap_or_default();
+                let why = condition("PodReadyToStartContainers").or(condition("Ready")).map(told).unwrap_or_default();
                 let help = "a volume, a Secret or the network is not there; `kubectl describe pod` has the events";
                 let message = format!("pod {name} is being created for {age} s: {why}; {help}");
                 return Some(trouble("ContainerCreating", message, false));
@@ -133,7 +133,7 @@ pub fn refused(code: u16, reason: &str, message: &str, what: &str) -> Trouble {
     }
 }
 
-fn words(condition: &PodCondition) -> String {
+fn told(condition: &PodCondition) -> String {
     quoted(condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or_default())
 }
 

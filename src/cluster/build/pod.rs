@@ -320,11 +320,7 @@ fn source(volume: &Volume) -> (Value, bool) {
     if let Some(secret) = &volume.secret {
         return (json!({"name": name, "secret": {"secretName": secret}}), true);
     }
-    let mut empty = json!({});
-    if let Some(limit) = volume.empty_dir.as_ref().and_then(|dir| dir.size_limit.as_ref()) {
-        empty["sizeLimit"] = json!(limit);
-    }
-    (json!({"name": name, "emptyDir": empty}), volume.read_only)
+    (json!({"name": name, "emptyDir": volume.empty_dir}), volume.read_only)
 }
 
 fn place(pod: &mut Value, node_selector: &BTreeMap<String, String>, tolerations: Value, affinity: Value) {
