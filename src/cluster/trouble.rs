@@ -111,10 +111,10 @@ fn crashed(name: &str, image: &str, ended: &ContainerStateTerminated, restarts: 
 }
 
 /// A write that the API server refused.
-pub fn refused(code: u16, reason: &str, message: &str, what: &str) -> Trouble {
+pub fn from_api_error(code: u16, reason: &str, message: &str) -> Trouble {
     let text = quoted(message);
     let lower = message.to_ascii_lowercase();
-    let said = |reason, help: &str, stalled| trouble(reason, format!("{what}: {text}; {help}"), stalled);
+    let said = |reason, help: &str, stalled| trouble(reason, format!("{text}; {help}"), stalled);
     if lower.contains("exceeded quota") {
         return said("QuotaExceeded", "raise the ResourceQuota or ask for less", false);
     }
