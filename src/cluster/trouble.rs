@@ -44,7 +44,11 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Trouble> {
             "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
                 let image = &container.image;
                 let help = "check the name of the image, and imagePullSecrets for a private registry";
-                return Some(trouble("ImagePull", format!("pod {name} cannot get the image {image}: {words}; {help}"), true));
+                return Some(trouble(
+                    "ImagePull",
+                    format!("pod {name} cannot get the image {image}: {words}; {help}"),
+                    true,
+                ));
             }
             "CreateContainerConfigError" => {
                 let help = "make the Secret or ConfigMap with that key, or change the spec";
