@@ -1,5 +1,6 @@
 //! The shell of the operator: everything that talks to Kubernetes.
 
+pub mod cause;
 pub mod crds;
 pub mod fence;
 pub mod lead;
