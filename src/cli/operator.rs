@@ -21,7 +21,7 @@ use super::{Failure, exit};
 use crate::api::DaskCluster;
 use crate::controller::lead::Lead;
 use crate::controller::lease::{self, LeaseSettings};
-use crate::controller::{self, crds, fence::FenceLayer};
+use crate::controller::{self, crds, fence::FenceLayer, own};
 use crate::telemetry::health::Health;
 use crate::telemetry::log::{self, Telemetry};
 use crate::telemetry::metrics::Metrics;
@@ -35,10 +35,6 @@ const CONTROLLERS_END: Duration = Duration::from_secs(5);
 const LEASE_END: Duration = Duration::from_millis(2_200);
 /// For what still runs on the runtime's threads when everything has ended.
 const RUNTIME_END: Duration = Duration::from_millis(200);
-/// Labels of the operator's pods, by which network policies let it in. The same as in deploy/operator.yaml.
-const OWN_LABELS: [(&str, &str); 2] =
-    [("app.kubernetes.io/name", "daskade"), ("app.kubernetes.io/component", "operator")];
-
 /// Why the operator ended; reads after "failed to".
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -115,6 +111,10 @@ async fn serve(options: OperatorOptions, metrics: Arc<Metrics>) -> Result<(), Er
         identity,
         duration: options.lease_duration.to_std(),
     };
+    if let Ok(pod) = std::env::var("POD_NAME") {
+        let (client, namespace) = (client.clone(), own_namespace.clone());
+        tokio::spawn(async move { own::tell_last_end(client, &namespace, &pod).await });
+    }
     let (candidate, lead) = lease::candidate(client.clone(), lease, health.clone());
     let fence = FenceLayer::new(lead.clone(), metrics.clone());
     let fenced =
@@ -250,7 +250,7 @@ fn settings(options: &OperatorOptions, own_namespace: String) -> controller::Set
         image: options.image.clone(),
         namespaces: options.namespaces(),
         own_namespace,
-        own_labels: OWN_LABELS
+        own_labels: own::LABELS
             .iter()
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect::<BTreeMap<_, _>>(),

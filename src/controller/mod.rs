@@ -1,10 +1,12 @@
 //! The shell of the operator: everything that talks to Kubernetes.
 
 pub mod certificates;
+pub mod cause;
 pub mod crds;
 pub mod fence;
 pub mod lead;
 pub mod lease;
+pub mod own;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

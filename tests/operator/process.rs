@@ -1,0 +1,353 @@
+//! The real binary, as Kubernetes runs it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::Method;
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use crate::api::{Api, Recorded};
+use crate::{LEASE, eventually};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A running operator, killed when it goes out of scope.
+struct Operator {
+    child: Child,
+    listen: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Operator {
+    fn start(api: &Api, arguments: &[&str]) -> Self {
+        let mut operator = Self::start_logging_to(api, arguments, Stdio::piped());
+        let stderr = operator.child.stderr.take().expect("its standard error");
+        let log = operator.log.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                log.lock().expect("no panic").push(line);
+            }
+        });
+        operator
+    }
+
+    fn start_logging_to(api: &Api, arguments: &[&str], log: Stdio) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let listen = free_address();
+        let child = command(&api.kubeconfig(folder.path()))
+            .args(["--listen", &listen.to_string(), "--lease-duration", "3s"])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("start it");
+        Self { child, listen, log: Arc::default(), _folder: folder }
+    }
+
+    fn get(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect_timeout(&self.listen, Duration::from_secs(2)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let status = answer.split(' ').nth(1)?.parse().ok()?;
+        Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
+    }
+
+    fn ready(&self) -> Value {
+        self.get("/ready").and_then(|(_, body)| serde_json::from_str(&body).ok()).unwrap_or_default()
+    }
+
+    fn leads(&self) -> bool {
+        self.ready()["role"] == "leader"
+    }
+
+    fn metric(&self, name: &str) -> Option<f64> {
+        let (_, text) = self.get("/metrics")?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(sent.expect("run kill").success());
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.log.lock().expect("no panic").clone()
+    }
+
+    /// How long it took to end, and its exit code.
+    async fn ended(&mut self) -> (Duration, Option<i32>) {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("its status") {
+                return (begun.elapsed(), status.code());
+            }
+            assert!(begun.elapsed() < SOON, "it does not end");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+fn command(kubeconfig: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_daskade"));
+    command.arg("operator").env("KUBECONFIG", kubeconfig);
+    command
+}
+
+/// Whether a thread of the process waits for a pipe to take what it writes.
+fn blocked_writing(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
+    let waits =
+        threads.flatten().map(|thread| std::fs::read_to_string(thread.path().join("syscall")).unwrap_or_default());
+    // Number of the system call write: 1 on x86-64, 64 on arm64; its first argument is the descriptor.
+    waits.into_iter().any(|call| ["1 0x2 ", "64 0x2 "].iter().any(|write| call.starts_with(write)))
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port")
+}
+
+/// Successful writes of the lease by one holder.
+fn renewals(requests: &[Recorded], holder: &str) -> usize {
+    let by = |request: &&Recorded| request.body["spec"]["holderIdentity"] == holder;
+    requests.iter().filter(|request| request.method == Method::PUT && request.status == 200).filter(by).count()
+}
+
+fn holder(api: &Api) -> String {
+    api.object(LEASE).and_then(|lease| Some(lease["spec"]["holderIdentity"].as_str()?.to_owned())).unwrap_or_default()
+}
+
+#[test]
+fn a_bad_option_ends_it_at_once_with_its_name() {
+    for (arguments, part) in [
+        (vec!["--listen", "nowhere"], "'--listen <ADDRESS:PORT>'"),
+        (vec!["--log-format", "xml"], "'--log-format <LOG_FORMAT>'"),
+        (vec!["--log", "a=b=c"], "'--log <FILTER>'"),
+        (vec!["--image", "not an image"], "'--image <IMAGE>'"),
+        (vec!["--certificate-lifetime", "1s"], "must be from 1m to 365d"),
+        (vec!["--certificate-lifetime", "10 parsecs"], "'--certificate-lifetime <TIME>'"),
+        (vec!["--lease-duration", "3500ms"], "must be whole seconds"),
+        (vec!["--lease-duration", "1s"], "'--lease-duration <TIME>'"),
+        (vec!["--lease-name", "Not_a_name"], "'--lease-name <NAME>'"),
+        (vec!["--max-concurrent", "0"], "'--max-concurrent <N>'"),
+        (vec!["--otlp-endpoint", "collector:4317"], "'--otlp-endpoint <URL>'"),
+        (vec!["--own-namespace", "x-"], "'--own-namespace <NAME>'"),
+        (vec!["--watch-namespaces", "a,B"], "'--watch-namespaces <NAME>'"),
+        (vec!["--namespace-selector", "team data"], "'--namespace-selector <LABELS>'"),
+        (vec!["--namespace-selector", "a=b", "--watch-namespaces", "a"], "cannot be used with"),
+        (vec!["--no-such-option"], "--no-such-option"),
+    ] {
+        let done = command(Path::new("/nonexistent")).args(&arguments).output().expect("run it");
+        let told = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(2), "{arguments:?}: {told}");
+        assert!(told.contains(part), "{arguments:?}: {told}");
+    }
+    let by_environment =
+        command(Path::new("/nonexistent")).env("DASKADE_MAX_CONCURRENT", "many").output().expect("run it");
+    assert_eq!(by_environment.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&by_environment.stderr).contains("--max-concurrent"));
+}
+
+#[test]
+fn without_a_cluster_or_its_port_it_ends_and_says_why() {
+    let done = command(Path::new("/nonexistent")).args(["--listen", "127.0.0.1:0"]).output().expect("run it");
+    assert_eq!(done.status.code(), Some(3));
+    let line: Value = serde_json::from_slice(&done.stderr).expect("one JSON line");
+    assert!(line["message"].as_str().is_some_and(|text| text.contains("set KUBECONFIG")), "{line}");
+
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("its address").to_string();
+    let done = command(Path::new("/nonexistent")).args(["--listen", &address]).output().expect("run it");
+    assert_eq!(done.status.code(), Some(3));
+    let told = String::from_utf8_lossy(&done.stderr);
+    assert!(told.contains(&address) && told.contains("--listen"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_tells_what_it_waits_for_then_is_ready_and_gives_the_lease_back_at_the_end() {
+    let api = Api::start().await;
+    api.set_kinds(&[]);
+    let mut operator = Operator::start(&api, &[]);
+    eventually("it answers", SOON, || operator.get("/health").is_some()).await;
+    assert_eq!(operator.get("/health").expect("an answer").0, 200);
+    eventually("it names what is missing", SOON, || {
+        operator.ready()["waiting"]["crds"].as_str().is_some_and(|why| why.contains("daskclusters.daskade.dev"))
+    })
+    .await;
+    assert_eq!(operator.get("/ready").expect("an answer").0, 503);
+    api.set_kinds(&["daskclusters"]);
+    eventually("it is ready", SOON, || operator.get("/ready").is_some_and(|(status, _)| status == 200)).await;
+    eventually("it leads", SOON, || operator.leads()).await;
+    assert_eq!(operator.metric("daskade_leader"), Some(1.0));
+    assert!(operator.get("/nothing").is_some_and(|(status, _)| status == 404));
+
+    operator.signal("TERM");
+    let (took, code) = operator.ended().await;
+    assert_eq!(code, Some(0));
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(holder(&api), "", "the lease is free");
+
+    let lines = operator.lines();
+    assert!(lines.len() >= 4, "{lines:?}");
+    for line in &lines {
+        let parsed: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        for field in ["timestamp", "level", "message", "target"] {
+            assert!(parsed[field].is_string(), "{field} in {line}");
+        }
+    }
+    assert!(
+        lines.last().is_some_and(|line| line.contains("gave the lease back")),
+        "the last line is not lost: {lines:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_leader_is_killed_the_other_takes_over_after_the_lease_ran_out() {
+    let api = Api::start().await;
+    let mut first = Operator::start(&api, &[]);
+    eventually("the first leads", SOON, || first.leads()).await;
+    let second = Operator::start(&api, &[]);
+    eventually("the second is ready", SOON, || second.ready()["ready"] == true).await;
+    assert_eq!((first.leads(), second.leads()), (true, false));
+    assert_eq!(second.metric("daskade_leader"), Some(0.0));
+    let transitions = |api: &Api| api.object(LEASE).and_then(|lease| lease["spec"]["leaseTransitions"].as_i64());
+    let before = transitions(&api).expect("a count");
+    first.child.kill().expect("kill it");
+    let killed = Instant::now();
+    eventually("the second leads", SOON, || second.leads()).await;
+    assert!(killed.elapsed() >= Duration::from_secs(2), "not before the lease ran out: {:?}", killed.elapsed());
+    assert!(killed.elapsed() < Duration::from_secs(6), "{:?}", killed.elapsed());
+    assert_eq!(transitions(&api), Some(before + 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_was_stopped_for_a_while_writes_nothing_afterwards() {
+    let api = Api::start().await;
+    let first = Operator::start(&api, &[]);
+    eventually("the first leads", SOON, || first.leads()).await;
+    let stopped = holder(&api);
+    first.signal("STOP");
+    let second = Operator::start(&api, &[]);
+    eventually("the second leads", SOON, || second.leads()).await;
+    let next = holder(&api);
+    assert_ne!(stopped, next);
+    // A request that was on its way when it stopped belongs to its time.
+    let so_far = renewals(&api.requests(), &stopped);
+    first.signal("CONT");
+    eventually("the first stands by", SOON, || first.ready()["role"] == "standby").await;
+    sleep(Duration::from_secs(4)).await;
+    assert_eq!(renewals(&api.requests(), &stopped), so_far, "no write of the first was taken");
+    assert_eq!(holder(&api), next);
+    assert!(second.leads() && !first.leads());
+    // And it is of use again.
+    drop(second);
+    eventually("the first leads again", SOON, || first.leads()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blocked_log_holds_up_nothing() {
+    let api = Api::start().await;
+    // A pipe for some ten lines that nobody reads. What is dropped then: tests/telemetry_blocked.rs.
+    let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
+    rustix::pipe::fcntl_setpipe_size(&writer, 4096).expect("a small pipe");
+    let mut operator = Operator::start_logging_to(&api, &["--log", "trace"], Stdio::from(writer));
+    eventually("it leads", SOON, || operator.leads()).await;
+    // The end of a line that is too long for the pipe is still waiting.
+    eventually("the pipe is full", SOON, || blocked_writing(operator.child.id())).await;
+    let ours = holder(&api);
+    let so_far = renewals(&api.requests(), &ours);
+    sleep(Duration::from_secs(4)).await;
+    assert!(operator.leads());
+    assert!(renewals(&api.requests(), &ours) >= so_far + 3, "it goes on renewing");
+    operator.signal("TERM");
+    let (took, code) = operator.ended().await;
+    assert_eq!(code, Some(0));
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(holder(&api), "");
+    drop(reader);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_that_hangs_does_not_hold_up_the_end() {
+    let api = Api::start().await;
+    let mut operator = Operator::start(&api, &[]);
+    eventually("it leads", SOON, || operator.leads()).await;
+    api.set_silent(true);
+    eventually("it does not lead", SOON, || operator.ready()["role"] == "standby").await;
+    assert_eq!(operator.get("/ready").expect("an answer").0, 503);
+    assert_eq!(operator.get("/health").expect("an answer").0, 200);
+    operator.signal("TERM");
+    let (took, code) = operator.ended().await;
+    assert_eq!(code, Some(0));
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_are_open_metrics_and_few() {
+    let api = Api::start().await;
+    let operator = Operator::start(&api, &[]);
+    eventually("it leads", SOON, || operator.leads()).await;
+    let (status, text) = operator.get("/metrics").expect("an answer");
+    assert_eq!(status, 200);
+    let families = open_metrics(&text);
+    assert!(families.contains(&"daskade_leader".to_owned()), "{families:?}");
+    assert!(families.contains(&"process_resident_memory_bytes".to_owned()), "{families:?}");
+    assert!(families.len() < 20 && text.lines().count() < 200, "{text}");
+}
+
+/// Reads a text strictly as OpenMetrics; gives the families' names.
+pub fn open_metrics(text: &str) -> Vec<String> {
+    let mut families: Vec<(String, String)> = Vec::new();
+    let body = text.strip_suffix("# EOF\n").expect("the end is marked");
+    for line in body.lines() {
+        if let Some(rest) = line.strip_prefix("# ") {
+            let mut words = rest.splitn(3, ' ');
+            let (kind, name, value) = (words.next().unwrap(), words.next().unwrap(), words.next().unwrap_or_default());
+            assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b':'), "{line}");
+            match kind {
+                "TYPE" => {
+                    assert!(families.iter().all(|(known, _)| known != name), "twice: {line}");
+                    families.push((name.to_owned(), value.to_owned()));
+                }
+                "HELP" => assert!(value.len() > 10, "a help that helps: {line}"),
+                "UNIT" => assert!(name.ends_with(&format!("_{value}")), "{line}"),
+                _ => panic!("no such comment: {line}"),
+            }
+            continue;
+        }
+        let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("a sample has a value: {line}"));
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+        let (name, labels) = series.split_once('{').map_or((series, None), |(name, rest)| {
+            (name, Some(rest.strip_suffix('}').unwrap_or_else(|| panic!("labels end: {line}"))))
+        });
+        for label in labels.into_iter().flat_map(|labels| labels.split("\",")) {
+            let (key, value) = label.split_once("=\"").unwrap_or_else(|| panic!("a label has a value: {line}"));
+            assert!(!key.is_empty() && !value.trim_end_matches('"').contains(['"', '\\']), "{line}");
+        }
+        let (family, kind) = families.last().unwrap_or_else(|| panic!("a sample without its family: {line}"));
+        let suffixes: &[&str] = match kind.as_str() {
+            "counter" => &["_total", "_created"],
+            "histogram" => &["_bucket", "_count", "_sum", "_created"],
+            "info" => &["_info"],
+            "gauge" => &[""],
+            _ => panic!("no such type: {kind}"),
+        };
+        assert!(suffixes.iter().any(|suffix| name == format!("{family}{suffix}")), "{line} below {family}");
+    }
+    families.into_iter().map(|(name, _)| name).collect()
+}
