@@ -4,18 +4,18 @@
 //! workers and people's clients show is kept beside the cluster. Secrets are read and written by their exact names, never
 //! listed or watched: so the uids of the clusters that have an authority stand in a ConfigMap of the operator's.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::api::cluster::TlsMode;
+use crate::api::cluster::{ClusterTls, TlsMode};
 use crate::cluster::facts::{Cluster, TlsFact, Trouble};
 use crate::cluster::names;
 use crate::dask::Tls;
@@ -45,7 +45,7 @@ pub enum Error {
 
 impl Error {
     /// The API server's part in it.
-    pub fn source_error(&self) -> Option<&kube::Error> {
+    pub fn api(&self) -> Option<&kube::Error> {
         match self {
             Self::Api { source, .. } => Some(source),
             Self::Tls(_) | Self::Client(_) => None,
@@ -63,14 +63,30 @@ pub struct Credentials {
     pub renew_after: Option<Duration>,
 }
 
+/// Settings of all certificates.
+#[derive(Debug, Clone)]
+pub struct CertificateSettings {
+    /// Where the authorities are kept.
+    pub operator_namespace: String,
+    /// Life of what scheduler, workers and clients show.
+    pub lifetime: Duration,
+    /// Life of an authority.
+    pub ca_lifetime: Duration,
+}
+
 /// The certificates of all clusters.
 pub struct Certificates {
     client: Client,
-    own_namespace: String,
-    lifetime: Duration,
-    ca_lifetime: Duration,
-    /// Authorities by the uid of their cluster, so that a pass in which nothing is due reads no key.
-    known: Mutex<HashMap<String, Chain>>,
+    settings: CertificateSettings,
+    /// By the uid of the cluster, so that a pass in which nothing is due makes no request.
+    known: Mutex<HashMap<String, Known>>,
+}
+
+#[derive(Clone, Default)]
+struct Known {
+    chain: Option<Chain>,
+    /// What was last given for these settings of the cluster, and until when it need not be looked at.
+    given: Option<(ClusterTls, Credentials, Timestamp)>,
 }
 
 /// A cluster's authority: the one that signs, and those that are trusted besides.
@@ -93,20 +109,35 @@ impl Chain {
 }
 
 impl Certificates {
-    /// `lifetime` is that of what scheduler, workers and clients show; `ca_lifetime` that of an authority.
-    pub fn new(client: Client, own_namespace: String, lifetime: Duration, ca_lifetime: Duration) -> Certificates {
-        Certificates { client, own_namespace, lifetime, ca_lifetime, known: Mutex::default() }
+    pub fn new(client: Client, settings: CertificateSettings) -> Certificates {
+        Certificates { client, settings, known: Mutex::default() }
     }
 
-    /// Sees to it that the certificates of a cluster are there and hold; makes and renews them as needed.
-    pub async fn ensure(&self, cluster: &Cluster, now: Timestamp) -> Result<Credentials, Error> {
+    /// Sees to it that the certificates of a cluster are there and hold; makes and renews them as needed. Without `check`
+    /// no Secret is read while nothing is due, so that one that somebody has deleted is missed until a pass with it.
+    pub async fn ensure(&self, cluster: &Cluster, now: Timestamp, check: bool) -> Result<Credentials, Error> {
         let tls = cluster.spec.tls.clone().unwrap_or_default();
-        match (tls.mode.unwrap_or_default(), tls.secret_ref) {
-            (TlsMode::Disabled, _) => Ok(Credentials::default()),
-            (TlsMode::Secret, Some(name)) => self.given(cluster, &name, now).await,
-            (TlsMode::Secret, None) => Ok(missing("spec.tls.secretRef names no Secret".to_owned())),
-            (TlsMode::Auto, _) => self.own(cluster, now).await,
+        let given = self.lock().get(&cluster.uid).and_then(|known| known.given.clone());
+        if let Some((for_tls, credentials, until)) = given
+            && !check
+            && for_tls == tls
+            && now < until
+        {
+            return Ok(credentials);
         }
+        let credentials = match (tls.mode.unwrap_or_default(), &tls.secret_ref) {
+            (TlsMode::Disabled, _) => return Ok(Credentials::default()),
+            (TlsMode::Secret, Some(name)) => self.given(cluster, name, now).await?,
+            (TlsMode::Secret, None) => return Ok(missing("spec.tls.secretRef names no Secret".to_owned())),
+            (TlsMode::Auto, _) => self.own(cluster, now).await?,
+        };
+        let mut known = self.lock();
+        let known = known.entry(cluster.uid.clone()).or_default();
+        known.given = credentials.renew_after.map(|after| {
+            let until = SignedDuration::try_from(after).ok().and_then(|after| now.checked_add(after).ok());
+            (tls, credentials.clone(), until.unwrap_or(now))
+        });
+        Ok(credentials)
     }
 
     /// The user's own.
@@ -137,7 +168,8 @@ impl Certificates {
             _ => return Ok(invalid(format!("{CA} or {CERT} in the Secret {name} is no certificate in PEM form"))),
         };
         let client = client(&value(CA), &identity)?;
-        Ok(Credentials { client: Some(client), fact, renew_after: None })
+        let left = Duration::from_secs((fact.expires.unwrap_or(now) - now).get_seconds().max(1).unsigned_abs());
+        Ok(Credentials { client: Some(client), fact, renew_after: Some(left) })
     }
 
     /// Issued by the operator.
@@ -157,7 +189,7 @@ impl Certificates {
         }
         let facts = shown.facts()?;
         let own = Subject { name: "daskade operator".to_owned(), ..Subject::default() };
-        let identity = chain.current.issue(&own, now, self.lifetime)?;
+        let identity = chain.current.issue(&own, now, self.settings.lifetime)?;
         let half = Duration::from_secs((facts.expires - now).get_seconds().max(2).unsigned_abs() / 2);
         Ok(Credentials {
             client: Some(client(&chain.bundle(now), &identity)?),
@@ -167,7 +199,7 @@ impl Certificates {
                 expires: Some(facts.expires),
                 trouble: None,
             },
-            renew_after: Some(half.min(self.lifetime / 4)),
+            renew_after: Some(half.min(self.settings.lifetime / 4)),
         })
     }
 
@@ -199,7 +231,7 @@ impl Certificates {
                 return Ok(Ok(identity));
             }
         }
-        let identity = chain.current.issue(subject, now, self.lifetime)?;
+        let identity = chain.current.issue(subject, now, self.settings.lifetime)?;
         let data = [(CA, bundle.trim()), (CERT, identity.cert.trim()), (KEY, identity.key.trim())];
         let secret = json!({
             "apiVersion": "v1",
@@ -222,14 +254,14 @@ impl Certificates {
     /// The authority of a cluster: read, made, or followed by another at half of its life. A new one is trusted by all before
     /// it signs anything, and the one before is trusted until all that it signed has expired.
     async fn chain(&self, cluster: &Cluster, now: Timestamp) -> Result<Chain, Error> {
-        let known = self.lock().get(&cluster.uid).cloned();
+        let known = self.lock().get(&cluster.uid).and_then(|known| known.chain.clone());
         let (mut chain, mut changed) = match known {
             Some(chain) => (chain, false),
             None => match self.stored(&cluster.uid).await? {
                 Some(chain) => (chain, false),
                 None => {
                     self.note(&cluster.uid, true).await?;
-                    let current = Authority::new(&authority_name(cluster), now, self.ca_lifetime)?;
+                    let current = Authority::new(&authority_name(cluster), now, self.settings.ca_lifetime)?;
                     (Chain { current, next: None, old: None }, true)
                 }
             },
@@ -237,18 +269,11 @@ impl Certificates {
         let facts = chain.current.facts()?;
         match chain.next.take() {
             None if is_due(&facts, now) => {
-                chain.next = Some(Authority::new(&authority_name(cluster), now, self.ca_lifetime)?);
+                chain.next = Some(Authority::new(&authority_name(cluster), now, self.settings.ca_lifetime)?);
                 changed = true;
             }
             // By then every pod has read the Secret that names both.
-            Some(next)
-                if now
-                    >= next
-                        .facts()?
-                        .begins
-                        .saturating_add(jiff::SignedDuration::try_from(OVERLAP + self.lifetime / 2).unwrap_or_default())
-                        .unwrap_or(now) =>
-            {
+            Some(next) if self.is_trusted(&next, now)? => {
                 chain.old = Some(chain.current.identity().cert.clone());
                 chain.current = next;
                 changed = true;
@@ -258,12 +283,18 @@ impl Certificates {
         if changed {
             self.store(cluster, &chain).await?;
         }
-        self.lock().insert(cluster.uid.clone(), chain.clone());
+        self.lock().entry(cluster.uid.clone()).or_default().chain = Some(chain.clone());
         Ok(chain)
     }
 
+    /// Whether an authority was there long enough to be trusted everywhere.
+    fn is_trusted(&self, next: &Authority, now: Timestamp) -> Result<bool, Error> {
+        let wait = OVERLAP + self.settings.lifetime / 2;
+        Ok(now.as_second() >= next.facts()?.begins.as_second().saturating_add_unsigned(wait.as_secs()))
+    }
+
     async fn stored(&self, uid: &str) -> Result<Option<Chain>, Error> {
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.own_namespace);
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
         let Some(secret) = get(&api, &names::authority_secret(uid)).await? else { return Ok(None) };
         let authority = |cert: &str, key: &str| {
             let identity = Identity { cert: text(&secret, cert)?, key: text(&secret, key)? };
@@ -277,7 +308,7 @@ impl Certificates {
     }
 
     async fn store(&self, cluster: &Cluster, chain: &Chain) -> Result<(), Error> {
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.own_namespace);
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
         let name = names::authority_secret(&cluster.uid);
         let current = chain.current.identity();
         let mut data = vec![(CA, current.cert.as_str()), (CA_KEY, current.key.as_str())];
@@ -307,7 +338,7 @@ impl Certificates {
     /// The cluster is gone: so is its authority.
     pub async fn forget(&self, uid: &str) -> Result<(), Error> {
         self.lock().remove(uid);
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.own_namespace);
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
         let name = names::authority_secret(uid);
         match api.delete(&name, &DeleteParams::default()).await {
             Ok(_) => {}
@@ -318,8 +349,8 @@ impl Certificates {
     }
 
     /// Takes away the authorities of clusters that went while nobody looked. `living` must be complete.
-    pub async fn sweep(&self, living: &BTreeSet<String>) -> Result<(), Error> {
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.own_namespace);
+    pub async fn sweep(&self, living: &HashSet<String>) -> Result<(), Error> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
         let noted = api.get_opt(AUTHORITIES).await;
         let noted = noted.map_err(|source| Error::Api {
             verb: "read",
@@ -336,7 +367,7 @@ impl Certificates {
 
     /// Writes down, before it is made, that a cluster has an authority; or that it has none any more.
     async fn note(&self, uid: &str, there: bool) -> Result<(), Error> {
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.own_namespace);
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
         let error = |source| Error::Api { verb: "write", name: AUTHORITIES.to_owned(), source: Box::new(source) };
         let value = if there { json!("") } else { Value::Null };
         let merge = Patch::Merge(json!({"data": {uid: value}}));
@@ -357,7 +388,7 @@ impl Certificates {
         Ok(())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Chain>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Known>> {
         // Entries are replaced as a whole.
         self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

@@ -1,7 +1,7 @@
 //! The shell of the operator: everything that talks to Kubernetes.
 
-pub mod certificates;
 pub mod cause;
+pub mod certificates;
 pub mod crds;
 pub mod fence;
 pub mod lead;
