@@ -17,3 +17,4 @@ pub mod problem;
 pub mod run;
 pub mod store;
 pub mod telemetry;
+pub mod tls;

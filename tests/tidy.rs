@@ -15,6 +15,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("cluster", &["names", "problem", "api"]),
     ("pipeline", &["names", "problem", "api", "graph", "cluster", "store::layout"]),
     ("dask", &[]),
+    ("tls", &[]),
     ("store", &["names"]),
     ("local", &["names"]),
     ("run", &["names", "problem", "api", "graph", "pipeline", "dask", "store", "local"]),

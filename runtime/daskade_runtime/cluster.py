@@ -6,22 +6,26 @@ Each names the epoch of the leader that sends it; an older one than was heard be
 from __future__ import annotations
 
 import asyncio
-import json
 import platform
 import time
-from collections import Counter
 from typing import Any
 
 import distributed
 
-from daskade_runtime.operation import operation
+from daskade_runtime import demand
+from daskade_runtime.drain import Drains, leaving
+from daskade_runtime.operation import Reply, operation
 from daskade_runtime.run import Refused
 
-# The state is looked at so often while somebody waits for a change of it; a scan of 10 000 tasks takes some
-# milliseconds.
+# The state is looked at so often while somebody waits for a change of it, and answered at most so often.
 LOOK = 1.0
+# Of the scheduler's time, looking takes no more than one part in so many.
+SHARE = 50
 WAIT_MOST = 60.0
-OWN_CLIENTS = ("daskade",)
+# Whether the cluster is in use is looked at so often even if nobody asks.
+USE_LOOK = 5.0
+# Clients that live as long as their worker, or with a step: their tasks say whether they are of use.
+_INNER_CLIENTS = ("Client-worker-", "Client-daskade-")
 
 
 class ClusterView:
@@ -30,11 +34,11 @@ class ClusterView:
     def __init__(self, runtime: Any) -> None:
         self._runtime = runtime
         self._s = runtime.s
+        self.drains = Drains(runtime.s, runtime.dispatcher.flying)
         self._lead = 0
         self._version = 0
-        self._told = ""
         self._state: dict[str, Any] = {}
-        self._looked = 0.0
+        self._next_look = 0.0
         self._used = time.monotonic()
         self._asks: dict[str, list[dict[str, Any]]] = {}
 
@@ -44,9 +48,16 @@ class ClusterView:
             "daskade-drain": self.drain,
             "daskade-retire": self.retire,
             "daskade-demand": self.demand,
+            "daskade-leave": self.leave,
         }
 
-    def _lead_of(self, lead: Any) -> None:
+    async def note_use(self) -> None:
+        """Keeps the time of the last use right while nobody asks."""
+        while True:
+            self._in_use()
+            await asyncio.sleep(USE_LOOK)
+
+    def _heard(self, lead: Any) -> None:
         if type(lead) is not int or lead < 0:
             raise Refused("BadRequest", "lead is a whole number")
         if lead < self._lead:
@@ -58,14 +69,15 @@ class ClusterView:
     @operation
     async def watch(
         self, *, lead: int, since: int, wait: float, instance: str | None = None, **_: Any
-    ) -> Any:
-        self._lead_of(lead)
+    ) -> Reply:
+        self._heard(lead)
         end = time.monotonic() + min(max(float(wait), 0.0), WAIT_MOST)
         while True:
             self._look()
-            if self._version > since or instance != self._runtime.instance or time.monotonic() >= end:
+            now = time.monotonic()
+            if self._version > since or instance != self._runtime.instance or now >= end:
                 break
-            await asyncio.sleep(min(LOOK, max(0.01, end - time.monotonic())))
+            await asyncio.sleep(max(0.01, min(end, self._next_look) - now))
             if self._lead > lead:
                 raise Refused("StaleLeader", f"a leader with epoch {self._lead} has taken over")
         return {
@@ -75,67 +87,90 @@ class ClusterView:
             "runtime": self._runtime.digest,
             "dask": distributed.__version__,
             "python": platform.python_version(),
-            "idle": 0.0 if self._busy() else time.monotonic() - self._used,
-            "certificate": getattr(self._s, "_daskade_certificate", None),
+            "idle": 0.0 if self._in_use() else time.monotonic() - self._used,
             **self._state,
         }
 
     @operation
-    async def drain(self, *, lead: int, names: Any, **_: Any) -> Any:
-        self._lead_of(lead)
-        found = [a for a, worker in self._s.workers.items() if worker.name in set(names)]
-        if found:
-            # The one-step form runs a task that is running a second time elsewhere.
-            await self._s.retire_workers(workers=found, close_workers=False, remove=False)
+    async def drain(self, *, lead: int, names: Any, **_: Any) -> Reply:
+        self._heard(lead)
+        known = self._by_name()
+        self.drains.begin([known[name] for name in names if name in known])
         return {"status": "OK"}
 
     @operation
-    async def retire(self, *, lead: int, names: Any, **_: Any) -> Any:
-        self._lead_of(lead)
-        known = {worker.name: worker for worker in self._s.workers.values()}
-        done = [n for n in names if n in known and leaving(known[n]) and not known[n].processing]
-        busy = [n for n in names if n in known and n not in done]
-        if done:
-            addresses = [known[n].address for n in done]
-            for address in addresses:
+    async def retire(self, *, lead: int, names: Any, **_: Any) -> Reply:
+        self._heard(lead)
+        known = self._by_name()
+        addresses = {name: known[name] for name in names if name in known}
+        for address in addresses.values():
+            worker = self._s.workers[address]
+            if leaving(worker) and not worker.processing:
                 self._runtime.workers.tell(address, {"op": "daskade-retired"})
-            await self._s.retire_workers(workers=addresses, close_workers=True, remove=True)
-        return {"status": "OK", "closed": [n for n in names if n not in known or n in done], "busy": busy}
+        await self.drains.finish(addresses.values())
+        busy = [name for name, address in addresses.items() if address in self._s.workers]
+        return {"status": "OK", "closed": [name for name in names if name not in busy], "busy": busy}
 
     @operation
-    async def demand(self, *, run: str, epoch: int, asks: Any, **_: Any) -> Any:
-        self._runtime._live(run, epoch)
+    async def leave(self, *, worker: str, **_: Any) -> Reply:
+        """A worker that was told to end drains itself, and asks again until it is closed."""
+        self.drains.begin([worker])
+        await self.drains.finish([worker])
+        known = self._s.workers.get(worker)
+        return {
+            "status": "OK",
+            "closed": known is None,
+            "tasks": len(known.processing) if known is not None else 0,
+        }
+
+    @operation
+    async def demand(self, *, run: str, epoch: int, asks: Any, **_: Any) -> Reply:
+        self._runtime.live(run, epoch)
         self._asks[run] = [_checked(ask) for ask in asks]
         return {"status": "OK"}
 
     # ------------------------------------------------------------------ state
 
-    def _busy(self) -> bool:
-        state = self._state
-        return bool(state["runs"] or state["clients"] or state["tasks"])
+    def _by_name(self) -> dict[str, str]:
+        return {str(worker.name): address for address, worker in self._s.workers.items()}
+
+    def _clients(self) -> int:
+        own = (self._runtime.client.id, "fire-and-forget")
+        return sum(
+            1
+            for client in self._s.clients
+            if client not in own and not str(client).startswith(_INNER_CLIENTS)
+        )
+
+    def _in_use(self) -> bool:
+        used = bool(self._runtime.runs or self._clients() or demand.unfinished(self._s))
+        if used:
+            self._used = time.monotonic()
+        return used
 
     def _look(self) -> None:
-        """Takes the state anew, at most once per ``LOOK``."""
-        now = time.monotonic()
-        if self._state and now - self._looked < LOOK / 2:
+        """Takes the state anew, unless the last look was a moment ago."""
+        began = time.monotonic()
+        if began < self._next_look:
             return
-        self._looked = now
-        tasks, demand = self._tasks()
         self._asks = {run: asks for run, asks in self._asks.items() if run in self._runtime.runs}
-        self._state = {
+        wanted = demand.wanted(self._s, self._runtime.dispatcher)
+        for asks in self._asks.values():
+            for ask in asks:
+                wanted[ask["group"], demand.amounts(ask["resources"])] += ask["count"]
+        state = {
             "workers": [self._worker(worker) for worker in self._s.workers.values()],
-            "demand": demand,
+            "demand": demand.rows(wanted),
             "runs": len(self._runtime.runs),
-            "clients": sum(1 for name in self._s.clients if not _own(name)),
-            "tasks": tasks,
+            "clients": self._clients(),
+            "tasks": demand.unfinished(self._s),
+            "certificate": getattr(self._s, "_daskade_certificate", None),
         }
-        if self._busy():
-            self._used = now
-        certificate = getattr(self._s, "_daskade_certificate", None)
-        told = json.dumps([self._state, self._busy(), certificate], sort_keys=True)
-        if told != self._told:
-            self._told = told
+        if state != self._state:
+            self._state = state
             self._version += 1
+        now = time.monotonic()
+        self._next_look = now + max(LOOK, SHARE * (now - began))
 
     def _worker(self, worker: Any) -> dict[str, Any]:
         return {
@@ -148,51 +183,14 @@ class ClusterView:
             "certificate": worker.metrics.get("daskade_certificate"),
         }
 
-    def _tasks(self) -> tuple[int, list[dict[str, Any]]]:
-        """How many tasks have not ended, and what those that can run now ask for."""
-        dispatcher = self._runtime.dispatcher
-        wanted: Counter[tuple[str | None, tuple[tuple[str, float], ...]]] = Counter()
-        unfinished = 0
-        for task in self._s.tasks.values():
-            if task.state in ("waiting", "queued", "no-worker", "processing"):
-                unfinished += 1
-                if task.state != "waiting" and task.key not in dispatcher.flying:
-                    wanted[None, _amounts(task.resource_restrictions)] += 1
-        for group, resources, count in dispatcher.demand():
-            wanted[group, _amounts(resources)] += count
-        for asks in self._asks.values():
-            for ask in asks:
-                key = (ask["group"], _amounts(ask["resources"]))
-                wanted[key] = max(wanted[key], ask["count"])
-        rows = sorted(wanted.items(), key=repr)
-        return unfinished, [{"group": g, "resources": dict(r), "count": n} for (g, r), n in rows if n > 0]
-
-
-def leaving(worker: Any) -> bool:
-    """Whether Dask's worker takes no further tasks because it is to go."""
-    return getattr(worker.status, "name", "") in ("closing_gracefully", "closing")
-
-
-def _own(name: str) -> bool:
-    return (
-        name.startswith(tuple(f"{own}-" for own in OWN_CLIENTS))
-        or name in OWN_CLIENTS
-        or name == "fire-and-forget"
-    )
-
-
-def _amounts(resources: Any) -> tuple[tuple[str, float], ...]:
-    return tuple(sorted((str(k), float(v)) for k, v in (resources or {}).items()))
-
 
 def _checked(ask: Any) -> dict[str, Any]:
     try:
         group = ask.get("group")
         resources = {str(k): float(v) for k, v in (ask.get("resources") or {}).items()}
-        return {
-            "group": None if group is None else str(group),
-            "resources": resources,
-            "count": int(ask["count"]),
-        }
+        count = int(ask["count"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Refused("BadRequest", f"an ask is malformed: {error}") from None
+    if count < 0:
+        raise Refused("BadRequest", f"an ask is for {count} tasks")
+    return {"group": None if group is None else str(group), "resources": resources, "count": count}

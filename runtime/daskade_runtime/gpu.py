@@ -53,5 +53,14 @@ def device_ids(resource: float, environ: Mapping[str, str] = os.environ) -> list
     """The worker's own devices: what its environment names (indices, UUIDs, MIG ids), else 0..n-1."""
     named = environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None and named not in ("", "all"):
-        return [part.strip() for part in named.split(",") if part.strip() and part.strip() != "-1"]
+        return _listed(named)
+    # Kubernetes' device plugin names here what the container got. Images set it too, to words such as "all";
+    # only ids say more than the count does: of several MIG devices, CUDA sees one unless it is told.
+    given = _listed(environ.get("NVIDIA_VISIBLE_DEVICES", ""))
+    if len(given) >= int(resource) > 0 and all(device.startswith(("GPU-", "MIG-")) for device in given):
+        return given
     return [str(k) for k in range(int(resource))]
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip() and part.strip() != "-1"]

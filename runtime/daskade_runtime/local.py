@@ -55,11 +55,11 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def configure() -> None:
-    """Applies ``SETTINGS``."""
+def apply(settings: dict[str, Any]) -> None:
+    """Sets what the environment does not."""
     import dask
 
-    for name, value in SETTINGS.items():
+    for name, value in settings.items():
         if "DASK_" + name.upper().replace(".", "__").replace("-", "_") not in os.environ:
             dask.config.set({name: value})
 
@@ -131,7 +131,7 @@ def main() -> None:
     two.add_argument("--local-directory", default=None)
     args = parser.parse_args()
     die_with_parent()
-    configure()
+    apply(SETTINGS)
     asyncio.run(scheduler(args.port, args.dashboard) if args.kind == "scheduler" else worker(args))
 
 

@@ -22,27 +22,30 @@ import json
 import logging
 import os
 import signal
+import ssl
 import sys
 import time
 from typing import Any
 
-log = logging.getLogger("distributed.daskade")
+from daskade_runtime.leaving import DONE, GONE, STUCK, Leaving, end, watch_loop, watch_pause
 
-# What the runtime imports beyond the standard library.
-NEEDED = ("distributed", "msgpack", "tornado", "yaml")
+# What the runtime imports beyond the standard library, and the package that has it.
+NEEDED = {"distributed": "distributed", "msgpack": "msgpack", "tornado": "tornado", "yaml": "pyyaml"}
+OLDEST_PYTHON = (3, 10)
 # A worker waits so long for a scheduler that is not there yet before it gives its place to a new start.
 SCHEDULER_WAIT = 300.0
-# Dask pauses a worker at 80 % of its memory; one that stays so is of no use, and a new one is.
-PAUSED_TOO_LONG = 600.0
-LOOK = 1.0
-RETIRED, GONE, STUCK = 0, 75, 70
-UNKNOWN_LIMIT = 1 << 60
+CONNECT_WAIT = 5.0
+# A worker that is told to end while it registers is drained like others if it succeeds so soon.
+START_WAIT = 5.0
+# Dask's settings, beyond which its defaults hold: people's own clients share the cluster with our runs. The
+# environment (DASK_…) wins.
+SETTINGS = {"distributed.admin.large-graph-warning-threshold": "1GB"}
 
 
 def explain(reason: str, message: str) -> None:
     """Leaves word where Kubernetes shows why a container ended."""
     path = os.environ.get("DASKADE_TERMINATION_LOG", "/dev/termination-log")
-    line = json.dumps({"reason": reason, "message": message})
+    line = json.dumps({"reason": reason, "message": message[:2000]})
     print(line, file=sys.stderr, flush=True)
     try:
         with open(path, "w") as file:
@@ -53,20 +56,40 @@ def explain(reason: str, message: str) -> None:
 
 def check_image() -> str | None:
     """What the image lacks, in words; None if it has all that is needed."""
-    missing = []
-    for name in NEEDED:
+    if sys.version_info < OLDEST_PYTHON:
+        wanted, found = (".".join(map(str, v[:2])) for v in (OLDEST_PYTHON, sys.version_info))
+        return f"the image has Python {found}, and {wanted} is the oldest that is supported"
+    missing, broken = [], []
+    for module, package in NEEDED.items():
         try:
-            importlib.import_module(name)
-        except ImportError:
-            missing.append({"yaml": "pyyaml"}.get(name, name))
-    return f"the image lacks {', '.join(missing)}: install dask and distributed" if missing else None
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            missing.append(package if error.name == module else f"{error.name} (for {package})")
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the image's
+            broken.append(f"{module} cannot be imported: {type(error).__name__}: {error}")
+    if missing:
+        broken.insert(0, f"the image lacks {', '.join(missing)}: install dask and distributed in it")
+    return "; ".join(broken) or None
+
+
+def check_certificates(folder: str) -> str | None:
+    """What is wrong with the certificates, in words; None if they can be used."""
+    from daskade_runtime import tls
+
+    try:
+        left = tls.Certificates(folder).reload()["expires"] - time.time()
+    except OSError as error:
+        return f"the certificates in {folder} cannot be used: {error}"
+    return f"the certificate in {folder} expired {-left:.0f} s ago" if left < 0 else None
 
 
 def memory_limit(text: str) -> int:
     """Bytes: as given, or what the container may use (``auto``)."""
     if text != "auto":
         return int(text)
-    limit = UNKNOWN_LIMIT
+    import psutil
+
+    limit = int(psutil.virtual_memory().total)
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             with open(path) as file:
@@ -75,29 +98,41 @@ def memory_limit(text: str) -> int:
             continue
         if word.isdigit():
             limit = min(limit, int(word))
-    if limit < UNKNOWN_LIMIT:
-        return limit
-    import psutil
-
-    return int(psutil.virtual_memory().total)
+    return limit
 
 
-def security(folder: str | None) -> Any:
-    """Dask's security with the files of ``folder``; None without."""
-    if folder is None:
-        return None
-    from distributed import Security
+def resources(text: str) -> dict[str, float]:
+    """``GPU=1,SSD=2`` as Dask takes it."""
+    pairs = (pair.partition("=") for pair in text.split(",") if pair.strip())
+    return {name.strip(): float(amount) for name, _, amount in pairs}
 
-    ca, cert, key = (os.path.join(folder, name) for name in ("ca.crt", "tls.crt", "tls.key"))
-    return Security(
-        require_encryption=True,
-        tls_ca_file=ca,
-        **{
-            f"tls_{role}_{kind}": path
-            for role in ("scheduler", "worker", "client")
-            for kind, path in (("cert", cert), ("key", key))
-        },
-    )
+
+def listening(args: argparse.Namespace) -> dict[str, Any]:
+    """Where a server listens: on all addresses of the pod's family, and known by the pod's own."""
+    ip = os.environ.get("DASKADE_POD_IP", "")
+    options: dict[str, Any] = {"host": "::" if ":" in ip else "0.0.0.0", "port": args.port}
+    if ip:
+        shown = f"[{ip}]" if ":" in ip else ip
+        options["contact_address"] = f"{'tls' if args.tls else 'tcp'}://{shown}:{args.port}"
+    if args.tls:
+        from daskade_runtime import tls
+
+        options["security"] = tls.Certificates(args.tls)
+    return options
+
+
+def configure() -> None:
+    """Applies ``SETTINGS``, and leaves out of the log what probes of the port look like with TLS."""
+    from daskade_runtime import local
+
+    local.apply(SETTINGS)
+    logging.getLogger("distributed.comm.tcp").addFilter(_no_probe)
+
+
+def _no_probe(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    probe = "EOF occurred" in text or "UNEXPECTED_EOF" in text or "Connection reset by peer" in text
+    return not (probe and "TLS handshake failed" in text)
 
 
 async def run_scheduler(args: argparse.Namespace) -> int:
@@ -106,27 +141,23 @@ async def run_scheduler(args: argparse.Namespace) -> int:
     from daskade_runtime import tls
     from daskade_runtime.install import install
 
-    secure = security(args.tls)
-    address = f"0.0.0.0:{args.dashboard_port}"
-    scheme = "tls" if secure else "tcp"
-    ip = os.environ.get("DASKADE_POD_IP")
-    options: dict[str, Any] = {"contact_address": f"{scheme}://{ip}:{args.port}"} if ip else {}
-    options.update(dashboard=True, dashboard_address=address)
-    async with Scheduler(
-        protocol=scheme, host="0.0.0.0", port=args.port, security=secure, **options
-    ) as server:
-        loop = asyncio.get_running_loop()
+    options = listening(args)
+    dashboard = f"{'[::]' if options['host'] == '::' else options['host']}:{args.dashboard_port}"
+    loop = asyncio.get_running_loop()
+    protocol = "tls://" if args.tls else "tcp://"
+    async with Scheduler(protocol=protocol, dashboard=True, dashboard_address=dashboard, **options) as server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: asyncio.ensure_future(server.close()))
         reply = await install(server)
         if reply["status"] != "OK":
             explain(reply["reason"], reply["message"])
             return STUCK
-        if args.tls:
-            watch = asyncio.ensure_future(tls.keep_fresh(server, args.tls))
-            watch.add_done_callback(lambda _: None)
+        watch_loop(explain)
+        fresh = asyncio.ensure_future(tls.keep_fresh(server, options["security"])) if args.tls else None
         await server.finished()
-    return 0
+        if fresh is not None:
+            fresh.cancel()
+    return DONE
 
 
 async def run_worker(args: argparse.Namespace) -> int:
@@ -134,116 +165,88 @@ async def run_worker(args: argparse.Namespace) -> int:
 
     from daskade_runtime import tls
 
-    secure = security(args.tls)
+    loop = asyncio.get_running_loop()
+    leaving = Leaving(args.grace)
+    # From the start: as a container's first process it would not be ended by a signal that it does not handle.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, leaving.begin)
     address = os.environ["DASK_SCHEDULER_ADDRESS"]
-    ip = os.environ.get("DASKADE_POD_IP")
-    resources = {
-        k: float(v) for k, _, v in (pair.partition("=") for pair in args.resources.split(",") if pair)
-    }
-    scheme = "tls" if secure else "tcp"
-    options: dict[str, Any] = {"contact_address": f"{scheme}://{ip}:{args.port}"} if ip else {}
-    end = time.monotonic() + SCHEDULER_WAIT
-    while not await _reachable(address):
-        if time.monotonic() > end:
-            explain(
-                "SchedulerGone", f"the scheduler {address} could not be reached for {SCHEDULER_WAIT:.0f} s"
-            )
-            return GONE
-        await asyncio.sleep(0.5)
+    if not await _wait_for(address, leaving):
+        if leaving.told.is_set():
+            return DONE
+        explain("SchedulerGone", f"the scheduler {address} could not be reached for {SCHEDULER_WAIT:.0f} s")
+        return GONE
+    options = listening(args)
     worker = Worker(
         address,
         name=os.environ.get("DASKADE_WORKER_NAME"),
         nthreads=args.threads,
-        host="0.0.0.0",
-        port=args.port,
-        security=secure,
-        resources=resources or None,
+        resources=resources(args.resources) or None,
         memory_limit=memory_limit(args.memory_limit),
         local_directory=os.environ.get("DASKADE_LOCAL_DIRECTORY", "/tmp/dask"),
         dashboard=False,
+        death_timeout=SCHEDULER_WAIT,
         **options,
     )
-    leaving = Leaving(worker, args.grace)
-    async with worker:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, leaving.begin)
-        tasks = [asyncio.ensure_future(_watch_pause(worker, leaving))]
-        if args.tls:
-            tasks.append(asyncio.ensure_future(tls.keep_fresh(worker, args.tls)))
-        await worker.finished()
-        for task in tasks:
-            task.cancel()
+    if args.tls:
+        tls.tell(worker, options["security"].reload())
+    started = asyncio.ensure_future(_start(worker))
+    told = asyncio.ensure_future(leaving.told.wait())
+    await asyncio.wait([started, told], return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    await asyncio.wait([started], timeout=START_WAIT)
+    if not started.done():
+        return DONE  # told to end, and not registered: it has no task
+    try:
+        started.result()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the container starts again
+        reason, message = _why(error)
+        explain(reason, f"the worker could not join the scheduler {address}: {message}")
+        return GONE
+    leaving.attach(worker)
+    watch_loop(explain)
+    tasks = [asyncio.ensure_future(watch_pause(worker, leaving, explain))]
+    if args.tls:
+        tasks.append(asyncio.ensure_future(tls.keep_fresh(worker, options["security"])))
+    await worker.finished()
+    for task in tasks:
+        task.cancel()
     if leaving.code is not None:
         return leaving.code
     if getattr(worker, "_daskade_retired", False):
-        return RETIRED
-    explain("SchedulerGone", f"the scheduler {address} is gone; the worker starts again")
+        return DONE
+    explain("SchedulerGone", f"the scheduler {address} is gone, or closed this worker; it starts again")
     return GONE
 
 
-async def _reachable(address: str) -> bool:
-    """Whether something listens there: a worker that finds nothing would end with a traceback."""
+async def _start(worker: Any) -> None:
+    await worker
+
+
+async def _wait_for(address: str, leaving: Leaving) -> bool:
+    """Waits for something that listens there: a worker that finds nothing would end with a traceback."""
+    give_up = time.monotonic() + SCHEDULER_WAIT
     host, _, port = address.partition("://")[2].rpartition(":")
-    try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, int(port)), 5)
-    except (OSError, asyncio.TimeoutError):
-        return False
-    writer.close()
-    return True
-
-
-class Leaving:
-    """A worker that is told to go by its node: it takes nothing new, and finishes what it has."""
-
-    def __init__(self, worker: Any, grace: float) -> None:
-        self._worker = worker
-        self._grace = grace
-        self._task: asyncio.Future[None] | None = None
-        self.code: int | None = None
-
-    def begin(self) -> None:
-        if self._task is None:
-            self._task = asyncio.ensure_future(self._leave())
-
-    async def _leave(self) -> None:
-        worker, end = self._worker, time.monotonic() + self._grace
-        self.code = 0
-        log.info("daskade: told to end; finishing %d tasks within %.0f s", busy(worker), self._grace)
+    while not leaving.told.is_set() and time.monotonic() < give_up:
         try:
-            own = [worker.address]
-            call = worker.scheduler.retire_workers(workers=own, close_workers=False, remove=False)
-            await asyncio.wait_for(call, 10)
-        except Exception as error:  # noqa: BLE001 - without a scheduler nothing new comes anyway
-            log.warning("daskade: could not ask the scheduler to drain this worker: %s", error)
-        while busy(worker) and time.monotonic() < end:
-            await asyncio.sleep(0.2)
-        await worker.close()
-
-    def give_up(self, code: int) -> None:
-        self.code = code
-        asyncio.ensure_future(self._worker.close(timeout=5))
+            connecting = asyncio.open_connection(host.strip("[]"), int(port))
+            _, writer = await asyncio.wait_for(connecting, CONNECT_WAIT)
+        except (OSError, asyncio.TimeoutError):
+            await asyncio.sleep(0.5)
+            continue
+        writer.close()
+        return True
+    return False
 
 
-def busy(worker: Any) -> int:
-    """Tasks that run on the worker, or are about to."""
-    state = getattr(worker, "state", worker)
-    executing = getattr(state, "executing", None)
-    if executing is None:
-        executing = getattr(worker, "executing", ())
-    return len(executing) if not isinstance(executing, int) else executing
-
-
-async def _watch_pause(worker: Any, leaving: Leaving) -> None:
-    since: float | None = None
-    while True:
-        await asyncio.sleep(LOOK)
-        status = getattr(worker.status, "name", worker.status)
-        since = (since or time.monotonic()) if status == "paused" else None
-        if since is not None and time.monotonic() - since > PAUSED_TOO_LONG:
-            explain("MemoryPressure", f"its use of memory kept it paused for {PAUSED_TOO_LONG:.0f} s")
-            leaving.give_up(STUCK)
-            return
+def _why(error: BaseException) -> tuple[str, str]:
+    """Reason and words for a worker that could not start."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError):
+            return "BadCertificates", f"TLS: {cause}"
+        cause = cause.__cause__ or cause.__context__
+    return "WorkerStartFailed", f"{type(error).__name__}: {error}"
 
 
 def main() -> None:
@@ -260,25 +263,28 @@ def main() -> None:
     two.add_argument("--port", type=int, default=8788)
     two.add_argument("--grace", type=float, default=295.0)
     two.add_argument("--resources", default="")
-    for one_of in (one, two):
-        one_of.add_argument("--tls")
+    for command in (one, two):
+        command.add_argument("--tls")
     args = parser.parse_args()
     lacks = check_image()
     if lacks:
         explain("ImageLacks", lacks)
-        sys.exit(STUCK)
+        end(STUCK)
     import distributed
 
     from daskade_runtime import versions
-    from daskade_runtime.local import configure
 
     try:
         versions.check(distributed.__version__)
     except versions.UnsupportedDask as error:
         explain("UnsupportedDask", str(error))
-        sys.exit(STUCK)
+        end(STUCK)
+    bad = check_certificates(args.tls) if args.tls else None
+    if bad:
+        explain("BadCertificates", bad)
+        end(STUCK)
     configure()
-    sys.exit(asyncio.run(run_scheduler(args) if args.kind == "scheduler" else run_worker(args)))
+    end(asyncio.run(run_scheduler(args) if args.kind == "scheduler" else run_worker(args)))
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ class Runtime:
         self.workers = Workers(scheduler)
         self.client: Any = None
         self.dispatcher: Any = None
+        self.cluster: Any = None
         self.closing = False
 
     async def start(self) -> None:
@@ -96,7 +97,9 @@ class Runtime:
                 "daskade-hello": self.hello,
             }
         )
-        self.s.handlers.update(ClusterView(self).handlers())
+        self.cluster = ClusterView(self)
+        self.s.handlers.update(self.cluster.handlers())
+        self._background(self.cluster.note_use())
         self._background(self._watch_fence())
         log.info("daskade runtime %s is ready, instance %s", self.digest[:12], self.instance)
 
@@ -227,7 +230,7 @@ class Runtime:
             "snapshot": live.snapshot(),
         }
 
-    def _live(self, run: str, epoch: int) -> LiveRun:
+    def live(self, run: str, epoch: int) -> LiveRun:
         live = self.runs.get(run)
         if live is None:
             raise Refused("RunNotFound", f"run {run} is not open on this scheduler")
@@ -237,24 +240,24 @@ class Runtime:
 
     @operation
     async def submit(self, *, run: str, epoch: int, items: Any, **_: Any) -> Reply:
-        self._live(run, epoch).submit(items)
+        self.live(run, epoch).submit(items)
         return {"status": "OK"}
 
     @operation
     async def stop(self, *, run: str, epoch: int, items: Any, **_: Any) -> Reply:
-        self._live(run, epoch).stop(items)
+        self.live(run, epoch).stop(items)
         return {"status": "OK"}
 
     @operation
     async def record(self, *, run: str, epoch: int, records: Any, **_: Any) -> Reply:
-        self._live(run, epoch).record(records)
+        self.live(run, epoch).record(records)
         return {"status": "OK"}
 
     @operation
     async def close(self, *, run: str, epoch: int, final: Any, **_: Any) -> Reply:
         if self.closed.get(run) == epoch:
             return {"status": "OK"}
-        live = self._live(run, epoch)
+        live = self.live(run, epoch)
         if live.closing is None:
             live.closing = asyncio.ensure_future(self._close(live, final))
         # Asked again (the answer was late, or lost), it is still one close, and one record.
@@ -278,7 +281,7 @@ class Runtime:
         live = self.runs.get(run)
         if live is not None:
             if epoch is not None:
-                self._live(run, epoch)
+                self.live(run, epoch)
             await live.committer.settle(FORGET_WAIT)
             self.drop(live, {"k": "closing"})
         return {"status": "OK"}
@@ -351,7 +354,7 @@ class Runtime:
             try:
                 if instance not in (None, "", self.instance):
                     raise Refused("InstanceChanged", f"this is instance {self.instance}: open the run again")
-                live = self._live(run, epoch)
+                live = self.live(run, epoch)
                 drives = since is not None
                 if since is None:
                     since = live.events.seq
@@ -523,6 +526,7 @@ class Runtime:
         await asyncio.gather(
             asyncio.sleep(0.05), *(r.committer.settle(LEAVE_WAIT) for r in self.runs.values())
         )
+        self.cluster.drains.stop()
         for task in list(self._tasks):
             task.cancel()
         for live in list(self.runs.values()):

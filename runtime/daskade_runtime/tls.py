@@ -8,8 +8,10 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import Iterator
+import weakref
 from typing import Any
+
+from distributed import Security
 
 log = logging.getLogger("distributed.daskade")
 
@@ -17,87 +19,91 @@ LOOK = 2.0
 _FILES = ("ca.crt", "tls.crt", "tls.key")
 
 
-def contexts(server: Any) -> Iterator[ssl.SSLContext]:
-    """Every context that a Dask server, and what belongs to it, makes connections with or accepts them."""
-    seen: set[int] = set()
-    owners = [server, getattr(server, "rpc", None), getattr(server, "_daskade_client", None)]
-    runtime = getattr(server, "_daskade", None)
-    client = getattr(runtime, "client", None)
-    owners += [client, getattr(client, "rpc", None), getattr(client, "scheduler", None)]
-    for owner in owners:
-        for holder in (getattr(owner, "connection_args", None), getattr(owner, "_listen_args", None)):
-            if isinstance(holder, dict):
-                yield from _new(seen, holder.get("ssl_context"))
-    for listener in getattr(server, "listeners", ()):
-        for holder in (getattr(listener, "server_args", None), getattr(listener, "listen_args", None)):
-            if isinstance(holder, dict):
-                yield from _new(seen, holder.get("ssl_context"))
-        tcp = getattr(listener, "tcp_server", None)
-        yield from _new(seen, getattr(tcp, "ssl_options", None))
+class Certificates(Security):  # type: ignore[misc]
+    """Dask's security with the files of a folder: ``ca.crt``, ``tls.crt``, ``tls.key``.
+
+    Keeps every TLS context that was made from it: those of listeners, of connection pools, of clients inside
+    of tasks. ``reload`` changes them in place, since Dask takes no other contexts once it runs.
+    """
+
+    def __init__(self, folder: str) -> None:
+        ca, cert, key = (os.path.join(folder, name) for name in _FILES)
+        roles = ("scheduler", "worker", "client")
+        super().__init__(
+            require_encryption=True,
+            tls_ca_file=ca,
+            **{f"tls_{role}_cert": cert for role in roles},
+            **{f"tls_{role}_key": key for role in roles},
+        )
+        self._folder = folder
+        self._contexts: weakref.WeakSet[ssl.SSLContext] = weakref.WeakSet()
+
+    def _get_tls_context(self, tls: Any, purpose: Any) -> Any:
+        context = super()._get_tls_context(tls, purpose)
+        if context is not None:
+            self._contexts.add(context)
+        return context
+
+    def stamp(self) -> tuple[Any, ...]:
+        """Differs when the files do."""
+        stats = [os.stat(os.path.join(self._folder, name)) for name in _FILES]
+        return tuple((stat.st_mtime_ns, stat.st_ino, stat.st_size) for stat in stats)
+
+    def reload(self) -> dict[str, Any]:
+        """Puts the files into use, and describes the certificate. Authorities are added, never taken away.
+
+        Raises ``OSError`` (``ssl.SSLError`` is one), and changes nothing, if they do not fit together.
+        """
+        # Kubernetes replaces all files of a volume at once, by a symbolic link to another folder: in that
+        # folder they belong together, whatever the link says a moment later.
+        folder = os.path.dirname(os.path.realpath(os.path.join(self._folder, "tls.crt")))
+        if not all(os.path.exists(os.path.join(folder, name)) for name in _FILES):
+            folder = self._folder
+        ca, cert, key = (os.path.join(folder, name) for name in _FILES)
+        described = describe(cert)
+        for context in [ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), *self._contexts]:
+            context.load_verify_locations(ca)
+            context.load_cert_chain(cert, key)
+        return described
 
 
-def _new(seen: set[int], context: Any) -> Iterator[ssl.SSLContext]:
-    if isinstance(context, ssl.SSLContext) and id(context) not in seen:
-        seen.add(id(context))
-        yield context
-
-
-def fingerprint(folder: str) -> str | None:
-    """SHA-256 of the leaf certificate in DER form; None while it cannot be read."""
+def describe(path: str) -> dict[str, Any]:
+    """Of the first certificate of a file: SHA-256 of its DER form, and the seconds since 1970 at which it ends."""
+    with open(path) as file:
+        text = file.read()
+    end = "-----END CERTIFICATE-----"
+    at = text.find(end)
     try:
-        with open(os.path.join(folder, "tls.crt")) as file:
-            text = file.read()
-        end = "-----END CERTIFICATE-----"
-        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(text[: text.index(end) + len(end)])).hexdigest()
-    except (OSError, ValueError):
-        return None
+        der = ssl.PEM_cert_to_DER_cert(text[text.index("-----BEGIN") : at + len(end)])
+        decoded: Any = ssl._ssl._test_decode_cert(path)  # type: ignore[attr-defined]
+        ends = float(ssl.cert_time_to_seconds(decoded["notAfter"]))
+    except (ValueError, KeyError) as error:
+        raise ssl.SSLError(f"{path} holds no certificate in PEM form: {error}") from None
+    return {"fingerprint": hashlib.sha256(der).hexdigest(), "expires": ends}
 
 
-def expires(folder: str) -> float | None:
-    """Seconds since 1970 at which the certificate ends."""
-    try:
-        decoded: Any = ssl._ssl._test_decode_cert(os.path.join(folder, "tls.crt"))  # type: ignore[attr-defined]
-        return float(ssl.cert_time_to_seconds(decoded["notAfter"]))
-    except (OSError, ValueError, KeyError, AttributeError):
-        return None
-
-
-def _stamp(folder: str) -> tuple[Any, ...]:
-    return tuple(os.stat(os.path.join(folder, name)).st_mtime_ns for name in _FILES)
-
-
-def reload(server: Any, folder: str) -> None:
-    """Loads the files into the contexts in use. Authorities are added, never taken away."""
-    ca, cert, key = (os.path.join(folder, name) for name in _FILES)
-    for context in contexts(server):
-        context.load_cert_chain(cert, key)
-        context.load_verify_locations(ca)
-
-
-async def keep_fresh(server: Any, folder: str) -> None:
-    """Watches the files for as long as the server lives."""
-    known = _stamp(folder)
-    _tell(server, folder)
+async def keep_fresh(server: Any, certificates: Certificates) -> None:
+    """Watches the files for as long as the server lives, and tells of the certificate in use:
+    ``server._daskade_certificate``, and a worker's metrics, which travel with its heartbeats.
+    """
+    known: Any = None  # the first look loads them again: they may have changed since the server read them
     while True:
-        await asyncio.sleep(LOOK)
         try:
-            now = _stamp(folder)
-            if now == known:
-                continue
-            reload(server, folder)
-        except (OSError, ssl.SSLError) as error:  # half replaced: the next look finds them whole
-            log.debug("daskade: certificates in %s cannot be loaded: %s", folder, error)
-            continue
-        known = now
-        _tell(server, folder)
-        left = (expires(folder) or time.time()) - time.time()
-        log.info("daskade: new certificates are in use, for %.0f s", left)
+            now = certificates.stamp()
+            if now != known:
+                tell(server, certificates.reload())
+                if known is not None:
+                    left = server._daskade_certificate["expires"] - time.time()
+                    log.info("daskade: new certificates are in use, for %.0f s", left)
+                known = now
+        except OSError as error:  # half replaced: a later look finds them whole
+            log.warning("daskade: the certificates cannot be loaded, those before stay in use: %s", error)
+        await asyncio.sleep(LOOK)
 
 
-def _tell(server: Any, folder: str) -> None:
-    told = {"fingerprint": fingerprint(folder) or "", "expires": expires(folder) or 0.0}
-    server._daskade_certificate = told
-    # A worker's heartbeat carries its metrics to the scheduler.
+def tell(server: Any, described: dict[str, Any]) -> None:
+    """Makes the certificate in use known: see ``keep_fresh``."""
+    server._daskade_certificate = described
     metrics = getattr(server, "metrics", None)
     if isinstance(metrics, dict):
         metrics["daskade_certificate"] = lambda worker: worker._daskade_certificate["fingerprint"]

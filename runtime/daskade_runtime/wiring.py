@@ -31,13 +31,14 @@ async def connect(scheduler: Any) -> Any:
     """A client of this very scheduler, in its own loop."""
     address, options = scheduler.address, {}
     if address.startswith("tls"):
-        own = scheduler.security
+        own = options["security"] = scheduler.security
+    if address.startswith("tls") and not own.tls_client_cert:
         # The scheduler's own security has a certificate for its role only; as a client it shows the same one.
         options["security"] = distributed.Security(
             require_encryption=True,
             tls_ca_file=own.tls_ca_file,
-            tls_client_cert=own.tls_client_cert or own.tls_scheduler_cert,
-            tls_client_key=own.tls_client_key or own.tls_scheduler_key,
+            tls_client_cert=own.tls_scheduler_cert,
+            tls_client_key=own.tls_scheduler_key,
         )
     client = await distributed.Client(
         address, asynchronous=True, set_as_default=False, name="daskade", **options

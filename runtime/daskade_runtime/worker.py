@@ -25,6 +25,7 @@ from daskade_runtime import boot, channel, compat
 from daskade_runtime.bundles import Bundles
 from daskade_runtime.cache import Cache, Entry
 from daskade_runtime.definitions import Definitions, Run
+from daskade_runtime.drain import not_begun
 from daskade_runtime.errors import StepFailure, describe
 from daskade_runtime.fetch import Fetcher
 from daskade_runtime.gpu import Devices, device_ids
@@ -381,6 +382,10 @@ class WorkerState:
         )
         return {"status": "OK", "dropped": dropped}
 
+    async def not_begun(self, comm: Any, **_: Any) -> Any:
+        """RPC ``daskade-not-begun``: the tasks that a worker that is to go gives back."""
+        return not_begun(self.worker)
+
     # -- calls from step threads, through the worker's loop
 
     def _call_peer(self, address: str, op: str, deadline: float, **arguments: Any) -> Any:
@@ -425,7 +430,9 @@ class WorkerState:
                 "daskade-retired": self.retired,
             }
         )
-        worker.handlers.update({"daskade-get": self.get, "daskade-flush": self.flush})
+        worker.handlers.update(
+            {"daskade-get": self.get, "daskade-flush": self.flush, "daskade-not-begun": self.not_begun}
+        )
         worker._daskade = self
         self._watch()
 

@@ -29,8 +29,10 @@ use super::{
     status = "DaskClusterStatus",
     derive = "PartialEq",
     printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
-    printcolumn = r#"{"name":"Workers","type":"integer","jsonPath":".status.workersReady"}"#,
-    printcolumn = r#"{"name":"Desired","type":"integer","jsonPath":".status.workersDesired"}"#,
+    printcolumn = r#"{"name":"Desired","type":"integer","jsonPath":".status.workersDesired","description":"Workers wanted now"}"#,
+    printcolumn = r#"{"name":"Workers","type":"integer","jsonPath":".status.workersReady","description":"Workers ready"}"#,
+    printcolumn = r#"{"name":"GPUs","type":"integer","jsonPath":".status.gpusReady","description":"GPUs of the workers that are ready"}"#,
+    printcolumn = r#"{"name":"Idle","type":"date","jsonPath":".status.idleSince","description":"How long nothing has used it"}"#,
     printcolumn = r#"{"name":"Reason","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type==\"Ready\")].reason"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]

@@ -84,6 +84,10 @@ pub const CONDITION_REASONS: &[Reason] = &[
     ("WaitingForIdle", "The scheduler is of an older spec and is replaced once nothing uses the cluster."),
     ("RollingOut", "Workers of an older spec are being replaced."),
     ("InvalidSpec", "The spec is not valid; the message names the fields. Nothing is done about it."),
+    (
+        "InvalidCertificates",
+        "The certificates in the Secret that `tls.secretRef` names do not hold; the message says why.",
+    ),
     ("QuotaExceeded", "A ResourceQuota forbids more pods; waiting."),
     ("Forbidden", "The operator lacks a right in this namespace; the message names verb and resource."),
     ("NameConflict", "Something else has the name of a child; it is not touched."),

@@ -122,8 +122,12 @@ impl Pass<'_> {
             if left > 0 {
                 self.wake(Duration::from_secs(left.unsigned_abs()));
             } else {
-                let deletion =
-                    Deletion { pod: pod.name.clone(), uid: pod.uid.clone(), why: "its node does not answer", force: true };
+                let deletion = Deletion {
+                    pod: pod.name.clone(),
+                    uid: pod.uid.clone(),
+                    why: "its node does not answer",
+                    force: true,
+                };
                 self.plan.delete.push(deletion);
             }
         }
@@ -189,7 +193,8 @@ impl Pass<'_> {
         let wanted = desired(self.cluster, &groups, self.facts);
         for pod in &self.facts.pods {
             let Role::Worker { group, .. } = &pod.slot.role else { continue };
-            if !groups.iter().any(|known| known.name == *group) && !self.plan.groups.iter().any(|known| known.name == *group)
+            if !groups.iter().any(|known| known.name == *group)
+                && !self.plan.groups.iter().any(|known| known.name == *group)
             {
                 self.group(group, 0);
             }
@@ -207,7 +212,9 @@ impl Pass<'_> {
         let pods: Vec<&PodFact> = facts
             .pods
             .iter()
-            .filter(|pod| pod.deleting.is_none() && matches!(&pod.slot.role, Role::Worker { group, .. } if group == name))
+            .filter(|pod| {
+                pod.deleting.is_none() && matches!(&pod.slot.role, Role::Worker { group, .. } if group == name)
+            })
             .collect();
         let (ended, live): (Vec<&PodFact>, Vec<&PodFact>) = pods.iter().partition(|pod| pod.phase == Phase::Ended);
         let mut held = 0;
@@ -257,11 +264,7 @@ impl Pass<'_> {
             let worker = self.worker(pod);
             let current = hash.is_some_and(|hash| pod.template == *hash);
             let tasks = worker.map_or(0, |worker| worker.tasks);
-            (
-                std::cmp::Reverse((current, worker.is_some(), pod.ready, tasks)),
-                number(pod),
-                pod.slot.incarnation,
-            )
+            (std::cmp::Reverse((current, worker.is_some(), pod.ready, tasks)), number(pod), pod.slot.incarnation)
         });
     }
 

@@ -17,13 +17,19 @@ pub fn read_pod(pod: &Pod, now: jiff::Timestamp) -> Option<PodFact> {
         Some("Succeeded" | "Failed") => Phase::Ended,
         _ => Phase::Pending,
     };
-    let ready = status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let ready =
+        status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
     let created = meta.creation_timestamp.as_ref().map_or(now, |time| time.0);
     Some(PodFact {
         name: meta.name.clone()?,
         uid: meta.uid.clone()?,
         slot,
-        template: meta.annotations.as_ref().and_then(|map| map.get(names::TEMPLATE_ANNOTATION)).cloned().unwrap_or_default(),
+        template: meta
+            .annotations
+            .as_ref()
+            .and_then(|map| map.get(names::TEMPLATE_ANNOTATION))
+            .cloned()
+            .unwrap_or_default(),
         certificate: meta.annotations.as_ref().and_then(|map| map.get(names::CERTIFICATE_ANNOTATION)).cloned(),
         phase,
         ready: ready && phase == Phase::Running,
@@ -31,7 +37,12 @@ pub fn read_pod(pod: &Pod, now: jiff::Timestamp) -> Option<PodFact> {
         created,
         deleting: meta.deletion_timestamp.as_ref().map(|time| deletion(time.0, meta.deletion_grace_period_seconds)),
         trouble: trouble::find(pod, now),
-        restarts: status.container_statuses.iter().flatten().map(|container| container.restart_count.max(0) as u32).sum(),
+        restarts: status
+            .container_statuses
+            .iter()
+            .flatten()
+            .map(|container| container.restart_count.max(0) as u32)
+            .sum(),
     })
 }
 

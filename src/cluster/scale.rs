@@ -44,7 +44,8 @@ fn sized(group: &WorkerGroup, needed: u32, cluster: &Cluster, state: &SchedulerS
     let Some(scale) = &group.autoscale else { return group.replicas.unwrap_or(1) };
     let (min, max) = (scale.min.unwrap_or(0).min(scale.max), scale.max);
     let wanted = needed.clamp(min, max);
-    let before = cluster.status.groups.iter().find(|status| status.name == group.name).map_or(0, |status| status.desired);
+    let before =
+        cluster.status.groups.iter().find(|status| status.name == group.name).map_or(0, |status| status.desired);
     let rested = state.idle_since.is_none_or(|since| facts.now.duration_since(since).unsigned_abs() >= KEEP_IDLE);
     if wanted < before && state.idle_since.is_some() && !rested {
         return before.clamp(min, max);
@@ -68,7 +69,8 @@ fn needed(groups: &[WorkerGroup], demand: &[Ask]) -> Vec<u32> {
         let plain = ask.group.is_none() && !ask.resources.contains_key("GPU");
         let open = |group: &WorkerGroup| group.gpu.as_ref().is_none_or(|gpu| gpu.allow_cpu_steps);
         let mut left = ask.count as f64;
-        let mut places: Vec<(usize, f64)> = fits.iter().copied().filter(|(at, _)| !plain || open(&groups[*at])).collect();
+        let mut places: Vec<(usize, f64)> =
+            fits.iter().copied().filter(|(at, _)| !plain || open(&groups[*at])).collect();
         if places.is_empty() {
             places = fits;
         }

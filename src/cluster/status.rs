@@ -84,7 +84,9 @@ fn group_status(group: &WorkerGroup, desired: u32, templates: &Templates, facts:
     let pods: Vec<&PodFact> = facts
         .pods
         .iter()
-        .filter(|pod| pod.deleting.is_none() && matches!(&pod.slot.role, Role::Worker { group: name, .. } if *name == group.name))
+        .filter(|pod| {
+            pod.deleting.is_none() && matches!(&pod.slot.role, Role::Worker { group: name, .. } if *name == group.name)
+        })
         .collect();
     let known = |pod: &&PodFact| match &facts.scheduler {
         SchedulerFact::Answers(state) => state.workers.get(&pod.name).cloned(),
@@ -94,9 +96,10 @@ fn group_status(group: &WorkerGroup, desired: u32, templates: &Templates, facts:
     let draining = pods.iter().filter(|pod| known(pod).is_some_and(|worker| worker.draining)).count() as u32;
     let hash = templates.groups.get(&group.name);
     let outdated = pods.iter().filter(|pod| hash.is_some_and(|hash| pod.template != *hash)).count() as u32;
-    let refused = facts.refused.iter().find(|refusal| {
-        matches!(&refusal.role, Some(Role::Worker { group: name, .. }) if *name == group.name)
-    });
+    let refused = facts
+        .refused
+        .iter()
+        .find(|refusal| matches!(&refusal.role, Some(Role::Worker { group: name, .. }) if *name == group.name));
     let trouble = refused.map(|refusal| &refusal.trouble).or_else(|| {
         pods.iter().filter_map(|pod| pod.trouble.as_ref()).max_by_key(|trouble| (trouble.stalled, trouble.reason))
     });
@@ -174,7 +177,9 @@ fn trouble_of<'a>(group: &GroupStatus, facts: &'a Facts) -> Option<&'a Trouble> 
     let reason = group.reason.as_deref()?;
     let refused = facts.refused.iter().map(|refusal| &refusal.trouble);
     let pods = facts.pods.iter().filter_map(|pod| pod.trouble.as_ref());
-    refused.chain(pods).find(|trouble| trouble.reason == reason && group.message.as_deref() == Some(&bounded(&trouble.message)))
+    refused
+        .chain(pods)
+        .find(|trouble| trouble.reason == reason && group.message.as_deref() == Some(&bounded(&trouble.message)))
 }
 
 fn words(

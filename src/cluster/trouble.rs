@@ -44,7 +44,11 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Trouble> {
             "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
                 let image = &container.image;
                 let help = "check the name of the image, and imagePullSecrets for a private registry";
-                return Some(trouble("ImagePull", format!("pod {name} cannot get the image {image}: {words}; {help}"), true));
+                return Some(trouble(
+                    "ImagePull",
+                    format!("pod {name} cannot get the image {image}: {words}; {help}"),
+                    true,
+                ));
             }
             "CreateContainerConfigError" => {
                 let help = "make the Secret or ConfigMap with that key, or change the spec";
@@ -62,7 +66,7 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Trouble> {
             let created = pod.metadata.creation_timestamp.as_ref().map_or(now, |time| time.0);
             let age = now.duration_since(created).as_secs();
             if age > CREATING {
-                let why = condition("PodReadyToStartContainers").or(condition("Ready")).map(words).unwrap_or_default();
+                let why = condition("PodReadyToStartContainers").or(condition("Ready")).map(told).unwrap_or_default();
                 let help = "a volume, a Secret or the network is not there; `kubectl describe pod` has the events";
                 let message = format!("pod {name} is being created for more than a minute: {why}; {help}");
                 return Some(trouble("ContainerCreating", message, false));
@@ -111,10 +115,10 @@ fn crashed(name: &str, image: &str, ended: &ContainerStateTerminated, restarts: 
 }
 
 /// A write that the API server refused.
-pub fn refused(code: u16, reason: &str, message: &str, what: &str) -> Trouble {
+pub fn from_api_error(code: u16, reason: &str, message: &str) -> Trouble {
     let text = quoted(message);
     let lower = message.to_ascii_lowercase();
-    let said = |reason, help: &str, stalled| trouble(reason, format!("{what}: {text}; {help}"), stalled);
+    let said = |reason, help: &str, stalled| trouble(reason, format!("{text}; {help}"), stalled);
     if lower.contains("exceeded quota") {
         return said("QuotaExceeded", "raise the ResourceQuota or ask for less", false);
     }
@@ -133,7 +137,7 @@ pub fn refused(code: u16, reason: &str, message: &str, what: &str) -> Trouble {
     }
 }
 
-fn words(condition: &PodCondition) -> String {
+fn told(condition: &PodCondition) -> String {
     quoted(condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or_default())
 }
 

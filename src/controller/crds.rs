@@ -7,6 +7,7 @@ use std::time::Duration;
 use kube::Client;
 use tokio::sync::watch;
 
+use super::cause::cause;
 use crate::api::API_VERSION;
 use crate::telemetry::health::Health;
 
@@ -48,7 +49,9 @@ async fn missing(client: &Client, needed: &[String]) -> Option<String> {
         match tokio::time::timeout(ANSWER, client.list_api_group_resources(API_VERSION)).await {
             Ok(Ok(list)) => list.resources.into_iter().map(|resource| resource.name).collect(),
             Ok(Err(kube::Error::Api(status))) if status.is_not_found() => BTreeSet::new(),
-            Ok(Err(error)) => return Some(format!("the API server does not tell which resources it serves: {error}")),
+            Ok(Err(error)) => {
+                return Some(format!("the API server does not tell which resources it serves: {}", cause(&error)));
+            }
             Err(_) => return Some("the API server does not answer".to_owned()),
         };
     let group = crate::api::GROUP;

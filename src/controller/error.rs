@@ -5,10 +5,11 @@ use std::time::Duration;
 use kube::core::Status;
 
 use super::cache::Kind;
+use super::cause::cause;
 use super::fence::NoAnswer;
 use super::lead::NotLeading;
 use crate::cluster::facts::Trouble;
-use crate::cluster::trouble::refused;
+use crate::cluster::trouble::from_api_error;
 use crate::telemetry::metrics::Outcome;
 
 /// Why something could not be done; reads after "failed to".
@@ -65,7 +66,8 @@ impl PassError {
         match self {
             Self::Api { source, .. } => match &**source {
                 kube::Error::Api(status) if !matches!(self.class(), Class::Conflict) => {
-                    Some(refused(status.code, &status.reason, &status.message, &self.what()))
+                    let message = format!("{}: {}", self.what(), status.message);
+                    Some(from_api_error(status.code, &status.reason, &message))
                 }
                 _ => None,
             },
@@ -132,6 +134,6 @@ fn text(error: &kube::Error) -> String {
         kube::Error::Service(error) if error.is::<NotLeading>() => NotLeading.to_string(),
         kube::Error::Service(error) if error.is::<NoAnswer>() => NoAnswer.to_string(),
         kube::Error::SerdeError(_) => "the answer cannot be read".to_owned(),
-        other => other.to_string(),
+        other => cause(other),
     }
 }

@@ -14,6 +14,7 @@ use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::cause::cause;
 use super::lead::{Grant, Lead, lead};
 use crate::telemetry::health::Health;
 
@@ -50,7 +51,7 @@ pub struct Candidate {
     known: Option<Lease>,
     /// Version of another's lease, and when we saw it first.
     seen: Option<(String, Instant)>,
-    /// Epoch that we had last.
+    /// Epoch that we had last; 0 if we never led.
     epoch: u64,
 }
 
@@ -65,7 +66,7 @@ enum Holder {
 /// Why a turn did not work; reads after "failed to".
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("{what} the lease: {source}")]
+    #[error("{what} the lease: {}", cause(source))]
     Api { what: &'static str, source: Box<kube::Error> },
     #[error("{0} the lease: somebody else keeps writing it")]
     Conflict(&'static str),
@@ -154,10 +155,13 @@ impl Candidate {
         Err(Error::Conflict("renew or take"))
     }
 
-    /// Gives the lease back if it is ours.
+    /// Gives the lease back if it is ours. Who never led has nothing to give back.
     async fn release(mut self) {
         // First of all: a write that is on its way must not meet the next leader's.
         self.grant.lose();
+        if self.epoch == 0 {
+            return;
+        }
         let released = timeout(RELEASE, async {
             for _ in 0..CONFLICTS {
                 let Some(lease) = self.read().await? else { return Ok(()) };

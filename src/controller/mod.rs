@@ -3,6 +3,7 @@
 mod apply;
 mod backoff;
 mod cache;
+pub mod cause;
 pub mod certificates;
 mod compare;
 pub mod crds;

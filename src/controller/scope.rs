@@ -46,7 +46,7 @@ pub(super) async fn follow_selector(
     while let Some(event) = events.next().await {
         match event {
             Ok(Event::Init) => listed.clear(),
-            Ok(Event::InitApply(namespace)) => drop(listed.insert(namespace.name_any())),
+            Ok(Event::InitApply(namespace)) => listed.extend([namespace.name_any()]),
             Ok(Event::InitDone) => {
                 broken = false;
                 change(&names, &sink, |names| *names = std::mem::take(&mut listed));
@@ -55,8 +55,8 @@ pub(super) async fn follow_selector(
                     let _ = synced.send(());
                 }
             }
-            Ok(Event::Apply(namespace)) => change(&names, &sink, |names| drop(names.insert(namespace.name_any()))),
-            Ok(Event::Delete(namespace)) => change(&names, &sink, |names| drop(names.remove(&namespace.name_any()))),
+            Ok(Event::Apply(namespace)) => change(&names, &sink, |names| names.extend([namespace.name_any()])),
+            Ok(Event::Delete(namespace)) => change(&names, &sink, |names| names.retain(|name| *name != namespace.name_any())),
             Err(error) => {
                 if !std::mem::replace(&mut broken, true) {
                     tracing::warn!("failed to watch namespaces; trying again: {error}");

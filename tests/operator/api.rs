@@ -17,7 +17,6 @@ use tokio::sync::watch;
 #[derive(Debug, Clone)]
 pub struct Recorded {
     pub method: Method,
-    pub path: String,
     pub body: Value,
     pub status: u16,
 }
@@ -196,7 +195,7 @@ async fn answer(State(api): State<Api>, request: Request<Body>) -> Response {
     }
     let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     let (status, document) = api.handle(&parts.method, &path, &query, body.clone());
-    api.lock().requests.push(Recorded { method: parts.method, path, body, status });
+    api.lock().requests.push(Recorded { method: parts.method, body, status });
     Response::builder()
         .status(StatusCode::from_u16(status).expect("a status"))
         .header("content-type", "application/json")

@@ -115,21 +115,25 @@ fn scheduler(cluster: &Cluster, settings: &Settings) -> Value {
         "readinessProbe": {"tcpSocket": socket, "periodSeconds": 10, "timeoutSeconds": 3},
         "livenessProbe": {"httpGet": health, "periodSeconds": 15, "timeoutSeconds": 10, "failureThreshold": 4},
     });
-    let mut pod = base(cluster, settings, Parts {
-        component: "scheduler",
-        image,
-        args,
-        env: &spec.env,
-        volumes: &[],
-        resources,
-        grace: SCHEDULER_GRACE,
-        probes: probes.as_object().cloned().unwrap_or_default(),
-        service_account: spec.service_account_name.as_deref(),
-        ports: json!([
-            {"name": "tcp-comm", "containerPort": names::SCHEDULER_PORT},
-            {"name": "http-dashboard", "containerPort": names::DASHBOARD_PORT},
-        ]),
-    });
+    let mut pod = base(
+        cluster,
+        settings,
+        Parts {
+            component: "scheduler",
+            image,
+            args,
+            env: &spec.env,
+            volumes: &[],
+            resources,
+            grace: SCHEDULER_GRACE,
+            probes: probes.as_object().cloned().unwrap_or_default(),
+            service_account: spec.service_account_name.as_deref(),
+            ports: json!([
+                {"name": "tcp-comm", "containerPort": names::SCHEDULER_PORT},
+                {"name": "http-dashboard", "containerPort": names::DASHBOARD_PORT},
+            ]),
+        },
+    );
     place(&mut pod, &spec.node_selector, json!(spec.tolerations), json!(spec.affinity));
     pod
 }
@@ -167,18 +171,22 @@ fn worker(cluster: &Cluster, settings: &Settings, group: &WorkerGroup) -> Value 
         "readinessProbe": {"tcpSocket": socket, "periodSeconds": 10, "timeoutSeconds": 3},
         "livenessProbe": {"tcpSocket": socket, "periodSeconds": 20, "timeoutSeconds": 10, "failureThreshold": 6},
     });
-    let mut pod = base(cluster, settings, Parts {
-        component: "worker",
-        image,
-        args,
-        env: &group.env,
-        volumes: &group.volumes,
-        resources,
-        grace,
-        probes: probes.as_object().cloned().unwrap_or_default(),
-        service_account: group.service_account_name.as_deref(),
-        ports: json!([{"name": "tcp-comm", "containerPort": names::WORKER_PORT}]),
-    });
+    let mut pod = base(
+        cluster,
+        settings,
+        Parts {
+            component: "worker",
+            image,
+            args,
+            env: &group.env,
+            volumes: &group.volumes,
+            resources,
+            grace,
+            probes: probes.as_object().cloned().unwrap_or_default(),
+            service_account: group.service_account_name.as_deref(),
+            ports: json!([{"name": "tcp-comm", "containerPort": names::WORKER_PORT}]),
+        },
+    );
     place(&mut pod, &group.node_selector, tolerations, json!(group.affinity));
     if let Some(class) = &group.priority_class_name {
         pod["priorityClassName"] = json!(class);
@@ -206,10 +214,8 @@ fn base(cluster: &Cluster, settings: &Settings, parts: Parts<'_>) -> Value {
         json!({"name": "tmp", "mountPath": "/tmp"}),
     ];
     let runtime = names::runtime(&cluster.name, settings.runtime_digest);
-    let mut sources = vec![
-        json!({"name": "runtime", "configMap": {"name": runtime}}),
-        json!({"name": "tmp", "emptyDir": {}}),
-    ];
+    let mut sources =
+        vec![json!({"name": "runtime", "configMap": {"name": runtime}}), json!({"name": "tmp", "emptyDir": {}})];
     if let Some(secret) = &secret {
         args.extend(["--tls".to_owned(), TLS_FOLDER.to_owned()]);
         mounts.push(json!({"name": "tls", "mountPath": TLS_FOLDER, "readOnly": true}));
@@ -320,11 +326,7 @@ fn source(volume: &Volume) -> (Value, bool) {
     if let Some(secret) = &volume.secret {
         return (json!({"name": name, "secret": {"secretName": secret}}), true);
     }
-    let mut empty = json!({});
-    if let Some(limit) = volume.empty_dir.as_ref().and_then(|dir| dir.size_limit.as_ref()) {
-        empty["sizeLimit"] = json!(limit);
-    }
-    (json!({"name": name, "emptyDir": empty}), volume.read_only)
+    (json!({"name": name, "emptyDir": volume.empty_dir}), volume.read_only)
 }
 
 fn place(pod: &mut Value, node_selector: &BTreeMap<String, String>, tolerations: Value, affinity: Value) {

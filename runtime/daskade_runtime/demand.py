@@ -1,0 +1,51 @@
+"""What the tasks of a scheduler ask for, counted from what Dask itself keeps per state: no task is looked at
+that has ended, or waits for others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+Amounts = tuple[tuple[str, float], ...]
+Wanted = Counter[tuple[str | None, Amounts]]
+UNFINISHED = ("waiting", "queued", "no-worker", "processing")
+
+
+def amounts(resources: Any) -> Amounts:
+    """Resources as a part of a key."""
+    return tuple(sorted((str(k), float(v)) for k, v in resources.items())) if resources else ()
+
+
+def unfinished(scheduler: Any) -> int:
+    """Tasks that have not ended."""
+    groups = scheduler.task_groups.values()
+    return sum(group.states.get(state, 0) for group in groups for state in UNFINISHED)
+
+
+def wanted(scheduler: Any, dispatcher: Any) -> Wanted:
+    """Worker group and resources, and how many tasks with these could run at once: those that could begin now,
+    and those that run.
+    """
+    found: Wanted = Counter()
+    # Dask queues only what may run anywhere.
+    found[None, ()] += len(scheduler.queued)
+    flying = dispatcher.flying
+    for task in scheduler.unrunnable:
+        # One that names workers waits for those, and no others will do.
+        bound = (task.worker_restrictions or task.host_restrictions) and not task.loose_restrictions
+        if not bound and task.key not in flying:
+            found[None, amounts(task.resource_restrictions)] += 1
+    for worker in scheduler.workers.values():
+        for task in worker.processing:
+            if task.key not in flying:
+                found[None, amounts(task.resource_restrictions)] += 1
+    for group, resources, count in dispatcher.demand():
+        found[group, amounts(resources)] += count
+    return found
+
+
+def rows(found: Wanted) -> list[dict[str, Any]]:
+    """As they travel, in an order that depends on nothing else."""
+    ordered = sorted((item for item in found.items() if item[1] > 0), key=repr)
+    return [{"group": group, "resources": dict(asked), "count": n} for (group, asked), n in ordered]

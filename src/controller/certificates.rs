@@ -1,0 +1,452 @@
+//! The certificates of clusters: made, renewed and taken away with them.
+//!
+//! The key of a cluster's authority is kept in the operator's own namespace, where no tenant can read it; what scheduler,
+//! workers and people's clients show is kept beside the cluster. Secrets are read and written by their exact names, never
+//! listed or watched: so the uids of the clusters that have an authority stand in a ConfigMap of the operator's.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::{Api, Client, ResourceExt};
+use serde_json::{Value, json};
+
+use crate::api::cluster::{ClusterTls, TlsMode};
+use crate::cluster::facts::{Cluster, TlsFact, Trouble};
+use crate::cluster::names;
+use crate::dask::Tls;
+use crate::tls::{self, Authority, Identity, Subject, is_due};
+
+/// ConfigMap in the operator's namespace: uids of the clusters that have an authority.
+const AUTHORITIES: &str = "daskade-authorities";
+const CA: &str = "ca.crt";
+const CERT: &str = "tls.crt";
+const KEY: &str = "tls.key";
+const CA_KEY: &str = "ca.key";
+/// The authority that will follow, and the one before, while both are to be trusted.
+const NEXT: &str = "next.crt";
+const NEXT_KEY: &str = "next.key";
+const OLD: &str = "old.crt";
+
+/// Why certificates could not be had; reads after "failed to".
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{verb} Secret {name}: {source}")]
+    Api { verb: &'static str, name: String, source: Box<kube::Error> },
+    #[error("{0}")]
+    Tls(#[from] tls::Error),
+    #[error("use the certificates of the cluster: {0}")]
+    Client(String),
+}
+
+impl Error {
+    /// The API server's part in it.
+    pub fn api(&self) -> Option<&kube::Error> {
+        match self {
+            Self::Api { source, .. } => Some(source),
+            Self::Tls(_) | Self::Client(_) => None,
+        }
+    }
+}
+
+/// What the operator needs to speak to a cluster, and what its pods should show.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials {
+    /// The operator's own identity; none without TLS, or when there are no certificates (see `fact.trouble`).
+    pub client: Option<Tls>,
+    pub fact: TlsFact,
+    /// When to look again.
+    pub renew_after: Option<Duration>,
+}
+
+/// Settings of all certificates.
+#[derive(Debug, Clone)]
+pub struct CertificateSettings {
+    /// Where the authorities are kept.
+    pub operator_namespace: String,
+    /// Life of what scheduler, workers and clients show.
+    pub lifetime: Duration,
+    /// Life of an authority.
+    pub ca_lifetime: Duration,
+}
+
+/// The certificates of all clusters.
+pub struct Certificates {
+    client: Client,
+    settings: CertificateSettings,
+    /// By the uid of the cluster, so that a pass in which nothing is due makes no request.
+    known: Mutex<HashMap<String, Known>>,
+}
+
+#[derive(Clone, Default)]
+struct Known {
+    chain: Option<Chain>,
+    /// What was last given for these settings of the cluster, and until when it need not be looked at.
+    given: Option<(ClusterTls, Credentials, Timestamp)>,
+}
+
+/// A cluster's authority: the one that signs, and those that are trusted besides.
+#[derive(Clone)]
+struct Chain {
+    current: Authority,
+    next: Option<Authority>,
+    old: Option<String>,
+}
+
+impl Chain {
+    /// All that is trusted, in one text.
+    fn bundle(&self, now: Timestamp) -> String {
+        let mut bundle = self.current.identity().cert.clone();
+        bundle.extend(self.next.iter().map(|next| next.identity().cert.as_str()));
+        let lives = |pem: &&String| tls::facts(pem).is_ok_and(|facts| facts.expires > now);
+        bundle.extend(self.old.iter().filter(lives).map(String::as_str));
+        bundle
+    }
+}
+
+impl Certificates {
+    pub fn new(client: Client, settings: CertificateSettings) -> Certificates {
+        Certificates { client, settings, known: Mutex::default() }
+    }
+
+    /// Sees to it that the certificates of a cluster are there and hold; makes and renews them as needed. Without `check`
+    /// no Secret is read while nothing is due, so that one that somebody has deleted is missed until a pass with it.
+    pub async fn ensure(&self, cluster: &Cluster, now: Timestamp, check: bool) -> Result<Credentials, Error> {
+        let tls = cluster.spec.tls.clone().unwrap_or_default();
+        let given = self.lock().get(&cluster.uid).and_then(|known| known.given.clone());
+        if let Some((for_tls, credentials, until)) = given
+            && !check
+            && for_tls == tls
+            && now < until
+        {
+            return Ok(credentials);
+        }
+        let credentials = match (tls.mode.unwrap_or_default(), &tls.secret_ref) {
+            (TlsMode::Disabled, _) => return Ok(Credentials::default()),
+            (TlsMode::Secret, Some(name)) => self.given(cluster, name, now).await?,
+            (TlsMode::Secret, None) => return Ok(missing("spec.tls.secretRef names no Secret".to_owned())),
+            (TlsMode::Auto, _) => self.own(cluster, now).await?,
+        };
+        let mut known = self.lock();
+        let known = known.entry(cluster.uid.clone()).or_default();
+        known.given = credentials.renew_after.map(|after| {
+            let until = SignedDuration::try_from(after).ok().and_then(|after| now.checked_add(after).ok());
+            (tls, credentials.clone(), until.unwrap_or(now))
+        });
+        Ok(credentials)
+    }
+
+    /// The user's own.
+    async fn given(&self, cluster: &Cluster, name: &str, now: Timestamp) -> Result<Credentials, Error> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &cluster.namespace);
+        let Some(secret) = get(&api, name).await? else {
+            return Ok(missing(format!(
+                "the Secret {name} (spec.tls.secretRef) does not exist; make it with {CA}, {CERT} and {KEY}"
+            )));
+        };
+        let absent: Vec<&str> = [CA, CERT, KEY].into_iter().filter(|key| text(&secret, key).is_none()).collect();
+        if !absent.is_empty() {
+            return Ok(missing(format!("the Secret {name} (spec.tls.secretRef) lacks {}", absent.join(", "))));
+        }
+        let value = |key: &str| text(&secret, key).unwrap_or_default();
+        let identity = Identity { cert: value(CERT), key: value(KEY) };
+        let fact = match (identity.facts(), tls::facts(&value(CA))) {
+            (Ok(leaf), Ok(ca)) if leaf.expires > now && identity.matches() => TlsFact {
+                fingerprint: Some(leaf.fingerprint),
+                ca_fingerprint: Some(ca.fingerprint),
+                expires: Some(leaf.expires),
+                trouble: None,
+            },
+            (Ok(leaf), Ok(_)) if leaf.expires <= now => {
+                return Ok(invalid(format!("the certificate in the Secret {name} expired on {}", leaf.expires)));
+            }
+            (Ok(_), Ok(_)) => return Ok(invalid(format!("{KEY} in the Secret {name} is not the key of {CERT}"))),
+            _ => return Ok(invalid(format!("{CA} or {CERT} in the Secret {name} is no certificate in PEM form"))),
+        };
+        let client = client(&value(CA), &identity)?;
+        let left = Duration::from_secs((fact.expires.unwrap_or(now) - now).get_seconds().max(1).unsigned_abs());
+        Ok(Credentials { client: Some(client), fact, renew_after: Some(left) })
+    }
+
+    /// Issued by the operator.
+    async fn own(&self, cluster: &Cluster, now: Timestamp) -> Result<Credentials, Error> {
+        let chain = self.chain(cluster, now).await?;
+        let service = names::scheduler(&cluster.name);
+        let hosts = ["", ".svc", ".svc.cluster.local"].map(|end| format!("{service}.{}{end}", cluster.namespace));
+        let hosts = [vec![service], hosts.into()].concat();
+        let pods = Subject { name: format!("{}.{}", cluster.name, cluster.namespace), hosts, addresses: Vec::new() };
+        let people = Subject { name: format!("client of {}", pods.name), ..Subject::default() };
+        let shown = match self.leaf(cluster, &names::tls_secret(&cluster.name), &pods, &chain, now).await? {
+            Ok(identity) => identity,
+            Err(trouble) => return Ok(troubled(trouble)),
+        };
+        if let Err(trouble) = self.leaf(cluster, &names::client_secret(&cluster.name), &people, &chain, now).await? {
+            return Ok(troubled(trouble));
+        }
+        let facts = shown.facts()?;
+        let own = Subject { name: "daskade operator".to_owned(), ..Subject::default() };
+        let identity = chain.current.issue(&own, now, self.settings.lifetime)?;
+        let half = Duration::from_secs((facts.expires - now).get_seconds().max(2).unsigned_abs() / 2);
+        Ok(Credentials {
+            client: Some(client(&chain.bundle(now), &identity)?),
+            fact: TlsFact {
+                fingerprint: Some(facts.fingerprint),
+                ca_fingerprint: Some(chain.current.facts()?.fingerprint),
+                expires: Some(facts.expires),
+                trouble: None,
+            },
+            renew_after: Some(half.min(self.settings.lifetime / 4)),
+        })
+    }
+
+    /// The Secret of one role: kept while it is sound and young, made anew otherwise. A Secret of that name that is not
+    /// this cluster's is never touched.
+    async fn leaf(
+        &self,
+        cluster: &Cluster,
+        name: &str,
+        subject: &Subject,
+        chain: &Chain,
+        now: Timestamp,
+    ) -> Result<Result<Identity, Trouble>, Error> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &cluster.namespace);
+        let bundle = chain.bundle(now);
+        if let Some(secret) = get(&api, name).await? {
+            if !secret.owner_references().iter().any(|owner| owner.uid == cluster.uid) {
+                let message = format!(
+                    "the Secret {name} is not this cluster's and is not touched; rename or delete it, or give the cluster \
+                     another name"
+                );
+                return Ok(Err(Trouble { reason: "NameConflict", message, stalled: true }));
+            }
+            let value = |key: &str| text(&secret, key).unwrap_or_default();
+            let identity = Identity { cert: value(CERT), key: value(KEY) };
+            let young = identity.facts().is_ok_and(|facts| !is_due(&facts, now));
+            let sound = young && identity.matches() && chain.current.issued(&identity.cert);
+            if sound && value(CA) == bundle.trim() {
+                return Ok(Ok(identity));
+            }
+        }
+        let identity = chain.current.issue(subject, now, self.settings.lifetime)?;
+        let data = [(CA, bundle.trim()), (CERT, identity.cert.trim()), (KEY, identity.key.trim())];
+        let secret = json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "type": "kubernetes.io/tls",
+            "metadata": {
+                "name": name,
+                "labels": names::labels(&cluster.name, "certificates"),
+                "ownerReferences": [{
+                    "apiVersion": "daskade.dev/v1alpha1", "kind": "DaskCluster", "name": cluster.name,
+                    "uid": cluster.uid, "controller": true, "blockOwnerDeletion": true,
+                }],
+            },
+            "data": encoded(&data),
+        });
+        apply(&api, name, &secret).await?;
+        Ok(Ok(identity))
+    }
+
+    /// The authority of a cluster: read, made, or followed by another at half of its life. A new one is trusted by all before
+    /// it signs anything, and the one before is trusted until all that it signed has expired.
+    async fn chain(&self, cluster: &Cluster, now: Timestamp) -> Result<Chain, Error> {
+        let known = self.lock().get(&cluster.uid).and_then(|known| known.chain.clone());
+        let (mut chain, mut changed) = match known {
+            Some(chain) => (chain, false),
+            None => match self.stored(&cluster.uid).await? {
+                Some(chain) => (chain, false),
+                None => {
+                    self.note(&cluster.uid, true).await?;
+                    let current = Authority::new(&authority_name(cluster), now, self.settings.ca_lifetime)?;
+                    (Chain { current, next: None, old: None }, true)
+                }
+            },
+        };
+        let facts = chain.current.facts()?;
+        match chain.next.take() {
+            None if is_due(&facts, now) => {
+                chain.next = Some(Authority::new(&authority_name(cluster), now, self.settings.ca_lifetime)?);
+                changed = true;
+            }
+            // By then every pod has read the Secret that names both.
+            Some(next) if self.is_trusted(&next, now)? => {
+                chain.old = Some(chain.current.identity().cert.clone());
+                chain.current = next;
+                changed = true;
+            }
+            next => chain.next = next,
+        }
+        if changed {
+            self.store(cluster, &chain).await?;
+        }
+        self.lock().entry(cluster.uid.clone()).or_default().chain = Some(chain.clone());
+        Ok(chain)
+    }
+
+    /// Whether an authority was there long enough to be trusted everywhere.
+    fn is_trusted(&self, next: &Authority, now: Timestamp) -> Result<bool, Error> {
+        let wait = OVERLAP + self.settings.lifetime / 2;
+        Ok(now.as_second() >= next.facts()?.begins.as_second().saturating_add_unsigned(wait.as_secs()))
+    }
+
+    async fn stored(&self, uid: &str) -> Result<Option<Chain>, Error> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
+        let Some(secret) = get(&api, &names::authority_secret(uid)).await? else { return Ok(None) };
+        let authority = |cert: &str, key: &str| {
+            let identity = Identity { cert: text(&secret, cert)?, key: text(&secret, key)? };
+            Authority::from_identity(identity).ok()
+        };
+        let Some(current) = authority(CA, CA_KEY) else {
+            tracing::warn!(uid, "the stored authority of a cluster cannot be read; it gets another one");
+            return Ok(None);
+        };
+        Ok(Some(Chain { current, next: authority(NEXT, NEXT_KEY), old: text(&secret, OLD) }))
+    }
+
+    async fn store(&self, cluster: &Cluster, chain: &Chain) -> Result<(), Error> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
+        let name = names::authority_secret(&cluster.uid);
+        let current = chain.current.identity();
+        let mut data = vec![(CA, current.cert.as_str()), (CA_KEY, current.key.as_str())];
+        if let Some(next) = &chain.next {
+            data.extend([(NEXT, next.identity().cert.as_str()), (NEXT_KEY, next.identity().key.as_str())]);
+        }
+        data.extend(chain.old.iter().map(|old| (OLD, old.as_str())));
+        let secret = json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "type": "Opaque",
+            "metadata": {
+                "name": name,
+                "labels": {
+                    "app.kubernetes.io/name": "daskade", names::MANAGED_BY.0: names::MANAGED_BY.1,
+                    "daskade.dev/authority-of": cluster.uid,
+                },
+                "annotations": {
+                    "daskade.dev/cluster-namespace": cluster.namespace, "daskade.dev/cluster-name": cluster.name,
+                },
+            },
+            "data": encoded(&data),
+        });
+        apply(&api, &name, &secret).await
+    }
+
+    /// The cluster is gone: so is its authority.
+    pub async fn forget(&self, uid: &str) -> Result<(), Error> {
+        self.lock().remove(uid);
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
+        let name = names::authority_secret(uid);
+        match api.delete(&name, &DeleteParams::default()).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(source) => return Err(Error::Api { verb: "delete", name, source: Box::new(source) }),
+        }
+        self.note(uid, false).await
+    }
+
+    /// Takes away the authorities of clusters that went while nobody looked. `living` must be complete.
+    pub async fn sweep(&self, living: &HashSet<String>) -> Result<(), Error> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
+        let noted = api.get_opt(AUTHORITIES).await;
+        let noted = noted.map_err(|source| Error::Api {
+            verb: "read",
+            name: AUTHORITIES.to_owned(),
+            source: Box::new(source),
+        })?;
+        for uid in noted.and_then(|map| map.data).unwrap_or_default().into_keys() {
+            if !living.contains(&uid) {
+                self.forget(&uid).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down, before it is made, that a cluster has an authority; or that it has none any more.
+    async fn note(&self, uid: &str, there: bool) -> Result<(), Error> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
+        let error = |source| Error::Api { verb: "write", name: AUTHORITIES.to_owned(), source: Box::new(source) };
+        let value = if there { json!("") } else { Value::Null };
+        let merge = Patch::Merge(json!({"data": {uid: value}}));
+        match api.patch(AUTHORITIES, &PatchParams::default(), &merge).await {
+            Ok(_) => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 && !there => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(source) => return Err(error(source)),
+        }
+        // One field manager per uid: none takes the others' entries away.
+        let map = json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": AUTHORITIES, "labels": {names::MANAGED_BY.0: names::MANAGED_BY.1}},
+            "data": {uid: ""},
+        });
+        let params = PatchParams::apply(&format!("{}-{uid}", names::MANAGER)).force();
+        api.patch(AUTHORITIES, &params, &Patch::Apply(map)).await.map_err(error)?;
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Known>> {
+        // Entries are replaced as a whole.
+        self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Certificates")
+    }
+}
+
+/// A new authority is trusted everywhere this long (and half of a certificate's life) before it signs. What it is
+/// backdated by is part of it.
+const OVERLAP: Duration = Duration::from_secs(300);
+
+fn authority_name(cluster: &Cluster) -> String {
+    format!("daskade {}.{}", cluster.name, cluster.namespace)
+}
+
+async fn get(api: &Api<Secret>, name: &str) -> Result<Option<Secret>, Error> {
+    api.get_opt(name).await.map_err(|source| Error::Api {
+        verb: "read",
+        name: name.to_owned(),
+        source: Box::new(source),
+    })
+}
+
+async fn apply(api: &Api<Secret>, name: &str, secret: &Value) -> Result<(), Error> {
+    let params = PatchParams::apply(names::MANAGER).force();
+    let applied = api.patch(name, &params, &Patch::Apply(secret)).await;
+    applied.map_err(|source| Error::Api { verb: "write", name: name.to_owned(), source: Box::new(source) })?;
+    Ok(())
+}
+
+/// The text of a key without white space around it; none if there is none.
+fn text(secret: &Secret, key: &str) -> Option<String> {
+    let bytes = &secret.data.as_ref()?.get(key)?.0;
+    let text = std::str::from_utf8(bytes).ok()?.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn encoded(data: &[(&str, &str)]) -> BTreeMap<String, ByteString> {
+    data.iter().map(|(key, text)| ((*key).to_owned(), ByteString(text.as_bytes().to_vec()))).collect()
+}
+
+fn client(ca: &str, identity: &Identity) -> Result<Tls, Error> {
+    Tls::from_pem(ca.as_bytes(), identity.cert.as_bytes(), identity.key.as_bytes())
+        .map_err(|error| Error::Client(error.to_string()))
+}
+
+fn missing(message: String) -> Credentials {
+    troubled(Trouble { reason: "SecretNotFound", message, stalled: false })
+}
+
+fn invalid(message: String) -> Credentials {
+    troubled(Trouble { reason: "InvalidCertificates", message, stalled: true })
+}
+
+fn troubled(trouble: Trouble) -> Credentials {
+    Credentials { client: None, fact: TlsFact { trouble: Some(trouble), ..TlsFact::default() }, renew_after: None }
+}

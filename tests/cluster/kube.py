@@ -1,0 +1,229 @@
+"""A cluster as these tests use it: kubectl, an operator, a namespace, a client of Dask in a pod."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+IMAGE = "localhost/daskade-worker:test"
+PATIENCE = 120.0
+Object = dict[str, Any]
+
+
+def kubectl(*words: str, stdin: str | None = None, check: bool = True) -> str:
+    """Runs kubectl; its output."""
+    done = subprocess.run(["kubectl", *words], input=stdin, capture_output=True, text=True, timeout=120)
+    if check and done.returncode:
+        raise AssertionError(f"kubectl {' '.join(words)}: {done.stderr}")
+    return done.stdout if done.returncode == 0 else done.stdout + done.stderr
+
+
+def until(what: str, probe: Callable[[], Any], patience: float = PATIENCE, every: float = 0.5) -> Any:
+    """Waits until ``probe`` gives something true, and gives it."""
+    end = time.monotonic() + patience
+    while True:
+        found = probe()
+        if found:
+            return found
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {patience:.0f} s: {what}")
+        time.sleep(every)
+
+
+class Namespace:
+    """A namespace of a test's own, under the strictest Pod Security level."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        until("the default service account", lambda: self.find("serviceaccount", "default"))
+
+    def apply(self, *objects: Object, check: bool = True) -> str:
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
+        words = ["apply", "-f", "-"] if objects[0]["kind"] == "Namespace" else ["-n", self.name, "apply", "-f", "-"]
+        return kubectl(*words, stdin=text, check=check)
+
+    def find(self, kind: str, name: str) -> Object | None:
+        done = kubectl("-n", self.name, "get", kind, name, "-o", "json", "--ignore-not-found")
+        return json.loads(done) if done.strip() else None
+
+    def list(self, kind: str, selector: str = "") -> list[Object]:
+        words = ["-n", self.name, "get", kind, "-o", "json", *(["-l", selector] if selector else [])]
+        return list(json.loads(kubectl(*words))["items"])
+
+    def delete(self, kind: str, name: str, *options: str) -> None:
+        kubectl("-n", self.name, "delete", kind, name, *options)
+
+    def patch(self, kind: str, name: str, change: Object, *options: str) -> None:
+        kubectl("-n", self.name, "patch", kind, name, "--type=merge", "-p", json.dumps(change), *options)
+
+    # ------------------------------------------------------------------ clusters
+
+    def cluster(self, name: str, **spec: Any) -> None:
+        """Applies a DaskCluster with the image of the tests."""
+        spec = {"image": IMAGE, **spec}
+        meta = {"name": name}
+        self.apply({"apiVersion": "daskade.dev/v1alpha1", "kind": "DaskCluster", "metadata": meta, "spec": spec})
+
+    def status(self, name: str) -> Object:
+        found = self.find("daskcluster", name) or {}
+        return dict(found.get("status") or {})
+
+    def condition(self, name: str, kind: str = "Ready") -> Object:
+        conditions = self.status(name).get("conditions") or []
+        return next((dict(c) for c in conditions if c["type"] == kind), {})
+
+    def wait_ready(self, name: str, patience: float = PATIENCE) -> Object:
+        """Until the status says Ready about the latest spec."""
+
+        def ready() -> Object | None:
+            found = self.find("daskcluster", name) or {}
+            status = found.get("status") or {}
+            current = status.get("observedGeneration") == found.get("metadata", {}).get("generation")
+            conditions = {c["type"]: c for c in status.get("conditions") or []}
+            return status if current and conditions.get("Ready", {}).get("status") == "True" else None
+
+        return dict(until(f"DaskCluster {name} is Ready", ready, patience))
+
+    def wait_reason(self, name: str, reason: str, kind: str = "Ready", patience: float = PATIENCE) -> str:
+        """Until a condition has the reason; its message."""
+
+        def there() -> str | None:
+            found = self.condition(name, kind)
+            return found["message"] or "-" if found.get("reason") == reason else None
+
+        return str(until(f"{kind} of {name} has the reason {reason}", there, patience))
+
+    def pods(self, cluster: str, component: str = "", group: str = "") -> list[Object]:
+        selector = f"daskade.dev/cluster={cluster}"
+        selector += f",dask.org/component={component}" if component else ""
+        selector += f",daskade.dev/group={group}" if group else ""
+        return [pod for pod in self.list("pods", selector) if not pod["metadata"].get("deletionTimestamp")]
+
+    def workers(self, cluster: str, group: str = "") -> list[str]:
+        return sorted(pod["metadata"]["name"] for pod in self.pods(cluster, "worker", group))
+
+    def scheduler_ip(self, cluster: str) -> str:
+        pods = [pod for pod in self.pods(cluster, "scheduler") if pod["status"].get("podIP")]
+        return str(pods[0]["status"]["podIP"])
+
+    def certificates(self, secret: str, folder: Path) -> Path:
+        """Writes a Secret's files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, value in ((self.find("secret", secret) or {}).get("data") or {}).items():
+            (folder / key).write_bytes(base64.b64decode(value))
+        return folder
+
+    def show(self) -> str:
+        """What a person would look at when something went wrong."""
+        parts = ["get daskclusters -o yaml", "get pods -o wide", "get events --sort-by=.lastTimestamp"]
+        return "\n".join(kubectl("-n", self.name, *part.split(), check=False) for part in parts)
+
+
+class Operator:
+    """`daskade operator` as a process on this machine."""
+
+    def __init__(self, binary: Path, folder: Path, *options: str, port: int = 18080) -> None:
+        self.folder, self.options, self.port, self.binary = folder, options, port, binary
+        self.log = folder / "operator.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        words = [str(self.binary), "operator", "--own-namespace", "daskade-system", "--image", IMAGE]
+        words += ["--listen", f"127.0.0.1:{self.port}", "--lease-duration", "5s", *self.options]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        until("the operator leads", self.leads, 60)
+
+    def leads(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise AssertionError(f"the operator ended: {self.log.read_text()[-3000:]}")
+        return "daskade_leader 1" in self.metrics()
+
+    def metrics(self) -> str:
+        with contextlib.suppress(OSError):
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
+                return str(answer.read().decode())
+        return ""
+
+    def writes(self) -> int:
+        """Writes to the API server so far, other than those of the lease."""
+        lines = [line for line in self.metrics().splitlines() if line.startswith("daskade_api_writes_total{")]
+        return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if 'resource="leases"' not in line)
+
+    def stop(self, how: int = signal.SIGTERM) -> float:
+        """Ends it; how long that took, in seconds."""
+        assert self.process is not None
+        began = time.monotonic()
+        self.process.send_signal(how)
+        self.process.wait(60)
+        return time.monotonic() - began
+
+
+CLIENT = """
+import os, sys, time
+from distributed import Client, Security
+folder = "/etc/daskade/client"
+security = Security(require_encryption=True, **{f"tls_{role}_{kind}": f"{folder}/{file}"
+    for role in ("client", "worker", "scheduler") for kind, file in (("cert", "tls.crt"), ("key", "tls.key"))},
+    tls_ca_file=f"{folder}/ca.crt") if os.path.isdir(folder) else None
+client = Client(os.environ["DASK_SCHEDULER_ADDRESS"], security=security, timeout=60)
+"""
+
+
+@contextlib.contextmanager
+def client(namespace: Namespace, cluster: str, code: str, tls: bool = True) -> Iterator[Callable[[], str]]:
+    """A pod that runs ``code`` with a connected ``client``; gives a function that waits for its output."""
+    name = f"client-{os.urandom(3).hex()}"
+    scheme = "tls" if tls else "tcp"
+    container: Object = {
+        "name": "client",
+        "image": IMAGE,
+        "command": ["python3", "-c", CLIENT + code],
+        "env": [
+            {"name": "DASK_SCHEDULER_ADDRESS", "value": f"{scheme}://{cluster}-scheduler.{namespace.name}:8786"},
+            {"name": "HOME", "value": "/tmp"},
+        ],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": "client", "mountPath": "/etc/daskade/client"}] if tls else [],
+    }
+    volumes = [{"name": "client", "secret": {"secretName": f"{cluster}-client-tls"}}] if tls else []
+    spec = {
+        "containers": [container],
+        "volumes": volumes,
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 1,
+        "securityContext": {
+            "runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    labels = {"daskade.dev/client": cluster}
+    namespace.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec})
+
+    def output(patience: float = 120) -> str:
+        def ended() -> str | None:
+            pod = namespace.find("pod", name) or {}
+            phase = pod.get("status", {}).get("phase")
+            return phase if phase in ("Succeeded", "Failed") else None
+
+        phase = until(f"the client {name} ends", ended, patience)
+        text = kubectl("-n", namespace.name, "logs", name)
+        assert phase == "Succeeded", text
+        return text
+
+    try:
+        yield output
+    finally:
+        namespace.delete("pod", name, "--wait=false", "--force", "--grace-period=0")
