@@ -96,13 +96,7 @@ impl Writer<'_> {
     }
 
     /// Deletes a pod if it is still that one, and, where a version is given, still as it was seen.
-    pub async fn delete_pod(
-        &self,
-        name: &str,
-        uid: &str,
-        version: Option<&str>,
-        force: bool,
-    ) -> Result<(), PassError> {
+    pub async fn delete_pod(&self, name: &str, uid: &str, version: Option<&str>, force: bool) -> Result<(), PassError> {
         let params = DeleteParams {
             grace_period_seconds: force.then_some(0),
             preconditions: Some(Preconditions {

@@ -31,7 +31,8 @@ mod tests {
     #[test]
     fn delays_grow_up_to_a_bound_and_differ_between_objects() {
         let near = |delay: Duration, of: f64| (0.74 * of..=1.26 * of).contains(&delay.as_secs_f64());
-        for (attempt, seconds) in [(0, 0.5), (1, 0.5), (2, 1.0), (5, 8.0), (10, 256.0), (11, 300.0), (u32::MAX, 300.0)] {
+        for (attempt, seconds) in [(0, 0.5), (1, 0.5), (2, 1.0), (5, 8.0), (10, 256.0), (11, 300.0), (u32::MAX, 300.0)]
+        {
             assert!(near(delay(&"a", attempt), seconds), "{attempt}: {:?}", delay(&"a", attempt));
         }
         assert_eq!(delay(&"a", 3), delay(&"a", 3));

@@ -73,7 +73,9 @@ impl PassError {
             },
             Self::Taken { .. } => Some(Trouble {
                 reason: "NameConflict",
-                message: format!("cannot {self}; it is not touched. Rename or delete it, or give the cluster another name"),
+                message: format!(
+                    "cannot {self}; it is not touched. Rename or delete it, or give the cluster another name"
+                ),
                 stalled: true,
             }),
             Self::Certificates(error) => {

@@ -110,7 +110,8 @@ fn clipped(text: &str) -> String {
     if text.len() <= NOTE_MAX {
         return text.to_owned();
     }
-    let end = text.floor_char_boundary(NOTE_MAX - '…'.len_utf8());
+    let room = NOTE_MAX - '…'.len_utf8();
+    let end = (0..=room).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     format!("{}…", &text[..end])
 }
 
@@ -136,9 +137,9 @@ mod tests {
         let waiting = status(&[("Ready", "False", "ImagePull"), ("WorkersReady", "False", "ImagePull")]);
         let starting = status(&[("Ready", "False", "Progressing"), ("Reconciling", "True", "Progressing")]);
         let ready = status(&[("Ready", "True", "Ready")]);
-        let reasons = |before, after| {
-            notes(before, after).into_iter().map(|note| (note.reason, note.warning)).collect::<Vec<_>>()
-        };
+        fn reasons(before: &DaskClusterStatus, after: &DaskClusterStatus) -> Vec<(String, bool)> {
+            notes(before, after).into_iter().map(|note| (note.reason, note.warning)).collect()
+        }
         assert_eq!(reasons(&DaskClusterStatus::default(), &starting), [("Progressing".to_owned(), false)]);
         assert_eq!(reasons(&starting, &waiting), [("ImagePull".to_owned(), true)]);
         assert_eq!(reasons(&waiting, &ready), [("Ready".to_owned(), false)]);

@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::cache::{Body, Entry, LATE, Record};
 use super::queue::Key;
-use crate::api::status::DaskClusterStatus;
 use crate::api::DaskClusterSpec;
+use crate::api::status::DaskClusterStatus;
 use crate::cluster::facts::{Cluster, PodFact};
 use crate::cluster::{names, validate_named};
 use crate::names::{OBJECT_NAME_MAX, check_label};
@@ -95,4 +95,3 @@ pub(super) fn gather_pods(entry: &Entry, uid: &str, now: Timestamp) -> (Vec<PodF
     });
     (pods.collect(), wake)
 }
-

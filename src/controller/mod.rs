@@ -158,8 +158,7 @@ fn watches(
             let (told, wait) = oneshot::channel();
             waits.push(wait);
             let names = Arc::new(Mutex::new(BTreeSet::new()));
-            let follow =
-                scope::follow_selector(client.clone(), selector.clone(), names.clone(), sink.clone(), told);
+            let follow = scope::follow_selector(client.clone(), selector.clone(), names.clone(), sink.clone(), told);
             background.spawn(follow);
             (Scope::Matching(names), waits)
         }

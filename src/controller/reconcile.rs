@@ -287,7 +287,7 @@ impl Work<'_> {
         let settings = &self.context.settings;
         let runtime = (Kind::ConfigMap, names::runtime(&cluster.name, settings.runtime_digest));
         let mut built = Vec::with_capacity(4);
-        if !entry.children.get(&runtime).is_some_and(|record| record.owner == cluster.uid) {
+        if entry.children.get(&runtime).is_none_or(|record| record.owner != cluster.uid) {
             built.push((Kind::ConfigMap, build_runtime(cluster, settings)));
         }
         let children = build_children(cluster, settings);
@@ -295,7 +295,9 @@ impl Work<'_> {
         built.push((Kind::Service, children.service));
         for (kind, child) in &built {
             match self.writer.apply(*kind, child, entry).await {
-                Ok(true) => tracing::info!(%kind, name = %child["metadata"]["name"].as_str().unwrap_or_default(), "applied"),
+                Ok(true) => {
+                    tracing::info!(%kind, name = %child["metadata"]["name"].as_str().unwrap_or_default(), "applied")
+                }
                 Ok(false) => {}
                 Err(error) => {
                     self.fail(error, None);
@@ -316,9 +318,8 @@ impl Work<'_> {
 
     /// Has the link ask the scheduler's pod that is there now.
     async fn aim(&mut self, cluster: &Cluster, pods: &[PodFact], credentials: &Credentials) {
-        let is_there = |pod: &&PodFact| {
-            pod.slot.role == Role::Scheduler && pod.deleting.is_none() && pod.phase == Phase::Running
-        };
+        let is_there =
+            |pod: &&PodFact| pod.slot.role == Role::Scheduler && pod.deleting.is_none() && pod.phase == Phase::Running;
         let pod = pods.iter().filter(is_there).max_by_key(|pod| pod.slot.incarnation);
         let mode = cluster.spec.tls.as_ref().and_then(|tls| tls.mode).unwrap_or_default();
         let tls = mode != crate::api::cluster::TlsMode::Disabled;

@@ -56,7 +56,9 @@ pub(super) async fn follow_selector(
                 }
             }
             Ok(Event::Apply(namespace)) => change(&names, &sink, |names| names.extend([namespace.name_any()])),
-            Ok(Event::Delete(namespace)) => change(&names, &sink, |names| names.retain(|name| *name != namespace.name_any())),
+            Ok(Event::Delete(namespace)) => {
+                change(&names, &sink, |names| names.retain(|name| *name != namespace.name_any()))
+            }
             Err(error) => {
                 if !std::mem::replace(&mut broken, true) {
                     tracing::warn!("failed to watch namespaces; trying again: {error}");

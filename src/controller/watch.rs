@@ -97,9 +97,10 @@ pub(super) fn start(
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     };
-    tasks.spawn(feed(Kind::ConfigMap).run(move || watcher(maps.clone(), ours.clone()), |map| {
-        read_metadata(&map.metadata, Body::Nothing)
-    }));
+    tasks.spawn(
+        feed(Kind::ConfigMap)
+            .run(move || watcher(maps.clone(), ours.clone()), |map| read_metadata(&map.metadata, Body::Nothing)),
+    );
     waits
 }
 

@@ -15,10 +15,7 @@ pub struct Children {
 
 /// Builds them.
 pub fn build_children(cluster: &Cluster, settings: &Settings) -> Children {
-    Children {
-        policies: [scheduler_policy(cluster, settings), worker_policy(cluster)],
-        service: service(cluster),
-    }
+    Children { policies: [scheduler_policy(cluster, settings), worker_policy(cluster)], service: service(cluster) }
 }
 
 /// The ConfigMap with the runtime, one per version: pods that were made with an older one keep it. Apart from the others,
