@@ -24,8 +24,8 @@ def unfinished(scheduler: Any) -> int:
 
 
 def wanted(scheduler: Any, dispatcher: Any) -> Wanted:
-    """Worker group and resources, and how many tasks with these could run at once: those that could begin now,
-    and those that run.
+    """Worker group and resources, and how many tasks with these could run at once: those that could begin
+    now, and those that run.
     """
     found: Wanted = Counter()
     # Dask queues only what may run anywhere.

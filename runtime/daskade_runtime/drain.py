@@ -1,9 +1,9 @@
 """Workers that are to go: they take nothing new, give back what they have not begun, finish what they have.
 
 Dask's own retirement in one step runs again elsewhere what is running, and a worker that takes nothing new
-keeps, for ever if no other can take it over, what it has queued. So: first the worker's state alone is changed
-(``begin``), then the tasks that it has not begun go back to the scheduler, and only a worker with nothing left
-to do is retired (``finish``): its data moves to others and it closes.
+keeps, for ever if no other can take it over, what it has queued. So: first the worker's state alone is
+changed (``begin``), then the tasks that it has not begun go back to the scheduler, and only a worker with
+nothing left to do is retired (``finish``): its data moves to others and it closes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def leaving(worker: Any) -> bool:
 
 
 class Drains:
-    """The drains of one scheduler. ``ours`` holds the keys of tasks that the dispatcher takes back by itself."""
+    """The drains of one scheduler. ``ours`` holds the keys of tasks that the dispatcher itself takes back."""
 
     def __init__(self, scheduler: Any, ours: Container[Any]) -> None:
         self._s = scheduler

@@ -167,7 +167,7 @@ async def run_worker(args: argparse.Namespace) -> int:
 
     loop = asyncio.get_running_loop()
     leaving = Leaving(args.grace)
-    # From the start: as a container's first process it would not be ended by a signal that it does not handle.
+    # From the start: as a container's first process no signal ends it that it does not handle.
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leaving.begin)
     address = os.environ["DASK_SCHEDULER_ADDRESS"]

@@ -68,7 +68,7 @@ class Certificates(Security):  # type: ignore[misc]
 
 
 def describe(path: str) -> dict[str, Any]:
-    """Of the first certificate of a file: SHA-256 of its DER form, and the seconds since 1970 at which it ends."""
+    """Of the first certificate of a file: SHA-256 of its DER form, and its end in seconds since 1970."""
     with open(path) as file:
         text = file.read()
     end = "-----END CERTIFICATE-----"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from kube import Namespace, Operator, kubectl
 
 TOP = Path(__file__).resolve().parents[2]

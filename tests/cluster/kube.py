@@ -153,9 +153,9 @@ class Operator:
         return "daskade_leader 1" in self.metrics()
 
     def metrics(self) -> str:
-        with contextlib.suppress(OSError):
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
-                return str(answer.read().decode())
+        address = f"http://127.0.0.1:{self.port}/metrics"
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
+            return str(answer.read().decode())
         return ""
 
     def writes(self) -> int:
