@@ -1,4 +1,8 @@
-"""The operator on a real Kubernetes cluster: ``KUBECONFIG`` names it, ``DASKADE_BIN`` the binary."""
+"""The operator on a real Kubernetes cluster: ``KUBECONFIG`` names it, ``DASKADE_BIN`` the binary.
+
+The operator runs as a process of this machine, with the rights that ``deploy/operator.yaml`` grants and no
+others, and serves only the namespaces of this run: several runs can share a cluster.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,20 @@ from typing import Any
 
 import pytest
 
-from kube import Namespace, Operator, kubectl
-
-TOP = Path(__file__).resolve().parents[2]
+from kube import RUN, Namespace, Operator, install, kubectl, uninstall
 
 
 @pytest.fixture(scope="session")
-def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    kubectl("apply", "--server-side", "-f", str(TOP / "crds"))
-    kubectl("wait", "--for=condition=Established", "crd/daskclusters.daskade.dev", "--timeout=60s")
-    kubectl("create", "namespace", "daskade-system", check=False)
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Definitions, rights and the operator's own namespace; the kubeconfig of the operator's account."""
+    yield install(tmp_path_factory.mktemp("account"))
+    uninstall()
+
+
+@pytest.fixture(scope="session")
+def operator(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     binary = Path(os.environ["DASKADE_BIN"])
-    running = Operator(binary, tmp_path_factory.mktemp("operator"), "--certificate-lifetime", "2h")
+    running = Operator(binary, tmp_path_factory.mktemp("operator"), installed, "--certificate-lifetime", "2h")
     yield running
     if running.process is not None and running.process.poll() is None:
         running.stop(signal.SIGTERM)
@@ -30,7 +36,9 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
 @pytest.fixture
 def space(operator: Operator, request: pytest.FixtureRequest) -> Iterator[Namespace]:
     """A namespace for one test; deleted when it passes, shown when it fails."""
-    namespace = Namespace(f"t-{os.urandom(3).hex()}")
+    if operator.process is None or operator.process.poll() is not None:
+        operator.start()
+    namespace = Namespace(f"t-{RUN}-{os.urandom(2).hex()}")
     yield namespace
     report: Any = getattr(request.node, "report", None)
     if report is not None and report.failed:

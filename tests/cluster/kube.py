@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
@@ -14,8 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-IMAGE = "localhost/daskade-worker:test"
-PATIENCE = 120.0
+TOP = Path(__file__).resolve().parents[2]
+IMAGE = os.environ.get("DASKADE_TEST_IMAGE", "localhost/daskade-worker:test")
+PATIENCE = 180.0
+# Of this run of the tests: its operator serves the namespaces with this label, and no others.
+RUN = os.urandom(3).hex()
+LABEL = "daskade.dev/test-run"
+SYSTEM = f"daskade-system-{RUN}"
 Object = dict[str, Any]
 
 
@@ -44,7 +50,7 @@ class Namespace:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        labels = {"pod-security.kubernetes.io/enforce": "restricted", LABEL: RUN}
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         until("the default service account", lambda: self.find("serviceaccount", "default"))
 
@@ -130,20 +136,76 @@ class Namespace:
         return "\n".join(kubectl("-n", self.name, *part.split(), check=False) for part in parts)
 
 
+def manifest() -> list[Object]:
+    """``deploy/operator.yaml`` with names of this run, as objects."""
+    text = (TOP / "deploy/operator.yaml").read_text()
+    text = text.replace("daskade-system", SYSTEM).replace("name: daskade-operator", f"name: daskade-operator-{RUN}")
+    text = text.replace("serviceAccountName: daskade-operator", f"serviceAccountName: daskade-operator-{RUN}")
+    made = kubectl("create", "--dry-run=client", "-o", "json", "-f", "-", stdin=text)
+    decoder, objects, at = json.JSONDecoder(), [], 0
+    while at < len(made.rstrip()):
+        found, at = decoder.raw_decode(made, at)
+        objects += found["items"] if found["kind"] == "List" else [found]
+        at += len(made[at:]) - len(made[at:].lstrip())
+    return objects
+
+
+def install(folder: Path) -> Path:
+    """Definitions, rights and the operator's own namespace; the kubeconfig of the operator's account."""
+    kubectl("apply", "--server-side", "-f", str(TOP / "crds"))
+    for name in ("daskclusters", "pipelines", "pipelineruns"):
+        kubectl("wait", "--for=condition=Established", f"crd/{name}.daskade.dev", "--timeout=60s")
+    objects = [found for found in manifest() if found["kind"] != "Deployment"]
+    account = f"daskade-operator-{RUN}"
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": f"{account}-namespaces"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": f"{account}-namespaces"},
+        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": SYSTEM}],
+    }
+    kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": [*objects, binding]}))
+    config = json.loads(kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json"))
+    token = kubectl("-n", SYSTEM, "create", "token", account, "--duration=12h").strip()
+    config["users"] = [{"name": account, "user": {"token": token}}]
+    config["contexts"][0]["context"]["user"] = account
+    path = folder / "kubeconfig"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def uninstall() -> None:
+    """Takes away what belongs to this run alone; the definitions stay."""
+    account = f"daskade-operator-{RUN}"
+    kubectl("delete", "namespace", SYSTEM, "--wait=false", check=False)
+    kubectl("delete", "clusterrolebinding", account, f"{account}-namespaces", check=False)
+    kubectl("delete", "clusterrole", account, f"{account}-namespaces", check=False)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
 class Operator:
     """`daskade operator` as a process on this machine."""
 
-    def __init__(self, binary: Path, folder: Path, *options: str, port: int = 18080) -> None:
-        self.folder, self.options, self.port, self.binary = folder, options, port, binary
+    def __init__(self, binary: Path, folder: Path, config: Path, *options: str) -> None:
+        self.folder, self.options, self.binary, self.config = folder, options, binary, config
+        self.port = free_port()
         self.log = folder / "operator.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
-    def start(self) -> None:
-        words = [str(self.binary), "operator", "--own-namespace", "daskade-system", "--image", IMAGE]
-        words += ["--listen", f"127.0.0.1:{self.port}", "--lease-duration", "5s", *self.options]
+    def start(self, *options: str) -> None:
+        """Starts it and waits until it leads; an option that is given twice counts as given last."""
+        words = [str(self.binary), "operator", "--own-namespace", SYSTEM, "--image", IMAGE]
+        words += ["--namespace-selector", f"{LABEL}={RUN}", "--listen", f"127.0.0.1:{self.port}"]
+        words += ["--lease-duration", "5s", *(options or self.options)]
+        environment = {**os.environ, "KUBECONFIG": str(self.config)}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         until("the operator leads", self.leads, 60)
 
     def leads(self) -> bool:
