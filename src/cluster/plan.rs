@@ -83,6 +83,8 @@ pub fn plan(cluster: &Cluster, templates: &Templates, facts: &Facts) -> Plan {
     pass.force_what_hangs();
     pass.groups();
     pass.scheduler();
+    // The scheduler first: without it workers only take the room that it needs.
+    pass.plan.create.sort_by_key(|slot| slot.role != Role::Scheduler);
     pass.plan
 }
 

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ RUN = os.urandom(3).hex()
 LABEL = "daskade.dev/test-run"
 SYSTEM = f"daskade-system-{RUN}"
 Object = dict[str, Any]
+# Of a scheduler's or a worker's pod: several clusters fit on a node of two cores.
+SMALL: Object = {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}}
 
 
 def kubectl(*words: str, stdin: str | None = None, check: bool = True) -> str:
@@ -75,10 +77,11 @@ class Namespace:
 
     # ------------------------------------------------------------------ clusters
 
-    def cluster(self, name: str, **spec: Any) -> None:
-        """Applies a DaskCluster with the image of the tests."""
-        spec = {"image": IMAGE, **spec}
-        meta = {"name": name}
+    def cluster(self, name: str, *groups: Object, labels: Object | None = None, **spec: Any) -> None:
+        """Applies a DaskCluster with the image of the tests, whose pods ask for little."""
+        workers = [{"resources": SMALL, **group} for group in groups]
+        spec = {"image": IMAGE, "scheduler": {"resources": SMALL}, "workers": workers, **spec}
+        meta = {"name": name, "labels": labels or {}}
         self.apply({"apiVersion": "daskade.dev/v1alpha1", "kind": "DaskCluster", "metadata": meta, "spec": spec})
 
     def status(self, name: str) -> Object:
@@ -236,56 +239,103 @@ class Operator:
 
 CLIENT = """
 import os, sys, time
-from distributed import Client, Security
+from distributed import Client, Security, wait
 folder = "/etc/daskade/client"
 security = Security(require_encryption=True, **{f"tls_{role}_{kind}": f"{folder}/{file}"
     for role in ("client", "worker", "scheduler") for kind, file in (("cert", "tls.crt"), ("key", "tls.key"))},
     tls_ca_file=f"{folder}/ca.crt") if os.path.isdir(folder) else None
-client = Client(os.environ["DASK_SCHEDULER_ADDRESS"], security=security, timeout=60)
+client = Client(os.environ["DASK_SCHEDULER_ADDRESS"], security=security, timeout=90, set_as_default=False)
+
+def once(seconds, x=None):
+    # Leaves a mark with the scheduler at its begin and at its end: both are counted from outside.
+    from distributed import get_worker
+    worker = get_worker()
+    worker.log_event("begun", (x, worker.name))
+    time.sleep(seconds)
+    worker.log_event("ended", (x, worker.name))
+    return x
+
+def marks(topic):
+    return [message for _, message in client.get_events(topic)]
+
+def say(*words):
+    print(*words, flush=True)
 """
 
 
-@contextlib.contextmanager
-def client(namespace: Namespace, cluster: str, code: str, tls: bool = True) -> Iterator[Callable[[], str]]:
-    """A pod that runs ``code`` with a connected ``client``; gives a function that waits for its output."""
-    name = f"client-{os.urandom(3).hex()}"
-    scheme = "tls" if tls else "tcp"
-    container: Object = {
-        "name": "client",
-        "image": IMAGE,
-        "command": ["python3", "-c", CLIENT + code],
-        "env": [
-            {"name": "DASK_SCHEDULER_ADDRESS", "value": f"{scheme}://{cluster}-scheduler.{namespace.name}:8786"},
-            {"name": "HOME", "value": "/tmp"},
-        ],
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "volumeMounts": [{"name": "client", "mountPath": "/etc/daskade/client"}] if tls else [],
-    }
-    volumes = [{"name": "client", "secret": {"secretName": f"{cluster}-client-tls"}}] if tls else []
-    spec = {
-        "containers": [container],
-        "volumes": volumes,
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": 1,
-        "securityContext": {
-            "runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"},
-        },
-    }
-    labels = {"daskade.dev/client": cluster}
-    namespace.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec})
+class ClientPod:
+    """A pod that runs code with a connected Dask ``client``, with the certificate that the operator issued."""
 
-    def output(patience: float = 120) -> str:
-        def ended() -> str | None:
-            pod = namespace.find("pod", name) or {}
-            phase = pod.get("status", {}).get("phase")
-            return phase if phase in ("Succeeded", "Failed") else None
+    def __init__(self, space: Namespace, cluster: str, code: str, tls: bool = True, secret: str = "") -> None:
+        self.space, self.name = space, f"client-{os.urandom(3).hex()}"
+        scheme = "tls" if tls else "tcp"
+        container: Object = {
+            "name": "client",
+            "image": IMAGE,
+            "command": ["python3", "-c", CLIENT + code],
+            "env": [
+                {"name": "DASK_SCHEDULER_ADDRESS", "value": f"{scheme}://{cluster}-scheduler.{space.name}:8786"},
+                {"name": "HOME", "value": "/tmp"},
+            ],
+            "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+            "volumeMounts": [{"name": "client", "mountPath": "/etc/daskade/client"}] if tls else [],
+        }
+        secret = secret or f"{cluster}-client-tls"
+        account = {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
+        spec = {
+            "containers": [container],
+            "volumes": [{"name": "client", "secret": {"secretName": secret}}] if tls else [],
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 1,
+            "securityContext": account,
+        }
+        labels = {"daskade.dev/client": cluster}
+        meta = {"name": self.name, "labels": labels}
+        space.apply({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
 
-        phase = until(f"the client {name} ends", ended, patience)
-        text = kubectl("-n", namespace.name, "logs", name)
-        assert phase == "Succeeded", text
+    def log(self) -> str:
+        return kubectl("-n", self.space.name, "logs", self.name, check=False)
+
+    def wait_for(self, text: str, patience: float = PATIENCE) -> None:
+        """Until it has printed ``text``."""
+
+        def there() -> bool:
+            log = self.log()
+            if text in log:
+                return True
+            assert self._phase() not in ("Succeeded", "Failed"), log
+            return False
+
+        until(f"the client prints {text}", there, patience)
+
+    def output(self, patience: float = PATIENCE) -> str:
+        """What it printed, once it has ended well."""
+        ended = until(f"the client {self.name} ends", lambda: self._ended(), patience)
+        text = self.log()
+        assert ended == "Succeeded", text
         return text
 
-    try:
-        yield output
-    finally:
-        namespace.delete("pod", name, "--wait=false", "--force", "--grace-period=0")
+    def failure(self, patience: float = PATIENCE) -> str:
+        """What it printed, once it has ended badly."""
+        ended = until(f"the client {self.name} ends", lambda: self._ended(), patience)
+        assert ended == "Failed", self.log()
+        return self.log()
+
+    def close(self) -> None:
+        self.space.delete("pod", self.name, "--wait=false", "--force", "--grace-period=0")
+
+    def _phase(self) -> str:
+        pod = self.space.find("pod", self.name) or {}
+        return str(pod.get("status", {}).get("phase"))
+
+    def _ended(self) -> str | None:
+        phase = self._phase()
+        return phase if phase in ("Succeeded", "Failed") else None
+
+
+def ask(space: Namespace, cluster: str, code: str, **options: Any) -> str:
+    """Runs code with a connected client; what it printed."""
+    pod = ClientPod(space, cluster, code, **options)
+    text = pod.output()
+    pod.close()
+    return text.strip()
