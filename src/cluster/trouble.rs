@@ -129,6 +129,9 @@ pub fn from_api_error(code: u16, reason: &str, message: &str) -> Trouble {
         let help = "an admission webhook refuses it or does not answer";
         return said("AdmissionFailed", help, false);
     }
+    if lower.contains("serviceaccount") && lower.contains("not found") {
+        return said("ServiceAccountNotFound", "make the ServiceAccount, or name another one", false);
+    }
     match (code, reason) {
         (403, _) if lower.contains("cannot") => said("Forbidden", "give the operator this right", false),
         (403 | 422, _) => said("PodRejected", "change the spec, or the policy that refuses it", true),

@@ -17,6 +17,9 @@ from typing import Any
 
 TOP = Path(__file__).resolve().parents[2]
 IMAGE = os.environ.get("DASKADE_TEST_IMAGE", "localhost/daskade-worker:test")
+OTHER_IMAGE = os.environ.get("DASKADE_TEST_OTHER_IMAGE", "localhost/daskade-worker:other")
+BARE_IMAGE = os.environ.get("DASKADE_TEST_BARE_IMAGE", "localhost/bare:test")
+OPERATOR_IMAGE = os.environ.get("DASKADE_TEST_OPERATOR_IMAGE", "localhost/daskade:test")
 PATIENCE = 180.0
 # Of this run of the tests: its operator serves the namespaces with this label, and no others.
 RUN = os.urandom(3).hex()
@@ -50,9 +53,9 @@ def until(what: str, probe: Callable[[], Any], patience: float = PATIENCE, every
 class Namespace:
     """A namespace of a test's own, under the strictest Pod Security level."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, labels: Object | None = None) -> None:
         self.name = name
-        labels = {"pod-security.kubernetes.io/enforce": "restricted", LABEL: RUN}
+        labels = {"pod-security.kubernetes.io/enforce": "restricted", **(labels or {LABEL: RUN})}
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         until("the default service account", lambda: self.find("serviceaccount", "default"))
 
@@ -192,24 +195,28 @@ def free_port() -> int:
 
 
 class Operator:
-    """`daskade operator` as a process on this machine."""
+    """`daskade operator` as a process on this machine. ``scope`` says where it lives and whom it serves."""
 
-    def __init__(self, binary: Path, folder: Path, config: Path, *options: str) -> None:
-        self.folder, self.options, self.binary, self.config = folder, options, binary, config
+    SCOPE = ("--own-namespace", SYSTEM, "--namespace-selector", f"{LABEL}={RUN}")
+
+    def __init__(
+        self, binary: Path, folder: Path, config: Path, *options: str, scope: tuple[str, ...] = SCOPE, leads: bool = True
+    ) -> None:
+        self.folder, self.options, self.binary, self.config, self.scope = folder, options, binary, config, scope
         self.port = free_port()
         self.log = folder / "operator.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self.start()
+        self.start(leads=leads)
 
-    def start(self, *options: str) -> None:
-        """Starts it and waits until it leads; an option that is given twice counts as given last."""
-        words = [str(self.binary), "operator", "--own-namespace", SYSTEM, "--image", IMAGE]
-        words += ["--namespace-selector", f"{LABEL}={RUN}", "--listen", f"127.0.0.1:{self.port}"]
+    def start(self, *options: str, leads: bool = True) -> None:
+        """Starts it, with other options than its own if some are given, and waits until it leads."""
+        words = [str(self.binary), "operator", *self.scope, "--image", IMAGE, "--listen", f"127.0.0.1:{self.port}"]
         words += ["--lease-duration", "5s", *(options or self.options)]
         environment = {**os.environ, "KUBECONFIG": str(self.config)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-        until("the operator leads", self.leads, 60)
+        if leads:
+            until("the operator leads", self.leads, 60)
 
     def leads(self) -> bool:
         assert self.process is not None

@@ -7,9 +7,8 @@ import time
 
 import pytest
 
-from kube import IMAGE, SYSTEM, ClientPod, Namespace, Object, Operator, ask, kubectl, until
+from kube import OTHER_IMAGE, SYSTEM, ClientPod, Namespace, Object, Operator, ask, kubectl, until
 
-OTHER = IMAGE.rsplit(":", 1)[0] + ":other"
 ONE = {"name": "a", "replicas": 1}
 TWO = {"name": "a", "replicas": 2}
 
@@ -70,7 +69,7 @@ def test_a_child_that_somebody_edits_is_repaired(shared: Namespace) -> None:
 @pytest.mark.parametrize(
     ("change", "seen"),
     [
-        ({"image": OTHER}, lambda pod: pod["spec"]["containers"][0]["image"] == OTHER),
+        ({"image": OTHER_IMAGE}, lambda pod: pod["spec"]["containers"][0]["image"] == OTHER_IMAGE),
         (
             {"env": [{"name": "COLOUR", "value": "blue"}]},
             lambda pod: {"name": "COLOUR", "value": "blue"} in pod["spec"]["containers"][0]["env"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from kube import IMAGE, Namespace, Object, ask, kubectl, until
+from kube import BARE_IMAGE, Namespace, Object, ask, kubectl, until
 
 TEN_LINES = """
 apiVersion: daskade.dev/v1alpha1
@@ -107,7 +107,7 @@ def test_every_pod_passes_restricted_and_talks_to_whom_it_should(space: Namespac
 
 
 def test_an_image_that_lacks_dask_is_told_what_it_lacks(space: Namespace) -> None:
-    space.cluster("bare", {"name": "a", "replicas": 1}, image=IMAGE.replace("daskade-worker", "bare"))
+    space.cluster("bare", {"name": "a", "replicas": 1}, image=BARE_IMAGE)
     message = space.wait_reason("bare", "ImageLacks")
     assert "distributed" in message and "install dask" in message
 
