@@ -88,10 +88,18 @@ fn check_resources(resources: Option<&Resources>, at: &str, problems: &mut Vec<P
 }
 
 /// Variables that are ours to set: a user's value would take the worker from its cluster.
+const OURS: [&str; 5] = [
+    "DASK_SCHEDULER_ADDRESS",
+    "DASKADE_CLUSTER",
+    "DASKADE_POD_IP",
+    "DASKADE_PYTHONPATH",
+    "DASKADE_WORKER_NAME",
+];
+
 fn check_env(env: &[EnvVar], at: &str, problems: &mut Vec<Problem>) {
     for (index, variable) in env.iter().enumerate() {
-        if variable.name == "DASK_SCHEDULER_ADDRESS" {
-            let message = "daskade sets DASK_SCHEDULER_ADDRESS itself";
+        if OURS.contains(&variable.name.as_str()) {
+            let message = format!("daskade sets {} itself", variable.name);
             problems.push(Problem::new("Conflict", format!("{at}.env[{index}].name"), message));
         }
     }

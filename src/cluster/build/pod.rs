@@ -26,6 +26,9 @@ const WORKER_GRACE: i64 = 300;
 /// What is left of the grace for closing down after the last task.
 const CLOSING: i64 = 5;
 const RUNTIME_FOLDER: &str = "/opt/daskade";
+/// Where Python looks for modules.
+const PATH: &str = "PYTHONPATH";
+const USERS_PATH: &str = "DASKADE_PYTHONPATH";
 const TLS_FOLDER: &str = "/etc/daskade/tls";
 
 /// A pod but for what differs from slot to slot.
@@ -290,7 +293,6 @@ pub(super) fn tls_secret(cluster: &Cluster) -> Option<String> {
 fn variables(cluster: &Cluster, storage: Option<&Storage>, env: &[EnvVar], tls: bool) -> Value {
     let address = names::address(&cluster.name, &cluster.namespace, tls);
     let mut list = vec![
-        json!({"name": "PYTHONPATH", "value": format!("{RUNTIME_FOLDER}/daskade_runtime.zip")}),
         json!({"name": "PYTHONUNBUFFERED", "value": "1"}),
         json!({"name": "HOME", "value": "/tmp"}),
         json!({"name": "DASK_SCHEDULER_ADDRESS", "value": address}),
@@ -313,7 +315,17 @@ fn variables(cluster: &Cluster, storage: Option<&Storage>, env: &[EnvVar], tls: 
             }));
         }
     }
-    list.extend(env.iter().map(|variable| json!(variable)));
+    let mut path = format!("{RUNTIME_FOLDER}/daskade_runtime.zip");
+    for variable in env {
+        let mut variable = json!(variable);
+        if variable["name"] == PATH {
+            // Theirs after ours: without the runtime nothing starts.
+            variable["name"] = json!(USERS_PATH);
+            path = format!("{path}:$({USERS_PATH})");
+        }
+        list.push(variable);
+    }
+    list.push(json!({"name": PATH, "value": path}));
     Value::Array(list)
 }
 
