@@ -88,13 +88,8 @@ fn check_resources(resources: Option<&Resources>, at: &str, problems: &mut Vec<P
 }
 
 /// Variables that are ours to set: a user's value would take the worker from its cluster.
-const OURS: [&str; 5] = [
-    "DASK_SCHEDULER_ADDRESS",
-    "DASKADE_CLUSTER",
-    "DASKADE_POD_IP",
-    "DASKADE_PYTHONPATH",
-    "DASKADE_WORKER_NAME",
-];
+const OURS: [&str; 5] =
+    ["DASK_SCHEDULER_ADDRESS", "DASKADE_CLUSTER", "DASKADE_POD_IP", "DASKADE_PYTHONPATH", "DASKADE_WORKER_NAME"];
 
 fn check_env(env: &[EnvVar], at: &str, problems: &mut Vec<Problem>) {
     for (index, variable) in env.iter().enumerate() {
