@@ -214,6 +214,20 @@ fn a_search_path_of_the_user_does_not_take_ours_away() {
 }
 
 #[test]
+fn a_disk_of_the_user_may_take_the_place_of_the_scratch_space() {
+    let volumes = json!([{"name": "tmp", "mountPath": "/tmp", "emptyDir": {"sizeLimit": "9Gi"}}]);
+    let cluster = cluster(json!({"workers": [{"name": "a", "volumes": volumes}]}));
+    let [scheduler, worker] = pods(&cluster, &settings(true), None).try_into().unwrap();
+    let mounted = |pod: &Value| -> Vec<String> {
+        let mounts = pod["spec"]["containers"][0]["volumeMounts"].as_array().unwrap().iter();
+        mounts.map(|mount| format!("{} {}", mount["name"], mount["mountPath"]).replace('"', "")).collect()
+    };
+    let (runtime, tls) = ("daskade-runtime /opt/daskade", "daskade-tls /etc/daskade/tls");
+    assert_eq!(mounted(&scheduler), [runtime, "daskade-tmp /tmp", tls]);
+    assert_eq!(mounted(&worker), [runtime, tls, "tmp /tmp"]);
+}
+
+#[test]
 fn a_users_labels_and_annotations_are_on_no_child() {
     // They are not even known where objects are built; of the labels Kueue's queue is, which pods alone get.
     let cluster = cluster(json!({}));
