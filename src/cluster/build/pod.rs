@@ -26,6 +26,7 @@ const WORKER_GRACE: i64 = 300;
 /// What is left of the grace for closing down after the last task.
 const CLOSING: i64 = 5;
 const RUNTIME_FOLDER: &str = "/opt/daskade";
+const TMP: &str = "/tmp";
 /// Where Python looks for modules.
 const PATH: &str = "PYTHONPATH";
 const USERS_PATH: &str = "DASKADE_PYTHONPATH";
@@ -215,18 +216,19 @@ fn base(cluster: &Cluster, settings: &Settings, parts: Parts<'_>) -> Value {
     let Parts { component, image, mut args, env, volumes, resources, grace, probes, service_account, ports } = parts;
     let storage = cluster.spec.storage.as_ref();
     let secret = tls_secret(cluster);
-    let mut mounts = vec![
-        json!({"name": "runtime", "mountPath": RUNTIME_FOLDER, "readOnly": true}),
-        json!({"name": "tmp", "mountPath": "/tmp"}),
-    ];
+    let mut mounts = vec![json!({"name": "daskade-runtime", "mountPath": RUNTIME_FOLDER, "readOnly": true})];
     let runtime = names::runtime(&cluster.name, settings.runtime_digest);
-    let mut sources =
-        vec![json!({"name": "runtime", "configMap": {"name": runtime}}), json!({"name": "tmp", "emptyDir": {}})];
+    let mut sources = vec![json!({"name": "daskade-runtime", "configMap": {"name": runtime}})];
+    // The root is read-only. Somebody may want another disk for it, or a bound.
+    if !volumes.iter().any(|volume| volume.mount_path.trim_end_matches('/') == TMP) {
+        mounts.push(json!({"name": "daskade-tmp", "mountPath": TMP}));
+        sources.push(json!({"name": "daskade-tmp", "emptyDir": {}}));
+    }
     if let Some(secret) = &secret {
         args.extend(["--tls".to_owned(), TLS_FOLDER.to_owned()]);
-        mounts.push(json!({"name": "tls", "mountPath": TLS_FOLDER, "readOnly": true}));
+        mounts.push(json!({"name": "daskade-tls", "mountPath": TLS_FOLDER, "readOnly": true}));
         // Readable by the group of the pod alone.
-        sources.push(json!({"name": "tls", "secret": {"secretName": secret, "defaultMode": 0o440}}));
+        sources.push(json!({"name": "daskade-tls", "secret": {"secretName": secret, "defaultMode": 0o440}}));
     }
     for volume in volumes {
         let (source, read_only) = source(volume);
@@ -294,7 +296,7 @@ fn variables(cluster: &Cluster, storage: Option<&Storage>, env: &[EnvVar], tls: 
     let address = names::address(&cluster.name, &cluster.namespace, tls);
     let mut list = vec![
         json!({"name": "PYTHONUNBUFFERED", "value": "1"}),
-        json!({"name": "HOME", "value": "/tmp"}),
+        json!({"name": "HOME", "value": TMP}),
         json!({"name": "DASK_SCHEDULER_ADDRESS", "value": address}),
         json!({"name": "DASKADE_CLUSTER", "value": cluster.name}),
         json!({"name": "DASKADE_WORKER_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
