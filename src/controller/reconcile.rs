@@ -41,6 +41,8 @@ const COUNTS: Duration = Duration::from_secs(1);
 const FIRST_WORD: Duration = Duration::from_secs(2);
 /// How long the API server's word on the spec holds before something is taken away.
 const CONFIRMED: Duration = Duration::from_secs(30);
+/// After pods were deleted: from then on it is known how long that may take.
+const AFTER_DELETION: Duration = Duration::from_secs(1);
 /// Pods that one pass makes; the others follow at once, after the other clusters had their turn.
 const PODS: usize = 100;
 /// Secrets of users show up unseen: this is how often they are looked for while they are missing.
@@ -230,6 +232,8 @@ impl Work<'_> {
             return Err(error);
         }
         self.waits.extend(planned.wake);
+        // Its own deletion is no news to a pass, and the node of a pod may never carry it out.
+        self.waits.extend((!planned.delete.is_empty()).then_some(AFTER_DELETION));
         self.waits.extend(credentials.renew_after);
         self.memory.tls = credentials.fact;
         let heard = self.memory.link.as_ref().map_or(0, |link| link.state().1);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from kube import BARE_IMAGE, Namespace, Object, ask, kubectl, until
+from kube import BARE_IMAGE, TOP, Namespace, Object, ask, kubectl, until
 
 TEN_LINES = """
 apiVersion: daskade.dev/v1alpha1
@@ -32,6 +32,13 @@ def test_ten_lines_are_enough(space: Namespace) -> None:
     head, row = kubectl("-n", space.name, "get", "dsk", "small").splitlines()
     assert head.split() == ["NAME", "READY", "DESIRED", "WORKERS", "GPUS", "IDLE", "AGE"]
     assert row.split()[:4] == ["small", "True", "2", "2"]
+
+
+def test_the_example_works(space: Namespace) -> None:
+    kubectl("-n", space.name, "apply", "-f", str(TOP / "examples/cluster.yaml"))
+    status = space.wait_ready("analytics")
+    counts = {group["name"]: (group["desired"], group["ready"]) for group in status["groups"]}
+    assert counts == {"cpu": (2, 2), "gpu": (0, 0)}
 
 
 def test_children_have_the_names_and_labels_that_dask_tools_know(space: Namespace) -> None:
