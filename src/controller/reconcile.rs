@@ -206,7 +206,7 @@ impl Work<'_> {
         if is_destructive(&planned) {
             self.confirm(&cluster).await?;
         }
-        self.scale_down(&planned, &facts).await;
+        planned.blind |= !self.scale_down(&planned, &facts).await;
         if !planned.create.is_empty() && complete {
             if !self.secrets_are_fresh() {
                 credentials = self.credentials(&cluster, true).await;
@@ -368,9 +368,11 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Drains, closes what is done, and deletes.
-    async fn scale_down(&mut self, planned: &Plan, facts: &Facts) {
+    /// Drains, closes what is done, and deletes. Tells whether the scheduler could be asked, if it had to be: one that hangs
+    /// may have been heard a moment ago.
+    async fn scale_down(&mut self, planned: &Plan, facts: &Facts) -> bool {
         let Plan { drain, retire, delete, .. } = planned;
+        let mut asked = true;
         if let Some(link) = self.memory.link.as_ref().filter(|_| !drain.is_empty() || !retire.is_empty()) {
             match link.command(drain, retire).await {
                 Ok(retired) => {
@@ -389,6 +391,7 @@ impl Work<'_> {
                 Err(error) => {
                     tracing::warn!(category = error.category(), "failed to have workers drained: {error}");
                     self.waits.push(Duration::from_secs(2));
+                    asked = false;
                 }
             }
         }
@@ -401,6 +404,7 @@ impl Work<'_> {
                 self.fail(error, None);
             }
         }
+        asked
     }
 
     /// Makes pods; gives the highest number that may have been used.

@@ -246,7 +246,7 @@ class Operator:
 
 CLIENT = """
 import os, sys, time
-from distributed import Client, Security, wait
+from distributed import Client, Security
 folder = "/etc/daskade/client"
 security = Security(require_encryption=True, **{f"tls_{role}_{kind}": f"{folder}/{file}"
     for role in ("client", "worker", "scheduler") for kind, file in (("cert", "tls.crt"), ("key", "tls.key"))},

@@ -20,6 +20,8 @@ def holder() -> str:
 def test_a_settled_cluster_costs_no_write(space: Namespace, operator: Operator) -> None:
     space.cluster("q", ONE)
     space.wait_ready("q")
+    mine = ["get", "namespaces", "-l", f"{LABEL}={RUN}", "-o", "name"]
+    until("those of other tests are gone", lambda: len(kubectl(*mine).split()) == 1, 180)
     time.sleep(8)
     before = operator.writes()
     time.sleep(20)

@@ -7,7 +7,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from kube import SYSTEM, ClientPod, Namespace, Operator, ask, kubectl, until
+from kube import SYSTEM, ClientPod, Namespace, ask, kubectl, until
 
 ONE = {"name": "a", "replicas": 1}
 DIRECT = "say(client.submit(sum, [1, 2]).result(60))"
@@ -52,36 +52,6 @@ def test_keys_of_authorities_stay_with_the_operator(space: Namespace) -> None:
     assert b"prime256v1" in shown
     status = space.status("k")["tls"]
     assert status["expires"] and len(status["caFingerprint"]) == 64
-
-
-def test_certificates_rotate_while_work_goes_on(space: Namespace, operator: Operator) -> None:
-    """Two-minute certificates, work for three of them: every task runs once and no connection is lost."""
-    operator.stop()
-    operator.start("--certificate-lifetime", "2m")
-    try:
-        space.cluster("r", {"name": "a", "replicas": 2})
-        space.wait_ready("r")
-        pods = {pod["metadata"]["uid"] for pod in space.pods("r")}
-        first = space.status("r")["tls"]["expires"]
-        code = """
-end = time.monotonic() + 330
-tasks = []
-while time.monotonic() < end:
-    tasks.append(client.submit(once, 3, len(tasks), pure=False))
-    tasks.append(client.submit(once, 3, len(tasks), pure=False))
-    assert [t.result(60) for t in tasks[-2:]] == list(range(len(tasks) - 2, len(tasks)))
-say("tasks", len(tasks), "begun", len(marks("begun")), "ended", len(marks("ended")))
-"""
-        pod = ClientPod(space, "r", code)
-        words = pod.output(480).split()
-        assert words[1] == words[3] == words[5] and int(words[1]) > 60, words
-        status = space.status("r")["tls"]
-        assert status["expires"] > first
-        assert ask(space, "r", DIRECT) == "3"
-        assert {pod["metadata"]["uid"] for pod in space.pods("r")} == pods
-    finally:
-        operator.stop()
-        operator.start()
 
 
 def test_certificates_of_ones_own(space: Namespace, tmp_path: Path) -> None:
