@@ -192,7 +192,7 @@ impl Work<'_> {
         let hashes = templates.hashes();
         self.verify(&entry).await;
         let complete = self.children(&cluster, &entry).await;
-        let mut facts = self.facts(&entry, &cluster, &credentials).await;
+        let (mut facts, heard) = self.facts(&entry, &cluster, &credentials).await;
         let mut planned = plan(&cluster, &hashes, &facts);
         let all = planned.create.len();
         planned.create.truncate(PODS);
@@ -232,7 +232,6 @@ impl Work<'_> {
         self.waits.extend(planned.wake);
         self.waits.extend(credentials.renew_after);
         self.memory.tls = credentials.fact;
-        let heard = self.memory.link.as_ref().map_or(0, |link| link.state().1);
         let until = self.waits.iter().min().copied().unwrap_or(Duration::from_secs(24 * 3600));
         // What came in during the pass was asked for in the queue, and is looked at then.
         let still = self.context.cache.revision(self.key) == entry.revision;
@@ -316,12 +315,13 @@ impl Work<'_> {
         true
     }
 
-    async fn facts(&mut self, entry: &Entry, cluster: &Cluster, credentials: &Credentials) -> Facts {
+    /// What is known, and which answer of the scheduler it has: what comes in later is for the next pass.
+    async fn facts(&mut self, entry: &Entry, cluster: &Cluster, credentials: &Credentials) -> (Facts, u64) {
         let (pods, late) = gather_pods(entry, &cluster.uid, self.now);
         self.waits.extend(late.map(|late| late.unsigned_abs()));
         self.aim(cluster, &pods, credentials).await;
-        let scheduler = self.memory.link.as_ref().map_or(SchedulerFact::Unknown, |link| link.state().0);
-        Facts { now: self.now, pods, scheduler, refused: Vec::new(), tls: credentials.fact.clone() }
+        let (scheduler, heard) = self.memory.link.as_ref().map_or((SchedulerFact::Unknown, 0), Link::state);
+        (Facts { now: self.now, pods, scheduler, refused: Vec::new(), tls: credentials.fact.clone() }, heard)
     }
 
     /// Has the link ask the scheduler's pod that is there now.
