@@ -114,12 +114,15 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
         return Ok(Done { outcome: Outcome::Settled, again: None, gone: false });
     }
     let heard = memory.link.as_ref().map_or(0, |link| link.state().1);
-    let unchanged = memory.settled.is_some_and(|(revision, answer, until)| {
-        revision == entry.revision && answer == heard && Instant::now() < until
+    // How long what the last pass found still holds, if nothing has changed.
+    let unchanged = memory.settled.and_then(|(revision, answer, until)| {
+        let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
+        left.filter(|_| revision == entry.revision && answer == heard)
     });
     let look = memory.secrets.is_none_or(|at| at.elapsed() >= PERIOD.mul_f64(0.7));
-    if unchanged && !look {
-        return Ok(Done { outcome: Outcome::Settled, again: Some(jittered(PERIOD, key)), gone: false });
+    if let Some(left) = unchanged.filter(|_| !look) {
+        // This turn took the moment for which the last pass had asked.
+        return Ok(Done { outcome: Outcome::Settled, again: Some(left.min(jittered(PERIOD, key))), gone: false });
     }
     let object = read_object(key, record);
     tracing::Span::current().record("uid", &object.cluster.uid).record("generation", object.cluster.generation);
@@ -178,11 +181,15 @@ impl Work<'_> {
         Ok(Done { outcome: Outcome::Invalid, again: None, gone: false })
     }
 
-    async fn run(mut self, object: Object, entry: Entry, unchanged: bool) -> Result<Done, PassError> {
+    async fn run(mut self, object: Object, entry: Entry, unchanged: Option<Duration>) -> Result<Done, PassError> {
         let mut cluster = object.cluster;
         let incarnation = cluster.status.incarnation.unwrap_or(0).max(self.memory.incarnation);
         let mut credentials = self.credentials(&cluster, false).await;
-        if unchanged && self.error.is_none() && credentials.fact == self.memory.tls {
+        if let Some(left) = unchanged
+            && self.error.is_none()
+            && credentials.fact == self.memory.tls
+        {
+            self.waits.push(left);
             self.waits.extend(credentials.renew_after);
             return Ok(self.done(Outcome::Settled));
         }
