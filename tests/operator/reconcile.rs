@@ -84,6 +84,11 @@ async fn certificates_are_there_before_the_pods_that_mount_them_and_no_secret_is
         let is_collection = request.path.ends_with("/secrets");
         assert!(!(is_collection && request.method == Method::GET), "{request:?}");
     }
+    let lists = world.api.requests().into_iter().filter(|request| request.query.contains("limit="));
+    for request in lists.filter(|request| !request.path.ends_with("/daskclusters")) {
+        let ours = "labelSelector=app.kubernetes.io%2Fmanaged-by%3Ddaskade";
+        assert!(request.query.contains(ours), "what is not ours is not even listed: {request:?}");
+    }
     let authority = world.api.object(&core_path("daskade", "secrets", &format!("daskade-ca-{uid}"))).unwrap();
     assert!(authority["data"]["ca.key"].is_string());
     for name in ["c-tls", "c-client-tls"] {
@@ -161,6 +166,27 @@ async fn what_somebody_deletes_or_changes_comes_back() {
         })
         .await;
     }
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_whose_labels_somebody_changed_are_neither_lost_nor_doubled() {
+    let world = World::new().await;
+    let operator = world.operator();
+    world.create("team", "c", &plain(1));
+    world.until_ready("team", "c").await;
+    let pods = world.pods("team");
+    for pod in &pods {
+        world.api.edit(&core_path("team", "pods", pod), |pod| {
+            let labels = pod["metadata"]["labels"].as_object_mut().unwrap();
+            labels.retain(|name, _| name.starts_with("app.kubernetes.io/") || name.starts_with("dask.org/"));
+            labels.insert("daskade.dev/group".to_owned(), json!("other"));
+        });
+    }
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.pods("team"), pods);
+    world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["workers"][0]["replicas"] = json!(2));
+    eventually("there is one more", SOON, || world.pods("team").len() == 3).await;
     operator.end().await;
 }
 
