@@ -132,6 +132,9 @@ pub fn from_api_error(code: u16, reason: &str, message: &str) -> Trouble {
         let help = "an admission webhook refuses it or does not answer";
         return said("AdmissionFailed", help, false);
     }
+    if lower.contains("serviceaccount") && lower.contains("not found") {
+        return said("ServiceAccountNotFound", "make the ServiceAccount, or name another one", false);
+    }
     match (code, reason) {
         (401, _) => said("Forbidden", "the API server does not know the operator's account", false),
         (403, _) if lower.contains("forbidden: user ") => said("Forbidden", "give the operator this right", false),

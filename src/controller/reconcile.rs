@@ -41,6 +41,8 @@ const COUNTS: Duration = Duration::from_secs(1);
 const FIRST_WORD: Duration = Duration::from_secs(2);
 /// How long the API server's word on the spec holds before something is taken away.
 const CONFIRMED: Duration = Duration::from_secs(30);
+/// After pods were deleted: from then on it is known how long that may take.
+const AFTER_DELETION: Duration = Duration::from_secs(1);
 /// Pods that one pass makes; the others follow at once, after the other clusters had their turn.
 const PODS: usize = 100;
 /// Secrets of users show up unseen: this is how often they are looked for while they are missing.
@@ -211,7 +213,7 @@ impl Work<'_> {
         if is_destructive(&planned) {
             self.confirm(&cluster).await?;
         }
-        self.scale_down(&planned, &facts).await;
+        planned.blind |= !self.scale_down(&planned, &facts).await;
         if !planned.create.is_empty() && complete {
             if !self.secrets_are_fresh() {
                 credentials = self.credentials(&cluster, true).await;
@@ -237,6 +239,8 @@ impl Work<'_> {
             return Err(error);
         }
         self.waits.extend(planned.wake);
+        // Its own deletion is no news to a pass, and the node of a pod may never carry it out.
+        self.waits.extend((!planned.delete.is_empty()).then_some(AFTER_DELETION));
         self.waits.extend(credentials.renew_after);
         self.memory.tls = credentials.fact;
         let until = self.waits.iter().min().copied().unwrap_or(Duration::from_secs(24 * 3600));
@@ -371,9 +375,11 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Drains, closes what is done, and deletes.
-    async fn scale_down(&mut self, planned: &Plan, facts: &Facts) {
+    /// Drains, closes what is done, and deletes. Tells whether the scheduler could be asked, if it had to be: one that hangs
+    /// may have been heard a moment ago.
+    async fn scale_down(&mut self, planned: &Plan, facts: &Facts) -> bool {
         let Plan { drain, retire, delete, .. } = planned;
+        let mut asked = true;
         if let Some(link) = self.memory.link.as_ref().filter(|_| !drain.is_empty() || !retire.is_empty()) {
             match link.command(drain, retire).await {
                 Ok(retired) => {
@@ -392,6 +398,7 @@ impl Work<'_> {
                 Err(error) => {
                     tracing::warn!(category = error.category(), "failed to have workers drained: {error}");
                     self.waits.push(Duration::from_secs(2));
+                    asked = false;
                 }
             }
         }
@@ -404,6 +411,7 @@ impl Work<'_> {
                 self.fail(error, None);
             }
         }
+        asked
     }
 
     /// Makes pods; gives the highest number that may have been used.

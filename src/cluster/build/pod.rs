@@ -159,7 +159,10 @@ fn worker(cluster: &Cluster, settings: &Settings, group: &WorkerGroup) -> Value 
     }
     let mut resources = match &group.resources {
         Some(resources) => amounts(resources),
-        None => json!({"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"cpu": "1", "memory": "2Gi"}}),
+        None => {
+            let cpu = format!("{}m", 500 * threads(group));
+            json!({"requests": {"cpu": cpu, "memory": "2Gi"}, "limits": {"memory": "2Gi"}})
+        }
     };
     let mut tolerations = json!(group.tolerations);
     if let Some(gpu) = &group.gpu {
