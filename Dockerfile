@@ -1,15 +1,21 @@
 # syntax=docker/dockerfile:1
 # The one binary of daskade, in an image without shell or package manager.
-FROM rust:1-slim-bookworm AS build
+#
+# RUST is any image with cargo and a C linker, BASE any image with glibc: both can come from a registry of yours.
+ARG RUST=docker.io/library/rust:1-slim-bookworm
+ARG BASE=gcr.io/distroless/cc-debian12:nonroot
+
+FROM ${RUST} AS build
+ARG PROFILE=release
 WORKDIR /src
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY src src
+COPY benches benches
 COPY runtime runtime
-RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    --mount=type=cache,target=/src/target \
-    cargo build --release --locked --bin daskade && cp target/release/daskade /daskade
+RUN cargo build --locked --profile "${PROFILE}" --bin daskade \
+    && install --strip target/$([ "${PROFILE}" = dev ] && echo debug || echo "${PROFILE}")/daskade /daskade
 
-FROM gcr.io/distroless/cc-debian12:nonroot
+FROM ${BASE}
 COPY --from=build /daskade /usr/local/bin/daskade
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/daskade"]

@@ -141,6 +141,7 @@ fn run_of_one_step(create: bool, patience: Patience) -> RunSpec {
         logs: false,
         ignore_resources: false,
         deadline: None,
+        start_deadline: None,
         patience,
     }
 }
@@ -292,4 +293,36 @@ async fn a_runtime_of_another_protocol_is_refused_before_anything_starts() {
     assert_eq!(error.reason(), "RuntimeVersion");
     assert!(error.to_string().contains("2 to 3"), "{error}");
     assert!(scheduler.asked("daskade-open").is_empty());
+}
+
+#[tokio::test]
+async fn a_full_disk_ends_the_run_and_a_full_bucket_is_waited_for() {
+    let full = json!({"k": "storage", "n": 1, "state": "down", "reason": "StorageFull", "message": "no space in /x"});
+    let up = json!({"k": "storage", "n": 2, "state": "up", "reason": "", "message": ""});
+    let events: Vec<Value> = [full, up].into_iter().chain(finished()).collect();
+    let scheduler = Scheduler::new(move |op, _| Some(usual(op, &events))).await;
+    let mut spec = run_of_one_step(true, short());
+    let (ended, _, _) = driven(&spec, &scheduler.address).await;
+    let error = ended.expect_err("the disk is full");
+    assert_eq!(error.reason(), "StorageFull");
+    assert!(error.to_string().contains("/x"), "{error}");
+
+    spec.storage.url = "s3://bucket".to_owned();
+    let (ended, notes, _) = driven(&spec, &scheduler.address).await;
+    assert_eq!(ended.expect("it goes on").outcome, RunOutcome::Succeeded);
+    assert!(notes.iter().any(|note| matches!(note, Note::StorageDown { .. })));
+}
+
+#[tokio::test]
+async fn a_run_of_which_no_step_starts_in_time_has_failed() {
+    let blocked = json!({"k": "blocked", "n": 1, "s": 0, "count": 1, "reason": "NoWorkers", "message": "no worker"});
+    let scheduler = Scheduler::new(move |op, _| Some(usual(op, std::slice::from_ref(&blocked)))).await;
+    let mut spec = run_of_one_step(true, short());
+    spec.start_deadline = Some(Duration::from_millis(300));
+    spec.deadline = Some(Duration::from_secs(60));
+    let (ended, _, took) = driven(&spec, &scheduler.address).await;
+    let report = ended.expect("an end");
+    assert_eq!((report.outcome, report.reason.as_deref()), (RunOutcome::Failed, Some("DeadlineExceeded")));
+    assert!(report.message.as_ref().is_some_and(|message| message.contains("deadlines.start")), "{report:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
 }

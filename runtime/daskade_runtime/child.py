@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 from daskade_runtime import channel, execute
-from daskade_runtime.errors import cap, describe
+from daskade_runtime.errors import cap, code_is_in, describe
 
 LINE_CAP = 16384
 _PR_SET_PDEATHSIG = 1
@@ -133,6 +133,7 @@ def bind(setup: dict[str, Any]) -> None:
     os.environ.update(setup.get("env") or {})
     for path in reversed(setup.get("path") or ()):
         sys.path.insert(0, path)
+        code_is_in(path)
     if setup.get("scheduler"):
         from daskade_runtime import shim
 

@@ -15,6 +15,8 @@ MESSAGE_CAP = 4096
 TRACEBACK_CAP = 16384
 CHAIN_CAP = 5
 _OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
+# Where this process has the run's code; the folder is the worker's own and says nothing to people.
+_code_folder = ""
 
 
 class StepFailure(Exception):
@@ -37,6 +39,17 @@ class StepFailure(Exception):
             "message": self.message,
             "traceback": self.traceback,
         }
+
+
+def code_is_in(folder: str) -> None:
+    """From now on files below ``folder`` are named as they are in the run's code."""
+    global _code_folder
+    _code_folder = folder.rstrip(os.sep) + os.sep
+
+
+def short_paths(text: str) -> str:
+    """``text`` with files of the run's code named as they are there."""
+    return text.replace(_code_folder, "") if _code_folder else text
 
 
 def cap(text: str, limit: int) -> str:
@@ -98,7 +111,7 @@ def format_exception(exc: BaseException) -> str:
             )
         else:
             current = None
-    return cap("".join(reversed(parts)), TRACEBACK_CAP)
+    return cap(short_paths("".join(reversed(parts))), TRACEBACK_CAP)
 
 
 def _format_one(exc: BaseException) -> str:

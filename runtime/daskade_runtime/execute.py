@@ -12,11 +12,12 @@ import functools
 import importlib
 import inspect
 import linecache
+import os
 import sys
 from typing import Any
 
 from daskade_runtime import serialize, template
-from daskade_runtime.errors import StepFailure, format_exception, text_of
+from daskade_runtime.errors import StepFailure, format_exception, short_paths, text_of
 
 # Input descriptors: (serializer, bytes | None, path | None, offset, length, container length | None, offsets
 # | None).
@@ -166,6 +167,10 @@ class Definition:
         return compile(source, filename, "exec")
 
 
+def _place(folder: str) -> str:
+    return repr(folder) if short_paths(folder + os.sep) else "the run's code"
+
+
 def import_target(call: str, step: str) -> Any:
     """The object that ``module:name`` means, or a failure that says what was looked for and where."""
     module_name, _, path = call.partition(":")
@@ -173,7 +178,7 @@ def import_target(call: str, step: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as exc:
         missing = exc.name or ""
-        head = ", ".join(repr(p) for p in sys.path[:6])
+        head = ", ".join(_place(p) for p in sys.path[:6])
         if module_name == missing or module_name.startswith(missing + "."):
             message = f"step {step} calls {call}, but there is no module {missing!r}; looked in {head}"
             raise StepFailure("app", "ImportError", message) from exc
@@ -189,7 +194,7 @@ def import_target(call: str, step: str) -> Any:
         if not hasattr(target, name):
             known = difflib.get_close_matches(name, [n for n in dir(target) if not n.startswith("_")], 1)
             hint = f"; did you mean {known[0]!r}?" if known else ""
-            where = getattr(module, "__file__", None) or "built in"
+            where = short_paths(getattr(module, "__file__", None) or "built in")
             message = f"step {step} calls {call}, but {module_name} ({where}) has no {name!r}{hint}"
             raise StepFailure("app", "ImportError", message)
         target = getattr(target, name)

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from daskade_runtime.cache import Cache, Entry
@@ -38,25 +39,42 @@ Handle = dict[str, Any]
 Call = Callable[..., Any]
 
 
-def patiently(action: Callable[[], T], stopped: Callable[[], bool], patience: float | None = None) -> T:
+def patiently(
+    action: Callable[[], T],
+    stopped: Callable[[], bool],
+    patience: float | None = None,
+    told: Callable[[StorageError | None], None] | None = None,
+) -> T:
     """``action()``, again with backoff while storage says that waiting may help. ``StepFailure`` when it does
-    not.
+    not. ``told`` hears of the trouble when it begins, and None when it is over.
     """
     end = time.monotonic() + (STORAGE_PATIENCE if patience is None else patience)
     wait = _BACKOFF_FIRST
-    while True:
-        try:
-            return action()
-        except StorageError as exc:
-            if not exc.transient or time.monotonic() + wait > end:
-                raise StepFailure("infra", exc.reason, str(exc)) from exc
-        # Short naps, so that a stop is heard soon.
-        until = time.monotonic() + wait * random.uniform(0.5, 1.0)
-        while (left := until - time.monotonic()) > 0:
-            if stopped():
-                raise StepFailure("stopped", "Stopped", "stopped while waiting for storage")
-            time.sleep(min(left, 0.2))
-        wait = min(wait * 2, _BACKOFF_CAP)
+    troubled = False
+    try:
+        while True:
+            try:
+                return action()
+            except StorageError as exc:
+                if not exc.transient or time.monotonic() + wait > end:
+                    raise StepFailure("infra", exc.reason, str(exc)) from exc
+                if told is not None and not troubled:
+                    troubled = True
+                    told(exc)
+            _nap(wait * random.uniform(0.5, 1.0), stopped)
+            wait = min(wait * 2, _BACKOFF_CAP)
+    finally:
+        if told is not None and troubled:
+            told(None)
+
+
+def _nap(seconds: float, stopped: Callable[[], bool]) -> None:
+    """Sleeps in short pieces, so that a stop is heard soon."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if stopped():
+            raise StepFailure("stopped", "Stopped", "stopped while waiting for storage")
+        time.sleep(min(left, 0.2))
 
 
 def object_key(run: str, path: str) -> str:
@@ -67,8 +85,15 @@ def object_key(run: str, path: str) -> str:
 class Fetcher:
     """Inputs of one worker's attempts. Thread-safe; one transfer per object at a time."""
 
-    def __init__(self, cache: Cache, call_peer: Call, own_address: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        call_peer: Call,
+        own_address: Callable[[], str],
+        told: Callable[[str, StorageError | None], None] = lambda run, error: None,
+    ) -> None:
         self._cache = cache
+        self._told = told
         self._call_peer = call_peer
         self._own_address = own_address
         self._lock = threading.Lock()
@@ -131,7 +156,7 @@ class Fetcher:
             data = b"".join(self._from_peer(run, handle, start, length))
             if hashlib.sha256(data).digest() == digest:
                 return data
-        data = patiently(lambda: self._get(run, store, handle, start, length), stopped)
+        data = patiently(lambda: self._get(run, store, handle, start, length), stopped, told=partial(self._told, run))
         if hashlib.sha256(data).digest() != digest:
             raise _corrupt(run, handle)
         return data
@@ -245,7 +270,7 @@ class Fetcher:
         # Read once more before calling it corrupt: a short read or a flipped bit on the way is not the
         # object's fault.
         for _ in range(2):
-            patiently(lambda: _absent_is_final(read, run, handle), stopped)
+            patiently(lambda: _absent_is_final(read, run, handle), stopped, told=partial(self._told, run))
             with open(path, "rb") as file:
                 hasher = hashlib.sha256()
                 while piece := file.read(CHUNK):

@@ -174,7 +174,7 @@ class Journal:
         self.store = store
         self.run = run
         self.epoch = folded.epoch
-        self.on_trouble: Callable[[str | None], None] | None = None
+        self.on_trouble: Callable[[StorageError | None], None] | None = None
         self._seg = folded.seg
         self._prev = folded.digest
         self._dead: JournalError | None = None
@@ -260,7 +260,7 @@ class Journal:
                 if not error.transient and time.monotonic() - started > PATIENCE:
                     raise
                 troubled = True
-                self._tell(str(error))
+                self._tell(error)
             if self._closing.wait(wait * random.uniform(0.5, 1.0)):
                 raise Closed()
             wait = min(wait * 2, BACKOFF_CAP)
@@ -283,9 +283,9 @@ class Journal:
         """Ends a waiting ``append`` (``Closed``) and refuses later ones. Writes nothing."""
         self._closing.set()
 
-    def _tell(self, message: str | None) -> None:
+    def _tell(self, error: StorageError | None) -> None:
         if self.on_trouble is not None:
-            self.on_trouble(message)
+            self.on_trouble(error)
 
 
 def read_all(store: Store, run: str) -> Folded:

@@ -26,6 +26,8 @@ STOP_PATIENCE = 30.0
 TAKEOVER_WAIT = 30.0
 _NO_HANDLE = dict.fromkeys(("u", "b", "w", "n", "x", "m"))
 TEXT_CAP = 4096
+# Who waits for storage, besides workers.
+JOURNAL = ""
 TRACE_CAP = 16384
 TAIL_LINES = 100
 
@@ -57,7 +59,7 @@ class LiveRun:
         self.refused: dict[run_.Task, tuple[str, str]] = {}
         self.failed: list[tuple[int, int, int, str]] = []
         self.lost: list[Address] = []
-        self.trouble: str | None = None
+        self.troubles: set[str] = set()
         self._adopt(journal, folded)
         self.committer = self._make_committer()
 
@@ -67,8 +69,9 @@ class LiveRun:
         self.journal: Journal = journal
         loop = asyncio.get_running_loop()
 
-        def on_trouble(message: str | None) -> None:
-            loop.call_soon_threadsafe(self._on_trouble, message)
+        def on_trouble(error: StorageError | None) -> None:
+            reason, message = (error.reason, str(error)) if error else ("", "")
+            loop.call_soon_threadsafe(self.storage_told, JOURNAL, reason, message)
 
         journal.on_trouble = on_trouble
         code = self.code
@@ -353,13 +356,18 @@ class LiveRun:
         if tasks and not self.ended:
             self.events.add("committed", tasks=[list(t) for t in tasks], seg=segment)
 
-    def _on_trouble(self, message: str | None) -> None:
-        if self.ended or message == self.trouble:
-            return
-        state = "up" if message is None else "down"
-        if not (message and self.trouble):
-            self.events.add("storage", state=state, message=message or "", pending=self.committer.records)
-        self.trouble = message
+    def storage_told(self, who: str, reason: str, message: str) -> None:
+        """The journal or a worker waits for storage, or (no message) does not any more."""
+        before = bool(self.troubles)
+        if message:
+            self.troubles.add(who)
+        else:
+            self.troubles.discard(who)
+        now = bool(self.troubles)
+        if now != before and not self.ended:
+            state = "down" if now else "up"
+            pending = self.committer.records
+            self.events.add("storage", state=state, message=message, pending=pending, reason=reason)
 
     def _on_broken(self, error: BaseException) -> None:
         if isinstance(error, Fenced):

@@ -11,7 +11,7 @@ from daskade_runtime.cache import Cache
 from daskade_runtime.definitions import Run
 from daskade_runtime.errors import StepFailure
 from daskade_runtime.fetch import object_key, patiently
-from daskade_runtime.storage import Exists, Store
+from daskade_runtime.storage import Exists, StorageError, Store
 
 _PIECE = 16 << 20
 
@@ -24,6 +24,7 @@ def publish(
     cache: Cache,
     address: str,
     stopped: Callable[[], bool],
+    told: Callable[[StorageError | None], None],
 ) -> dict[str, Any]:
     """Makes an output available beyond its attempt; the attempt's reply, with the handle.
 
@@ -39,11 +40,11 @@ def publish(
         key = object_key(run.uid, where)
         put = _create if declared and step.get("if_exists") == "error" else _replace
         if path is None:
-            patiently(lambda: put(run.store, key, data, None, answer), stopped)
+            patiently(lambda: put(run.store, key, data, None, answer), stopped, told=told)
         else:
             entry = cache.add((run.uid, answer["d"]), path, answer["z"])
             try:
-                patiently(lambda: put(run.store, key, None, entry.path, answer), stopped)
+                patiently(lambda: put(run.store, key, None, entry.path, answer), stopped, told=told)
             finally:
                 cache.unpin(entry)
             handle["w"] = address

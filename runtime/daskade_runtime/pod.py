@@ -39,7 +39,11 @@ CONNECT_WAIT = 5.0
 START_WAIT = 5.0
 # Dask's settings, beyond which its defaults hold: people's own clients share the cluster with our runs. The
 # environment (DASK_…) wins.
-SETTINGS = {"distributed.admin.large-graph-warning-threshold": "1GB"}
+SETTINGS = {
+    "distributed.admin.large-graph-warning-threshold": "1GB",
+    # What Dask has had as its default since 2022.11; releases before that pile tasks up on workers.
+    "distributed.scheduler.worker-saturation": 1.1,
+}
 
 
 def explain(reason: str, message: str) -> None:

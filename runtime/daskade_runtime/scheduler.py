@@ -397,6 +397,8 @@ class Runtime:
                     live.answered(event["s"], event["i"], event["a"], event.get("answer", event), name)
                 elif kind == "back":
                     live.returned(event["s"], event["i"], event["a"])
+                elif kind == "storage":
+                    live.storage_told(name, str(event["reason"]), str(event["message"]))
                 elif kind == "logs":
                     lines = {"k": "logs", "w": event.get("w") or name, "lines": event["lines"]}
                     if event.get("dropped"):
@@ -422,6 +424,7 @@ class Runtime:
         told = self.workers.removed(address)
         for live in self.runs.values():
             live.events.add("worker", state="removed", **told)
+            live.storage_told(told["name"], "", "")
         self.dispatcher.workers_changed()
 
     # ---------------------------------------------------- what the dispatcher calls
@@ -503,7 +506,7 @@ class Runtime:
         while not self.closing:
             await asyncio.sleep(FENCE_CHECK)
             for live in list(self.runs.values()):
-                if not live.committer.idle or live.trouble:
+                if not live.committer.idle or live.troubles:
                     continue
                 journal = live.journal
                 try:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import shutil
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,6 +38,7 @@ from daskade_runtime.outbox import Events
 from daskade_runtime.outputs import publish
 from daskade_runtime.pool import Pool
 from daskade_runtime.process import Child, Killed, ProcessDied, Stale, describe_exit
+from daskade_runtime.storage import StorageError
 
 log = logging.getLogger("distributed.daskade")
 
@@ -123,12 +126,14 @@ class WorkerState:
         self.pool.prestart(min(self.threads, PRESTART_CAP))
         self.cache = Cache(os.path.join(self.directory, "cache"), 1 << 30)
         self.definitions = Definitions(self._ask_definitions, os.path.join(self.directory, "code"))
-        self.fetcher = Fetcher(self.cache, self._call_peer, lambda: str(worker.address))
+        self.fetcher = Fetcher(self.cache, self._call_peer, lambda: str(worker.address), self._storage)
         self.gatherer = Gatherer(self.fetcher, self._ask_handle)
         self.events = Events(worker)
         self.bundles = Bundles(self.events.post)
         self.logs = LogHub(self.name, self._live_lines)
         self.devices = Devices(device_ids(compat.resources(worker).get("GPU", 0)))
+        self._troubles: Counter[str] = Counter()
+        self._troubles_lock = threading.Lock()
         self.live: dict[Task, Attempt] = {}
         self._stopped: dict[Task, None] = {}
         self._closing = False
@@ -212,7 +217,8 @@ class WorkerState:
                 raise
             lines.finish()
             address = str(self.worker.address)
-            return publish(run, step, attempt.task, answer, self.cache, address, attempt.stopped)
+            told = functools.partial(self._storage, run.uid)
+            return publish(run, step, attempt.task, answer, self.cache, address, attempt.stopped, told)
         finally:
             for entry in pins:
                 self.cache.unpin(entry)
@@ -450,6 +456,17 @@ class WorkerState:
         self._cut = gone
         self.bundles.look()
         self.loop.call_later(_WATCH_EVERY, self._watch)
+
+    def _storage(self, run: str, error: StorageError | None) -> None:
+        """An attempt of the run begins or ends to wait for storage; the first and the last one are told."""
+        with self._troubles_lock:
+            before = self._troubles[run]
+            self._troubles[run] += 1 if error else -1
+            if error and not before:
+                self.events.post({"k": "storage", "run": run, "reason": error.reason, "message": str(error)})
+            elif not self._troubles[run]:
+                del self._troubles[run]
+                self.events.post({"k": "storage", "run": run, "reason": "", "message": ""})
 
     def kill(self) -> None:
         """Ends all steps now: the worker has lost its scheduler, or goes."""

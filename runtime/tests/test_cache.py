@@ -281,6 +281,17 @@ def test_trouble_that_may_pass_is_waited_out(monkeypatch: pytest.MonkeyPatch) ->
     assert flaky.calls == 4
 
 
+def test_trouble_is_told_once_and_so_is_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "_BACKOFF_FIRST", 0.01)
+    said: list[StorageError | None] = []
+    patiently(Flaky(3), never, told=said.append)
+    assert [error and error.reason for error in said] == ["StorageUnreachable", None]
+    with pytest.raises(StepFailure):
+        patiently(Flaky(1, transient=False), never, told=said.append)
+    patiently(Flaky(0), never, told=said.append)
+    assert len(said) == 2
+
+
 def test_trouble_that_lasts_is_the_attempts_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "_BACKOFF_FIRST", 0.05)
     flaky = Flaky(10**9)

@@ -335,11 +335,11 @@ def flaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flaky:
 def test_a_lost_reply_is_recognised_by_the_nonce(flaky: Flaky) -> None:
     flaky.trouble = ["lost reply"]
     mine = opened(flaky)
-    said: list[str | None] = []
+    said: list[StorageError | None] = []
     mine.on_trouble = said.append
     flaky.trouble = ["lost request", "lost reply"]
     assert mine.append([committed(0)]) == 1
-    assert said == ["timeout", "timeout", None]
+    assert [error and str(error) for error in said] == ["timeout", "timeout", None]
     assert mine.append([committed(1)]) == 2
     assert read_all(flaky, RUN).seg == 2
 

@@ -417,7 +417,7 @@ def test_a_conflict_that_is_still_being_decided_is_not_a_defeat(keys: S3Server) 
 def test_an_append_waits_for_a_server_that_is_down(keys: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(keys.storage("down"))
     mine, _ = Journal.open(store, "run", None, True, OPENED)
-    said: list[str | None] = []
+    said: list[StorageError | None] = []
     mine.on_trouble = said.append
     keys.down()
     try:

@@ -142,7 +142,8 @@ pub struct WorkerGroup {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::image")]
     pub image: Option<String>,
-    /// Resources of one worker, for example `{limits: {cpu: "2", memory: 8Gi}}`.
+    /// Resources of one worker, for example `{limits: {cpu: "2", memory: 8Gi}}`. Default: half a CPU per thread requested,
+    /// 2Gi of memory requested and as limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
     /// GPUs of one worker.

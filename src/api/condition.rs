@@ -66,6 +66,7 @@ pub const CONDITION_REASONS: &[Reason] = &[
     ("PipelineNotFound", "The Pipeline does not exist yet; waiting for it."),
     ("ClusterNotFound", "The DaskCluster does not exist yet; waiting for it."),
     ("SecretNotFound", "A Secret or a key in it does not exist yet; waiting for it."),
+    ("ServiceAccountNotFound", "The ServiceAccount that a spec names does not exist; waiting for it."),
     ("NoWorkers", "No worker can run the waiting steps now; waiting."),
     ("Unschedulable", "Kubernetes finds no node for a pod; the message quotes it."),
     ("ImagePull", "An image cannot be pulled; the message quotes the registry."),

@@ -50,6 +50,8 @@ fn tidied(crd: CustomResourceDefinition) -> Option<Value> {
     let mut document = serde_json::to_value(crd).ok()?;
     let schema = root_schema(&mut document)?;
     tidy(schema);
+    // What `kubectl explain` shows first; the derived text there says nothing.
+    schema["description"] = schema.pointer("/properties/spec/description")?.clone();
     schema["x-kubernetes-validations"] = json!([{
         "rule": format!(
             "self.metadata.name.size() <= {OBJECT_NAME_MAX} && self.metadata.name.matches('{DNS_LABEL_PATTERN}')"

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use serde_json::{Map, Value, json};
 
 use super::options::{Output, ShowOptions};
-use super::progress::{clean, describe};
+use super::progress::{clean, describe, titled};
 use super::request::Frozen;
 use super::{Failure, exit, table};
 use crate::local::home::StorageNote;
@@ -108,8 +108,9 @@ fn base(frozen: &Frozen, storage: &StorageNote, state: &str) -> Map<String, Valu
 
 fn summary(frozen: &Frozen, storage: &StorageNote, report: &Report) -> String {
     let mut text = String::new();
+    let titles = frozen.titles();
     for failure in report.failures.iter().take(SHOWN_FAILURES) {
-        text.push_str(&failure_text(failure));
+        text.push_str(&failure_text(failure, titles.get(&failure.step)));
     }
     let more = report.failures.len().saturating_sub(SHOWN_FAILURES);
     if more > 0 {
@@ -131,8 +132,9 @@ fn summary(frozen: &Frozen, storage: &StorageNote, report: &Report) -> String {
 }
 
 /// Everything a person needs of one failed step.
-fn failure_text(failure: &StepFailure) -> String {
-    let mut text = format!("step {} failed: {}: {}\n", failure.task(), failure.kind, failure.message);
+fn failure_text(failure: &StepFailure, title: Option<&String>) -> String {
+    let task = titled(failure.task(), title);
+    let mut text = format!("step {task} failed: {}: {}\n", failure.kind, failure.message);
     let item = failure.item.map(|item| format!(", item {item}")).unwrap_or_default();
     let worker = if failure.worker.is_empty() { "none" } else { &failure.worker };
     let (step, attempt, class) = (&failure.step, failure.attempt, &failure.class);
@@ -170,8 +172,10 @@ fn failure_json(failure: &StepFailure) -> Value {
 fn result_text(value: &ResultValue) -> String {
     match value {
         ResultValue::Json(value) => table::plain(value),
+        ResultValue::Stored { uri, serializer, .. } if serializer == "list" => format!("{uri} (one output per item)"),
         ResultValue::Stored { uri, size, serializer } => format!("{uri} ({size} bytes, {serializer})"),
-        ResultValue::Missing => "(none)".to_owned(),
+        ResultValue::Missing { why: None } => "(none)".to_owned(),
+        ResultValue::Missing { why: Some(why) } => format!("(none: {why})"),
     }
 }
 

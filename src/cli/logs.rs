@@ -8,9 +8,10 @@ use super::Failure;
 use super::options::LogsOptions;
 use super::progress::clean;
 use super::request;
-use super::run::{home, read_notes, reader, store_failure, unknown_run};
+use super::run::{home, read_notes, reader, store_failure, thaw, unknown_run};
+use crate::problem::nearest;
 use crate::run::report::task_name;
-use crate::store::{LogFilter, LogLine};
+use crate::store::{LogFilter, LogLine, Reader};
 
 /// Workers put their lines into storage every two seconds or so.
 const POLL: Duration = Duration::from_millis(700);
@@ -35,6 +36,10 @@ pub(super) async fn logs(options: LogsOptions) -> Result<(), Failure> {
             && home.find_note(&uid).map_err(|error| read_notes(&error))?.is_some_and(|n| n.shown_state() == "Running");
         let logs = reader.logs(&uid, &filter, MAX_LINES).await.map_err(failed)?;
         print(&logs.lines, &mut shown_before)?;
+        if shown_before.is_empty() && !live {
+            known_step(&options, &reader, &uid).await?;
+            drop(writeln!(io::stderr(), "no log lines"));
+        }
         if logs.omitted > 0 && !live {
             let hint = "name a step to see fewer";
             drop(writeln!(io::stderr(), "{} more lines are in storage; {hint}", logs.omitted));
@@ -44,6 +49,21 @@ pub(super) async fn logs(options: LogsOptions) -> Result<(), Failure> {
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Refuses a step that the run does not have.
+async fn known_step(options: &LogsOptions, reader: &Reader, uid: &str) -> Result<(), Failure> {
+    let Some(step) = &options.step else { return Ok(()) };
+    // Without a journal there is nothing to say about steps.
+    let Ok(journal) = reader.read_journal(uid).await else { return Ok(()) };
+    let frozen = thaw(uid, journal.opened.spec.as_deref().unwrap_or_default())?;
+    let names: Vec<&str> = frozen.steps().map(|step| step.name.as_str()).collect();
+    if names.contains(&step.as_str()) {
+        return Ok(());
+    }
+    let near = nearest(step, names.iter().copied());
+    let hint = near.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+    Err(Failure::bad_input(format!("UnknownStep: run {uid} has no step {}{hint}", clean(step))))
 }
 
 /// Prints the lines that were not printed before. Workers put their lines into storage independently, so a later look

@@ -69,6 +69,16 @@ impl Failure {
         Self { code: exit::ENVIRONMENT, message: Some(message.into()) }
     }
 
+    /// Of a run that did not come to an end: says how to go on when what is in the way is gone.
+    fn with_hint(mut self, uid: &str) -> Self {
+        if self.code == exit::ENVIRONMENT
+            && let Some(message) = &mut self.message
+        {
+            message.push_str(&format!("\nthe run can go on: daskade resume {}", uid.get(..8).unwrap_or(uid)));
+        }
+        self
+    }
+
     /// Ends with `code`; what there is to say has been said.
     pub(crate) fn silent(code: u8) -> Self {
         Self { code, message: None }

@@ -1,5 +1,6 @@
 //! Progress of a run on standard error: a bar on a terminal, plain lines elsewhere.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -19,10 +20,12 @@ pub(super) struct Progress {
     said: Counts,
     said_at: Option<Instant>,
     started: Instant,
+    /// Names for people, of the steps that have one.
+    titles: BTreeMap<String, String>,
 }
 
 impl Progress {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(titles: BTreeMap<String, String>) -> Self {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
             || std::env::var("TERM").is_ok_and(|term| term == "dumb");
         let bar = (io::stderr().is_terminal() && !plain).then(|| {
@@ -31,7 +34,7 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        Self { bar, counts: Counts::default(), said: Counts::default(), said_at: None, started: Instant::now() }
+        Self { bar, counts: Counts::default(), said: Counts::default(), said_at: None, started: Instant::now(), titles }
     }
 
     /// A line that stays.
@@ -81,7 +84,8 @@ impl Observer for Progress {
             }
             Note::AttemptFailed(failure) => {
                 let end = if failure.terminal { "failed" } else { "failed, will be tried again" };
-                let (task, attempt, class) = (failure.task(), failure.attempt, &failure.class);
+                let (attempt, class) = (failure.attempt, &failure.class);
+                let task = titled(failure.task(), self.titles.get(&failure.step));
                 let first = failure.message.lines().next().unwrap_or_default();
                 format!("{task} attempt {attempt} {end} ({class}): {}: {first}", failure.kind)
             }
@@ -128,6 +132,11 @@ impl Observer for Progress {
     }
 }
 
+/// `step[item]`, with its name for people if it has one: `step[item] (join one month)`.
+pub(super) fn titled(task: String, title: Option<&String>) -> String {
+    title.map_or_else(|| task.clone(), |title| format!("{task} ({title})"))
+}
+
 /// `12/301 done, 4 running`.
 pub(super) fn describe(counts: &Counts) -> String {
     format!("{}/{} done{}", counts.done, counts.total, details(counts))
@@ -145,9 +154,15 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// Text that cannot steer a terminal: no escape sequences and no control characters but line breaks and tabs.
+/// Text that cannot steer a terminal: no escape sequences, no control characters but line breaks and tabs, and nothing
+/// that turns the direction of writing.
 pub(super) fn clean(text: &str) -> String {
-    strip_ansi_codes(text).chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+    strip_ansi_codes(text).chars().filter(|c| matches!(c, '\n' | '\t') || !(c.is_control() || turns(*c))).collect()
+}
+
+/// Marks, embeddings, overrides and isolates of bidirectional text.
+fn turns(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -157,6 +172,7 @@ mod tests {
     #[test]
     fn text_of_a_step_cannot_steer_the_terminal() {
         assert_eq!(clean("a\x1b[2Jb\x07\rc\td\n"), "abc\td\n");
+        assert_eq!(clean("a\u{202e}b\u{2066}c\u{5d0}é"), "abc\u{5d0}é");
     }
 
     #[test]

@@ -11,13 +11,15 @@ use sha2::{Digest, Sha256};
 use super::Failure;
 use super::options::{ClusterOptions, RunOptions, StorageOptions};
 use crate::api::cluster::DaskClusterSpec;
-use crate::api::pipeline::PipelineSpec;
+use crate::api::pipeline::{Deadlines, PipelineSpec};
+use crate::api::step::Step;
 use crate::cluster;
 use crate::local::fleet::GroupSpec;
 use crate::local::home::{Home, StorageNote};
 use crate::local::packing::{self, Code};
 use crate::manifest::{self, Loaded, Object};
 use crate::pipeline::{self, Plan, RunInfo};
+use crate::store;
 
 /// The frozen specification of a run, as the journal keeps it: enough to resume without the manifest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -48,6 +50,16 @@ impl Frozen {
             .map_err(|error| Failure::environment(format!("write down the run's specification: {error}")))?;
         let digest = hex::encode(Sha256::digest(&bytes));
         Ok((bytes, digest))
+    }
+
+    pub fn steps(&self) -> impl Iterator<Item = &Step> {
+        self.pipeline.steps.iter().chain(&self.pipeline.finally)
+    }
+
+    /// Names for people of the steps that have one.
+    pub fn titles(&self) -> BTreeMap<String, String> {
+        let titles = self.steps().filter_map(|step| Some((step.name.clone(), step.display_name.clone()?)));
+        titles.collect()
     }
 
     /// Checks and lowers the specification; all problems in one message, each with `place`, where it was read.
@@ -88,6 +100,9 @@ pub(super) fn request(options: &RunOptions) -> Result<Request, Failure> {
             step.worker_group = None;
         }
     }
+    if let Some(deadlines) = chosen.deadlines {
+        spec.deadlines = Some(over(spec.deadlines.unwrap_or_default(), deadlines));
+    }
     let mut params = chosen.params.clone();
     read_params(options, &spec, &mut params)?;
     let code = pack_code(&spec, &folder)?;
@@ -110,6 +125,8 @@ struct Chosen<'a> {
     file: PathBuf,
     spec: &'a PipelineSpec,
     params: Map<String, Value>,
+    /// Those of the run.
+    deadlines: Option<&'a Deadlines>,
 }
 
 fn choose<'a>(loaded: &'a [Loaded], wanted: Option<&str>) -> Result<Chosen<'a>, Failure> {
@@ -118,7 +135,7 @@ fn choose<'a>(loaded: &'a [Loaded], wanted: Option<&str>) -> Result<Chosen<'a>, 
         if let Object::Pipeline(pipeline) = &item.object {
             let name = pipeline.metadata.name.clone().unwrap_or_default();
             let file = item.file.clone();
-            candidates.push(Chosen { name, file, spec: &pipeline.spec, params: Map::new() });
+            candidates.push(Chosen { name, file, spec: &pipeline.spec, params: Map::new(), deadlines: None });
         }
     }
     // A PipelineRun in the files says with which parameters to run; it stands for its pipeline.
@@ -126,8 +143,9 @@ fn choose<'a>(loaded: &'a [Loaded], wanted: Option<&str>) -> Result<Chosen<'a>, 
         let Object::PipelineRun(run) = &item.object else { continue };
         let params: Map<String, Value> = run.spec.params.clone().into_iter().collect();
         let name = run.metadata.name.clone().unwrap_or_default();
+        let deadlines = run.spec.deadlines.as_ref();
         if let Some(spec) = &run.spec.pipeline_spec {
-            candidates.push(Chosen { name, file: item.file.clone(), spec, params });
+            candidates.push(Chosen { name, file: item.file.clone(), spec, params, deadlines });
         } else if let Some(reference) = &run.spec.pipeline_ref {
             let Some(at) = candidates.iter().position(|candidate| candidate.name == *reference) else {
                 return Err(Failure::bad_input(format!(
@@ -136,6 +154,7 @@ fn choose<'a>(loaded: &'a [Loaded], wanted: Option<&str>) -> Result<Chosen<'a>, 
                 )));
             };
             candidates[at].params = params;
+            candidates[at].deadlines = deadlines;
         }
     }
     let names: Vec<String> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
@@ -154,6 +173,15 @@ fn choose<'a>(loaded: &'a [Loaded], wanted: Option<&str>) -> Result<Chosen<'a>, 
             "the manifests hold several pipelines ({}); choose one by --pipeline NAME",
             names.join(", ")
         ))),
+    }
+}
+
+/// A run's deadlines; those that it does not set are the pipeline's.
+fn over(pipeline: Deadlines, run: &Deadlines) -> Deadlines {
+    Deadlines {
+        start: run.start.or(pipeline.start),
+        active: run.active.or(pipeline.active),
+        finally: run.finally.or(pipeline.finally),
     }
 }
 
@@ -265,15 +293,14 @@ pub(super) fn storage(
         spec.storage.as_ref().or_else(|| template.and_then(|template| template.storage.as_ref()))
     });
     let mut note = match (&options.storage, noted, manifest) {
-        (Some(url), _, _) => StorageNote { url: storage_url(url)?, endpoint: None, region: None },
+        (Some(text), _, _) => StorageNote { url: given_storage(text)?, endpoint: None, region: None },
         (None, Some(noted), _) => noted.clone(),
         (None, None, Some(storage)) => {
             StorageNote { url: storage.url.clone(), endpoint: storage.endpoint.clone(), region: storage.region.clone() }
         }
-        (None, None, None) => {
-            StorageNote { url: format!("file://{}", home.default_storage().display()), endpoint: None, region: None }
-        }
+        (None, None, None) => StorageNote { url: storage_url(&home.default_storage())?, endpoint: None, region: None },
     };
+    store::check_url(&note.url).map_err(|error| Failure::bad_input(format!("{}: {error}", error.reason())))?;
     if note.url.starts_with("s3://") {
         let endpoint = options.storage_endpoint.clone();
         note.endpoint = endpoint
@@ -288,11 +315,17 @@ pub(super) fn storage(
 }
 
 /// A URL, or a folder as people write it.
-fn storage_url(text: &str) -> Result<String, Failure> {
-    if text.contains("://") {
-        return Ok(text.trim_end_matches('/').to_owned());
-    }
-    let path = std::path::absolute(text)
-        .map_err(|error| Failure::bad_input(format!("--storage {text}: not a folder: {error}")))?;
-    Ok(format!("file://{}", path.display()))
+fn given_storage(text: &str) -> Result<String, Failure> {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        let path = std::path::absolute(text)
+            .map_err(|error| Failure::bad_input(format!("--storage {text}: not a folder: {error}")))?;
+        return storage_url(&path);
+    };
+    let rest = if rest == "/" { rest } else { rest.trim_end_matches('/') };
+    Ok(format!("{scheme}://{rest}"))
+}
+
+fn storage_url(path: &Path) -> Result<String, Failure> {
+    let url = store::folder_url(path);
+    url.ok_or_else(|| Failure::bad_input(format!("{}: not the path of a folder", path.display())))
 }

@@ -1,7 +1,6 @@
 //! `run` and `resume`: prepare, drive, report.
 
 use std::fs;
-use std::path::Path;
 use std::process;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,6 +12,9 @@ use super::options::{ClusterOptions, ResumeOptions, RunOptions, ShowOptions};
 use super::progress::Progress;
 use super::request::{self, Frozen, Request};
 use super::{Failure, exit, finish};
+use crate::api::duration::Duration as Span;
+use crate::api::pipeline::Deadlines;
+use crate::dask::{Address, Scheme};
 use crate::local::home::{Home, RunNote, SchedulerNote, StorageNote, WorkerNote};
 use crate::local::packing::{self, Code};
 use crate::local::{Environment, Fleet, FleetSpec, environment};
@@ -20,6 +22,9 @@ use crate::pipeline::Plan;
 use crate::problem::nearest;
 use crate::run::{DriveError, Fabric, Patience, Report, RunSpec, StorageSpec, TlsPaths, drive};
 use crate::store;
+
+/// A run of which no step starts within this time has failed, unless the pipeline says otherwise.
+const START_DEADLINE: Duration = Duration::from_secs(30 * 60);
 
 /// What `run` and `resume` have in common once the run is known.
 struct Job {
@@ -76,7 +81,7 @@ pub(super) async fn resume(options: ResumeOptions) -> Result<(), Failure> {
 }
 
 /// The specification as the journal keeps it.
-fn thaw(uid: &str, bytes: &[u8]) -> Result<Frozen, Failure> {
+pub(super) fn thaw(uid: &str, bytes: &[u8]) -> Result<Frozen, Failure> {
     let frozen: Frozen = serde_json::from_slice(bytes).map_err(|error| {
         Failure::environment(format!("RecordUnreadable: the specification in the journal of run {uid}: {error}"))
     })?;
@@ -90,7 +95,7 @@ fn thaw(uid: &str, bytes: &[u8]) -> Result<Frozen, Failure> {
 }
 
 async fn execute(job: Job, cluster: &ClusterOptions, show: &ShowOptions) -> Result<(), Failure> {
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(job.frozen.titles());
     let note = RunNote {
         uid: job.frozen.uid.clone(),
         name: job.frozen.name.clone(),
@@ -115,6 +120,7 @@ async fn execute(job: Job, cluster: &ClusterOptions, show: &ShowOptions) -> Resu
             finish::report(&job.frozen, &job.storage, &report, show)
         }
         Err(failure) => {
+            let failure = failure.with_hint(&job.frozen.uid);
             let state = if failure.code == exit::CANCELLED { "Cancelled" } else { "Interrupted" };
             keeper.finish(state, failure.message.clone(), None);
             finish::broken(&job.frozen, &job.storage, &failure, show)?;
@@ -133,6 +139,8 @@ async fn carry_out(
 ) -> Result<Report, Failure> {
     check_folder(&job.storage)?;
     let (spec, digest) = job.frozen.to_bytes()?;
+    let deadlines = job.frozen.pipeline.deadlines.as_ref();
+    let deadline = |which: fn(&Deadlines) -> Option<&Span>| deadlines.and_then(which).map(|span| span.to_std());
     let run = RunSpec {
         uid: job.frozen.uid.clone(),
         name: job.frozen.name.clone(),
@@ -148,17 +156,11 @@ async fn carry_out(
         create: job.create,
         logs: show.logs,
         ignore_resources: cluster.ignore_resources,
-        deadline: job.frozen.pipeline.deadlines.as_ref().and_then(|d| d.active.as_ref()).map(|d| d.to_std()),
+        deadline: deadline(|deadlines| deadlines.active.as_ref()),
+        start_deadline: Some(deadline(|deadlines| deadlines.start.as_ref()).unwrap_or(START_DEADLINE)),
         patience: Patience::default(),
     };
-    let named = job.frozen.pipeline.cluster.as_ref().and_then(|choice| choice.address.clone());
-    if let Some(address) = cluster.address.clone().or(named) {
-        let tls = match (&cluster.tls_ca, &cluster.tls_cert, &cluster.tls_key) {
-            (Some(ca), Some(cert), Some(key)) => {
-                Some(TlsPaths { ca: ca.clone(), cert: cert.clone(), key: key.clone() })
-            }
-            _ => None,
-        };
+    if let Some((address, tls)) = remote(&job.frozen, cluster)? {
         keeper.scheduler(&address);
         progress.phase(&format!("connecting to {address}"));
         let mut fabric = Fabric::Remote { address, tls };
@@ -190,6 +192,21 @@ async fn carry_out(
         drop(fs::remove_dir_all(&scratch));
     }
     driven.map_err(drive_failure)
+}
+
+/// The cluster of others that the run uses, if any: the option's, else the manifest's.
+fn remote(frozen: &Frozen, cluster: &ClusterOptions) -> Result<Option<(String, Option<TlsPaths>)>, Failure> {
+    let named = frozen.pipeline.cluster.as_ref().and_then(|choice| choice.address.as_ref());
+    let Some(text) = cluster.address.as_ref().or(named) else { return Ok(None) };
+    let address: Address = text.parse().map_err(|error| Failure::bad_input(format!("--address: failed to {error}")))?;
+    let tls = match (&cluster.tls_ca, &cluster.tls_cert, &cluster.tls_key) {
+        (Some(ca), Some(cert), Some(key)) => Some(TlsPaths { ca: ca.clone(), cert: cert.clone(), key: key.clone() }),
+        _ => None,
+    };
+    if address.scheme() == Scheme::Tls && tls.is_none() {
+        return Err(Failure::bad_input(format!("{text} needs certificates: give --tls-ca, --tls-cert and --tls-key")));
+    }
+    Ok(Some((text.clone(), tls)))
 }
 
 /// The environment with the pipeline's requirements; ends early if the user cancels.
@@ -234,12 +251,14 @@ async fn dashboard(
 
 /// A directory store must be there and writable before anything is started.
 fn check_folder(storage: &StorageNote) -> Result<(), Failure> {
-    let Some(path) = storage.url.strip_prefix("file://") else { return Ok(()) };
-    let probe = Path::new(path).join(format!(".daskade-probe-{}", process::id()));
-    fs::create_dir_all(path)
+    let Some(folder) = store::folder_of(&storage.url) else { return Ok(()) };
+    let probe = folder.join(format!(".daskade-probe-{}", process::id()));
+    fs::create_dir_all(&folder)
         .and_then(|()| fs::write(&probe, b"probe"))
         .and_then(|()| fs::remove_file(&probe))
-        .map_err(|error| Failure::environment(format!("StorageUnreachable: cannot write to {path}: {error}")))
+        .map_err(|error| {
+            Failure::environment(format!("StorageUnreachable: cannot write to {}: {error}", folder.display()))
+        })
 }
 
 fn drive_failure(error: DriveError) -> Failure {

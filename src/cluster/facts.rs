@@ -117,6 +117,8 @@ pub struct SchedulerState {
     /// By name.
     pub workers: BTreeMap<String, WorkerFact>,
     pub demand: Vec<Ask>,
+    /// What was asked for a short while ago, and is not any more.
+    pub recent: Vec<Recent>,
     pub runs: u32,
     pub clients: u32,
     pub tasks: u64,
@@ -144,6 +146,13 @@ pub struct Ask {
     pub group: Option<String>,
     pub resources: BTreeMap<String, f64>,
     pub count: u64,
+}
+
+/// A demand that has ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recent {
+    pub ask: Ask,
+    pub until: Timestamp,
 }
 
 /// The certificates of the cluster.

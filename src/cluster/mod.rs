@@ -6,7 +6,7 @@ mod group;
 pub mod names;
 pub mod plan;
 pub mod pods;
-mod scale;
+pub mod scale;
 pub mod status;
 pub mod trouble;
 mod validate;

@@ -8,8 +8,7 @@ use std::{
 use super::{
     effective_groups,
     facts::{Cluster, Facts, Phase, PodFact, Role, SchedulerFact, SchedulerState, Slot},
-    names,
-    scale::desired,
+    scale::{Desired, desired},
 };
 use crate::api::cluster::SchedulerRollout;
 
@@ -23,6 +22,9 @@ const REPLACE_AFTER: i64 = 10;
 const REPLACE_AFTER_MOST: i64 = 300;
 /// Workers that drain are looked at again after this.
 const DRAIN_LOOK: Duration = Duration::from_secs(2);
+/// A cluster that is suspended waits so long for a scheduler that does not answer, in seconds; then its workers go without
+/// being drained.
+const UNASKED: i64 = 60;
 
 /// Hashes of the templates that the spec asks for now.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -83,6 +85,8 @@ pub fn plan(cluster: &Cluster, templates: &Templates, facts: &Facts) -> Plan {
     pass.force_what_hangs();
     pass.groups();
     pass.scheduler();
+    // The scheduler first: without it workers only take the room that it needs.
+    pass.plan.create.sort_by_key(|slot| slot.role != Role::Scheduler);
     pass.plan
 }
 
@@ -98,6 +102,25 @@ impl Pass<'_> {
         match &self.facts.scheduler {
             SchedulerFact::Answers(state) => Some(state),
             SchedulerFact::Unknown | SchedulerFact::Unreachable { .. } => None,
+        }
+    }
+
+    /// Whether nobody will drain the workers of a suspended cluster any more. If it may still answer, a look is planned.
+    fn is_lost(&mut self) -> bool {
+        let facts = self.facts;
+        let is_live = |pod: &&PodFact| pod.slot.role == Role::Scheduler && pod.deleting.is_none();
+        let live = facts.pods.iter().filter(is_live).any(|pod| pod.phase == Phase::Running && pod.ready);
+        match &facts.scheduler {
+            SchedulerFact::Answers(_) => false,
+            // It will be asked in a moment, unless it cannot be.
+            SchedulerFact::Unknown => !live || facts.tls.trouble.is_some(),
+            SchedulerFact::Unreachable { since, .. } => {
+                let left = UNASKED - facts.now.duration_since(*since).as_secs();
+                if live && left > 0 {
+                    self.wake(Duration::from_secs(left.unsigned_abs()));
+                }
+                !live || left <= 0
+            }
         }
     }
 
@@ -151,7 +174,7 @@ impl Pass<'_> {
         if self.cluster.spec.suspend {
             // Its workers first: they drain through it.
             let workers = facts.pods.iter().any(|pod| pod.slot.role != Role::Scheduler && pod.deleting.is_none());
-            if !workers || self.state().is_none() {
+            if !workers || self.is_lost() {
                 for pod in live {
                     self.delete(pod, "the cluster is suspended");
                 }
@@ -190,21 +213,19 @@ impl Pass<'_> {
 
     fn groups(&mut self) {
         let groups = effective_groups(&self.cluster.spec);
-        let wanted = desired(self.cluster, &groups, self.facts);
-        for pod in &self.facts.pods {
-            let Role::Worker { group, .. } = &pod.slot.role else { continue };
-            if !groups.iter().any(|known| known.name == *group)
-                && !self.plan.groups.iter().any(|known| known.name == *group)
-            {
-                self.group(group, 0);
-            }
+        let Desired { workers, until } = desired(self.cluster, &groups, self.facts);
+        if let Some(until) = until {
+            self.wake(until);
         }
-        for (group, desired) in groups.iter().zip(wanted) {
+        // Groups that the spec does not have any more are cleared.
+        let there: BTreeSet<&String> = self.facts.pods.iter().filter_map(group_of).collect();
+        for name in there.into_iter().filter(|name| groups.iter().all(|group| group.name != **name)) {
+            self.group(name, 0);
+        }
+        for (group, desired) in groups.iter().zip(workers) {
             self.group(&group.name, desired);
             self.plan.groups.push(GroupPlan { name: group.name.clone(), desired });
         }
-        // Groups that the spec does not have any more were only cleared.
-        self.plan.groups.retain(|plan| groups.iter().any(|group| group.name == plan.name));
     }
 
     fn group(&mut self, name: &str, desired: u32) {
@@ -217,16 +238,17 @@ impl Pass<'_> {
             })
             .collect();
         let (ended, live): (Vec<&PodFact>, Vec<&PodFact>) = pods.iter().partition(|pod| pod.phase == Phase::Ended);
-        let mut held = 0;
-        for pod in ended {
-            if self.may_replace(pod) {
-                self.delete(pod, "it has ended");
-            } else {
-                held += 1; // it keeps its place until it may be replaced
-            }
-        }
         let (leaving, mut staying): (Vec<&PodFact>, Vec<&PodFact>) =
             live.into_iter().partition(|pod| self.worker(pod).is_some_and(|worker| worker.draining));
+        let mut held = 0;
+        for pod in ended {
+            // It keeps its place until it may be replaced, if the place is wanted at all.
+            if staying.len() as u32 + held >= desired || self.may_replace(pod) {
+                self.delete(pod, "it has ended");
+            } else {
+                held += 1;
+            }
+        }
         let done: Vec<String> = leaving
             .iter()
             .filter(|pod| self.worker(pod).is_some_and(|worker| worker.tasks == 0))
@@ -238,19 +260,16 @@ impl Pass<'_> {
         self.plan.retire.extend(done);
         let hash = self.templates.groups.get(name);
         self.sort_victims_last(&mut staying, hash);
-        let count = staying.len() as u32 + held;
-        let surplus = count.saturating_sub(desired).min(staying.len() as u32) as usize;
+        let surplus = (staying.len() as u32).saturating_sub(desired) as usize;
         let victims = staying.split_off(staying.len() - surplus);
         self.remove(&victims);
         let roll = self.outdated_to_roll(&staying, hash, desired, leaving.len());
-        let rolled = roll.len() as u32;
-        self.remove(&roll);
+        let rolled = self.remove(&roll);
         let missing = desired.saturating_sub((staying.len() as u32 + held).saturating_sub(rolled));
-        let mut taken: BTreeSet<u32> = pods.iter().filter_map(|pod| number(pod)).collect();
-        for _ in 0..missing {
-            let free = (0..).find(|number| !taken.contains(number)).unwrap_or_default();
-            taken.insert(free);
-            self.create(Role::Worker { group: name.to_owned(), number: free });
+        let taken: BTreeSet<u32> = pods.iter().filter_map(|pod| number(pod)).collect();
+        let free = (0..).filter(|number| !taken.contains(number));
+        for number in free.take(missing as usize) {
+            self.create(Role::Worker { group: name.to_owned(), number });
         }
     }
 
@@ -269,14 +288,26 @@ impl Pass<'_> {
     }
 
     /// Has workers go: by draining, or at once where there is nothing to drain. If the scheduler cannot be asked, none goes,
-    /// unless everything is to go.
-    fn remove(&mut self, victims: &[&PodFact]) {
+    /// unless everything is to go. Tells how many do go.
+    fn remove(&mut self, victims: &[&PodFact]) -> u32 {
         if victims.is_empty() {
-            return;
+            return 0;
         }
-        let Some(state) = self.state() else {
+        let before = self.plan.delete.len() + self.plan.drain.len();
+        if let Some(state) = self.state() {
+            let (known, unknown): (Vec<&PodFact>, Vec<&PodFact>) =
+                victims.iter().partition(|pod| state.workers.contains_key(&pod.name));
+            for pod in unknown {
+                self.delete(pod, "it is not wanted any more");
+            }
+            if !known.is_empty() {
+                self.wake(DRAIN_LOOK);
+            }
+            self.plan.drain.extend(known.iter().map(|pod| pod.name.clone()));
+        } else {
+            let suspended = self.cluster.spec.suspend && self.is_lost();
             for pod in victims {
-                if self.cluster.spec.suspend {
+                if suspended {
                     self.delete(pod, "the cluster is suspended");
                 } else if pod.ip.is_none() && !pod.ready {
                     self.delete(pod, "it has not started and is not wanted any more");
@@ -284,17 +315,8 @@ impl Pass<'_> {
                     self.plan.blind = true;
                 }
             }
-            return;
-        };
-        let (known, unknown): (Vec<&PodFact>, Vec<&PodFact>) =
-            victims.iter().partition(|pod| state.workers.contains_key(&pod.name));
-        for pod in unknown {
-            self.delete(pod, "it is not wanted any more");
         }
-        if !known.is_empty() {
-            self.wake(DRAIN_LOOK);
-        }
-        self.plan.drain.extend(known.iter().map(|pod| pod.name.clone()));
+        (self.plan.delete.len() + self.plan.drain.len() - before) as u32
     }
 
     /// Outdated workers that are replaced now: so many that at most a quarter (and at least one) is missing at a time.
@@ -316,10 +338,19 @@ impl Pass<'_> {
         let missing = desired as usize - (staying.len()).min(desired as usize);
         let may_miss = (desired as usize / 4).max(1);
         let room = may_miss.saturating_sub(arriving + missing + leaving);
-        // What never got ready is no loss.
+        // What never got ready is no loss. A worker that may have something to do is not taken unasked.
+        let asked = self.state().is_some();
         let (broken, sound): (Vec<&PodFact>, Vec<&PodFact>) =
-            old.into_iter().partition(|pod| !pod.ready && self.worker(pod).is_none());
+            old.into_iter().partition(|pod| !pod.ready && self.worker(pod).is_none() && (asked || pod.ip.is_none()));
+        let room = if asked { room } else { 0 };
         broken.into_iter().chain(sound.into_iter().rev().take(room)).collect()
+    }
+}
+
+fn group_of(pod: &PodFact) -> Option<&String> {
+    match &pod.slot.role {
+        Role::Worker { group, .. } => Some(group),
+        Role::Scheduler => None,
     }
 }
 
@@ -328,9 +359,4 @@ fn number(pod: &PodFact) -> Option<u32> {
         Role::Worker { number, .. } => Some(*number),
         Role::Scheduler => None,
     }
-}
-
-/// Names of pods that a plan makes, for those who show it.
-pub fn names_of(cluster: &str, slots: &[Slot]) -> Vec<String> {
-    slots.iter().map(|slot| names::pod(cluster, slot)).collect()
 }

@@ -1,56 +1,128 @@
 //! How many workers each group should have.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    facts::{Ask, Cluster, Facts, SchedulerFact, SchedulerState},
+    facts::{Ask, Cluster, Facts, Recent, SchedulerFact, SchedulerState},
     offers, threads,
 };
 use crate::api::cluster::WorkerGroup;
 
 /// A worker without work is kept this long: the next step of a run, or a person's next line, often follows at once.
 const KEEP_IDLE: Duration = Duration::from_secs(30);
+/// Demands that ended and are remembered at most: the largest of them.
+const RECENT: usize = 64;
+
+/// What is wanted now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// Workers per group, in the order of the groups.
+    pub workers: Vec<u32>,
+    /// After this time it is another number even if nothing happens.
+    pub until: Option<Duration>,
+}
 
 /// The number of workers wanted per group, in the order of `groups`.
-pub fn desired(cluster: &Cluster, groups: &[WorkerGroup], facts: &Facts) -> Vec<u32> {
+pub fn desired(cluster: &Cluster, groups: &[WorkerGroup], facts: &Facts) -> Desired {
     if cluster.spec.suspend {
-        return vec![0; groups.len()];
+        return Desired { workers: vec![0; groups.len()], until: None };
     }
     let SchedulerFact::Answers(state) = &facts.scheduler else {
-        return groups.iter().map(|group| without_word(group, cluster)).collect();
+        return Desired { workers: groups.iter().map(|group| without_word(group, cluster)).collect(), until: None };
     };
+    let mut waits = Vec::new();
     if let (Some(timeout), Some(since)) = (&cluster.spec.idle_timeout, state.idle_since) {
-        let idle = facts.now.duration_since(since);
-        if idle.unsigned_abs() >= timeout.to_std() && idle.is_positive() {
-            return vec![0; groups.len()];
+        match left(timeout.to_std(), since, facts.now) {
+            None => return Desired { workers: vec![0; groups.len()], until: None },
+            Some(left) => waits.push(left),
         }
     }
-    let needed = needed(groups, &state.demand);
-    groups.iter().zip(needed).map(|(group, needed)| sized(group, needed, cluster, state, facts)).collect()
+    let now = needed(groups, &state.demand);
+    let recent: Vec<&Recent> =
+        state.recent.iter().filter(|recent| left(KEEP_IDLE, recent.until, facts.now).is_some()).collect();
+    let most = needed(groups, &most(&state.demand, &recent));
+    let workers = groups.iter().zip(now.into_iter().zip(most)).map(|(group, (now, most))| {
+        let before = before(group, cluster);
+        match &group.autoscale {
+            None => group.replicas.unwrap_or(1),
+            Some(scale) => {
+                let (min, max) = (scale.min.unwrap_or(0).min(scale.max), scale.max);
+                let wanted = now.clamp(min, max);
+                let kept = most.clamp(min, max).min(before);
+                // An operator that has just begun knows of no demand before.
+                let rests = state.idle_since.and_then(|since| left(KEEP_IDLE, since, facts.now));
+                if before > wanted && rests.is_some() {
+                    waits.extend(rests);
+                    return before.clamp(min, max);
+                }
+                if kept > wanted {
+                    waits.extend(recent.iter().filter_map(|recent| left(KEEP_IDLE, recent.until, facts.now)));
+                }
+                wanted.max(kept)
+            }
+        }
+    });
+    Desired { workers: workers.collect(), until: waits.into_iter().min() }
 }
 
-/// Without a scheduler's word nobody knows what is needed: fixed groups are complete, others stay as they were.
+/// What of demands before is still remembered, when there is another one now.
+pub fn remember(before: &SchedulerState, now: Timestamp) -> Vec<Recent> {
+    let ended = before.demand.iter().map(|ask| Recent { ask: ask.clone(), until: now });
+    let known = before.recent.iter().filter(|recent| left(KEEP_IDLE, recent.until, now).is_some()).cloned();
+    let mut all: Vec<Recent> = ended.chain(known).collect();
+    // The largest first, and of equals the latest: what is smaller and older says nothing more.
+    all.sort_by_key(|recent| std::cmp::Reverse((recent.ask.count, recent.until)));
+    let mut kept: Vec<Recent> = Vec::new();
+    for recent in all {
+        let covers = |other: &Recent| is_alike(&other.ask, &recent.ask) && other.until >= recent.until;
+        if kept.len() < RECENT && !kept.iter().any(covers) {
+            kept.push(recent);
+        }
+    }
+    kept
+}
+
+/// The largest demand of now and lately, by what is asked for.
+fn most(demand: &[Ask], recent: &[&Recent]) -> Vec<Ask> {
+    let mut most: Vec<Ask> = demand.to_vec();
+    for Recent { ask, .. } in recent {
+        match most.iter_mut().find(|known| is_alike(known, ask)) {
+            Some(known) => known.count = known.count.max(ask.count),
+            None => most.push(ask.clone()),
+        }
+    }
+    most
+}
+
+fn is_alike(one: &Ask, other: &Ask) -> bool {
+    let amounts = |ask: &Ask| -> BTreeMap<String, u64> {
+        ask.resources.iter().map(|(name, amount)| (name.clone(), amount.to_bits())).collect()
+    };
+    one.group == other.group && amounts(one) == amounts(other)
+}
+
+/// What is left of a span that began at a moment; none if it is over.
+fn left(span: Duration, since: Timestamp, now: Timestamp) -> Option<Duration> {
+    let passed = now.duration_since(since).max(SignedDuration::ZERO).unsigned_abs();
+    span.checked_sub(passed).filter(|left| !left.is_zero())
+}
+
+/// Without a scheduler's word nobody knows what is needed: fixed groups are complete, others stay as they were. So do those
+/// that were taken away since nothing used the cluster.
 fn without_word(group: &WorkerGroup, cluster: &Cluster) -> u32 {
+    let known = cluster.status.groups.iter().find(|status| status.name == group.name);
     match &group.autoscale {
+        None if cluster.spec.idle_timeout.is_some() && known.is_some_and(|known| known.desired == 0) => 0,
         None => group.replicas.unwrap_or(1),
-        Some(scale) => {
-            let before = cluster.status.groups.iter().find(|status| status.name == group.name);
-            before.map_or(0, |status| status.desired).clamp(scale.min.unwrap_or(0).min(scale.max), scale.max)
-        }
+        Some(scale) => before(group, cluster).clamp(scale.min.unwrap_or(0).min(scale.max), scale.max),
     }
 }
 
-fn sized(group: &WorkerGroup, needed: u32, cluster: &Cluster, state: &SchedulerState, facts: &Facts) -> u32 {
-    let Some(scale) = &group.autoscale else { return group.replicas.unwrap_or(1) };
-    let (min, max) = (scale.min.unwrap_or(0).min(scale.max), scale.max);
-    let wanted = needed.clamp(min, max);
-    let before =
-        cluster.status.groups.iter().find(|status| status.name == group.name).map_or(0, |status| status.desired);
-    let rested = state.idle_since.is_none_or(|since| facts.now.duration_since(since).unsigned_abs() >= KEEP_IDLE);
-    if wanted < before && state.idle_since.is_some() && !rested {
-        return before.clamp(min, max);
-    }
-    wanted
+/// What was wanted when the status was last written.
+fn before(group: &WorkerGroup, cluster: &Cluster) -> u32 {
+    cluster.status.groups.iter().find(|status| status.name == group.name).map_or(0, |status| status.desired)
 }
 
 /// Workers that would let everything run at once that asks for it, per group.

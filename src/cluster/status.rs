@@ -15,6 +15,11 @@ use crate::api::{
     status::{DaskClusterStatus, GroupStatus, TlsStatus, Versions},
 };
 
+/// Bytes of one message: with 32 groups and all conditions a status stays below 64 KiB.
+const MESSAGE: usize = 1000;
+/// Bytes of a version.
+const VERSION: usize = 100;
+
 /// A condition before it has a time.
 struct Word {
     kind: ConditionType,
@@ -51,9 +56,9 @@ pub fn build_status(cluster: &Cluster, templates: &Templates, facts: &Facts, pla
         groups,
         versions: answers
             .map(|state| Versions {
-                dask: Some(state.dask.clone()),
-                python: Some(state.python.clone()),
-                runtime: Some(state.runtime.clone()),
+                dask: Some(version(&state.dask)),
+                python: Some(version(&state.python)),
+                runtime: Some(version(&state.runtime)),
             })
             .or_else(|| before.versions.clone()),
         tls: tls.then(|| TlsStatus {
@@ -198,6 +203,7 @@ fn words(
         .chain(facts.pods.iter().filter_map(|pod| pod.trouble.as_ref()))
         .find(|trouble| trouble.stalled);
     let behind = scheduler.status != "True" || workers.status != "True";
+    let stalled = stalled.filter(|_| behind);
     let (status, cause) = match (scheduler.status, workers.status) {
         ("True", "True") => ("True", &workers),
         ("True", _) => ("False", &workers),
@@ -212,7 +218,7 @@ fn words(
         reason: if working { "Progressing" } else { ready.reason },
         message: String::new(),
     };
-    let stalled = match stalled.filter(|_| behind) {
+    let stalled = match stalled {
         Some(trouble) => Word {
             kind: ConditionType::Stalled,
             status: "True",
@@ -239,8 +245,19 @@ fn condition(word: Word, cluster: &Cluster, now: Timestamp) -> Condition {
     }
 }
 
+/// A message without control characters, which fits the schema, and which leaves room for those of all other groups.
 fn bounded(message: &str) -> String {
-    message.chars().take(1000).collect()
+    clipped(message, MESSAGE)
+}
+
+/// What a scheduler says of itself: a few digits, or it says something else.
+fn version(text: &str) -> String {
+    clipped(text, VERSION)
+}
+
+fn clipped(text: &str, most: usize) -> String {
+    let end = (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn second(time: Timestamp) -> String {

@@ -119,6 +119,9 @@ pub fn from_api_error(code: u16, reason: &str, message: &str) -> Trouble {
     let text = quoted(message);
     let lower = message.to_ascii_lowercase();
     let said = |reason, help: &str, stalled| trouble(reason, format!("{text}; {help}"), stalled);
+    if lower.contains("because it is being terminated") {
+        return said("NamespaceTerminating", "the namespace is being deleted, and the cluster with it", true);
+    }
     if lower.contains("exceeded quota") {
         return said("QuotaExceeded", "raise the ResourceQuota or ask for less", false);
     }
@@ -129,8 +132,12 @@ pub fn from_api_error(code: u16, reason: &str, message: &str) -> Trouble {
         let help = "an admission webhook refuses it or does not answer";
         return said("AdmissionFailed", help, false);
     }
+    if lower.contains("serviceaccount") && lower.contains("not found") {
+        return said("ServiceAccountNotFound", "make the ServiceAccount, or name another one", false);
+    }
     match (code, reason) {
-        (403, _) if lower.contains("cannot") => said("Forbidden", "give the operator this right", false),
+        (401, _) => said("Forbidden", "the API server does not know the operator's account", false),
+        (403, _) if lower.contains("forbidden: user ") => said("Forbidden", "give the operator this right", false),
         (403 | 422, _) => said("PodRejected", "change the spec, or the policy that refuses it", true),
         (404, _) if lower.contains("namespace") => said("NamespaceTerminating", "the namespace is going", true),
         _ => said("ApiError", "it is tried again", false),

@@ -45,6 +45,10 @@ pub fn validate_named(name: &str, spec: &DaskClusterSpec, at: &str) -> Vec<Probl
     problems
 }
 
+/// Where our own volumes are mounted, and what their names begin with.
+const OUR_FOLDERS: [&str; 2] = ["/opt/daskade", "/etc/daskade"];
+const OUR_VOLUMES: &str = "daskade-";
+
 fn check_group(group: &WorkerGroup, at: &str, problems: &mut Vec<Problem>) {
     check_resources(group.resources.as_ref(), at, problems);
     check_env(&group.env, at, problems);
@@ -58,6 +62,15 @@ fn check_group(group: &WorkerGroup, at: &str, problems: &mut Vec<Problem>) {
         if volume.mount_path.split('/').any(|part| part == "..") {
             let message = "the path must not have a `..`";
             problems.push(Problem::new("InvalidValue", format!("{at}.volumes[{index}].mountPath"), message));
+        }
+        let ours = |folder: &&&str| path == **folder || path.starts_with(&format!("{folder}/"));
+        if let Some(folder) = OUR_FOLDERS.iter().find(ours) {
+            let message = format!("{folder} is where daskade mounts what it needs itself");
+            problems.push(Problem::new("Conflict", format!("{at}.volumes[{index}].mountPath"), message));
+        }
+        if volume.name.starts_with(OUR_VOLUMES) {
+            let message = format!("daskade's own volumes have names that begin with {OUR_VOLUMES}");
+            problems.push(Problem::new("Conflict", format!("{at}.volumes[{index}].name"), message));
         }
     }
     if let (Some(gpu), Some(resources)) = (&group.gpu, &group.resources) {
@@ -88,10 +101,13 @@ fn check_resources(resources: Option<&Resources>, at: &str, problems: &mut Vec<P
 }
 
 /// Variables that are ours to set: a user's value would take the worker from its cluster.
+const OURS: [&str; 5] =
+    ["DASK_SCHEDULER_ADDRESS", "DASKADE_CLUSTER", "DASKADE_POD_IP", "DASKADE_PYTHONPATH", "DASKADE_WORKER_NAME"];
+
 fn check_env(env: &[EnvVar], at: &str, problems: &mut Vec<Problem>) {
     for (index, variable) in env.iter().enumerate() {
-        if variable.name == "DASK_SCHEDULER_ADDRESS" {
-            let message = "daskade sets DASK_SCHEDULER_ADDRESS itself";
+        if OURS.contains(&variable.name.as_str()) {
+            let message = format!("daskade sets {} itself", variable.name);
             problems.push(Problem::new("Conflict", format!("{at}.env[{index}].name"), message));
         }
     }
@@ -117,6 +133,11 @@ mod tests {
                 {"name": "x", "mountPath": "/data", "emptyDir": {}},
                 {"name": "y", "mountPath": "/data/", "emptyDir": {}},
                 {"name": "z", "mountPath": "/a/../b", "emptyDir": {}}
+            ]},
+            {"name": "d", "env": [{"name": "DASKADE_WORKER_NAME", "value": "x"}], "volumes": [
+                {"name": "daskade-x", "mountPath": "/opt/daskade/", "emptyDir": {}},
+                {"name": "tmp", "mountPath": "/tmp", "emptyDir": {}},
+                {"name": "mine", "mountPath": "/opt/daskaded", "emptyDir": {}}
             ]}
         ]);
         let expected = [
@@ -126,6 +147,9 @@ mod tests {
             ("spec.workers[2].env[0].name", "Conflict"),
             ("spec.workers[2].volumes[1].mountPath", "Duplicate"),
             ("spec.workers[2].volumes[2].mountPath", "InvalidValue"),
+            ("spec.workers[3].env[0].name", "Conflict"),
+            ("spec.workers[3].volumes[0].mountPath", "Conflict"),
+            ("spec.workers[3].volumes[0].name", "Conflict"),
         ];
         let found = found("a", workers);
         let found: Vec<(&str, &str)> = found.iter().map(|(path, reason)| (path.as_str(), *reason)).collect();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::cache::{Body, Cache, Entry, Kind, Record};
-use super::compare::contains;
+use super::compare::{contains, is_same};
 use super::error::PassError;
 use super::queue::Key;
 use super::watch;
@@ -41,7 +41,7 @@ impl Writer<'_> {
         let name = built.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
         let known = entry.children.get(&(kind, name.to_owned())).filter(|record| record.owner == self.uid);
         if let Some(known) = known
-            && is_there(known, built)
+            && is_there(kind, known, built)
         {
             return Ok(false);
         }
@@ -251,14 +251,17 @@ fn ownership(meta: &ObjectMeta, cluster: &str, uid: &str) -> Ownership {
 }
 
 /// Whether a child is as it was built.
-fn is_there(known: &Record, built: &Value) -> bool {
+fn is_there(kind: Kind, known: &Record, built: &Value) -> bool {
     match &known.body {
         // Its content is in its name, and cannot be changed.
         Body::Nothing => true,
         Body::Json(json) => {
             let live: Value = serde_json::from_slice(json).unwrap_or_default();
-            let part = |name: &str| built.get(name).is_none_or(|built| contains(&live[name], built));
-            part("metadata") && part("spec")
+            let compare = if kind == Kind::NetworkPolicy { is_same } else { contains };
+            let part = |name: &str, compare: fn(&Value, &Value) -> bool| {
+                built.get(name).is_none_or(|built| compare(&live[name], built))
+            };
+            part("metadata", contains) && part("spec", compare)
         }
         Body::Pod(_) => false,
     }

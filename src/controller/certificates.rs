@@ -15,6 +15,7 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
+use super::cause::cause;
 use crate::api::cluster::{ClusterTls, TlsMode};
 use crate::cluster::facts::{Cluster, TlsFact, Trouble};
 use crate::cluster::names;
@@ -32,10 +33,13 @@ const NEXT: &str = "next.crt";
 const NEXT_KEY: &str = "next.key";
 const OLD: &str = "old.crt";
 
+/// Annotation of an authority's Secret: where its cluster is.
+const NAMESPACE: &str = "daskade.dev/cluster-namespace";
+
 /// Why certificates could not be had; reads after "failed to".
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{verb} Secret {name}: {source}")]
+    #[error("{verb} Secret {name}: {}", cause(source))]
     Api { verb: &'static str, name: String, source: Box<kube::Error> },
     #[error("{0}")]
     Tls(#[from] tls::Error),
@@ -44,6 +48,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// What was tried.
+    pub fn what(&self) -> String {
+        match self {
+            Self::Api { verb, name, .. } => format!("{verb} Secret {name}"),
+            other => other.to_string(),
+        }
+    }
+
     /// The API server's part in it.
     pub fn api(&self) -> Option<&kube::Error> {
         match self {
@@ -337,7 +349,7 @@ impl Certificates {
                     "daskade.dev/authority-of": cluster.uid,
                 },
                 "annotations": {
-                    "daskade.dev/cluster-namespace": cluster.namespace, "daskade.dev/cluster-name": cluster.name,
+                    NAMESPACE: cluster.namespace, "daskade.dev/cluster-name": cluster.name,
                 },
             },
             "data": encoded(&data),
@@ -358,8 +370,13 @@ impl Certificates {
         self.note(uid, false).await
     }
 
-    /// Takes away the authorities of clusters that went while nobody looked. `living` must be complete.
-    pub async fn sweep(&self, living: &HashSet<String>) -> Result<(), Error> {
+    /// Takes away the authorities of clusters that went while nobody looked. `living` tells which are there, of those in the
+    /// namespaces that `is_watched`; it is asked after the list was read, so that none is younger than its answer.
+    pub async fn sweep(
+        &self,
+        is_watched: impl Fn(&str) -> bool,
+        living: impl FnOnce() -> HashSet<String>,
+    ) -> Result<(), Error> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
         let noted = api.get_opt(AUTHORITIES).await;
         let noted = noted.map_err(|source| Error::Api {
@@ -367,8 +384,16 @@ impl Certificates {
             name: AUTHORITIES.to_owned(),
             source: Box::new(source),
         })?;
+        let living = living();
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
         for uid in noted.and_then(|map| map.data).unwrap_or_default().into_keys() {
-            if !living.contains(&uid) {
+            if living.contains(&uid) {
+                continue;
+            }
+            let secret = get(&secrets, &names::authority_secret(&uid)).await?;
+            let namespace = secret.and_then(|secret| secret.annotations().get(NAMESPACE).cloned());
+            // Another operator may serve the cluster, or this one may again.
+            if namespace.is_none_or(|namespace| is_watched(&namespace)) {
                 self.forget(&uid).await?;
             }
         }

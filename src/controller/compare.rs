@@ -20,6 +20,12 @@ pub fn contains(live: &Value, built: &Value) -> bool {
     }
 }
 
+/// Whether two objects are the same, apart from what is empty. For what means less the more it has, as the peers of a
+/// NetworkPolicy: one field more in it may let others in.
+pub fn is_same(live: &Value, built: &Value) -> bool {
+    contains(live, built) && contains(built, live)
+}
+
 fn has_no_more(live: &Value, built: &Value) -> bool {
     match (live, built) {
         (Value::Object(live), Value::Object(built)) => {

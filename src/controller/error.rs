@@ -61,6 +61,18 @@ impl PassError {
         }
     }
 
+    /// Whether the API server has certainly not done it, and nothing else has the name.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Api { source, .. } => match &**source {
+                kube::Error::Api(status) => (400..500).contains(&status.code) && status.code != 409,
+                kube::Error::Service(error) => error.is::<NotLeading>(),
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
     /// In the words of a condition; none if it is nobody's business because it will pass in a moment.
     pub fn trouble(&self) -> Option<Trouble> {
         match self {
@@ -71,6 +83,7 @@ impl PassError {
                 }
                 _ => None,
             },
+
             Self::Taken { .. } => Some(Trouble {
                 reason: "NameConflict",
                 message: format!(
@@ -78,10 +91,16 @@ impl PassError {
                 ),
                 stalled: true,
             }),
-            Self::Certificates(error) => {
-                let message = format!("failed to {error}; it is tried again");
-                Some(Trouble { reason: "ApiError", message, stalled: false })
-            }
+            Self::Certificates(error) => match error.api() {
+                Some(kube::Error::Api(status)) => {
+                    let message = format!("{}: {}", error.what(), status.message);
+                    Some(from_api_error(status.code, &status.reason, &message))
+                }
+                _ => {
+                    let message = format!("failed to {error}; it is tried again");
+                    Some(Trouble { reason: "ApiError", message, stalled: false })
+                }
+            },
             Self::Leftover { .. } | Self::Behind => None,
         }
     }

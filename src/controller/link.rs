@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use super::backoff::jittered;
 use super::queue::{Key, Queue};
 use crate::cluster::facts::{Ask, SchedulerFact, SchedulerState, WorkerFact};
+use crate::cluster::scale::remember;
 use crate::dask::ops::{ClusterInfo, ClusterWorker, Drain, Retire, Retired, WatchCluster};
 use crate::dask::{Address, Connection, Deadlines, Error, Tls};
 
@@ -197,11 +198,14 @@ impl Teller {
     fn tell_answer(&self, target: &Target, info: ClusterInfo) {
         self.tell(target, |known| {
             let mut state = read_info(&target.pod, info, Timestamp::now());
-            if let SchedulerFact::Answers(known) = known
-                && let (Some(before), Some(now)) = (known.idle_since, state.idle_since)
-                && now.duration_since(before).abs() <= SAME_IDLE
-            {
-                state.idle_since = Some(before);
+            if let SchedulerFact::Answers(known) = known {
+                if let (Some(before), Some(now)) = (known.idle_since, state.idle_since)
+                    && now.duration_since(before).abs() <= SAME_IDLE
+                {
+                    state.idle_since = Some(before);
+                }
+                let same = known.demand == state.demand;
+                state.recent = if same { known.recent.clone() } else { remember(known, Timestamp::now()) };
             }
             Some(SchedulerFact::Answers(state))
         });
@@ -239,6 +243,7 @@ fn read_info(pod: &str, info: ClusterInfo, now: Timestamp) -> SchedulerState {
         pod: pod.to_owned(),
         workers: info.workers.into_iter().map(read_worker).collect(),
         demand: info.demand.into_iter().map(read_ask).collect(),
+        recent: Vec::new(),
         runs: info.runs,
         clients: info.clients,
         tasks: info.tasks,

@@ -151,7 +151,7 @@ fn watches(
             for name in names {
                 waits.extend(watch::start(client, sink, Some(name), background));
             }
-            (Scope::All, waits)
+            (Scope::Named(names.iter().cloned().collect()), waits)
         }
         Namespaces::Selector(selector) => {
             let mut waits = watch::start(client, sink, None, background);

@@ -41,6 +41,8 @@ const COUNTS: Duration = Duration::from_secs(1);
 const FIRST_WORD: Duration = Duration::from_secs(2);
 /// How long the API server's word on the spec holds before something is taken away.
 const CONFIRMED: Duration = Duration::from_secs(30);
+/// After pods were deleted: from then on it is known how long that may take.
+const AFTER_DELETION: Duration = Duration::from_secs(1);
 /// Pods that one pass makes; the others follow at once, after the other clusters had their turn.
 const PODS: usize = 100;
 /// Secrets of users show up unseen: this is how often they are looked for while they are missing.
@@ -193,7 +195,14 @@ impl Work<'_> {
         self.verify(&entry).await;
         let complete = self.children(&cluster, &entry).await;
         let mut facts = self.facts(&entry, &cluster, &credentials).await;
-        let planned = plan(&cluster, &hashes, &facts);
+        let mut planned = plan(&cluster, &hashes, &facts);
+        let all = planned.create.len();
+        planned.create.truncate(PODS);
+        if all > PODS {
+            self.waits.push(Duration::ZERO);
+        }
+        // Numbers of pods that are not made are not used up.
+        planned.incarnation -= all as u64;
         if is_destructive(&planned) {
             self.confirm(&cluster).await?;
         }
@@ -203,7 +212,8 @@ impl Work<'_> {
                 credentials = self.credentials(&cluster, true).await;
             }
             if credentials.fact.trouble.is_none() && self.error.as_ref().is_none_or(|error| !is_about_secrets(error)) {
-                self.create(&planned, &templates, credentials.fact.fingerprint.as_deref()).await;
+                let used = self.create(&planned, &templates, credentials.fact.fingerprint.as_deref()).await;
+                planned.incarnation = planned.incarnation.max(used);
             }
         }
         self.memory.incarnation = planned.incarnation;
@@ -222,6 +232,8 @@ impl Work<'_> {
             return Err(error);
         }
         self.waits.extend(planned.wake);
+        // Its own deletion is no news to a pass, and the node of a pod may never carry it out.
+        self.waits.extend((!planned.delete.is_empty()).then_some(AFTER_DELETION));
         self.waits.extend(credentials.renew_after);
         self.memory.tls = credentials.fact;
         let heard = self.memory.link.as_ref().map_or(0, |link| link.state().1);
@@ -391,25 +403,31 @@ impl Work<'_> {
         }
     }
 
-    async fn create(&mut self, planned: &Plan, templates: &PodTemplates, fingerprint: Option<&str>) {
-        if planned.create.len() > PODS {
-            self.waits.push(Duration::ZERO);
-        }
+    /// Makes pods; gives the highest number that may have been used.
+    async fn create(&mut self, planned: &Plan, templates: &PodTemplates, fingerprint: Option<&str>) -> u64 {
+        let mut used = 0;
         let mut refused: Vec<Role> = Vec::new();
-        for slot in planned.create.iter().take(PODS) {
+        for slot in &planned.create {
             // What was refused for one worker of a group will be for the next.
             if refused.iter().any(|role| is_alike(role, &slot.role)) {
                 continue;
             }
             let Some(pod) = templates.pod(slot, fingerprint) else { continue };
             match self.writer.create_pod(pod).await {
-                Ok(()) => tracing::info!(pod = names::pod(&self.key.name, slot), "made"),
+                Ok(()) => {
+                    used = used.max(slot.incarnation);
+                    tracing::info!(pod = names::pod(&self.key.name, slot), "made");
+                }
                 Err(error) => {
+                    if !error.is_refusal() {
+                        used = used.max(slot.incarnation);
+                    }
                     refused.push(slot.role.clone());
                     self.fail(error, Some(&slot.role));
                 }
             }
         }
+        used
     }
 
     async fn note_certificates(&mut self, facts: &Facts, fingerprint: Option<&str>) {

@@ -118,7 +118,11 @@ pub(super) async fn follow_lead(context: Arc<Context>, memories: Arc<Memories>) 
 /// Removes authorities of clusters that are gone, from time to time. Never ends.
 async fn sweep(context: &Context) {
     loop {
-        let pause = match context.certificates.sweep(&context.cache.uids()).await {
+        let pause = match context
+            .certificates
+            .sweep(|namespace| context.scope.watches(namespace), || context.cache.uids())
+            .await
+        {
             Ok(()) => SWEEP,
             Err(error) => {
                 tracing::warn!("failed to {error}; trying again");

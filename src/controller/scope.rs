@@ -13,11 +13,12 @@ use tokio::sync::oneshot;
 
 use super::watch::Sink;
 
-/// Namespaces that a selector matches, or all.
+/// Namespaces that are named, that a selector matches, or all.
 #[derive(Debug, Clone)]
 pub(super) enum Scope {
-    /// The watches show no others.
     All,
+    /// The watches show no others.
+    Named(BTreeSet<String>),
     Matching(Arc<Mutex<BTreeSet<String>>>),
 }
 
@@ -26,7 +27,16 @@ impl Scope {
     pub fn has(&self, namespace: &str) -> bool {
         match self {
             Self::All => true,
+            Self::Named(names) => names.contains(namespace),
             Self::Matching(names) => names.lock().unwrap_or_else(PoisonError::into_inner).contains(namespace),
+        }
+    }
+
+    /// Whether the watches show the clusters of a namespace.
+    pub fn watches(&self, namespace: &str) -> bool {
+        match self {
+            Self::All | Self::Matching(_) => true,
+            Self::Named(names) => names.contains(namespace),
         }
     }
 }

@@ -117,6 +117,8 @@ pub enum RuntimeEvent {
         message: String,
         /// Records that wait to be written.
         pending: u64,
+        /// A word for the cause, such as `StorageFull`; may be empty.
+        reason: String,
     },
     /// Another writer with a higher epoch took the run.
     Fenced {

@@ -88,7 +88,7 @@ fn every_kind_is_read() {
         (json!({"k": "unblocked", "n": 1, "s": 1}), RuntimeEvent::Unblocked { step: 1 }),
         (
             json!({"k": "storage", "n": 1, "state": "down", "message": "m", "pending": 5, "reason": "AccessDenied"}),
-            RuntimeEvent::Storage { up: false, message: "m".into(), pending: 5 },
+            RuntimeEvent::Storage { up: false, message: "m".into(), pending: 5, reason: String::new() },
         ),
         (json!({"k": "fenced", "n": 1, "epoch": 8}), RuntimeEvent::Fenced { epoch: 8 }),
         (json!({"k": "closing"}), RuntimeEvent::Closing { reason: String::new(), message: String::new() }),

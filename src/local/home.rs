@@ -112,21 +112,23 @@ impl Home {
     /// Writes the note of a run (replaced as a whole, so that a reader never sees half of it).
     pub fn write_note(&self, note: &RunNote) -> io::Result<()> {
         let folder = self.notes();
-        fs::create_dir_all(&folder)?;
         let text = serde_json::to_vec_pretty(note).map_err(io::Error::other)?;
         let partial = folder.join(format!(".{}.{}", note.uid, std::process::id()));
-        fs::write(&partial, text)?;
-        fs::rename(partial, folder.join(format!("{}.json", note.uid)))
+        fs::create_dir_all(&folder)
+            .and_then(|()| fs::write(&partial, text))
+            .and_then(|()| fs::rename(partial, folder.join(format!("{}.json", note.uid))))
+            .map_err(|error| at(&folder, error))
     }
 
     /// Keeps what a run was asked for, so that it can be resumed even if it dies before its journal exists.
     pub fn write_request(&self, uid: &str, spec: &[u8], code: &[u8]) -> io::Result<()> {
         let folder = self.requests().join(uid);
-        fs::create_dir_all(&folder)?;
-        fs::write(folder.join("code.zip"), code)?;
         let partial = folder.join("spec.partial");
-        fs::write(&partial, spec)?;
-        fs::rename(partial, folder.join("spec.json"))
+        fs::create_dir_all(&folder)
+            .and_then(|()| fs::write(folder.join("code.zip"), code))
+            .and_then(|()| fs::write(&partial, spec))
+            .and_then(|()| fs::rename(&partial, folder.join("spec.json")))
+            .map_err(|error| at(&folder, error))
     }
 
     /// Specification and code of a run that was asked for here and whose journal does not exist.
@@ -180,6 +182,11 @@ impl RunNote {
         let alive = self.pid.is_some_and(is_daskade);
         if self.state == "Running" && !alive { "Interrupted" } else { &self.state }
     }
+}
+
+/// `error` with the folder that it is about.
+fn at(folder: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", folder.display()))
 }
 
 /// True if `pid` is a live process of this program (a number may have been given to another one since).

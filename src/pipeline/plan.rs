@@ -106,6 +106,11 @@ impl Plan {
         self.steps.iter().map(|step| step.def.clone()).collect()
     }
 
+    /// The step fails if it leaves no JSON result; without one, its result is null.
+    pub fn requires_json(&self, step: StepIx) -> bool {
+        self.steps.get(step.0 as usize).is_some_and(|step| step.def.result == 2)
+    }
+
     /// The declared results, or else the outputs of the steps that no other step uses.
     pub fn results(&self) -> &[ResultSpec] {
         &self.results

@@ -54,6 +54,8 @@ pub struct RunSpec {
     pub ignore_resources: bool,
     /// From now on; then the run is cancelled and has failed.
     pub deadline: Option<Duration>,
+    /// The same as long as no step has started.
+    pub start_deadline: Option<Duration>,
     pub patience: Patience,
 }
 

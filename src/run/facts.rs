@@ -21,6 +21,8 @@ pub(super) struct Facts {
     blocked: BTreeMap<u32, Blocked>,
     /// Tasks that the journal had when the run was opened.
     pub resumed: u64,
+    /// A step has started, in this session or before it.
+    pub begun: bool,
 }
 
 /// Tasks of a step that nothing can run at present.

@@ -129,8 +129,10 @@ pub enum ResultValue {
         size: u64,
         serializer: String,
     },
-    /// The step has no output: it failed or was skipped.
-    Missing,
+    /// The step has no output, since it failed or was skipped, or what is asked for could not be made of it: `why`.
+    Missing {
+        why: Option<String>,
+    },
 }
 
 impl ResultValue {
@@ -141,7 +143,7 @@ impl ResultValue {
             Self::Stored { uri, size, serializer } => {
                 serde_json::json!({"uri": uri, "size": size, "serializer": serializer})
             }
-            Self::Missing => Value::Null,
+            Self::Missing { .. } => Value::Null,
         }
     }
 }

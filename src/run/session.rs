@@ -19,7 +19,7 @@ use crate::dask::ops::{
 use crate::dask::{self, Address, Connection, Deadlines, EventBatch, RuntimeEvent};
 use crate::graph::{self, Action, Event, RunState, StepIx, TaskId, TaskStatus};
 use crate::local::Endpoint;
-use crate::pipeline::{ResultSource, ResultSpec};
+use crate::pipeline::{ExprError, Plan, ResultSource, ResultSpec};
 
 /// The runtime protocol that this version speaks.
 const PROTOCOL: u32 = 1;
@@ -201,7 +201,8 @@ impl Session<'_> {
         let restored = restore::events(&snapshot);
         facts.resumed = snapshot.committed.len() as u64;
         for done in snapshot.committed.into_iter().chain(snapshot.finished) {
-            facts.finished(task_id(done.task), done.lens.unwrap_or_default(), done.json);
+            let id = task_id(done.task);
+            facts.finished(id, done.lens.unwrap_or_default(), json_of(plan, id, done.json));
         }
         for event in restored {
             self.apply(&mut state, &event);
@@ -212,10 +213,13 @@ impl Session<'_> {
         follow.beat = BEAT;
         follow.logs = self.spec.logs;
         let mut events = connection.follow(&follow).await.map_err(classify)?;
+        facts.begun = facts.resumed > 0;
         let mut limits = plan.limits.clone();
-        limits.deadline_ms = self.spec.deadline.map(|deadline| deadline.as_millis() as u64);
         let (mut cancel, mut cancelled) = (self.cancel.clone(), false);
         loop {
+            let start = self.spec.start_deadline.filter(|_| !facts.begun);
+            let deadline = start.into_iter().chain(self.spec.deadline).min();
+            limits.deadline_ms = deadline.map(|deadline| deadline.as_millis() as u64);
             let (finish, wake_at) = self.act(connection, &opened, &mut state, &mut facts, &limits).await?;
             self.observer.counts(counts(&state, &facts));
             if let Some(outcome) = finish {
@@ -317,11 +321,13 @@ impl Session<'_> {
         for event in batch.events {
             match event {
                 RuntimeEvent::Started { task, .. } => {
+                    facts.begun = true;
                     self.apply(state, &Event::Started { task: task_id(task), attempt: task.attempt });
                 }
                 RuntimeEvent::Finished { task, lens, json, .. } => {
                     let id = task_id(task);
-                    facts.finished(id, lens.clone(), json);
+                    facts.begun = true;
+                    facts.finished(id, lens.clone(), json_of(&self.spec.plan, id, json));
                     self.apply(state, &Event::Finished { task: id, attempt: task.attempt, lens });
                 }
                 RuntimeEvent::Committed { tasks, .. } => {
@@ -394,12 +400,21 @@ impl Session<'_> {
                     }
                 }
                 RuntimeEvent::Storage { up: true, .. } => self.observer.note(Note::StorageUp),
+                // Nobody but the user makes room on their disk.
+                RuntimeEvent::Storage { message, reason, .. } if reason == "StorageFull" && self.is_folder() => {
+                    return Err(refused(&reason, message));
+                }
                 RuntimeEvent::Storage { message, .. } => self.observer.note(Note::StorageDown { message }),
                 RuntimeEvent::Fenced { epoch } => return Err(Ended::Fatal(DriveError::Fenced { epoch })),
                 RuntimeEvent::Closing { message, .. } => return Err(lost(message)),
             }
         }
         Ok(())
+    }
+
+    /// The run is kept in a folder.
+    fn is_folder(&self) -> bool {
+        self.spec.storage.url.starts_with("file://")
     }
 
     /// Writes the final record and makes the report.
@@ -414,14 +429,15 @@ impl Session<'_> {
         let plan = &self.spec.plan;
         let mut results = Vec::new();
         for result in plan.results() {
-            let value = match plan.computed_result(result, &View { facts, state }) {
+            let view = View { facts, state };
+            let value = match plan.computed_result(result, &view) {
                 Ok(value) => ResultValue::Json(value),
-                Err(_) => self.stored_result(connection, state, result).await?,
+                Err(error) => self.stored_result(connection, &view, result, &error).await?,
             };
             results.push((result.name.clone(), value));
         }
         let failures = facts.terminal_failures(MAX_FAILURES);
-        let (outcome, reason, message) = summary(outcome, &failures);
+        let (outcome, reason, message) = summary(outcome, &failures, facts.begun);
         let counts = counts(state, facts);
         let mut closing = serde_json::Map::new();
         closing.insert("state".into(), outcome.as_str().into());
@@ -435,25 +451,29 @@ impl Session<'_> {
         Ok(Report { outcome, reason, message, counts, results, failures, duration: self.started.elapsed() })
     }
 
-    /// Where a result is that is no small JSON.
+    /// Where a result is that is no small JSON; `error` says why it could not be computed.
     async fn stored_result(
         &self,
         connection: &Connection,
-        state: &RunState,
+        View { facts, state }: &View<'_>,
         result: &ResultSpec,
+        error: &ExprError,
     ) -> Result<ResultValue, Ended> {
-        let ResultSource::Step { step, item, .. } = &result.source else { return Ok(ResultValue::Missing) };
+        let missing = || Ok(ResultValue::Missing { why: Some(error.to_string()) });
+        let ResultSource::Step { step, item, path, .. } = &result.source else { return missing() };
         let plan = &self.spec.plan;
         let run = format!("{}/runs/{}", self.spec.storage.url, self.spec.uid);
         if plan.is_mapped(*step) && item.is_none() {
-            let uri = format!("{run}/data/{}", step.0);
-            return Ok(ResultValue::Stored { uri, size: 0, serializer: "list".to_owned() });
+            return Ok(ResultValue::Stored { uri: run, size: 0, serializer: "list".to_owned() });
         }
         let task = TaskId { step: *step, item: *item };
         let committed =
             state.task_view(&plan.dag, task).is_some_and(|view| matches!(view.status, TaskStatus::Committed { .. }));
         if !committed {
-            return Ok(ResultValue::Missing);
+            return Ok(ResultValue::Missing { why: None });
+        }
+        if !path.is_empty() && facts.json(task).is_some() {
+            return missing();
         }
         let read = ReadOutput::new(&self.spec.uid, step.0, *item, SMALL);
         let output = connection.call(&read).await.map_err(classify)?;
@@ -495,6 +515,11 @@ async fn pulse(address: &Address, tls: Option<&dask::Tls>) -> String {
     }
 }
 
+/// The result of a task. On the wire one that is null looks like none, and a step that has to have one fails without.
+fn json_of(plan: &Plan, task: TaskId, json: Option<Value>) -> Option<Value> {
+    json.or_else(|| plan.requires_json(task.step).then_some(Value::Null))
+}
+
 /// Tasks counted for progress and reports.
 fn counts(state: &RunState, facts: &Facts) -> Counts {
     let counts = state.counts();
@@ -518,14 +543,22 @@ fn is_failed(state: &RunState, dag: &graph::Dag, task: TaskId) -> bool {
 }
 
 /// Outcome, reason and message of a run's end.
-fn summary(outcome: graph::RunOutcome, failures: &[Failure]) -> (RunOutcome, Option<String>, Option<String>) {
+fn summary(
+    outcome: graph::RunOutcome,
+    failures: &[Failure],
+    begun: bool,
+) -> (RunOutcome, Option<String>, Option<String>) {
     match outcome {
         graph::RunOutcome::Succeeded => (RunOutcome::Succeeded, None, None),
         graph::RunOutcome::Cancelled => {
             (RunOutcome::Cancelled, Some("Cancelled".into()), Some("cancelled by the user".into()))
         }
         graph::RunOutcome::DeadlineExceeded => {
-            let message = "the run was not finished within deadlines.active";
+            let message = if begun {
+                "the run was not finished within deadlines.active"
+            } else {
+                "no step had started within deadlines.start"
+            };
             (RunOutcome::Failed, Some("DeadlineExceeded".into()), Some(message.into()))
         }
         graph::RunOutcome::Failed => {

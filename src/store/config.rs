@@ -1,6 +1,6 @@
 //! From a storage url to a client of the object store.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use url::Url;
 
 use super::error::{StoreError, clean};
-use super::layout::check_key;
+use super::layout::{KeyError, check_key};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Without a byte for this long a request fails; large objects may take longer as a whole.
@@ -35,44 +35,66 @@ pub(super) struct Opened {
     pub(super) url: String,
 }
 
+/// Refuses a text that cannot be the url of a storage, before anything is started for it.
+pub fn check_url(text: &str) -> Result<(), StoreError> {
+    parse(text).map(drop)
+}
+
+/// The url of a folder whose path may hold any character; `None` if the path is not absolute.
+pub fn folder_url(path: &Path) -> Option<String> {
+    Url::from_file_path(path).ok().map(|url| url.to_string().trim_end_matches('/').to_owned())
+}
+
+/// The folder that a storage url names; `None` for a bucket.
+pub fn folder_of(url: &str) -> Option<PathBuf> {
+    Url::parse(url).ok().filter(|url| url.scheme() == "file")?.to_file_path().ok()
+}
+
+fn parse(text: &str) -> Result<Url, StoreError> {
+    let url = Url::parse(text).map_err(|error| invalid(format!("{}: {error}", clean(text))))?;
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
+        return Err(invalid("a storage url has no user, query or fragment"));
+    }
+    // The parser has resolved dots already: what was meant is not for it to guess.
+    if let Some(part) = text.split('/').find(|part| matches!(*part, "." | "..")) {
+        return Err(StoreError::Key(KeyError::Part(part.to_owned())));
+    }
+    match url.scheme() {
+        "file" => drop(folder(&url)?),
+        "s3" | "gs" => drop(bucket_and_prefix(&url)?),
+        _ => {
+            let forms = "s3://bucket/prefix, gs://bucket/prefix or file:///absolute/path";
+            return Err(invalid(format!("{}: storage is {forms}", clean(text))));
+        }
+    }
+    Ok(url)
+}
+
+fn folder(url: &Url) -> Result<PathBuf, StoreError> {
+    url.to_file_path().map_err(|()| invalid(format!("{}: a directory is file:///absolute/path", clean(url.as_str()))))
+}
+
+/// The prefix is "" or ends in a slash.
+fn bucket_and_prefix(url: &Url) -> Result<(&str, String), StoreError> {
+    let bucket =
+        url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| invalid("no bucket in the storage url"))?;
+    let mut prefix = percent_decoded(url.path().trim_matches('/'))?;
+    if !prefix.is_empty() {
+        check_key(&prefix)?;
+        prefix.push('/');
+    }
+    Ok((bucket, prefix))
+}
+
 impl StorageConfig {
     /// Builds the client; makes no request.
     pub(super) fn open(&self) -> Result<Opened, StoreError> {
-        let url = Url::parse(&self.url).map_err(|error| invalid(format!("{}: {error}", clean(&self.url))))?;
-        if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
-            return Err(invalid("a storage url has no user, query or fragment"));
-        }
-        match url.scheme() {
-            "file" => self.directory(&url),
-            "s3" | "gs" => self.bucket(&url),
-            _ => Err(invalid(format!(
-                "{}: storage is s3://bucket/prefix, gs://bucket/prefix or file:///absolute/path",
-                clean(&self.url)
-            ))),
-        }
-    }
-
-    fn directory(&self, url: &Url) -> Result<Opened, StoreError> {
-        let path: PathBuf = url
-            .to_file_path()
-            .map_err(|()| invalid(format!("{}: a directory is file:///absolute/path", clean(&self.url))))?;
-        if !path.is_dir() {
-            let what = clean(&path.to_string_lossy());
-            return Err(StoreError::NotFound { what });
-        }
-        let client = LocalFileSystem::new_with_prefix(&path)
-            .map_err(|error| StoreError::from_client(format!("open {}", clean(&path.to_string_lossy())), &error))?;
-        Ok(Opened { client: Arc::new(client), prefix: String::new(), url: format!("file://{}", path.display()) })
+        let url = parse(&self.url)?;
+        if url.scheme() == "file" { directory(&url) } else { self.bucket(&url) }
     }
 
     fn bucket(&self, url: &Url) -> Result<Opened, StoreError> {
-        let bucket =
-            url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| invalid("no bucket in the storage url"))?;
-        let mut prefix = percent_decoded(url.path().trim_matches('/'))?;
-        if !prefix.is_empty() {
-            check_key(&prefix)?;
-            prefix.push('/');
-        }
+        let (bucket, prefix) = bucket_and_prefix(url)?;
         // Which provider of cryptography is used is decided once per process; the first one wins, any will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client: Arc<dyn ObjectStore> = match url.scheme() {
@@ -89,6 +111,17 @@ impl StorageConfig {
         let url = format!("{}://{bucket}/{prefix}", url.scheme()).trim_end_matches('/').to_owned();
         Ok(Opened { client, prefix, url })
     }
+}
+
+fn directory(url: &Url) -> Result<Opened, StoreError> {
+    let path = folder(url)?;
+    if !path.is_dir() {
+        let what = clean(&path.to_string_lossy());
+        return Err(StoreError::NotFound { what });
+    }
+    let client = LocalFileSystem::new_with_prefix(&path)
+        .map_err(|error| StoreError::from_client(format!("open {}", clean(&path.to_string_lossy())), &error))?;
+    Ok(Opened { client: Arc::new(client), prefix: String::new(), url: format!("file://{}", path.display()) })
 }
 
 fn s3_builder(config: &StorageConfig, bucket: &str) -> Result<AmazonS3Builder, StoreError> {
@@ -211,7 +244,9 @@ mod tests {
         {
             assert_eq!(check(url, None), "InvalidStorage", "{url}");
         }
-        for url in ["s3://bucket/a//b", "s3://bucket/a%0Ab", "s3://bucket/a/.tmp-1"] {
+        for url in
+            ["s3://bucket/a/../b", "file:///a/./b", "s3://bucket/a//b", "s3://bucket/a%0Ab", "s3://bucket/a/.tmp-1"]
+        {
             assert_eq!(check(url, None), "InvalidKey", "{url}");
         }
         assert_eq!(check("file:///no/such/directory", None), "NotFound");
@@ -219,6 +254,17 @@ mod tests {
             assert_eq!(check("s3://bucket/x", Some(endpoint)), "InvalidStorage", "{endpoint}");
         }
         assert_eq!(check("s3://bucket/x", Some("http://127.0.0.1:9000")), "fine");
+    }
+
+    #[test]
+    fn a_folder_of_any_name_survives_being_an_url() {
+        for name in ["/tmp/a", "/tmp/my data", "/tmp/ü#1%20?x"] {
+            let url = folder_url(Path::new(name)).unwrap();
+            assert_eq!(folder_of(&url).unwrap(), Path::new(name));
+            assert!(check_url(&url).is_ok(), "{url}");
+        }
+        assert_eq!(folder_of("s3://bucket/a"), None);
+        assert_eq!(folder_url(Path::new("a")), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod logs;
 mod reader;
 mod segment;
 
-pub use config::StorageConfig;
+pub use config::{StorageConfig, check_url, folder_of, folder_url};
 pub use error::StoreError;
 pub use fold::{Folded, Position, TaskKey};
 pub use logs::{LogFilter, LogLine, Logs};

@@ -53,3 +53,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = outcome.get_result()
     if report.when == "call":
         item.report = report  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def shared(operator: Operator) -> Iterator[Namespace]:
+    """A namespace with the cluster ``c`` of two workers, for tests that leave it as they found it."""
+    namespace = Namespace(f"t-{RUN}-shared-{os.urandom(2).hex()}")
+    namespace.cluster("c", {"name": "a", "replicas": 2})
+    namespace.wait_ready("c")
+    yield namespace
+    kubectl("delete", "namespace", namespace.name, "--wait=false")

@@ -11,18 +11,23 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 TOP = Path(__file__).resolve().parents[2]
 IMAGE = os.environ.get("DASKADE_TEST_IMAGE", "localhost/daskade-worker:test")
+OTHER_IMAGE = os.environ.get("DASKADE_TEST_OTHER_IMAGE", "localhost/daskade-worker:other")
+BARE_IMAGE = os.environ.get("DASKADE_TEST_BARE_IMAGE", "localhost/bare:test")
+OPERATOR_IMAGE = os.environ.get("DASKADE_TEST_OPERATOR_IMAGE", "localhost/daskade:test")
 PATIENCE = 180.0
 # Of this run of the tests: its operator serves the namespaces with this label, and no others.
 RUN = os.urandom(3).hex()
 LABEL = "daskade.dev/test-run"
 SYSTEM = f"daskade-system-{RUN}"
 Object = dict[str, Any]
+# Of a scheduler's or a worker's pod: several clusters fit on a node of two cores.
+SMALL: Object = {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}}
 
 
 def kubectl(*words: str, stdin: str | None = None, check: bool = True) -> str:
@@ -48,9 +53,9 @@ def until(what: str, probe: Callable[[], Any], patience: float = PATIENCE, every
 class Namespace:
     """A namespace of a test's own, under the strictest Pod Security level."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, labels: Object | None = None) -> None:
         self.name = name
-        labels = {"pod-security.kubernetes.io/enforce": "restricted", LABEL: RUN}
+        labels = {"pod-security.kubernetes.io/enforce": "restricted", **(labels or {LABEL: RUN})}
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         until("the default service account", lambda: self.find("serviceaccount", "default"))
 
@@ -75,10 +80,11 @@ class Namespace:
 
     # ------------------------------------------------------------------ clusters
 
-    def cluster(self, name: str, **spec: Any) -> None:
-        """Applies a DaskCluster with the image of the tests."""
-        spec = {"image": IMAGE, **spec}
-        meta = {"name": name}
+    def cluster(self, name: str, *groups: Object, labels: Object | None = None, **spec: Any) -> None:
+        """Applies a DaskCluster with the image of the tests, whose pods ask for little."""
+        workers = [{"resources": SMALL, **group} for group in groups]
+        spec = {"image": IMAGE, "scheduler": {"resources": SMALL}, "workers": workers, **spec}
+        meta = {"name": name, "labels": labels or {}}
         self.apply({"apiVersion": "daskade.dev/v1alpha1", "kind": "DaskCluster", "metadata": meta, "spec": spec})
 
     def status(self, name: str) -> Object:
@@ -189,24 +195,28 @@ def free_port() -> int:
 
 
 class Operator:
-    """`daskade operator` as a process on this machine."""
+    """`daskade operator` as a process on this machine. ``scope`` says where it lives and whom it serves."""
 
-    def __init__(self, binary: Path, folder: Path, config: Path, *options: str) -> None:
-        self.folder, self.options, self.binary, self.config = folder, options, binary, config
+    SCOPE = ("--own-namespace", SYSTEM, "--namespace-selector", f"{LABEL}={RUN}")
+
+    def __init__(
+        self, binary: Path, folder: Path, config: Path, *options: str, scope: tuple[str, ...] = SCOPE, leads: bool = True
+    ) -> None:
+        self.folder, self.options, self.binary, self.config, self.scope = folder, options, binary, config, scope
         self.port = free_port()
         self.log = folder / "operator.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self.start()
+        self.start(leads=leads)
 
-    def start(self, *options: str) -> None:
-        """Starts it and waits until it leads; an option that is given twice counts as given last."""
-        words = [str(self.binary), "operator", "--own-namespace", SYSTEM, "--image", IMAGE]
-        words += ["--namespace-selector", f"{LABEL}={RUN}", "--listen", f"127.0.0.1:{self.port}"]
+    def start(self, *options: str, leads: bool = True) -> None:
+        """Starts it, with other options than its own if some are given, and waits until it leads."""
+        words = [str(self.binary), "operator", *self.scope, "--image", IMAGE, "--listen", f"127.0.0.1:{self.port}"]
         words += ["--lease-duration", "5s", *(options or self.options)]
         environment = {**os.environ, "KUBECONFIG": str(self.config)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-        until("the operator leads", self.leads, 60)
+        if leads:
+            until("the operator leads", self.leads, 60)
 
     def leads(self) -> bool:
         assert self.process is not None
@@ -236,56 +246,103 @@ class Operator:
 
 CLIENT = """
 import os, sys, time
-from distributed import Client, Security
+from distributed import Client, Security, wait
 folder = "/etc/daskade/client"
 security = Security(require_encryption=True, **{f"tls_{role}_{kind}": f"{folder}/{file}"
     for role in ("client", "worker", "scheduler") for kind, file in (("cert", "tls.crt"), ("key", "tls.key"))},
     tls_ca_file=f"{folder}/ca.crt") if os.path.isdir(folder) else None
-client = Client(os.environ["DASK_SCHEDULER_ADDRESS"], security=security, timeout=60)
+client = Client(os.environ["DASK_SCHEDULER_ADDRESS"], security=security, timeout=90, set_as_default=False)
+
+def once(seconds, x=None):
+    # Leaves a mark with the scheduler at its begin and at its end: both are counted from outside.
+    from distributed import get_worker
+    worker = get_worker()
+    worker.log_event("begun", (x, worker.name))
+    time.sleep(seconds)
+    worker.log_event("ended", (x, worker.name))
+    return x
+
+def marks(topic):
+    return [message for _, message in client.get_events(topic)]
+
+def say(*words):
+    print(*words, flush=True)
 """
 
 
-@contextlib.contextmanager
-def client(namespace: Namespace, cluster: str, code: str, tls: bool = True) -> Iterator[Callable[[], str]]:
-    """A pod that runs ``code`` with a connected ``client``; gives a function that waits for its output."""
-    name = f"client-{os.urandom(3).hex()}"
-    scheme = "tls" if tls else "tcp"
-    container: Object = {
-        "name": "client",
-        "image": IMAGE,
-        "command": ["python3", "-c", CLIENT + code],
-        "env": [
-            {"name": "DASK_SCHEDULER_ADDRESS", "value": f"{scheme}://{cluster}-scheduler.{namespace.name}:8786"},
-            {"name": "HOME", "value": "/tmp"},
-        ],
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "volumeMounts": [{"name": "client", "mountPath": "/etc/daskade/client"}] if tls else [],
-    }
-    volumes = [{"name": "client", "secret": {"secretName": f"{cluster}-client-tls"}}] if tls else []
-    spec = {
-        "containers": [container],
-        "volumes": volumes,
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": 1,
-        "securityContext": {
-            "runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"},
-        },
-    }
-    labels = {"daskade.dev/client": cluster}
-    namespace.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec})
+class ClientPod:
+    """A pod that runs code with a connected Dask ``client``, with the certificate that the operator issued."""
 
-    def output(patience: float = 120) -> str:
-        def ended() -> str | None:
-            pod = namespace.find("pod", name) or {}
-            phase = pod.get("status", {}).get("phase")
-            return phase if phase in ("Succeeded", "Failed") else None
+    def __init__(self, space: Namespace, cluster: str, code: str, tls: bool = True, secret: str = "") -> None:
+        self.space, self.name = space, f"client-{os.urandom(3).hex()}"
+        scheme = "tls" if tls else "tcp"
+        container: Object = {
+            "name": "client",
+            "image": IMAGE,
+            "command": ["python3", "-c", CLIENT + code],
+            "env": [
+                {"name": "DASK_SCHEDULER_ADDRESS", "value": f"{scheme}://{cluster}-scheduler.{space.name}:8786"},
+                {"name": "HOME", "value": "/tmp"},
+            ],
+            "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+            "volumeMounts": [{"name": "client", "mountPath": "/etc/daskade/client"}] if tls else [],
+        }
+        secret = secret or f"{cluster}-client-tls"
+        account = {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
+        spec = {
+            "containers": [container],
+            "volumes": [{"name": "client", "secret": {"secretName": secret}}] if tls else [],
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 1,
+            "securityContext": account,
+        }
+        labels = {"daskade.dev/client": cluster}
+        meta = {"name": self.name, "labels": labels}
+        space.apply({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
 
-        phase = until(f"the client {name} ends", ended, patience)
-        text = kubectl("-n", namespace.name, "logs", name)
-        assert phase == "Succeeded", text
+    def log(self) -> str:
+        return kubectl("-n", self.space.name, "logs", self.name, check=False)
+
+    def wait_for(self, text: str, patience: float = PATIENCE) -> None:
+        """Until it has printed ``text``."""
+
+        def there() -> bool:
+            log = self.log()
+            if text in log:
+                return True
+            assert self._phase() not in ("Succeeded", "Failed"), log
+            return False
+
+        until(f"the client prints {text}", there, patience)
+
+    def output(self, patience: float = PATIENCE) -> str:
+        """What it printed, once it has ended well."""
+        ended = until(f"the client {self.name} ends", lambda: self._ended(), patience)
+        text = self.log()
+        assert ended == "Succeeded", text
         return text
 
-    try:
-        yield output
-    finally:
-        namespace.delete("pod", name, "--wait=false", "--force", "--grace-period=0")
+    def failure(self, patience: float = PATIENCE) -> str:
+        """What it printed, once it has ended badly."""
+        ended = until(f"the client {self.name} ends", lambda: self._ended(), patience)
+        assert ended == "Failed", self.log()
+        return self.log()
+
+    def close(self) -> None:
+        self.space.delete("pod", self.name, "--wait=false", "--force", "--grace-period=0")
+
+    def _phase(self) -> str:
+        pod = self.space.find("pod", self.name) or {}
+        return str(pod.get("status", {}).get("phase"))
+
+    def _ended(self) -> str | None:
+        phase = self._phase()
+        return phase if phase in ("Succeeded", "Failed") else None
+
+
+def ask(space: Namespace, cluster: str, code: str, **options: Any) -> str:
+    """Runs code with a connected client; what it printed."""
+    pod = ClientPod(space, cluster, code, **options)
+    text = pod.output()
+    pod.close()
+    return text.strip()

@@ -239,3 +239,33 @@ def test_a_closed_pipe_is_no_error(cli: Cli) -> None:
     assert process.stderr is not None
     assert process.stderr.read() == ""
     assert process.wait(10) in (0, 141, -13)
+
+
+def test_a_result_that_is_null_is_a_result_and_one_that_cannot_be_made_says_why(
+    cli: Cli, manifest: Callable[..., Path]
+) -> None:
+    steps = [
+        {"name": "none", "call": "flow:none"},
+        {"name": "some", "script": "output = {'a': None}"},
+        {"name": "when", "script": "output = 1", "when": "steps.none.result == null"},
+        {"name": "text", "call": "builtins:str", "args": ["<$(steps.none.result)>"]},
+        {"name": "other", "script": "output = {1, 2}"},
+    ]
+    results = {
+        "when": "$(steps.when.output)",
+        "text": "$(steps.text.output)",
+        "nested": {"is": ["$(steps.none.output)", "<$(steps.none.result)>"]},
+        "part": "$(steps.some.output.b)",
+        "other": "$(steps.other.output)",
+    }
+    path = manifest(
+        "def none(): pass", steps, results=[{"name": name, "value": value} for name, value in results.items()]
+    )
+    done = cli.run(path, "-o", "json")
+    assert done.code == 0, done
+    found = done.json["results"]
+    assert (found["when"], found["text"]) == (1, "<null>"), done
+    assert found["nested"] == {"is": [None, "<null>"]}, done
+    assert found["part"] is None and found["other"]["serializer"] == "pickle", done
+    said = cli.run(path)
+    assert re.search(r"^part: \(none: .*\bb\b", said.out, re.M), said

@@ -26,6 +26,10 @@ const WORKER_GRACE: i64 = 300;
 /// What is left of the grace for closing down after the last task.
 const CLOSING: i64 = 5;
 const RUNTIME_FOLDER: &str = "/opt/daskade";
+const TMP: &str = "/tmp";
+/// Where Python looks for modules.
+const PATH: &str = "PYTHONPATH";
+const USERS_PATH: &str = "DASKADE_PYTHONPATH";
 const TLS_FOLDER: &str = "/etc/daskade/tls";
 
 /// A pod but for what differs from slot to slot.
@@ -155,7 +159,10 @@ fn worker(cluster: &Cluster, settings: &Settings, group: &WorkerGroup) -> Value 
     }
     let mut resources = match &group.resources {
         Some(resources) => amounts(resources),
-        None => json!({"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"cpu": "1", "memory": "2Gi"}}),
+        None => {
+            let cpu = format!("{}m", 500 * threads(group));
+            json!({"requests": {"cpu": cpu, "memory": "2Gi"}, "limits": {"memory": "2Gi"}})
+        }
     };
     let mut tolerations = json!(group.tolerations);
     if let Some(gpu) = &group.gpu {
@@ -209,18 +216,19 @@ fn base(cluster: &Cluster, settings: &Settings, parts: Parts<'_>) -> Value {
     let Parts { component, image, mut args, env, volumes, resources, grace, probes, service_account, ports } = parts;
     let storage = cluster.spec.storage.as_ref();
     let secret = tls_secret(cluster);
-    let mut mounts = vec![
-        json!({"name": "runtime", "mountPath": RUNTIME_FOLDER, "readOnly": true}),
-        json!({"name": "tmp", "mountPath": "/tmp"}),
-    ];
+    let mut mounts = vec![json!({"name": "daskade-runtime", "mountPath": RUNTIME_FOLDER, "readOnly": true})];
     let runtime = names::runtime(&cluster.name, settings.runtime_digest);
-    let mut sources =
-        vec![json!({"name": "runtime", "configMap": {"name": runtime}}), json!({"name": "tmp", "emptyDir": {}})];
+    let mut sources = vec![json!({"name": "daskade-runtime", "configMap": {"name": runtime}})];
+    // The root is read-only. Somebody may want another disk for it, or a bound.
+    if !volumes.iter().any(|volume| volume.mount_path.trim_end_matches('/') == TMP) {
+        mounts.push(json!({"name": "daskade-tmp", "mountPath": TMP}));
+        sources.push(json!({"name": "daskade-tmp", "emptyDir": {}}));
+    }
     if let Some(secret) = &secret {
         args.extend(["--tls".to_owned(), TLS_FOLDER.to_owned()]);
-        mounts.push(json!({"name": "tls", "mountPath": TLS_FOLDER, "readOnly": true}));
+        mounts.push(json!({"name": "daskade-tls", "mountPath": TLS_FOLDER, "readOnly": true}));
         // Readable by the group of the pod alone.
-        sources.push(json!({"name": "tls", "secret": {"secretName": secret, "defaultMode": 0o440}}));
+        sources.push(json!({"name": "daskade-tls", "secret": {"secretName": secret, "defaultMode": 0o440}}));
     }
     for volume in volumes {
         let (source, read_only) = source(volume);
@@ -287,9 +295,8 @@ pub(super) fn tls_secret(cluster: &Cluster) -> Option<String> {
 fn variables(cluster: &Cluster, storage: Option<&Storage>, env: &[EnvVar], tls: bool) -> Value {
     let address = names::address(&cluster.name, &cluster.namespace, tls);
     let mut list = vec![
-        json!({"name": "PYTHONPATH", "value": format!("{RUNTIME_FOLDER}/daskade_runtime.zip")}),
         json!({"name": "PYTHONUNBUFFERED", "value": "1"}),
-        json!({"name": "HOME", "value": "/tmp"}),
+        json!({"name": "HOME", "value": TMP}),
         json!({"name": "DASK_SCHEDULER_ADDRESS", "value": address}),
         json!({"name": "DASKADE_CLUSTER", "value": cluster.name}),
         json!({"name": "DASKADE_WORKER_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
@@ -310,7 +317,17 @@ fn variables(cluster: &Cluster, storage: Option<&Storage>, env: &[EnvVar], tls: 
             }));
         }
     }
-    list.extend(env.iter().map(|variable| json!(variable)));
+    let mut path = format!("{RUNTIME_FOLDER}/daskade_runtime.zip");
+    for variable in env {
+        let mut variable = json!(variable);
+        if variable["name"] == PATH {
+            // Theirs after ours: without the runtime nothing starts.
+            variable["name"] = json!(USERS_PATH);
+            path = format!("{path}:$({USERS_PATH})");
+        }
+        list.push(variable);
+    }
+    list.push(json!({"name": PATH, "value": path}));
     Value::Array(list)
 }
 

@@ -118,6 +118,8 @@ pub(super) struct Storage {
     message: Option<String>,
     #[serde(default)]
     pending: Option<u64>,
+    #[serde(default)]
+    reason: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -252,6 +254,7 @@ impl TryFrom<Storage> for RuntimeEvent {
             up: either(&e.state, "up", "down")?,
             message: e.message.unwrap_or_default(),
             pending: e.pending.unwrap_or_default(),
+            reason: e.reason.unwrap_or_default(),
         })
     }
 }

@@ -1,0 +1,135 @@
+"""Mutual TLS with an authority of each cluster's own."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from pathlib import Path
+
+from kube import SYSTEM, ClientPod, Namespace, Operator, ask, kubectl, until
+
+ONE = {"name": "a", "replicas": 1}
+DIRECT = "say(client.submit(sum, [1, 2]).result(60))"
+
+
+def test_a_certificate_of_another_cluster_is_refused_and_so_is_plaintext(space: Namespace) -> None:
+    space.cluster("a", ONE)
+    space.cluster("b", ONE)
+    space.wait_ready("a")
+    space.wait_ready("b")
+    assert ask(space, "a", DIRECT) == "3"
+    # The positive control stands above; the same client with b's certificate, and with none, gets nowhere.
+    stranger = ClientPod(space, "a", DIRECT, secret="b-client-tls")
+    plain = ClientPod(space, "a", DIRECT, tls=False)
+    said = stranger.failure()
+    assert "CERTIFICATE_VERIFY_FAILED" in said or "Timed out" in said or "OSError" in said, said
+    said = plain.failure()
+    assert "OSError" in said or "Timed out" in said, said
+    # Nor does TLS without a certificate of one's own help, though the server is trusted.
+    code = """
+import socket, ssl
+context = ssl.create_default_context(cafile="/etc/daskade/client/ca.crt")
+context.check_hostname = False
+host = os.environ["DASK_SCHEDULER_ADDRESS"].split("//")[1].split(":")[0]
+with context.wrap_socket(socket.create_connection((host, 8786))) as raw:
+    try: say("got", raw.recv(8))
+    except ssl.SSLError as error: say("refused", error.reason)
+"""
+    assert "refused" in ask(space, "a", code)
+
+
+def test_keys_of_authorities_stay_with_the_operator(space: Namespace) -> None:
+    space.cluster("k", ONE)
+    space.wait_ready("k")
+    uid = (space.find("dsk", "k") or {})["metadata"]["uid"]
+    for secret in space.list("secrets"):
+        assert set(secret["data"]) == {"ca.crt", "tls.crt", "tls.key"}, secret["metadata"]["name"]
+    authority = json.loads(kubectl("-n", SYSTEM, "get", "secret", f"daskade-ca-{uid}", "-o", "json"))
+    assert "ca.key" in authority["data"]
+    key = base64.b64decode((space.find("secret", "k-tls") or {})["data"]["tls.key"])
+    shown = subprocess.run(["openssl", "pkey", "-noout", "-text"], input=key, capture_output=True, check=True).stdout
+    assert b"prime256v1" in shown
+    status = space.status("k")["tls"]
+    assert status["expires"] and len(status["caFingerprint"]) == 64
+
+
+def test_certificates_rotate_while_work_goes_on(space: Namespace, operator: Operator) -> None:
+    """Two-minute certificates, work for three of them: every task runs once and no connection is lost."""
+    operator.stop()
+    operator.start("--certificate-lifetime", "2m")
+    try:
+        space.cluster("r", {"name": "a", "replicas": 2})
+        space.wait_ready("r")
+        pods = {pod["metadata"]["uid"] for pod in space.pods("r")}
+        first = space.status("r")["tls"]["expires"]
+        code = """
+end = time.monotonic() + 330
+tasks = []
+while time.monotonic() < end:
+    tasks.append(client.submit(once, 3, len(tasks), pure=False))
+    tasks.append(client.submit(once, 3, len(tasks), pure=False))
+    assert [t.result(60) for t in tasks[-2:]] == list(range(len(tasks) - 2, len(tasks)))
+say("tasks", len(tasks), "begun", len(marks("begun")), "ended", len(marks("ended")))
+"""
+        pod = ClientPod(space, "r", code)
+        words = pod.output(480).split()
+        assert words[1] == words[3] == words[5] and int(words[1]) > 60, words
+        status = space.status("r")["tls"]
+        assert status["expires"] > first
+        assert ask(space, "r", DIRECT) == "3"
+        assert {pod["metadata"]["uid"] for pod in space.pods("r")} == pods
+    finally:
+        operator.stop()
+        operator.start()
+
+
+def test_certificates_of_ones_own(space: Namespace, tmp_path: Path) -> None:
+    space.cluster("own", ONE, tls={"mode": "Secret", "secretRef": "mine"})
+    message = space.wait_reason("own", "SecretNotFound")
+    assert "mine" in message and "tls.key" in message
+    make(tmp_path, "authority")
+    kubectl("-n", space.name, "create", "secret", "generic", "mine", f"--from-file=ca.crt={tmp_path}/ca.crt")
+    until("it says what is missing", lambda: "lacks tls.crt, tls.key" in space.condition("own").get("message", ""), 60)
+    space.delete("secret", "mine")
+    files = [f"--from-file={name}={tmp_path}/{name}" for name in ("ca.crt", "tls.crt", "tls.key")]
+    kubectl("-n", space.name, "create", "secret", "generic", "mine", *files)
+    space.wait_ready("own")
+    assert ask(space, "own", DIRECT, secret="mine") == "3"
+    assert space.find("secret", "own-tls") is None
+
+
+def test_without_tls_if_so_declared(space: Namespace) -> None:
+    space.cluster("open", ONE, tls={"mode": "Disabled"})
+    space.wait_ready("open")
+    assert ask(space, "open", DIRECT, tls=False) == "3"
+    assert not space.list("secrets")
+
+
+def test_a_scheduler_refuses_an_operator_that_leads_no_more(space: Namespace) -> None:
+    space.cluster("old", ONE)
+    space.wait_ready("old")
+    code = """
+async def old():
+    from distributed.core import rpc
+    async with client.rpc(client.scheduler.address) as scheduler:
+        ask = getattr(scheduler, "daskade-cluster")
+        say((await ask(lead=1, since=0, wait=0))["reason"])
+        say((await getattr(scheduler, "daskade-drain")(lead=1, names=[]))["reason"])
+        say((await ask(lead=1 << 40, since=0, wait=0))["status"])
+client.sync(old)
+"""
+    assert ask(space, "old", code).split() == ["StaleLeader", "StaleLeader", "OK"]
+
+
+def make(folder: Path, name: str) -> None:
+    """An authority, and a certificate that it signed."""
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    openssl("req", "-x509", *curve, "-keyout", "ca.key", "-out", "ca.crt", "-days", "2", "-subj", f"/CN={name}")
+    openssl("req", *curve, "-keyout", "tls.key", "-out", "tls.csr", "-subj", "/CN=dask")
+    signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "1", "-out", "tls.crt"]
+    openssl("x509", "-req", "-in", "tls.csr", *signed)
