@@ -92,6 +92,10 @@ pub struct Certificates {
     settings: CertificateSettings,
     /// By the uid of the cluster, so that a pass in which nothing is due makes no request.
     known: Mutex<HashMap<String, Known>>,
+    /// What is to be written down, by uid: whether the cluster has an authority.
+    notes: Mutex<BTreeMap<String, bool>>,
+    /// Held by whoever writes it down.
+    noting: tokio::sync::Mutex<()>,
 }
 
 #[derive(Clone, Default)]
@@ -122,7 +126,13 @@ impl Chain {
 
 impl Certificates {
     pub fn new(client: Client, settings: CertificateSettings) -> Certificates {
-        Certificates { client, settings, known: Mutex::default() }
+        Certificates {
+            client,
+            settings,
+            known: Mutex::default(),
+            notes: Mutex::default(),
+            noting: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Sees to it that the certificates of a cluster are there and hold; makes and renews them as needed. Without `check`
@@ -397,27 +407,49 @@ impl Certificates {
         Ok(())
     }
 
-    /// Writes down, before it is made, that a cluster has an authority; or that it has none any more.
+    /// Writes down, before it is made, that a cluster has an authority; or that it has none any more. All that is to be
+    /// written down at the moment goes into one write: the list is one object, and a write of it costs the more the longer
+    /// it is.
     async fn note(&self, uid: &str, there: bool) -> Result<(), Error> {
+        self.notes().insert(uid.to_owned(), there);
+        let _turn = self.noting.lock().await;
+        let batch = self.notes().clone();
+        if !batch.contains_key(uid) {
+            // Whoever had the turn before has written it.
+            return Ok(());
+        }
+        self.write_notes(&batch).await?;
+        // Those that failed stay, and so do newer words on the same.
+        self.notes().retain(|uid, there| batch.get(uid) != Some(there));
+        Ok(())
+    }
+
+    async fn write_notes(&self, batch: &BTreeMap<String, bool>) -> Result<(), Error> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
         let error = |source| Error::Api { verb: "write", name: AUTHORITIES.to_owned(), source: Box::new(source) };
-        let value = if there { json!("") } else { Value::Null };
-        let merge = Patch::Merge(json!({"data": {uid: value}}));
-        match api.patch(AUTHORITIES, &PatchParams::default(), &merge).await {
+        let data: BTreeMap<&str, Option<&str>> =
+            batch.iter().map(|(uid, there)| (uid.as_str(), there.then_some(""))).collect();
+        match api.patch(AUTHORITIES, &PatchParams::default(), &Patch::Merge(json!({"data": data}))).await {
             Ok(_) => return Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 404 && !there => return Ok(()),
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(source) => return Err(error(source)),
         }
-        // One field manager per uid: none takes the others' entries away.
+        let data: BTreeMap<&str, &str> = data.into_iter().filter_map(|(uid, there)| Some((uid, there?))).collect();
+        let Some(first) = data.keys().next() else { return Ok(()) };
+        // One field manager per first entry: nobody who makes it in the same moment takes the others' entries away.
+        let params = PatchParams::apply(&format!("{}-{first}", names::MANAGER)).force();
         let map = json!({
             "apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": AUTHORITIES, "labels": {names::MANAGED_BY.0: names::MANAGED_BY.1}},
-            "data": {uid: ""},
+            "data": data,
         });
-        let params = PatchParams::apply(&format!("{}-{uid}", names::MANAGER)).force();
         api.patch(AUTHORITIES, &params, &Patch::Apply(map)).await.map_err(error)?;
         Ok(())
+    }
+
+    fn notes(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, bool>> {
+        // Each change is whole before anything in it can panic.
+        self.notes.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Known>> {
