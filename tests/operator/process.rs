@@ -415,7 +415,7 @@ async fn the_process_makes_clusters_and_tells_a_collector_what_it_did() {
     // What it does is told with the object that it is about.
     let made = operator.lines().into_iter().find(|line| line.contains("c-cpu-0-2")).expect("a line");
     let made: Value = serde_json::from_str(&made).expect("JSON");
-    assert_eq!((&made["span"]["namespace"], &made["span"]["name"]), (&"team".into(), &"c".into()), "{made}");
+    assert_eq!((&made["span"]["namespace"], &made["span"]["object"]), (&"team".into(), &"c".into()), "{made}");
     operator.signal("TERM");
     let (took, code) = operator.ended().await;
     assert_eq!(code, Some(0));
