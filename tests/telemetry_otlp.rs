@@ -18,7 +18,6 @@ fn a_span_arrives_at_the_collector_with_its_fields() {
             drop(sender.send(take(stream)));
         }
     });
-    drop(rustls::crypto::ring::default_provider().install_default());
     let settings = Settings { format: Format::Json, filter: "off".into(), otlp: Some(format!("http://{address}/")) };
     let telemetry = log::start(&settings).expect("telemetry");
     tracing::info_span!(target: "daskade::test", "reconcile", controller = "daskcluster", uid = "0001").in_scope(

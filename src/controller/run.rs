@@ -61,7 +61,8 @@ async fn turn(context: Arc<Context>, memories: Arc<Memories>, key: Key) {
         "reconcile",
         controller = "daskcluster",
         namespace = key.namespace,
-        name = key.name,
+        // `name` is what the log calls the span itself.
+        object = key.name,
         uid = tracing::field::Empty,
         generation = tracing::field::Empty,
         outcome = tracing::field::Empty

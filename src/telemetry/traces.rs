@@ -27,6 +27,8 @@ impl fmt::Debug for Traces {
 
 /// Starts the export to a collector's base address. The thread that exports is the library's own.
 pub(super) fn start(endpoint: &str) -> Result<Traces, Error> {
+    // The exporter's HTTP client asks for one. If another was installed before, that is as good.
+    drop(rustls::crypto::ring::default_provider().install_default());
     let exporter = build(endpoint).map_err(|source| Error::Otlp { endpoint: endpoint.to_owned(), source })?;
     let resource = Resource::builder()
         .with_service_name("daskade")

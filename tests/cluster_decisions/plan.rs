@@ -38,8 +38,8 @@ fn cpu(replicas: u32) -> Value {
 
 #[test]
 fn a_new_cluster_gets_its_workers_and_one_scheduler() {
-    check(json!({}), &[], "unknown", &["create default-0-1", "create scheduler-2"]);
-    check(cpu(2), &[], "unknown", &["create cpu-0-1", "create cpu-1-2", "create scheduler-3"]);
+    check(json!({}), &[], "unknown", &["create scheduler-1", "create default-0-2"]);
+    check(cpu(2), &[], "unknown", &["create scheduler-1", "create cpu-0-2", "create cpu-1-3"]);
     check(cpu(0), &[], "unknown", &["create scheduler-1"]);
 }
 
@@ -259,13 +259,13 @@ fn a_suspended_cluster_drains_its_workers_and_then_loses_its_scheduler() {
 #[test]
 fn a_suspended_cluster_whose_scheduler_does_not_answer_waits_a_minute_for_it() {
     let pods = ["scheduler-1", "cpu-0-2"];
-    let all = ["delete cpu-0-2: the cluster is suspended", "delete scheduler-1: the cluster is suspended"];
+    let all = ["delete scheduler-1: the cluster is suspended", "delete cpu-0-2: the cluster is suspended"];
     // An operator that has just begun has not asked yet.
     check(suspended(), &pods, "unknown", &["blind"]);
     check(suspended(), &pods, "unreachable=10", &["blind", "wake 50"]);
     check(suspended(), &pods, "unreachable=60", &all);
     // Nobody will drain them any more.
-    check(suspended(), &["cpu-0-2"], "unknown", &all[..1]);
+    check(suspended(), &["cpu-0-2"], "unknown", &all[1..]);
     check(suspended(), &["scheduler-1 unready", "cpu-0-2"], "unknown", &all);
     let cluster = cluster(suspended());
     let mut known = facts(&pods, "unknown");
@@ -280,7 +280,7 @@ fn a_cluster_that_goes_on_after_a_pause_is_complete_again() {
         cpu(2),
         &["scheduler-1 going=1"],
         "unknown",
-        &["create cpu-0-2", "create cpu-1-3", "create scheduler-4", "wake 89"],
+        &["create scheduler-2", "create cpu-0-3", "create cpu-1-4", "wake 89"],
     );
 }
 

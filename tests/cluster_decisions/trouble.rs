@@ -181,8 +181,8 @@ fn refused_writes() {
             403,
             "Forbidden",
             "pods \"p\" is forbidden: error looking up service account n/sa: serviceaccount \"sa\" not found",
-            "PodRejected",
-            true,
+            "ServiceAccountNotFound",
+            false,
         ),
         (403, "Forbidden", "pods \"p\" is forbidden: maximum memory usage per Container is 1Gi", "PodRejected", true),
         (

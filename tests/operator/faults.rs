@@ -90,7 +90,7 @@ async fn what_is_refused_again_and_again_is_tried_ever_more_rarely_and_uses_up_n
     world.api.heal();
     world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["workers"][0]["replicas"] = json!(2));
     world.until_ready("team", "c").await;
-    assert_eq!(world.pods("team"), ["c-cpu-0-1", "c-cpu-1-2", "c-scheduler-3"]);
+    assert_eq!(world.pods("team"), ["c-cpu-0-2", "c-cpu-1-3", "c-scheduler-1"]);
     operator.end().await;
 }
 

@@ -402,15 +402,20 @@ async fn the_process_makes_clusters_and_tells_a_collector_what_it_did() {
     let world = World::new().await;
     let mut operator = Operator::start(&world.api, &["--otlp-endpoint", &endpoint]);
     world.create("team", "c", &plain(1));
-    world.until_ready("team", "c").await;
+    let end = Instant::now() + SOON;
+    while world.reason("team", "c") != "Ready" {
+        let (status, log) = (&world.object("team", "c")["status"], operator.lines());
+        assert!(Instant::now() < end, "it is not ready: {status}\n{}", log.join("\n"));
+        sleep(Duration::from_millis(50)).await;
+    }
     let ready = || operator.metric("daskade_clusters{ready=\"true\"}") == Some(1.0);
     eventually("it is counted", SOON, ready).await;
     assert_eq!(operator.metric("daskade_workers{state=\"ready\"}"), Some(1.0));
     assert_eq!(operator.metric("daskade_schedulers{state=\"connected\"}"), Some(1.0));
     // What it does is told with the object that it is about.
-    let made = operator.lines().into_iter().find(|line| line.contains("c-cpu-0-1")).expect("a line");
+    let made = operator.lines().into_iter().find(|line| line.contains("c-cpu-0-2")).expect("a line");
     let made: Value = serde_json::from_str(&made).expect("JSON");
-    assert_eq!((&made["span"]["namespace"], &made["span"]["name"]), (&"team".into(), &"c".into()), "{made}");
+    assert_eq!((&made["span"]["namespace"], &made["span"]["object"]), (&"team".into(), &"c".into()), "{made}");
     operator.signal("TERM");
     let (took, code) = operator.ended().await;
     assert_eq!(code, Some(0));

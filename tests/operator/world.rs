@@ -155,7 +155,7 @@ impl World {
     pub fn scheduler(&self, namespace: &str, name: &str) -> Scheduler {
         let prefix = format!("{namespace}/{name}-scheduler-");
         let schedulers = self.kubelet.schedulers.lock().unwrap();
-        schedulers.iter().filter(|(pod, _)| pod.starts_with(&prefix)).next_back().expect("a scheduler").1.clone()
+        schedulers.iter().rfind(|(pod, _)| pod.starts_with(&prefix)).expect("a scheduler").1.clone()
     }
 
     /// All requests that wrote, events aside.
