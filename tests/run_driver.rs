@@ -326,3 +326,25 @@ async fn a_run_of_which_no_step_starts_in_time_has_failed() {
     assert!(report.message.as_ref().is_some_and(|message| message.contains("deadlines.start")), "{report:?}");
     assert!(took < Duration::from_secs(10), "{took:?}");
 }
+
+#[tokio::test]
+async fn an_end_that_was_written_although_its_answer_was_lost_is_not_written_again() {
+    let closes = AtomicUsize::new(0);
+    let scheduler = Scheduler::new(move |op, asked| match op {
+        "daskade-close" => {
+            closes.fetch_add(1, Ordering::SeqCst);
+            None
+        }
+        "daskade-open" if closes.load(Ordering::SeqCst) > 0 => {
+            assert_eq!((&asked["create"], &asked["reopen"]), (&json!(false), &json!(false)));
+            let mut answer = opened();
+            answer["snapshot"]["final"] = json!({"state": "Succeeded"});
+            Some(answer)
+        }
+        _ => Some(usual(op, &finished())),
+    })
+    .await;
+    let (ended, _, _) = driven(&run_of_one_step(true, short()), &scheduler.address).await;
+    assert_eq!(ended.expect("the end is known").outcome, RunOutcome::Succeeded);
+    assert_eq!((scheduler.asked("daskade-close").len(), scheduler.asked("daskade-open").len()), (1, 2));
+}

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::Failure;
 use super::options::{ClusterOptions, RunOptions, StorageOptions};
+use super::{Failure, validate};
 use crate::api::cluster::DaskClusterSpec;
 use crate::api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
 use crate::api::step::Step;
@@ -75,7 +76,13 @@ impl Frozen {
 
 /// Reads the manifests and makes the run that `options` ask for.
 pub(super) fn request(options: &RunOptions) -> Result<Request, Failure> {
-    let loaded = manifest::load(&options.files).map_err(|problems| problems_of_files(&problems))?;
+    let reading = manifest::read(&options.files, &mut io::stdin().lock());
+    if !reading.problems.is_empty() {
+        let mut lines: Vec<String> = reading.problems.iter().map(ToString::to_string).collect();
+        lines.extend(validate::further(&reading));
+        return Err(Failure::bad_input(lines.join("\n")));
+    }
+    let loaded = reading.objects;
     let mut problems = Vec::new();
     for object in &loaded {
         for problem in manifest::unimplemented(&object.object, manifest::Mode::Local) {
@@ -116,12 +123,6 @@ pub(super) fn request(options: &RunOptions) -> Result<Request, Failure> {
         Frozen { format: Frozen::FORMAT, uid: uuid::Uuid::new_v4().to_string(), name, pipeline: spec, params, cluster };
     let plan = frozen.plan(&place)?;
     Ok(Request { frozen, plan, code })
-}
-
-/// All problems of files, one a line.
-pub(super) fn problems_of_files(problems: &[manifest::FileProblem]) -> Failure {
-    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-    Failure::bad_input(lines.join("\n"))
 }
 
 struct Chosen<'a> {

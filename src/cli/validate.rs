@@ -4,7 +4,8 @@ use std::io::{self, Write};
 
 use super::Failure;
 use super::options::{CrdOptions, ValidateOptions};
-use crate::manifest::{self, Object};
+use crate::manifest::{self, FileProblem, Loaded, Object, Reading};
+use crate::problem::Problem;
 use crate::{cluster, crd, pipeline};
 
 /// Checks every document; all problems at once, on standard error, and exit code 2.
@@ -12,27 +13,13 @@ pub(super) fn validate(options: &ValidateOptions) -> Result<(), Failure> {
     let reading = manifest::read(&options.files, &mut io::stdin().lock());
     let mut problems: Vec<String> = reading.problems.iter().map(ToString::to_string).collect();
     let mut good = Vec::new();
+    problems.extend(further(&reading));
     for item in &reading.objects {
-        let (kind, name, found) = match &item.object {
-            Object::Pipeline(object) => {
-                ("Pipeline", &object.metadata.name, pipeline::validate(&object.spec, "spec").err().unwrap_or_default())
-            }
-            Object::DaskCluster(object) => {
-                ("DaskCluster", &object.metadata.name, cluster::validate(&object.spec, "spec"))
-            }
-            Object::PipelineRun(object) => {
-                let spec = object.spec.pipeline_spec.as_ref();
-                let found =
-                    spec.and_then(|spec| pipeline::validate(spec, "spec.pipelineSpec").err()).unwrap_or_default();
-                ("PipelineRun", &object.metadata.name, found)
-            }
-        };
-        let place = format!("{} (document {})", item.file.display(), item.document);
-        let name = name.clone().unwrap_or_default();
+        let found = meaning(&item.object);
         if found.is_empty() {
-            good.push(format!("{place}: {kind} {name} is valid"));
+            good.push(format!("{} is valid", place(item)));
         }
-        problems.extend(found.into_iter().map(|problem| format!("{place}: {kind} {name}: {problem}")));
+        problems.extend(found.into_iter().map(|problem| format!("{}: {problem}", place(item))));
     }
     for note in &reading.notes {
         // A closed standard error is no reason to end.
@@ -46,10 +33,106 @@ pub(super) fn validate(options: &ValidateOptions) -> Result<(), Failure> {
     if problems.is_empty() { Ok(()) } else { Err(Failure::bad_input(problems.join("\n"))) }
 }
 
+/// What else is wrong with documents that have problems already, so that all of a file are told at once. What may only
+/// follow from those problems is left out.
+pub(super) fn further(reading: &Reading) -> Vec<String> {
+    let mut lines = Vec::new();
+    for item in &reading.rest {
+        let here = |problem: &&FileProblem| problem.file == item.file && problem.document == Some(item.document);
+        let known: Vec<&str> =
+            reading.problems.iter().filter(here).map(|problem| problem.problem.path.as_str()).collect();
+        let found = meaning(&item.object).into_iter().filter(|problem| !follows(problem, &known));
+        lines.extend(found.map(|problem| format!("{}: {problem}", place(item))));
+    }
+    lines
+}
+
+/// Whether a problem may be there only because what is at `known` could not be read.
+fn follows(problem: &Problem, known: &[&str]) -> bool {
+    let of_step = |path: &str| path.starts_with("spec.steps[") || path.starts_with("spec.finally[");
+    let entry = |path: &str| path.find(']').map_or_else(|| path.to_owned(), |end| path[..=end].to_owned());
+    let lost = match problem.reason {
+        "UndefinedParameter" | "UnsatisfiableResources" | "UnknownWorkerGroup" => {
+            known.iter().any(|path| !of_step(path))
+        }
+        "UnknownOutput" | "NotUpstream" => known.iter().any(|path| of_step(path)),
+        // To take a field away makes none of these.
+        "DependencyCycle" | "SelfDependency" | "UnknownStep" => return false,
+        _ => false,
+    };
+    lost || known.iter().any(|path| path.is_empty() || entry(path) == entry(&problem.path))
+}
+
+/// What is wrong with an object that can be read.
+fn meaning(object: &Object) -> Vec<Problem> {
+    match object {
+        Object::Pipeline(object) => pipeline::validate(&object.spec, "spec").err().unwrap_or_default(),
+        Object::DaskCluster(object) => cluster::validate(&object.spec, "spec"),
+        Object::PipelineRun(object) => {
+            let spec = object.spec.pipeline_spec.as_ref();
+            spec.and_then(|spec| pipeline::validate(spec, "spec.pipelineSpec").err()).unwrap_or_default()
+        }
+    }
+}
+
+fn place(item: &Loaded) -> String {
+    let Loaded { file, document, object } = item;
+    format!("{} (document {document}): {} {}", file.display(), object.kind(), object.name())
+}
+
 /// Prints the custom resource definitions, as in `crds/`.
 pub(super) fn crd(options: &CrdOptions) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     write!(out, "{}", if options.json { crd::all_json() } else { crd::all_yaml() })?;
     out.flush()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Reasons and paths of all that is wrong with a pipeline's spec.
+    fn check(spec: &str, expected: &[&str]) {
+        let head = "{apiVersion: daskade.dev/v1alpha1, kind: Pipeline, metadata: {name: p}, spec: ";
+        let reading = manifest::read_text(Path::new("p.yaml"), format!("{head}{spec}}}").as_bytes());
+        let place = "p.yaml (document 1): Pipeline p: ";
+        let told = reading.problems.iter().map(|problem| problem.problem.to_string());
+        let found: Vec<String> = told
+            .chain(further(&reading).into_iter().map(|line| line.trim_start_matches(place).to_owned()))
+            .map(|line| line.splitn(3, ": ").take(2).collect::<Vec<_>>().join(" "))
+            .collect();
+        assert_eq!(found, expected, "{spec}");
+    }
+
+    #[test]
+    fn mistakes_of_form_do_not_hide_those_of_meaning() {
+        check(
+            "{steps: [{name: a, call: 'm:f', retrys: 1}, {name: b, call: 'm:f', args: ['$(steps.x.output)', '$(range(1 +))']}]}",
+            &[
+                "spec.steps[0].retrys UnknownField",
+                "spec.steps[1].args[0] UnknownStep",
+                "spec.steps[1].args[1] InvalidExpression",
+            ],
+        );
+        check(
+            "{steps: [{name: a, call: 'm:f', dependsOn: [b], timeout: x}, {name: b, call: 'm:f', dependsOn: [a]}]}",
+            &["spec.steps[0].timeout InvalidValue", "spec.steps[0] DependencyCycle"],
+        );
+    }
+
+    #[test]
+    fn what_may_follow_from_a_mistake_of_form_is_not_told() {
+        check(
+            "{parms: [{name: n}], steps: [{name: a, call: 'm:f', args: ['$(params.n)']}]}",
+            &["spec.parms UnknownField"],
+        );
+        check(
+            "{steps: [{name: a, cal: 'm:f', outputz: [{name: x}]}, {name: b, call: 'm:f', args: ['$(steps.a.output.x)']}]}",
+            &["spec.steps[0].cal UnknownField", "spec.steps[0].outputz UnknownField", "spec.steps[0] Conflict"],
+        );
+        check("{steps: [{call: 'm:f'}, {name: b, call: 'm:f', dependsOn: [a]}]}", &["spec.steps[0].name MissingField"]);
+    }
 }

@@ -95,10 +95,17 @@ pub(crate) fn decode(mut bytes: Vec<u8>) -> Result<String, Problem> {
     if let Some(at) = bytes.iter().position(|byte| *byte == 0) {
         return Err(Problem::new("InvalidText", "", format!("the file has a NUL byte at byte {at}")));
     }
-    String::from_utf8(bytes).map_err(|error| {
+    let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         Problem::new("InvalidText", "", format!("the file is not UTF-8 at byte {at}")).help("save it as UTF-8")
-    })
+    })?;
+    // As YAML has it; U+0085 is a line break there.
+    let control = |c: char| c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{85}');
+    if let Some((at, c)) = text.char_indices().find(|(_, c)| control(*c)) {
+        let message = format!("the file has the control character U+{:04X} at byte {at}", u32::from(c));
+        return Err(Problem::new("InvalidText", "", message).help("write it as an escape in double quotes"));
+    }
+    Ok(text)
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Problem {

@@ -115,6 +115,35 @@ pub(crate) fn read(root: &Node, findings: &mut Findings) -> Option<Outcome> {
     type_of(kind, value).map(Outcome::Ours).map_err(|problem| findings.push(root.line, problem)).ok()
 }
 
+/// What can be read of a document with problems: the object without the fields that the problems are about, for checks
+/// that find more. `None` if nothing sensible is left.
+pub(crate) fn read_rest(root: &Node, problems: &[Problem]) -> Option<Object> {
+    let kind = root.field("kind").and_then(Node::text)?;
+    let kind = KINDS.into_iter().find(|known| *known == kind)?;
+    let mut value = root.to_json();
+    value.as_object_mut()?.shift_remove("status");
+    for problem in problems {
+        remove(&mut value, &problem.path);
+    }
+    type_of(kind, value).ok()
+}
+
+/// Removes the field at `path`. An entry of a list stays, so that the places of the others do.
+fn remove(value: &mut Value, path: &str) {
+    let (parent, field) = path.rsplit_once('.').unwrap_or(("", path));
+    if field.ends_with(']') {
+        return;
+    }
+    let pointer: String = parent
+        .split(['.', '['])
+        .filter(|part| !part.is_empty())
+        .map(|part| format!("/{}", part.trim_end_matches(']')))
+        .collect();
+    if let Some(map) = value.pointer_mut(&pointer).and_then(Value::as_object_mut) {
+        map.shift_remove(field);
+    }
+}
+
 /// Checks an object that comes from elsewhere than a file (the API server): the same problems, without lines.
 pub fn check_value(value: &Value) -> Result<Object, Vec<Problem>> {
     let mut findings = Findings::default();

@@ -91,6 +91,8 @@ pub struct Reading {
     pub notes: Vec<Note>,
     /// All that is wrong.
     pub problems: Vec<FileProblem>,
+    /// Of documents with problems, what can be read of them all the same: other checks may find more.
+    pub rest: Vec<Loaded>,
 }
 
 /// Reads all objects of these files and folders (`-`: standard input); all problems if there is any.
@@ -203,7 +205,16 @@ fn read_source(file: &Path, text: &str, found: bool, reading: &mut Reading) {
             },
         }
         empty = false;
-        for Finding { line, problem } in findings.into_list() {
+        let findings = findings.into_list();
+        if let Ok(root) = &document.root
+            && !findings.is_empty()
+        {
+            let problems: Vec<Problem> = findings.iter().map(|finding| finding.problem.clone()).collect();
+            let rest = object::read_rest(root, &problems);
+            let rest = rest.map(|object| Loaded { file: file.to_owned(), document: document.index, object });
+            reading.rest.extend(rest);
+        }
+        for Finding { line, problem } in findings {
             reading.problems.push(FileProblem {
                 file: file.to_owned(),
                 document: Some(document.index),

@@ -108,6 +108,7 @@ pub async fn drive(
     let started = Instant::now();
     let mut opened_before = !spec.create;
     let mut tried_to_open = false;
+    let mut closing = None;
     let mut outage: Option<(Instant, usize)> = None;
     loop {
         let endpoint = fabric.endpoint().await?;
@@ -118,6 +119,7 @@ pub async fn drive(
             cancel: &cancel,
             opened_before: &mut opened_before,
             tried_to_open: &mut tried_to_open,
+            closing: &mut closing,
         };
         let before = Instant::now();
         let (cause, answered) = match session.run(fabric, &endpoint).await {

@@ -65,6 +65,8 @@ pub(super) struct Session<'a> {
     pub cancel: &'a watch::Receiver<bool>,
     pub opened_before: &'a mut bool,
     pub tried_to_open: &'a mut bool,
+    /// The end of the run as it was asked to be written; whether it was is unknown when the scheduler is lost then.
+    pub closing: &'a mut Option<Report>,
 }
 
 impl Session<'_> {
@@ -89,6 +91,11 @@ impl Session<'_> {
         let connection = self.connect(address, tls, foreign).await?;
         let opened = self.open(&connection).await?;
         *self.opened_before = true;
+        if opened.snapshot.closed.is_some()
+            && let Some(report) = self.closing.take()
+        {
+            return Ok(report);
+        }
         self.follow(&connection, opened).await
     }
 
@@ -168,7 +175,8 @@ impl Session<'_> {
             name: spec.name.clone(),
             epoch: None,
             create,
-            reopen: true,
+            // One end is enough: if it was written, it is answered.
+            reopen: self.closing.is_none(),
             spec: spec.spec.clone(),
             spec_digest: spec.spec_digest.clone(),
             storage: Storage {
@@ -442,9 +450,11 @@ impl Session<'_> {
         closing.insert("steps".into(), serde_json::json!(counts));
         let named = results.iter().map(|(name, value)| (name.clone(), value.to_json())).collect();
         closing.insert("results".into(), Value::Object(named));
+        let report = Report { outcome, reason, message, counts, results, failures, duration: self.started.elapsed() };
+        *self.closing = Some(report.clone());
         let close = Close { run: &self.spec.uid, epoch: opened.epoch, closed: &closing };
         connection.call(&close).await.map_err(classify)?;
-        Ok(Report { outcome, reason, message, counts, results, failures, duration: self.started.elapsed() })
+        Ok(Report { duration: self.started.elapsed(), ..report })
     }
 
     /// Where a result is that is no small JSON; `error` says why it could not be computed.

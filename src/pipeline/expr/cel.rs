@@ -327,7 +327,7 @@ impl Rewritten {
         let before: usize = self.text.split_inclusive('\n').take(line - 1).map(|line| line.chars().count()).sum();
         let message = first.msg.strip_prefix("Syntax error: ").unwrap_or(&first.msg);
         let message = message.split(" expecting ").next().unwrap_or(message);
-        let message = message.replace("'<EOF>'", "the end of the expression").replace("extraneous input", "unexpected");
+        let message = message.replace("'<EOF>'", "end of the expression").replace("extraneous input", "unexpected");
         let message =
             message.replace("mismatched input", "unexpected").replace("no viable alternative at input", "unexpected");
         ExprError::syntax(self.column(source, before + column - 1), clean(&message))
