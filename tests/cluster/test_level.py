@@ -18,6 +18,10 @@ def uid(found: Object | None) -> str:
     return str((found or {}).get("metadata", {}).get("uid", ""))
 
 
+def is_ready(pod: Object) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
+
+
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
@@ -47,7 +51,7 @@ def test_a_deleted_pod_is_replaced(shared: Namespace, component: str) -> None:
 
     def replaced() -> bool:
         now = shared.pods("c", component)
-        ready = [pod for pod in now if any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))]
+        ready = [pod for pod in now if is_ready(pod)]
         return len(ready) == len(before) and victim not in {pod["metadata"]["name"] for pod in now}
 
     until(f"the {component} is replaced", replaced, 120)

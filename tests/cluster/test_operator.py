@@ -7,7 +7,20 @@ import signal
 import time
 from pathlib import Path
 
-from kube import IMAGE, LABEL, OPERATOR_IMAGE, RUN, SYSTEM, ClientPod, Namespace, Operator, ask, kubectl, manifest, until
+from kube import (
+    IMAGE,
+    LABEL,
+    OPERATOR_IMAGE,
+    RUN,
+    SYSTEM,
+    ClientPod,
+    Namespace,
+    Operator,
+    ask,
+    kubectl,
+    manifest,
+    until,
+)
 
 ONE = {"name": "a", "replicas": 1}
 

@@ -11,9 +11,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from s3 import S3
 
 from kube import Namespace, Object
-from s3 import S3
 
 PIPELINE = """
 apiVersion: daskade.dev/v1alpha1
