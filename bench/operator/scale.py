@@ -159,7 +159,9 @@ class Figures:
     cpu: float = 0.0
     rss: float = 0.0
     peak: float = 0.0
+    #: Cores of each process, over the seconds in which that was watched.
     others: dict[str, float] = field(default_factory=dict)
+    watched: float = 0.0
     idle_cpu: float = 0.0
     idle_writes: dict[str, int] = field(default_factory=dict)
     idle_reads: dict[str, int] = field(default_factory=dict)
@@ -266,7 +268,8 @@ def measure(
     figures.median = statistics.median(ends[name] - at for name, at in created.items())
     after = plane.usages()
     figures.load = os.getloadavg()[0]
-    figures.others = busy(before, after, time.monotonic() - began)
+    figures.watched = time.monotonic() - began
+    figures.others = busy(before, after, figures.watched)
     figures.cpu = after[operator.name].cpu - before[operator.name].cpu
     say(f"  ready after {figures.seconds:.1f} s: {figures.rate:.1f} per second")
     until("it has come to rest", settled, 300, 0.5)
@@ -386,12 +389,12 @@ def scale(options: argparse.Namespace) -> int:
         schedulers.ask("reset")
         restart(plane, ours, found, answered)
         results.append(found)
+        report(results, options)
+        if options.json:
+            options.json.write_text(json.dumps([vars(result) for result in results], indent=1))
         if options.profile:
             profile(plane, ours, options)
         ours.stop()
-    report(results, options)
-    if options.json:
-        options.json.write_text(json.dumps([vars(result) for result in results], indent=1))
     return 0
 
 
@@ -434,6 +437,8 @@ def report(results: list[Figures], options: argparse.Namespace) -> None:
          [f"{found.own_writes / found.count:.1f}" if found.own_writes else "-" for found in results]),
         ("API reads per cluster (audit log)", [amount(found.reads, found.count) for found in results]),
         ("CPU per cluster, ms", [f"{found.cpu / found.count * 1000:.1f}" for found in results]),
+        ("CPU of all processes per cluster, ms",
+         [f"{sum(found.others.values()) * found.watched / found.count * 1000:.0f}" for found in results]),
         ("memory at rest, MiB", [f"{found.rss:.1f}" for found in results]),
         ("memory at most, MiB", [f"{max(found.peak, found.start_peak):.1f}" for found in results]),
         ("at rest: % of a core", [f"{found.idle_cpu * 100:.2f}" for found in results]),
