@@ -260,7 +260,7 @@ class Plane:
             if self.processes["kube-apiserver"].poll() is not None:
                 raise SystemExit((self.log / "kube-apiserver.log").read_text()[-2000:])
             with contextlib.suppress(OSError, RuntimeError):
-                return self.api("GET", "/readyz") == "ok"
+                return bool(self.api("GET", "/readyz") == "ok")
             return False
 
         until("the API server is ready", ready, 120)
