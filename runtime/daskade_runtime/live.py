@@ -271,7 +271,7 @@ class LiveRun:
         if lens is not None:
             fields["lens"] = lens
         if json is not None:
-            fields["json"] = json
+            fields["json"] = json[0]
         self.events.add("finished", **fields)
         # Queued before a dependent can start: nothing is committed before its inputs.
         size = 200 + len(handle.get("b") or b"") + len(handle.get("x") or b"") + 40 * (handle.get("n") or 0)
@@ -397,14 +397,14 @@ class LiveRun:
         self.journal.close()
 
 
-def json_text(value: Any) -> str | None:
+def json_text(json: list[Any] | None) -> str | None:
     """A step's small result as the journal keeps it: JSON text."""
-    return None if value is None else json_.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return None if json is None else json_.dumps(json[0], ensure_ascii=False, separators=(",", ":"))
 
 
-def json_value(text: str | bytes | None) -> Any:
-    """A step's small result as it goes over the wire: plain data."""
-    return None if text is None else json_.loads(text)
+def json_value(text: str | bytes | None) -> list[Any] | None:
+    """A step's small result as it goes over the wire: a list of it alone."""
+    return None if text is None else [json_.loads(text)]
 
 
 def _checked(record: Any, steps: int) -> list[Any]:

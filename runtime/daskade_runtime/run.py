@@ -83,6 +83,7 @@ class Attempt:
 
 class Output:
     """A finished output: the handle packed as it goes to workers, and what the driver wants to know of it.
+    ``json`` is a list of its JSON result alone, or None.
 
     The index of a long list output (40 bytes per element) would otherwise travel with each of its consumers:
     workers fetch it once instead.

@@ -186,8 +186,10 @@ def plain_json(value: Any) -> Any:
     return _plain(value, "", 0)
 
 
-def result_of(value: Any, required: bool) -> Any:
-    """The step's small JSON result; ``None`` if it has none and none is required."""
+def result_of(value: Any, required: bool) -> list[Any] | None:
+    """A list of the step's small JSON result alone (which may be None); ``None`` if it has no such result and
+    none is required.
+    """
     try:
         plain = plain_json(value)
     except ValueError as exc:
@@ -200,7 +202,7 @@ def result_of(value: Any, required: bool) -> Any:
             message = f"the result has {size} bytes as JSON, {RESULT_CAP} are allowed; use the output instead"
             raise StepFailure("data", "ResultTooLarge", message)
         return None
-    return plain
+    return [plain]
 
 
 def _write(writer: Writer, value: Any, serializer: str) -> None:

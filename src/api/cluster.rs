@@ -39,7 +39,7 @@ use super::{
 #[serde(rename_all = "camelCase")]
 pub struct DaskClusterSpec {
     /// Image of scheduler and workers. Default: daskade's worker image (Dask, S3 library, dashboard; not root). An image
-    /// of yours is checked at start and told what it lacks.
+    /// of yours needs Python and Dask; it is checked at start, and the status tells what it lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::image")]
     pub image: Option<String>,
@@ -47,25 +47,27 @@ pub struct DaskClusterSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::object_refs")]
     pub image_pull_secrets: Vec<String>,
-    /// The scheduler's pod.
+    /// Resources, environment and placement of the scheduler's pod, and when a change replaces it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<Scheduler>,
-    /// Groups of workers, unique by name, at most 32. Default: one group `default`.
+    /// Groups of workers, unique by name, at most 32. Default: one group `default` with one worker.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub workers: Vec<WorkerGroup>,
-    /// Encryption and identity of all connections.
+    /// Encryption and identity of all connections. Default: mutual TLS with certificates that the operator issues and
+    /// renews; clients use the one in the Secret `<cluster>-client-tls`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ClusterTls>,
     /// Storage that runs on this cluster use unless their pipeline names another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
-    /// Without run, client and task for this long, above zero, all workers are taken away until there is work again, for
+    /// After this time without a run, a client and a task all workers are taken away, until there is work again; for
     /// example `10m`. The object and its scheduler stay. Default: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "duration::positive")]
     pub idle_timeout: Option<Duration>,
-    /// Take scheduler and workers away and keep the object. Default: false.
+    /// Take scheduler and workers away and keep the object, its address and its certificates; workers finish their tasks
+    /// first. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub suspend: bool,
 }
@@ -77,7 +79,7 @@ pub struct Scheduler {
     /// Its resources. Default: `{requests: {cpu: 500m, memory: 1Gi}, limits: {memory: 2Gi}}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
-    /// Environment variables.
+    /// Environment variables of the scheduler, unique by name. `DASK_SCHEDULER_ADDRESS` is set by daskade.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub env: Vec<EnvVar>,
@@ -103,7 +105,8 @@ pub struct Scheduler {
     pub rollout: Option<SchedulerRollout>,
 }
 
-/// When a changed spec replaces the scheduler.
+/// When a changed spec replaces the scheduler, which ends what runs on the cluster: `WhenIdle` (default: once no run,
+/// client or task is there) or `Immediately`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum SchedulerRollout {
@@ -131,7 +134,8 @@ pub struct WorkerGroup {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10_000))]
     pub replicas: Option<u32>,
-    /// Number of workers by demand. Local runs start `min` workers, at least one.
+    /// Number of workers by demand: by what waits and runs, and by the resources that it asks for. Not together with
+    /// `replicas`. Local runs start `min` workers, at least one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscale: Option<Autoscale>,
     /// Steps that one worker runs at once, 1 to 256. Default: the CPU limit rounded up, or 1.
@@ -146,18 +150,20 @@ pub struct WorkerGroup {
     /// 2Gi of memory requested and as limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
-    /// GPUs of one worker.
+    /// GPUs of one worker. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<Gpu>,
     /// Further abstract Dask resources of one worker, for example `{SSD: 1}`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "schema::dask_resources")]
     pub dask_resources: BTreeMap<String, f64>,
-    /// Environment variables.
+    /// Environment variables of the workers, unique by name. `DASK_SCHEDULER_ADDRESS` is set by daskade; the folders of
+    /// `PYTHONPATH` are searched after daskade's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub env: Vec<EnvVar>,
-    /// Volumes, unique by name.
+    /// Volumes to mount, unique by name, for example `[{name: data, mountPath: /data, persistentVolumeClaim: data}]`. One
+    /// at `/tmp` takes the place of the scratch space that workers have there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub volumes: Vec<Volume>,
@@ -182,7 +188,7 @@ pub struct WorkerGroup {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "duration::positive")]
     pub termination_grace_period: Option<Duration>,
-    /// Name of a PriorityClass.
+    /// Name of the PriorityClass of the pods, which decides who gets a node first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::object_ref")]
     pub priority_class_name: Option<String>,
@@ -245,7 +251,8 @@ pub struct ClusterTls {
     pub secret_ref: Option<String>,
 }
 
-/// Source of certificates.
+/// `Auto` (default: mutual TLS with a certificate authority of the cluster's own; clients use the certificate in the Secret
+/// `<cluster>-client-tls`), `Secret` (yours) or `Disabled` (no encryption, and nobody is asked who they are).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum TlsMode {

@@ -177,7 +177,8 @@ pub struct Schedule {
 /// Names of time zones.
 pub const TIME_ZONE_PATTERN: &str = "^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$";
 
-/// What a schedule does while an earlier run is active.
+/// When the run before is still active: `Forbid` (default: the new one is left out), `Allow` or `Replace` (the old one is
+/// cancelled).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum ConcurrencyPolicy {
@@ -268,7 +269,7 @@ pub struct Param {
     pub description: Option<String>,
 }
 
-/// Type of a parameter.
+/// Type of its values. Default: string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]

@@ -119,7 +119,7 @@ pub struct EmptyDir {
     pub size_limit: Option<Quantity>,
 }
 
-/// Medium of scratch space.
+/// `Memory` for a RAM disk (counts against the memory limit). Default: the node's disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Medium {

@@ -133,7 +133,7 @@ pub struct Reuse {
     pub run: Option<String>,
 }
 
-/// What is reused.
+/// `None` (default) or `Missing`: run only the steps whose content key or declared output does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum ReuseMode {

@@ -32,7 +32,7 @@ pub struct DaskClusterStatus {
     /// GPUs of the workers that are ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpus_ready: Option<u32>,
-    /// The same per group.
+    /// Workers of each group, wanted and ready, and why some are missing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub groups: Vec<GroupStatus>,
@@ -74,7 +74,7 @@ pub struct GroupStatus {
     /// Why workers are missing, for example `Unschedulable`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The same in words, with what to do.
+    /// Why workers are missing, in words, with what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub message: Option<String>,

@@ -186,7 +186,8 @@ pub enum FailureClass {
     Data,
 }
 
-/// Where a step's code runs.
+/// Where the code runs: `process` (default: a child process of the worker; a timeout really ends it, a crash is the step's
+/// own) or `thread` (inside the worker: faster start, but cannot be ended and shares the interpreter).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
@@ -229,7 +230,8 @@ pub struct OutputStore {
     pub if_exists: Option<IfExists>,
 }
 
-/// Form of a stored value.
+/// Form of the object: `pickle`, `json`, `parquet` (data frames) or `numpy` (arrays). Default: of an input by the ending of
+/// its path, of an output `pickle`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]

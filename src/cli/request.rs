@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::Failure;
 use super::options::{ClusterOptions, RunOptions, StorageOptions};
 use crate::api::cluster::DaskClusterSpec;
-use crate::api::pipeline::{Deadlines, PipelineSpec};
+use crate::api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
 use crate::api::step::Step;
 use crate::cluster;
 use crate::local::fleet::GroupSpec;
@@ -88,6 +88,10 @@ pub(super) fn request(options: &RunOptions) -> Result<Request, Failure> {
     let chosen = choose(&loaded, options.pipeline.as_deref())?;
     let folder = chosen.file.parent().map(Path::to_owned).unwrap_or_default();
     let mut spec = chosen.spec.clone();
+    if let Some(address) = &options.cluster.address {
+        // What the workers there offer is not known here, whatever the manifest says of a cluster of its own.
+        spec.cluster = Some(ClusterChoice { address: Some(address.clone()), ..ClusterChoice::default() });
+    }
     let cluster = local_cluster(&spec, &loaded, &options.cluster)?;
     // Requests are checked against the workers that will run.
     if let Some(choice) = spec.cluster.as_mut().filter(|choice| choice.address.is_none()) {

@@ -118,15 +118,15 @@ pub fn component(role: &Role) -> &'static str {
     }
 }
 
-/// Which pod one is, by its labels; none if somebody has changed them.
-pub fn parse_slot(labels: &BTreeMap<String, String>) -> Option<Slot> {
-    let incarnation = labels.get(INCARNATION_LABEL)?.parse().ok()?;
-    let role = match labels.get("dask.org/component")?.as_str() {
-        "scheduler" => Role::Scheduler,
-        "worker" => {
-            Role::Worker { group: labels.get(GROUP_LABEL)?.clone(), number: labels.get(NUMBER_LABEL)?.parse().ok()? }
-        }
-        _ => return None,
+/// Which pod of a cluster one is, by its name, which nobody can change; none if it was not made by [`pod`].
+pub fn parse_pod(cluster: &str, name: &str) -> Option<Slot> {
+    let (rest, incarnation) = name.strip_prefix(cluster)?.strip_prefix('-')?.rsplit_once('-')?;
+    let role = match rest.rsplit_once('-') {
+        None if rest == "scheduler" => Role::Scheduler,
+        None => return None,
+        Some((group, number)) => Role::Worker { group: group.to_owned(), number: number.parse().ok()? },
     };
-    Some(Slot { role, incarnation })
+    let slot = Slot { role, incarnation: incarnation.parse().ok()? };
+    // Other ways to write a number are not ours.
+    (pod(cluster, &slot) == name).then_some(slot)
 }

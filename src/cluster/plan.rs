@@ -83,10 +83,10 @@ pub fn plan(cluster: &Cluster, templates: &Templates, facts: &Facts) -> Plan {
         plan: Plan { incarnation: cluster.status.incarnation.unwrap_or(0).max(highest), ..Plan::default() },
     };
     pass.force_what_hangs();
-    pass.groups();
+    // The scheduler first: without it workers only take the room that it needs. Slots are numbered in their order, so that
+    // of many that are not made at once no number is left out.
     pass.scheduler();
-    // The scheduler first: without it workers only take the room that it needs.
-    pass.plan.create.sort_by_key(|slot| slot.role != Role::Scheduler);
+    pass.groups();
     pass.plan
 }
 

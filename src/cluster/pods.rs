@@ -7,10 +7,12 @@ use super::{
     names, trouble,
 };
 
-/// Reads a pod; none for one whose labels somebody has changed beyond recognition.
+/// Reads a pod; none for one that is not a DaskCluster's, or has no name of ours. Its labels do not count: anybody may
+/// change them.
 pub fn read_pod(pod: &Pod, now: jiff::Timestamp) -> Option<PodFact> {
     let meta = &pod.metadata;
-    let slot = names::parse_slot(meta.labels.as_ref()?)?;
+    let owner = meta.owner_references.iter().flatten().find(|owner| owner.kind == "DaskCluster")?;
+    let slot = names::parse_pod(&owner.name, meta.name.as_deref()?)?;
     let status = pod.status.clone().unwrap_or_default();
     let phase = match status.phase.as_deref() {
         Some("Running") => Phase::Running,

@@ -180,7 +180,14 @@ impl Certificates {
             (Ok(_), Ok(_)) => return Ok(invalid(format!("{KEY} in the Secret {name} is not the key of {CERT}"))),
             _ => return Ok(invalid(format!("{CA} or {CERT} in the Secret {name} is no certificate in PEM form"))),
         };
-        let client = client(&value(CA), &identity)?;
+        let client = match client(&value(CA), &identity) {
+            Ok(client) => client,
+            Err(error) => {
+                let old = error.to_string().contains("UnsupportedCertVersion");
+                let help = if old { "; make it with X.509 version 3, which extensions need" } else { "" };
+                return Ok(invalid(format!("the certificates in the Secret {name} do not serve: {error}{help}")));
+            }
+        };
         let left = Duration::from_secs((fact.expires.unwrap_or(now) - now).get_seconds().max(1).unsigned_abs());
         Ok(Credentials { client: Some(client), fact, renew_after: Some(left) })
     }

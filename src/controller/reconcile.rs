@@ -116,12 +116,15 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
         return Ok(Done { outcome: Outcome::Settled, again: None, gone: false });
     }
     let heard = memory.link.as_ref().map_or(0, |link| link.state().1);
-    let unchanged = memory.settled.is_some_and(|(revision, answer, until)| {
-        revision == entry.revision && answer == heard && Instant::now() < until
+    // How long what the last pass found still holds, if nothing has changed.
+    let unchanged = memory.settled.and_then(|(revision, answer, until)| {
+        let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
+        left.filter(|_| revision == entry.revision && answer == heard)
     });
     let look = memory.secrets.is_none_or(|at| at.elapsed() >= PERIOD.mul_f64(0.7));
-    if unchanged && !look {
-        return Ok(Done { outcome: Outcome::Settled, again: Some(jittered(PERIOD, key)), gone: false });
+    if let Some(left) = unchanged.filter(|_| !look) {
+        // This turn took the moment for which the last pass had asked.
+        return Ok(Done { outcome: Outcome::Settled, again: Some(left.min(jittered(PERIOD, key))), gone: false });
     }
     let object = read_object(key, record);
     tracing::Span::current().record("uid", &object.cluster.uid).record("generation", object.cluster.generation);
@@ -180,11 +183,15 @@ impl Work<'_> {
         Ok(Done { outcome: Outcome::Invalid, again: None, gone: false })
     }
 
-    async fn run(mut self, object: Object, entry: Entry, unchanged: bool) -> Result<Done, PassError> {
+    async fn run(mut self, object: Object, entry: Entry, unchanged: Option<Duration>) -> Result<Done, PassError> {
         let mut cluster = object.cluster;
         let incarnation = cluster.status.incarnation.unwrap_or(0).max(self.memory.incarnation);
         let mut credentials = self.credentials(&cluster, false).await;
-        if unchanged && self.error.is_none() && credentials.fact == self.memory.tls {
+        if let Some(left) = unchanged
+            && self.error.is_none()
+            && credentials.fact == self.memory.tls
+        {
+            self.waits.push(left);
             self.waits.extend(credentials.renew_after);
             return Ok(self.done(Outcome::Settled));
         }
@@ -194,7 +201,7 @@ impl Work<'_> {
         let hashes = templates.hashes();
         self.verify(&entry).await;
         let complete = self.children(&cluster, &entry).await;
-        let mut facts = self.facts(&entry, &cluster, &credentials).await;
+        let (mut facts, heard) = self.facts(&entry, &cluster, &credentials).await;
         let mut planned = plan(&cluster, &hashes, &facts);
         let all = planned.create.len();
         planned.create.truncate(PODS);
@@ -206,7 +213,7 @@ impl Work<'_> {
         if is_destructive(&planned) {
             self.confirm(&cluster).await?;
         }
-        self.scale_down(&planned, &facts).await;
+        planned.blind |= !self.scale_down(&planned, &facts).await;
         if !planned.create.is_empty() && complete {
             if !self.secrets_are_fresh() {
                 credentials = self.credentials(&cluster, true).await;
@@ -236,7 +243,6 @@ impl Work<'_> {
         self.waits.extend((!planned.delete.is_empty()).then_some(AFTER_DELETION));
         self.waits.extend(credentials.renew_after);
         self.memory.tls = credentials.fact;
-        let heard = self.memory.link.as_ref().map_or(0, |link| link.state().1);
         let until = self.waits.iter().min().copied().unwrap_or(Duration::from_secs(24 * 3600));
         // What came in during the pass was asked for in the queue, and is looked at then.
         let still = self.context.cache.revision(self.key) == entry.revision;
@@ -320,12 +326,13 @@ impl Work<'_> {
         true
     }
 
-    async fn facts(&mut self, entry: &Entry, cluster: &Cluster, credentials: &Credentials) -> Facts {
+    /// What is known, and which answer of the scheduler it has: what comes in later is for the next pass.
+    async fn facts(&mut self, entry: &Entry, cluster: &Cluster, credentials: &Credentials) -> (Facts, u64) {
         let (pods, late) = gather_pods(entry, &cluster.uid, self.now);
         self.waits.extend(late.map(|late| late.unsigned_abs()));
         self.aim(cluster, &pods, credentials).await;
-        let scheduler = self.memory.link.as_ref().map_or(SchedulerFact::Unknown, |link| link.state().0);
-        Facts { now: self.now, pods, scheduler, refused: Vec::new(), tls: credentials.fact.clone() }
+        let (scheduler, heard) = self.memory.link.as_ref().map_or((SchedulerFact::Unknown, 0), Link::state);
+        (Facts { now: self.now, pods, scheduler, refused: Vec::new(), tls: credentials.fact.clone() }, heard)
     }
 
     /// Has the link ask the scheduler's pod that is there now.
@@ -368,9 +375,11 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Drains, closes what is done, and deletes.
-    async fn scale_down(&mut self, planned: &Plan, facts: &Facts) {
+    /// Drains, closes what is done, and deletes. Tells whether the scheduler could be asked, if it had to be: one that hangs
+    /// may have been heard a moment ago.
+    async fn scale_down(&mut self, planned: &Plan, facts: &Facts) -> bool {
         let Plan { drain, retire, delete, .. } = planned;
+        let mut asked = true;
         if let Some(link) = self.memory.link.as_ref().filter(|_| !drain.is_empty() || !retire.is_empty()) {
             match link.command(drain, retire).await {
                 Ok(retired) => {
@@ -389,6 +398,7 @@ impl Work<'_> {
                 Err(error) => {
                     tracing::warn!(category = error.category(), "failed to have workers drained: {error}");
                     self.waits.push(Duration::from_secs(2));
+                    asked = false;
                 }
             }
         }
@@ -401,6 +411,7 @@ impl Work<'_> {
                 self.fail(error, None);
             }
         }
+        asked
     }
 
     /// Makes pods; gives the highest number that may have been used.

@@ -39,6 +39,18 @@ fn every_kind_is_read() {
             },
         ),
         (
+            json!({"k": "finished", "n": 1, "s": 0, "i": -1, "a": 1, "w": "w", "t0": 0.0, "t1": 1.0, "z": 4, "json": null}),
+            RuntimeEvent::Finished {
+                task: task(0, None, 1),
+                worker: t(),
+                began: 0.0,
+                ended: 1.0,
+                size: 4,
+                lens: vec![],
+                json: Some(Json::Null),
+            },
+        ),
+        (
             json!({"k": "committed", "n": 1, "tasks": [[0, -1, 1], [1, 2, 3]], "seg": 4}),
             RuntimeEvent::Committed { tasks: vec![task(0, None, 1), task(1, Some(2), 3)], segment: 4 },
         ),
@@ -88,7 +100,7 @@ fn every_kind_is_read() {
         (json!({"k": "unblocked", "n": 1, "s": 1}), RuntimeEvent::Unblocked { step: 1 }),
         (
             json!({"k": "storage", "n": 1, "state": "down", "message": "m", "pending": 5, "reason": "AccessDenied"}),
-            RuntimeEvent::Storage { up: false, message: "m".into(), pending: 5, reason: String::new() },
+            RuntimeEvent::Storage { up: false, message: "m".into(), pending: 5, reason: "AccessDenied".into() },
         ),
         (json!({"k": "fenced", "n": 1, "epoch": 8}), RuntimeEvent::Fenced { epoch: 8 }),
         (json!({"k": "closing"}), RuntimeEvent::Closing { reason: String::new(), message: String::new() }),

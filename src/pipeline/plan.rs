@@ -30,6 +30,8 @@ pub struct Plan {
 pub trait Results {
     /// The output of a finished task as JSON, where it was wanted and can be had.
     fn result(&self, task: TaskId) -> Option<&Value>;
+    /// Whether the task has an output, JSON or not; else it failed or was skipped.
+    fn has_output(&self, task: TaskId) -> bool;
     /// Number of items of a mapped step, once known.
     fn items(&self, step: StepIx) -> Option<u32>;
     /// Where entry `index` of the flattened lists of a mapped step is: the item, and the place in its list.
@@ -104,11 +106,6 @@ impl Plan {
     /// The steps as the runtime is told, in order of their indices.
     pub fn step_defs(&self) -> Vec<StepDef> {
         self.steps.iter().map(|step| step.def.clone()).collect()
-    }
-
-    /// The step fails if it leaves no JSON result; without one, its result is null.
-    pub fn requires_json(&self, step: StepIx) -> bool {
-        self.steps.get(step.0 as usize).is_some_and(|step| step.def.result == 2)
     }
 
     /// The declared results, or else the outputs of the steps that no other step uses.
@@ -214,6 +211,7 @@ impl Plan {
         for item in 0..count {
             match (results.result(TaskId::item(step, item)), gather) {
                 (Some(value), Gather::Whole | Gather::Compact) => list.push(value.clone()),
+                (None, _) if results.has_output(TaskId::item(step, item)) => return Err(self.no_result(step)),
                 (None, Gather::Whole) => list.push(Value::Null),
                 (Some(Value::Array(entries)), Gather::Flatten) => list.extend_from_slice(entries),
                 (Some(other), Gather::Flatten) => {

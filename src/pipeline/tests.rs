@@ -15,11 +15,17 @@ use crate::{
 struct Facts {
     results: HashMap<TaskId, Value>,
     items: HashMap<StepIx, u32>,
+    /// Tasks whose output is no JSON.
+    opaque: Vec<TaskId>,
 }
 
 impl Results for Facts {
     fn result(&self, task: TaskId) -> Option<&Value> {
         self.results.get(&task)
+    }
+
+    fn has_output(&self, task: TaskId) -> bool {
+        self.results.contains_key(&task) || self.opaque.contains(&task)
     }
 
     fn items(&self, step: StepIx) -> Option<u32> {
@@ -195,6 +201,21 @@ fn values_of_items_are_seen_by_expressions() {
     let decide = |item| plan.decide(TaskId::item(StepIx(0), item), &facts).unwrap();
     assert_eq!([decide(0), decide(1), decide(2)], [false, true, true]);
     assert_eq!(values_of(&plan, "a", Some(1), &facts), json!(["q-20/r1", 20, "q", 40]));
+}
+
+#[test]
+fn a_list_of_outputs_is_a_result_unless_one_of_them_is_no_json() {
+    let plan = plan(json!({"steps": [{"name": "a", "call": "m:f", "map": {"x": [1, 2, 3]}}]}), json!({}));
+    let item = |item| TaskId::item(StepIx(0), item);
+    let mut facts = Facts {
+        results: HashMap::from([(item(0), json!(5)), (item(2), Value::Null)]),
+        items: HashMap::from([(StepIx(0), 3)]),
+        ..Facts::default()
+    };
+    let whole = |facts: &Facts| plan.computed_result(&plan.results()[0], facts).ok();
+    assert_eq!(whole(&facts), Some(json!([5, null, null])), "the one between is a hole");
+    facts.opaque.push(item(1));
+    assert_eq!(whole(&facts), None);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::report::Failure;
 use crate::dask::ops::Json;
-use crate::graph::{FailReason, RunState, StepIx, TaskId};
+use crate::graph::{Dag, FailReason, RunState, StepIx, TaskId, TaskStatus};
 use crate::pipeline::{Plan, Results};
 
 #[derive(Debug, Default)]
@@ -38,6 +38,7 @@ struct Blocked {
 pub(super) struct View<'a> {
     pub facts: &'a Facts,
     pub state: &'a RunState,
+    pub dag: &'a Dag,
 }
 
 impl Facts {
@@ -121,6 +122,11 @@ impl Facts {
 impl Results for View<'_> {
     fn result(&self, task: TaskId) -> Option<&Value> {
         self.facts.json(task)
+    }
+
+    fn has_output(&self, task: TaskId) -> bool {
+        let view = self.state.task_view(self.dag, task);
+        view.is_some_and(|view| matches!(view.status, TaskStatus::Finished | TaskStatus::Committed { .. }))
     }
 
     fn items(&self, step: StepIx) -> Option<u32> {

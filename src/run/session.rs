@@ -19,7 +19,7 @@ use crate::dask::ops::{
 use crate::dask::{self, Address, Connection, Deadlines, EventBatch, RuntimeEvent};
 use crate::graph::{self, Action, Event, RunState, StepIx, TaskId, TaskStatus};
 use crate::local::Endpoint;
-use crate::pipeline::{ExprError, Plan, ResultSource, ResultSpec};
+use crate::pipeline::{ExprError, ResultSource, ResultSpec};
 
 /// The runtime protocol that this version speaks.
 const PROTOCOL: u32 = 1;
@@ -29,10 +29,6 @@ const SUBMIT_CHUNK: usize = 2000;
 const INSTALL_WAIT: Duration = Duration::from_secs(30);
 /// Seconds between signs of life of the event stream; three missed ones mean that the scheduler hangs.
 const BEAT: f64 = 3.0;
-/// Enough bytes to recognise an output that is nothing.
-const SMALL: u64 = 16;
-/// `None` as pickle (protocol 5) and as JSON.
-const NOTHING: [&[u8]; 2] = [b"\x80\x05N.", b"null"];
 /// Workers come and go: only what is blocked for longer is worth a word.
 const BLOCKED_PATIENCE: Duration = Duration::from_secs(8);
 /// How often a scheduler is asked whether it lives, and how long it may take to answer: a loaded one may be busy for
@@ -202,7 +198,7 @@ impl Session<'_> {
         facts.resumed = snapshot.committed.len() as u64;
         for done in snapshot.committed.into_iter().chain(snapshot.finished) {
             let id = task_id(done.task);
-            facts.finished(id, done.lens.unwrap_or_default(), json_of(plan, id, done.json));
+            facts.finished(id, done.lens.unwrap_or_default(), done.json);
         }
         for event in restored {
             self.apply(&mut state, &event);
@@ -269,14 +265,14 @@ impl Session<'_> {
             for action in planned.actions {
                 match action {
                     Action::Decide { task } => {
-                        let view = View { facts, state };
+                        let view = View { facts, state, dag: &plan.dag };
                         decided.push(match plan.decide(task, &view) {
                             Ok(run) => Event::Decided { task, run },
                             Err(error) => Event::Refused { task, reason: error.to_string() },
                         });
                     }
                     Action::Submit { task, attempt, deps, priority } => {
-                        let view = View { facts, state };
+                        let view = View { facts, state, dag: &plan.dag };
                         match plan.values(task, &view) {
                             Ok(values) => submits.push(submit_item(task, attempt, priority, values, &deps)),
                             Err(error) => decided.push(Event::Refused { task, reason: error.to_string() }),
@@ -327,7 +323,7 @@ impl Session<'_> {
                 RuntimeEvent::Finished { task, lens, json, .. } => {
                     let id = task_id(task);
                     facts.begun = true;
-                    facts.finished(id, lens.clone(), json_of(&self.spec.plan, id, json));
+                    facts.finished(id, lens.clone(), json);
                     self.apply(state, &Event::Finished { task: id, attempt: task.attempt, lens });
                 }
                 RuntimeEvent::Committed { tasks, .. } => {
@@ -429,7 +425,7 @@ impl Session<'_> {
         let plan = &self.spec.plan;
         let mut results = Vec::new();
         for result in plan.results() {
-            let view = View { facts, state };
+            let view = View { facts, state, dag: &plan.dag };
             let value = match plan.computed_result(result, &view) {
                 Ok(value) => ResultValue::Json(value),
                 Err(error) => self.stored_result(connection, &view, result, &error).await?,
@@ -455,7 +451,7 @@ impl Session<'_> {
     async fn stored_result(
         &self,
         connection: &Connection,
-        View { facts, state }: &View<'_>,
+        View { facts, state, dag }: &View<'_>,
         result: &ResultSpec,
         error: &ExprError,
     ) -> Result<ResultValue, Ended> {
@@ -468,19 +464,15 @@ impl Session<'_> {
         }
         let task = TaskId { step: *step, item: *item };
         let committed =
-            state.task_view(&plan.dag, task).is_some_and(|view| matches!(view.status, TaskStatus::Committed { .. }));
+            state.task_view(dag, task).is_some_and(|view| matches!(view.status, TaskStatus::Committed { .. }));
         if !committed {
             return Ok(ResultValue::Missing { why: None });
         }
         if !path.is_empty() && facts.json(task).is_some() {
             return missing();
         }
-        let read = ReadOutput::new(&self.spec.uid, step.0, *item, SMALL);
+        let read = ReadOutput::new(&self.spec.uid, step.0, *item, 0);
         let output = connection.call(&read).await.map_err(classify)?;
-        // On the wire, a result that is null looks like none.
-        if output.bytes.as_deref().is_some_and(|bytes| NOTHING.contains(&bytes)) {
-            return Ok(ResultValue::Json(Value::Null));
-        }
         let uri = output.path.map_or_else(|| format!("{run}/journal"), |path| format!("{run}/{path}"));
         Ok(ResultValue::Stored { uri, size: output.size, serializer: output.serializer })
     }
@@ -513,11 +505,6 @@ async fn pulse(address: &Address, tls: Option<&dask::Tls>) -> String {
         Err(error) => error.to_string(),
         Ok(never) => match never {},
     }
-}
-
-/// The result of a task. On the wire one that is null looks like none, and a step that has to have one fails without.
-fn json_of(plan: &Plan, task: TaskId, json: Option<Value>) -> Option<Value> {
-    json.or_else(|| plan.requires_json(task.step).then_some(Value::Null))
 }
 
 /// Tasks counted for progress and reports.

@@ -20,10 +20,16 @@ def holder() -> str:
 def test_a_settled_cluster_costs_no_write(space: Namespace, operator: Operator) -> None:
     space.cluster("q", ONE)
     space.wait_ready("q")
-    time.sleep(8)
-    before = operator.writes()
-    time.sleep(20)
-    assert operator.writes() == before
+    mine = ["get", "namespaces", "-l", f"{LABEL}={RUN}", "-o", "name"]
+    until("those of other tests are gone", lambda: len(kubectl(*mine).split()) == 1, 180)
+
+    def quiet() -> bool:
+        before = operator.writes()
+        time.sleep(20)
+        return operator.writes() == before
+
+    # On a busy machine a probe may fail, which is told: a while later nothing is left to tell.
+    assert any(quiet() for _ in range(4)), operator.metrics()
 
 
 def test_killed_and_started_again_it_changes_nothing(space: Namespace, operator: Operator) -> None:

@@ -82,7 +82,7 @@ def test_results_held_by_a_worker_survive_its_going(space: Namespace) -> None:
     space.wait_ready("h")
     code = """
 futures = client.map(lambda i: once(0, i), range(12), pure=False)
-wait(futures); say("held")
+client.gather(futures); say("held")
 while len(client.scheduler_info(n_workers=-1)["workers"]) > 1: time.sleep(.3)
 say(sum(client.gather(futures)), len(marks("begun")))
 """
@@ -134,7 +134,7 @@ def test_when_the_scheduler_cannot_be_asked_no_worker_is_killed(space: Namespace
     pod.wait_for("now")
     time.sleep(1)
     space.cluster("blind", {"name": "a", "replicas": 1})
-    message = space.wait_reason("blind", "SchedulerUnreachable", "WorkersReady", 60)
+    message = space.wait_reason("blind", "SchedulerUnreachable", "WorkersReady", 30)
     assert "none is taken away" in message
     assert space.workers("blind") == before
     pod.output()

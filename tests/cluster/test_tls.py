@@ -7,7 +7,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from kube import SYSTEM, ClientPod, Namespace, Operator, ask, kubectl, until
+from kube import SYSTEM, ClientPod, Namespace, ask, kubectl, until
 
 ONE = {"name": "a", "replicas": 1}
 DIRECT = "say(client.submit(sum, [1, 2]).result(60))"
@@ -25,7 +25,7 @@ def test_a_certificate_of_another_cluster_is_refused_and_so_is_plaintext(space: 
     said = stranger.failure()
     assert "CERTIFICATE_VERIFY_FAILED" in said or "Timed out" in said or "OSError" in said, said
     said = plain.failure()
-    assert "OSError" in said or "Timed out" in said, said
+    assert "OSError" in said or "Timed out" in said or "ConnectionResetError" in said, said
     # Nor does TLS without a certificate of one's own help, though the server is trusted.
     code = """
 import socket, ssl
@@ -54,36 +54,6 @@ def test_keys_of_authorities_stay_with_the_operator(space: Namespace) -> None:
     assert status["expires"] and len(status["caFingerprint"]) == 64
 
 
-def test_certificates_rotate_while_work_goes_on(space: Namespace, operator: Operator) -> None:
-    """Two-minute certificates, work for three of them: every task runs once and no connection is lost."""
-    operator.stop()
-    operator.start("--certificate-lifetime", "2m")
-    try:
-        space.cluster("r", {"name": "a", "replicas": 2})
-        space.wait_ready("r")
-        pods = {pod["metadata"]["uid"] for pod in space.pods("r")}
-        first = space.status("r")["tls"]["expires"]
-        code = """
-end = time.monotonic() + 330
-tasks = []
-while time.monotonic() < end:
-    tasks.append(client.submit(once, 3, len(tasks), pure=False))
-    tasks.append(client.submit(once, 3, len(tasks), pure=False))
-    assert [t.result(60) for t in tasks[-2:]] == list(range(len(tasks) - 2, len(tasks)))
-say("tasks", len(tasks), "begun", len(marks("begun")), "ended", len(marks("ended")))
-"""
-        pod = ClientPod(space, "r", code)
-        words = pod.output(480).split()
-        assert words[1] == words[3] == words[5] and int(words[1]) > 60, words
-        status = space.status("r")["tls"]
-        assert status["expires"] > first
-        assert ask(space, "r", DIRECT) == "3"
-        assert {pod["metadata"]["uid"] for pod in space.pods("r")} == pods
-    finally:
-        operator.stop()
-        operator.start()
-
-
 def test_certificates_of_ones_own(space: Namespace, tmp_path: Path) -> None:
     space.cluster("own", ONE, tls={"mode": "Secret", "secretRef": "mine"})
     message = space.wait_reason("own", "SecretNotFound")
@@ -91,8 +61,12 @@ def test_certificates_of_ones_own(space: Namespace, tmp_path: Path) -> None:
     make(tmp_path, "authority")
     kubectl("-n", space.name, "create", "secret", "generic", "mine", f"--from-file=ca.crt={tmp_path}/ca.crt")
     until("it says what is missing", lambda: "lacks tls.crt, tls.key" in space.condition("own").get("message", ""), 60)
-    space.delete("secret", "mine")
     files = [f"--from-file={name}={tmp_path}/{name}" for name in ("ca.crt", "tls.crt", "tls.key")]
+    space.delete("secret", "mine")
+    kubectl("-n", space.name, "create", "secret", "generic", "mine", *files)
+    assert "X.509 version 3" in space.wait_reason("own", "InvalidCertificates")
+    make(tmp_path, "authority", version=3)
+    space.delete("secret", "mine")
     kubectl("-n", space.name, "create", "secret", "generic", "mine", *files)
     space.wait_ready("own")
     assert ask(space, "own", DIRECT, secret="mine") == "3"
@@ -122,8 +96,8 @@ client.sync(old)
     assert ask(space, "old", code).split() == ["StaleLeader", "StaleLeader", "OK"]
 
 
-def make(folder: Path, name: str) -> None:
-    """An authority, and a certificate that it signed."""
+def make(folder: Path, name: str, version: int = 1) -> None:
+    """An authority, and a certificate that it signed; without extensions openssl makes one of version 1."""
 
     def openssl(*words: str) -> None:
         subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
@@ -132,4 +106,6 @@ def make(folder: Path, name: str) -> None:
     openssl("req", "-x509", *curve, "-keyout", "ca.key", "-out", "ca.crt", "-days", "2", "-subj", f"/CN={name}")
     openssl("req", *curve, "-keyout", "tls.key", "-out", "tls.csr", "-subj", "/CN=dask")
     signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "1", "-out", "tls.crt"]
-    openssl("x509", "-req", "-in", "tls.csr", *signed)
+    (folder / "extensions").write_text("keyUsage=digitalSignature")
+    extensions = ["-extfile", "extensions"] if version == 3 else []
+    openssl("x509", "-req", "-in", "tls.csr", *signed, *extensions)

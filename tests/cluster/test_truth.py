@@ -41,7 +41,7 @@ def test_trouble_of_a_pod_is_told_and_a_better_spec_helps(
         assert word in message
     (told,) = space.status("c")["groups"]
     assert (told["name"], told["ready"], told["reason"]) == ("a", 0, reason)
-    events = space.list("events.v1.events.k8s.io")
+    events = space.list("events")
     mine = [event for event in events if event["regarding"]["kind"] == "DaskCluster" and event["reason"] == reason]
     assert len(mine) == 1, mine
     space.cluster("c", ONE)

@@ -1,6 +1,7 @@
 //! What Kubernetes says about pods and writes, in words that say what to do.
 
 use daskade::api::condition::CONDITION_REASONS;
+use daskade::cluster::facts::Role;
 use daskade::cluster::pods::read_pod;
 use daskade::cluster::trouble::{find, from_api_error, quoted};
 use k8s_openapi::api::core::v1::Pod;
@@ -218,33 +219,41 @@ fn what_others_say_is_quoted_in_one_line_and_not_at_length() {
 }
 
 #[test]
-fn pods_are_read_by_their_labels_and_nothing_else() {
-    let labels = json!({
-        "dask.org/component": "worker", "daskade.dev/group": "cpu", "daskade.dev/number": "3",
-        "daskade.dev/incarnation": "17"
-    });
-    let read = |labels: &Value, status: &Value| {
+fn pods_are_known_by_their_names_whatever_their_labels_say() {
+    let read = |name: &str, status: &Value| {
         let mut pod = pod(600, status);
+        pod.metadata.name = Some(name.to_owned());
         pod.metadata.uid = Some("u1".to_owned());
-        pod.metadata.labels = serde_json::from_value(labels.clone()).unwrap();
+        let owner = json!([{"apiVersion": "daskade.dev/v1alpha1", "kind": "DaskCluster", "name": "c", "uid": "u"}]);
+        pod.metadata.owner_references = serde_json::from_value(owner).unwrap();
         read_pod(&pod, now())
     };
-    let fact = read(&labels, &json!({"phase": "Running"})).unwrap();
+    let running = json!({"phase": "Running"});
+    let fact = read("c-cpu-3-17", &running).unwrap();
     assert_eq!((fact.slot.incarnation, fact.ready, fact.ip, fact.template.as_str()), (17, false, None, ""));
     let ready = json!({"phase": "Running", "podIP": "10.0.0.9", "conditions": [{"type": "Ready", "status": "True"}]});
-    let fact = read(&labels, &ready).unwrap();
+    let fact = read("c-cpu-3-17", &ready).unwrap();
     assert_eq!((fact.ready, fact.ip.as_deref()), (true, Some("10.0.0.9")));
     let mut over = ready.clone();
     over["phase"] = json!("Succeeded");
-    assert!(!read(&labels, &over).unwrap().ready);
-    for (key, value) in [
-        ("dask.org/component", json!("other")),
-        ("daskade.dev/incarnation", json!("x")),
-        ("daskade.dev/incarnation", json!("-1")),
-        ("daskade.dev/number", json!("4294967296")),
+    assert!(!read("c-cpu-3-17", &over).unwrap().ready);
+    let role = |name: &str| read(name, &ready).map(|fact| fact.slot.role);
+    let worker = |group: &str, number| Some(Role::Worker { group: group.to_owned(), number });
+    for (name, expected) in [
+        ("c-scheduler-4", Some(Role::Scheduler)),
+        ("c-scheduler-0-4", worker("scheduler", 0)),
+        ("c-a-b-2-2-4", worker("a-b-2", 2)),
+        ("c-cpu-3-x", None),
+        ("c-cpu-3--1", None),
+        ("c-cpu-03-1", None),
+        ("c-cpu-4294967296-1", None),
+        ("c-other-4", None),
+        ("d-scheduler-4", None),
+        ("cc-scheduler-4", None),
+        ("c-", None),
+        ("c", None),
     ] {
-        let mut labels = labels.clone();
-        labels[key] = value;
-        assert!(read(&labels, &ready).is_none(), "{labels}");
+        assert_eq!(role(name), expected, "{name}");
     }
+    assert!(read_pod(&pod(600, &ready), now()).is_none(), "it has no owner");
 }

@@ -98,6 +98,36 @@ def test_each_way_to_fail_names_its_cause(
     assert all(word.lower() in (done.out + done.err).lower() for word in words), (words, done)
 
 
+def test_files_of_the_code_are_named_as_in_the_manifest(cli: Cli, manifest: Callable[..., Path]) -> None:
+    done = cli.run(manifest("def f():\n    raise ValueError('no')\n", [{"name": "a", "call": "flow:f"}]))
+    assert done.code == 1 and 'File "flow.py", line 2, in f' in done.err, done
+    done = cli.run(manifest("", [{"name": "a", "call": "flow:f", "displayName": "first step"}]))
+    assert "but flow (flow.py) has no 'f'" in done.err and "step a (first step) failed" in done.err, done
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (["--storage", "http://host/x"], "InvalidStorage"),
+        (["--storage", "s3://"], "no bucket"),
+        (["--storage", "s3://bucket/a/../b"], "InvalidKey"),
+        (["--address", "host"], "a port is missing"),
+        (["--address", "tls://host:1"], "--tls-ca"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_anything_starts(
+    cli: Cli, examples: Path, words: list[str], cause: str
+) -> None:
+    done = cli("run", examples / "diamond.yaml", "--python", cli.python, *words)
+    assert (done.code, done.out) == (2, ""), done
+    assert cause in done.err and "starting" not in done.err and "connecting" not in done.err, done
+
+
+def test_a_home_that_cannot_be_written_is_named(cli: Cli, examples: Path) -> None:
+    done = cli.run(examples / "diamond.yaml", DASKADE_HOME="/proc/nowhere")
+    assert done.code == 3 and "/proc/nowhere/" in done.err, done
+
+
 def test_finally_runs_after_a_failure(cli: Cli, manifest: Callable[..., Path], tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     last = {"name": "last", "script": f"open({str(mark)!r}, 'w').close()\noutput = None"}

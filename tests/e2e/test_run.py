@@ -173,6 +173,26 @@ def test_the_list_of_runs_and_their_logs_are_kept(cli: Cli, manifest: Callable[.
     assert cli("logs", "nobody").code == 2
 
 
+def test_logs_of_a_step_that_does_not_exist_are_refused(cli: Cli, manifest: Callable[..., Path]) -> None:
+    folder = cli.folder / "with space, # and ü"
+    path = manifest("def f(): print('here')", [{"name": "load", "call": "flow:f"}])
+    done = cli("run", path, "--python", cli.python, "--storage", folder)
+    assert done.code == 0 and (folder / "runs").is_dir(), done
+    assert cli("logs", "flow", "load").out == "[load] here\n"
+    wrong = cli("logs", "flow", "laod")
+    assert wrong.code == 2 and "no step laod; did you mean load?" in wrong.err, wrong
+
+
+def test_the_deadlines_of_a_run_are_those_that_hold(cli: Cli, manifest: Callable[..., Path], tmp_path: Path) -> None:
+    steps = [{"name": "a", "script": "import time\ntime.sleep(60)"}]
+    path = manifest("", steps, deadlines={"active": "5m"})
+    run = {"pipelineRef": "flow", "deadlines": {"active": "3s"}}
+    body = {"apiVersion": "daskade.dev/v1alpha1", "kind": "PipelineRun", "metadata": {"name": "short"}, "spec": run}
+    (tmp_path / "run.yaml").write_text(json.dumps(body))
+    done = cli.run(path, tmp_path / "run.yaml", "-o", "json", timeout=60)
+    assert (done.code, done.json["reason"]) == (1, "DeadlineExceeded"), done
+
+
 def test_logs_can_be_followed_while_the_run_lives(cli: Cli, manifest: Callable[..., Path], tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     code = (
@@ -250,6 +270,8 @@ def test_a_result_that_is_null_is_a_result_and_one_that_cannot_be_made_says_why(
         {"name": "when", "script": "output = 1", "when": "steps.none.result == null"},
         {"name": "text", "call": "builtins:str", "args": ["<$(steps.none.result)>"]},
         {"name": "other", "script": "output = {1, 2}"},
+        {"name": "nothings", "script": "output = None", "map": {"i": [1, 2]}},
+        {"name": "bytes", "script": "output = b'x'", "map": {"i": [1, 2]}},
     ]
     results = {
         "when": "$(steps.when.output)",
@@ -257,6 +279,8 @@ def test_a_result_that_is_null_is_a_result_and_one_that_cannot_be_made_says_why(
         "nested": {"is": ["$(steps.none.output)", "<$(steps.none.result)>"]},
         "part": "$(steps.some.output.b)",
         "other": "$(steps.other.output)",
+        "nothings": "$(steps.nothings.output)",
+        "bytes": "$(steps.bytes.output)",
     }
     path = manifest(
         "def none(): pass", steps, results=[{"name": name, "value": value} for name, value in results.items()]
@@ -267,5 +291,6 @@ def test_a_result_that_is_null_is_a_result_and_one_that_cannot_be_made_says_why(
     assert (found["when"], found["text"]) == (1, "<null>"), done
     assert found["nested"] == {"is": [None, "<null>"]}, done
     assert found["part"] is None and found["other"]["serializer"] == "pickle", done
+    assert found["nothings"] == [None, None] and found["bytes"]["serializer"] == "list", done
     said = cli.run(path)
     assert re.search(r"^part: \(none: .*\bb\b", said.out, re.M), said

@@ -1,10 +1,19 @@
 //! The operator as a process: options, endpoints, log, lease, signals; and its guards against a double of the API server.
 
 mod api;
+#[path = "../dask_support/mod.rs"]
+mod dask_support;
 mod deployment;
+mod faults;
 mod fence;
 mod lease;
+mod namespaces;
+mod objects;
 mod process;
+mod reconcile;
+mod scheduler;
+mod watches;
+mod world;
 
 use std::time::Duration;
 

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use crate::api::{Api, Recorded};
+use crate::world::{World, plain};
 use crate::{LEASE, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -308,6 +309,116 @@ async fn metrics_are_open_metrics_and_few() {
     assert!(families.contains(&"daskade_leader".to_owned()), "{families:?}");
     assert!(families.contains(&"process_resident_memory_bytes".to_owned()), "{families:?}");
     assert!(families.len() < 20 && text.lines().count() < 200, "{text}");
+}
+
+#[test]
+fn every_metric_is_documented_with_its_labels_and_no_other_is() {
+    use daskade::telemetry::metrics::{Answer, Controller, Metrics, Outcome, Verb};
+    let metrics = Metrics::default();
+    let outcomes = [
+        Outcome::Settled,
+        Outcome::Waiting,
+        Outcome::Invalid,
+        Outcome::Conflict,
+        Outcome::Transient,
+        Outcome::Forbidden,
+        Outcome::Fenced,
+        Outcome::Panicked,
+    ];
+    for outcome in outcomes {
+        metrics.observe_reconcile(Controller::DaskCluster, outcome, Duration::from_secs(1));
+    }
+    let answers = [
+        Answer::Done,
+        Answer::Conflict,
+        Answer::Forbidden,
+        Answer::Refused,
+        Answer::Throttled,
+        Answer::ServerError,
+        Answer::Broken,
+        Answer::Fenced,
+    ];
+    for answer in answers {
+        metrics.count_write(Verb::Create, "pods", answer);
+    }
+    metrics.set_clusters(1, 1);
+    metrics.set_workers(1, 1);
+    metrics.set_schedulers(1, 1);
+    let text = metrics.encode().expect("metrics");
+    open_metrics(&text);
+
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let page = std::fs::read_to_string(page).expect("docs");
+    let table = page.split_once("\n## Metrics").and_then(|(_, rest)| rest.split_once("\n## ")).expect("the table").0;
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| `")).collect();
+    let documented: Vec<&str> =
+        rows.iter().flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2)).collect();
+    let mut served = 0;
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (family, kind) = line.split_once(' ').expect("a type");
+        let suffix = match kind {
+            "counter" => "_total",
+            "info" => "_info",
+            _ => "",
+        };
+        let name = format!("{family}{suffix}");
+        assert!(documented.contains(&name.as_str()), "{name} is not documented");
+        served += 1;
+    }
+    // The limit is known only where there is one.
+    let always = documented.iter().filter(|name| **name != "daskade_memory_limit_bytes").count();
+    let limit = usize::from(text.contains("daskade_memory_limit_bytes"));
+    assert_eq!(always + limit, served, "documented and not served: {documented:?}\n{text}");
+    for sample in text.lines().filter(|line| line.starts_with("daskade_") && line.contains('{')) {
+        let name = sample.split('{').next().unwrap().trim_end_matches("_bucket").trim_end_matches("_count");
+        let row = rows.iter().find(|row| row.contains(&format!("`{}`", name.trim_end_matches("_sum"))));
+        let row = row.unwrap_or_else(|| panic!("{sample}"));
+        for label in sample.split(['{', ',']).skip(1).filter_map(|part| part.split_once("=\"")) {
+            let (key, value) = (label.0, label.1.split('"').next().unwrap());
+            let told =
+                key == "le" || ["version", "verb", "resource", "controller"].contains(&key) || row.contains(value);
+            assert!(told && (key == "le" || row.contains(key)), "{key}={value} is not in {row}");
+        }
+    }
+}
+
+/// The binary, a cluster and a collector of traces: from the object to what is told about it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_process_makes_clusters_and_tells_a_collector_what_it_did() {
+    let collector = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let endpoint = format!("http://{}", collector.local_addr().expect("its address"));
+    let received: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let sink = received.clone();
+    std::thread::spawn(move || {
+        for mut stream in collector.incoming().map_while(Result::ok) {
+            drop(stream.set_read_timeout(Some(Duration::from_millis(300))));
+            let mut buffer = [0; 65_536];
+            while let Ok(read @ 1..) = stream.read(&mut buffer) {
+                sink.lock().expect("no panic").extend_from_slice(&buffer[..read]);
+            }
+            drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"));
+        }
+    });
+    let world = World::new().await;
+    let mut operator = Operator::start(&world.api, &["--otlp-endpoint", &endpoint]);
+    world.create("team", "c", &plain(1));
+    world.until_ready("team", "c").await;
+    let ready = || operator.metric("daskade_clusters{ready=\"true\"}") == Some(1.0);
+    eventually("it is counted", SOON, ready).await;
+    assert_eq!(operator.metric("daskade_workers{state=\"ready\"}"), Some(1.0));
+    assert_eq!(operator.metric("daskade_schedulers{state=\"connected\"}"), Some(1.0));
+    // What it does is told with the object that it is about.
+    let made = operator.lines().into_iter().find(|line| line.contains("c-cpu-0-1")).expect("a line");
+    let made: Value = serde_json::from_str(&made).expect("JSON");
+    assert_eq!((&made["span"]["namespace"], &made["span"]["name"]), (&"team".into(), &"c".into()), "{made}");
+    operator.signal("TERM");
+    let (took, code) = operator.ended().await;
+    assert_eq!(code, Some(0));
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    let text = String::from_utf8_lossy(&received.lock().expect("no panic")).into_owned();
+    for part in ["POST /v1/traces", "reconcile", "daskcluster", "team"] {
+        assert!(text.contains(part), "{part} in {}", text.len());
+    }
 }
 
 /// Reads a text strictly as OpenMetrics; gives the families' names.

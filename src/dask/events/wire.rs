@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::{LogLine, RuntimeEvent, WorkerChange};
 use crate::dask::ops::{Json, TaskAddr, item_from_wire};
@@ -27,8 +27,13 @@ pub(super) struct Finished {
     z: u64,
     #[serde(default)]
     lens: Option<Vec<u32>>,
-    #[serde(default)]
+    /// A result that is null is there all the same.
+    #[serde(default, deserialize_with = "there")]
     json: Option<Json>,
+}
+
+fn there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Json>, D::Error> {
+    Json::deserialize(deserializer).map(Some)
 }
 
 #[derive(Deserialize)]

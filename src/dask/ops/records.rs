@@ -34,9 +34,9 @@ pub struct Snapshot {
     pub closed: Option<Final>,
 }
 
-/// A task that has an output: `[step, item, attempt, lens, json]`.
+/// A task that has an output: `[step, item, attempt, lens, [json]]`; the last is nil without a result.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(try_from = "(u32, i64, u32, Option<Vec<u32>>, Option<Json>)")]
+#[serde(try_from = "(u32, i64, u32, Option<Vec<u32>>, Option<(Json,)>)")]
 pub struct Done {
     /// Which attempt.
     pub task: TaskAddr,
@@ -86,12 +86,12 @@ pub enum Record {
     Refused(Decided),
 }
 
-impl TryFrom<(u32, i64, u32, Option<Vec<u32>>, Option<Json>)> for Done {
+impl TryFrom<(u32, i64, u32, Option<Vec<u32>>, Option<(Json,)>)> for Done {
     type Error = String;
 
-    fn try_from(wire: (u32, i64, u32, Option<Vec<u32>>, Option<Json>)) -> Result<Done, String> {
+    fn try_from(wire: (u32, i64, u32, Option<Vec<u32>>, Option<(Json,)>)) -> Result<Done, String> {
         let (step, item, attempt, lens, json) = wire;
-        Ok(Done { task: TaskAddr { step, item: item_from_wire(item)?, attempt }, lens, json })
+        Ok(Done { task: TaskAddr { step, item: item_from_wire(item)?, attempt }, lens, json: json.map(|(json,)| json) })
     }
 }
 

@@ -166,7 +166,7 @@ fn a_snapshot_is_read() {
     let reply = json!({
         "status": "OK", "epoch": 2, "instance": "i", "cursor": 7,
         "snapshot": {
-            "committed": [[0, -1, 1, [3], {"x": 1}], [1, 0, 2, null, null]],
+            "committed": [[0, -1, 1, [3], [{"x": 1}]], [1, 0, 2, null, null], [1, 1, 1, null, [null]]],
             "finished": [], "submitted": [[1, 1, 1]], "lengths": [[1, 3]],
             "skipped": [[2, -1, "WhenFalse", ""]], "failed": [[1, 2, 1, "oom"]], "lost": [[1, 2, 2]],
             "refused": [[3, 0, "StepFailed", "m"]], "final": {"state": "Succeeded", "results": {"a": [1]}}, "new": 1,
@@ -178,6 +178,7 @@ fn a_snapshot_is_read() {
     assert_eq!(snapshot.committed[0].lens.as_deref(), Some(&[3][..]));
     assert_eq!(snapshot.committed[0].json, Some(json!({"x": 1})));
     assert_eq!(snapshot.committed[1], Done { task: TaskAddr::new(1, Some(0), 2), lens: None, json: None });
+    assert_eq!(snapshot.committed[2].json, Some(Json::Null), "a result that is null");
     assert_eq!(snapshot.submitted, [TaskAddr::new(1, Some(1), 1)]);
     assert_eq!(snapshot.lost, [TaskAddr::new(1, Some(2), 2)]);
     assert_eq!(snapshot.failed[0].class, "oom");

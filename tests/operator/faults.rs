@@ -1,0 +1,235 @@
+//! What the API server refuses, loses and garbles: each cluster bears its own, and each is told.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use http::Method;
+use serde_json::json;
+use tokio::time::sleep;
+
+use crate::api::Fault;
+use crate::eventually;
+use crate::watches::Disturbance;
+use crate::world::{SOON, World, cluster_path, core_path, plain};
+
+const OUTCOMES: &str = "daskade_reconcile_duration_seconds_count{controller=\"daskcluster\",outcome=";
+
+fn refuse(method: Option<Method>, part: &str, status: u16, message: &str) -> Fault {
+    Fault { method, part: part.to_owned(), status, message: message.to_owned(), ..Fault::default() }
+}
+
+/// Requests of a method whose path has a part.
+fn count(world: &World, method: &Method, part: &str) -> usize {
+    world.api.requests().iter().filter(|request| request.method == *method && request.path.contains(part)).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_in_trouble_tells_it_and_delays_no_other() {
+    let world = World::new().await;
+    for (part, status, message) in [
+        ("/namespaces/quota/pods", 403, "pods \"x\" is forbidden: exceeded quota: q, requested: pods=1"),
+        ("/namespaces/rights/pods", 403, "pods is forbidden: User \"op\" cannot create resource \"pods\""),
+        ("/namespaces/policy/pods", 403, "pods \"x\" is forbidden: violates PodSecurity \"restricted:latest\""),
+        ("/namespaces/hook/pods", 500, "Internal error occurred: failed calling webhook \"w.example.org\""),
+        ("/namespaces/broken/services", 500, "etcdserver: mvcc: database space exceeded"),
+        ("/namespaces/secrets/secrets", 403, "secrets \"c-tls\" is forbidden: User \"op\" cannot get resource"),
+    ] {
+        world.api.fault(refuse(Some(Method::POST), part, status, message));
+        world.api.fault(refuse(Some(Method::PATCH), part, status, message));
+    }
+    let operator = world.operator();
+    for namespace in ["quota", "rights", "policy", "hook", "broken"] {
+        for name in ["a", "b", "c"] {
+            world.create(namespace, name, &plain(1));
+        }
+    }
+    world.create("secrets", "c", &json!({}));
+    world.create("invalid", "c", &json!({"workers": [{"name": "a", "replicas": "many"}]}));
+    world.create("invalid", "1-up", &json!({}));
+    world.create("fine", "c", &plain(1));
+    world.until_ready("fine", "c").await;
+    for (namespace, reason) in [
+        ("quota", "QuotaExceeded"),
+        ("rights", "Forbidden"),
+        ("policy", "PodRejected"),
+        ("hook", "AdmissionFailed"),
+        ("broken", "ApiError"),
+        ("secrets", "Forbidden"),
+        ("invalid", "Invalid"),
+    ] {
+        world.until_reason(namespace, "c", reason).await;
+    }
+    world.until_reason("invalid", "1-up", "Invalid").await;
+    let message = world.condition("invalid", "c", "Ready")["message"].clone();
+    assert!(message.as_str().unwrap().contains("spec.workers[0].replicas"), "{message}");
+    let message = world.condition("quota", "c", "Ready")["message"].clone();
+    assert!(message.as_str().unwrap().contains("exceeded quota: q"), "{message}");
+    world.create("fine", "late", &plain(1));
+    world.until_ready("fine", "late").await;
+    for outcome in ["forbidden", "transient", "invalid"] {
+        assert!(operator.metric(&format!("{OUTCOMES}\"{outcome}\"}}")) > 0.0, "{outcome}");
+    }
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_again_and_again_is_tried_ever_more_rarely_and_uses_up_no_numbers() {
+    let world = World::new().await;
+    let message = "pods \"x\" is forbidden: exceeded quota: q, requested: pods=1";
+    world.api.fault(refuse(Some(Method::POST), "/namespaces/team/pods", 403, message));
+    let operator = world.operator();
+    world.create("team", "c", &plain(50));
+    world.until_reason("team", "c", "QuotaExceeded").await;
+    sleep(Duration::from_secs(7)).await;
+    let tries = count(&world, &Method::POST, "/pods");
+    // Scheduler and one worker in each pass; the others of a group would be refused as well.
+    assert!((2..=8).contains(&tries), "{tries}");
+    let told = count(&world, &Method::PATCH, "/daskclusters/c/status");
+    assert!(told <= 3, "the same is told once: {told}");
+    assert!(world.object("team", "c")["status"]["incarnation"].is_null());
+    world.api.heal();
+    world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["workers"][0]["replicas"] = json!(2));
+    world.until_ready("team", "c").await;
+    assert_eq!(world.pods("team"), ["c-cpu-0-1", "c-cpu-1-2", "c-scheduler-3"]);
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conflicts_lost_answers_and_servers_in_haste_are_borne() {
+    let world = World::new().await;
+    let lost = |method, part: &str| Fault { after: true, times: 1, ..refuse(Some(method), part, 500, "lost") };
+    world.api.fault(Fault { times: 2, ..refuse(Some(Method::PATCH), "/services", 409, "modified") });
+    world.api.fault(lost(Method::PATCH, "/networkpolicies/c-worker"));
+    world.api.fault(lost(Method::POST, "/pods"));
+    world.api.fault(Fault {
+        times: 1,
+        retry_after: 1,
+        ..refuse(Some(Method::POST), "/pods", 429, "too many requests")
+    });
+    world.api.fault(lost(Method::PATCH, "/status"));
+    let operator = world.operator();
+    world.create("team", "c", &plain(2));
+    world.until_ready("team", "c").await;
+    world.until_quiet().await;
+    assert_eq!(world.pods("team").len(), 3, "nothing is there twice: {:?}", world.pods("team"));
+    assert!(operator.metric(&format!("{OUTCOMES}\"conflict\"}}")) >= 2.0);
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_that_was_away_finds_everything_as_it_should_be_soon_after() {
+    let world = World::new().await;
+    let operator = world.operator();
+    world.create("team", "c", &plain(2));
+    world.until_ready("team", "c").await;
+    world.until_quiet().await;
+    let pods = world.pods("team");
+    world.api.fault(refuse(None, "", 503, "away"));
+    world.api.disturb(Disturbance::Torn);
+    sleep(Duration::from_secs(3)).await;
+    world.api.delete(&core_path("team", "services", "c-scheduler"));
+    world.api.heal();
+    eventually("it is back", SOON * 2, || world.api.object(&core_path("team", "services", "c-scheduler")).is_some())
+        .await;
+    assert_eq!(world.pods("team"), pods, "what runs goes on");
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_that_break_in_any_way_take_nothing_away_and_show_what_was_missed() {
+    for how in [Disturbance::Expired, Disturbance::Garbage, Disturbance::Torn] {
+        let world = World::new().await;
+        let operator = world.operator();
+        world.create("team", "c", &plain(1));
+        world.until_ready("team", "c").await;
+        world.until_quiet().await;
+        let pods: BTreeSet<String> = world.pods("team").into_iter().collect();
+        let before = world.writes().len();
+        // An event is missed, too.
+        world.api.disturb(Disturbance::Frozen);
+        world.create("team", "new", &plain(0));
+        world.api.disturb(how);
+        world.until_ready("team", "new").await;
+        world.until_quiet().await;
+        let now: BTreeSet<String> = world.pods("team").into_iter().collect();
+        assert!(now.is_superset(&pods), "{how:?}: {now:?}");
+        let of_old: Vec<_> = world.writes()[before..]
+            .iter()
+            .filter(|request| request.path.contains("/c-") || request.path.contains("/c/"))
+            .cloned()
+            .collect();
+        assert_eq!(of_old.len(), 0, "{how:?}: {of_old:?}");
+        operator.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_taken_away_for_a_spec_that_may_be_old() {
+    let world = World::new().await;
+    let operator = world.operator();
+    let mut spec = plain(1);
+    spec["idleTimeout"] = json!("1s");
+    world.create("team", "c", &spec);
+    world.until_ready("team", "c").await;
+    world.until_quiet().await;
+    // The watch shows nothing any more, and somebody takes the timeout back.
+    world.api.disturb(Disturbance::Frozen);
+    world.api.edit(&cluster_path("team", "c"), |object| {
+        object["spec"].as_object_mut().map(|spec| spec.remove("idleTimeout"));
+    });
+    // Else the answer to a write of the status would show it.
+    world.api.fault(refuse(Some(Method::PATCH), "/status", 500, "not now"));
+    let scheduler = world.scheduler("team", "c");
+    scheduler.change(|state| state.clients = 0);
+    eventually("it asks whether the spec is still the same", SOON, || {
+        operator.metric(&format!("{OUTCOMES}\"conflict\"}}")) > 0.0
+    })
+    .await;
+    sleep(Duration::from_secs(2)).await;
+    assert!(scheduler.calls("daskade-drain").is_empty());
+    assert_eq!(world.pods("team").len(), 2);
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_that_is_being_deleted_is_left_to_end() {
+    let world = World::new().await;
+    let operator = world.operator();
+    world.create("team", "c", &plain(1));
+    world.until_ready("team", "c").await;
+    let message = "\"x\" is forbidden: unable to create new content in namespace team because it is being terminated";
+    world.api.fault(refuse(Some(Method::POST), "/namespaces/team/", 403, message));
+    // Applies that would create; what is there may still be written.
+    world.api.fault(refuse(Some(Method::PATCH), "/namespaces/team/services", 403, message));
+    let before = world.writes().len();
+    for path in world.api.paths("/namespaces/team/").into_iter().filter(|path| !path.contains("/daskclusters/")) {
+        world.api.delete(&path);
+    }
+    world.until_reason("team", "c", "NamespaceTerminating").await;
+    sleep(Duration::from_secs(6)).await;
+    let tries = world.writes()[before..].iter().filter(|request| request.status == 403).count();
+    assert!(tries <= 6, "no loop: {tries}");
+    world.api.delete(&cluster_path("team", "c"));
+    world.until_quiet().await;
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheduler_that_does_not_answer_is_told_and_keeps_its_workers() {
+    let world = World::new().await;
+    let operator = world.operator();
+    world.create("team", "c", &plain(2));
+    world.create("team", "d", &plain(1));
+    world.until_ready("team", "c").await;
+    world.until_ready("team", "d").await;
+    let scheduler = world.scheduler("team", "c");
+    scheduler.stop();
+    world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["workers"][0]["replicas"] = json!(1));
+    world.api.edit(&cluster_path("team", "d"), |object| object["spec"]["workers"][0]["replicas"] = json!(2));
+    // An open connection goes on; a new one, for a command, is refused.
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(world.pods("team").iter().filter(|pod| pod.starts_with("c-cpu")).count(), 2);
+    world.until_ready("team", "d").await;
+    assert!(scheduler.calls("daskade-drain").is_empty());
+    operator.end().await;
+}

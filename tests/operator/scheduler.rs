@@ -1,0 +1,173 @@
+//! A scheduler with our runtime, as far as the operator knows it: answers for the cluster, drains, retires. Records what it
+//! was told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::dask_support::{greet, receive, send};
+
+/// A worker that it knows.
+#[derive(Debug, Clone, Default)]
+pub struct Worker {
+    pub draining: bool,
+    pub tasks: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct State {
+    pub workers: BTreeMap<String, Worker>,
+    pub demand: Vec<Value>,
+    pub clients: u32,
+    /// When it was last used.
+    used: Option<Instant>,
+    pub calls: Vec<Value>,
+    /// Workers that were closed: they do not come back.
+    pub closed: BTreeSet<String>,
+    version: u64,
+}
+
+/// The double. It ends with its last clone's task.
+#[derive(Debug, Clone)]
+pub struct Scheduler {
+    state: Arc<Mutex<State>>,
+    changed: Arc<watch::Sender<u64>>,
+    pub ip: String,
+    task: Arc<JoinHandle<()>>,
+}
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+impl Scheduler {
+    /// Each has an address of this machine for itself, since the port is always the same.
+    pub async fn start() -> Self {
+        let state = Arc::new(Mutex::new(State { version: 1, clients: 1, ..State::default() }));
+        let changed = Arc::new(watch::Sender::new(1));
+        loop {
+            let next = NEXT.fetch_add(1, Ordering::Relaxed);
+            let ip = format!("127.{}.{}.{}", 20 + std::process::id() % 200, 1 + next / 250, 1 + next % 250);
+            let Ok(listener) = TcpListener::bind((ip.as_str(), 8786)).await else { continue };
+            let (shared, news, instance) = (state.clone(), changed.clone(), ip.clone());
+            let task = tokio::spawn(async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    tokio::spawn(serve(stream, shared.clone(), news.clone(), instance.clone()));
+                }
+            });
+            return Self { state, changed, ip, task: Arc::new(task) };
+        }
+    }
+
+    pub fn change(&self, how: impl FnOnce(&mut State)) {
+        let mut state = lock(&self.state);
+        how(&mut state);
+        state.used = Some(Instant::now());
+        state.version += 1;
+        self.changed.send_replace(state.version);
+    }
+
+    pub fn calls(&self, op: &str) -> Vec<Value> {
+        lock(&self.state).calls.iter().filter(|call| call["op"] == op).cloned().collect()
+    }
+
+    pub fn names(&self) -> BTreeSet<String> {
+        lock(&self.state).workers.keys().cloned().collect()
+    }
+
+    /// Those that run and were not closed are the ones that it knows.
+    pub fn sync(&self, running: &BTreeSet<String>) {
+        let closed = lock(&self.state).closed.clone();
+        let live: BTreeSet<&String> = running.difference(&closed).collect();
+        if self.names().iter().collect::<BTreeSet<_>>() == live {
+            return;
+        }
+        let mut state = lock(&self.state);
+        state.workers.retain(|name, _| live.contains(name));
+        for name in live {
+            state.workers.entry(name.clone()).or_default();
+        }
+        state.version += 1;
+        self.changed.send_replace(state.version);
+    }
+
+    /// Takes no more connections.
+    pub fn stop(&self) {
+        self.task.abort();
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().expect("no panic while it was held")
+}
+
+async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<watch::Sender<u64>>, instance: String) {
+    greet(&mut stream).await;
+    while let Some(call) = receive(&mut stream).await {
+        lock(&state).calls.push(call.clone());
+        let names = || call["names"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let reply = match call["op"].as_str().unwrap_or_default() {
+            "daskade-cluster" => {
+                let since = if call["instance"] == *instance { call["since"].as_u64().unwrap_or(0) } else { 0 };
+                let mut news = changed.subscribe();
+                let wait = Duration::from_secs_f64(call["wait"].as_f64().unwrap_or(0.0));
+                drop(tokio::time::timeout(wait, news.wait_for(|version| *version > since)).await);
+                info(&lock(&state), &instance)
+            }
+            "daskade-drain" => {
+                let mut state = lock(&state);
+                for name in names() {
+                    if let Some(worker) = state.workers.get_mut(name) {
+                        worker.draining = true;
+                    }
+                }
+                state.version += 1;
+                changed.send_replace(state.version);
+                json!({"status": "OK"})
+            }
+            "daskade-retire" => {
+                let mut state = lock(&state);
+                let (mut closed, mut busy) = (Vec::new(), Vec::new());
+                for name in names() {
+                    match state.workers.get(name) {
+                        Some(worker) if !worker.draining || worker.tasks > 0 => busy.push(name.to_owned()),
+                        _ => closed.push(name.to_owned()),
+                    }
+                }
+                for name in &closed {
+                    state.workers.remove(name);
+                    state.closed.insert(name.clone());
+                }
+                state.version += 1;
+                changed.send_replace(state.version);
+                json!({"status": "OK", "closed": closed, "busy": busy})
+            }
+            _ => continue,
+        };
+        send(&mut stream, &reply).await;
+    }
+}
+
+fn info(state: &State, instance: &str) -> Value {
+    let workers: Vec<Value> = state
+        .workers
+        .iter()
+        .map(|(name, worker)| {
+            let status = if worker.draining { "closing_gracefully" } else { "running" };
+            json!({"name": name, "address": format!("tcp://{name}"), "status": status, "threads": 1,
+                "resources": {}, "tasks": worker.tasks, "certificate": null})
+        })
+        .collect();
+    let idle = state.used.filter(|_| state.clients == 0).map_or(0.0, |used| used.elapsed().as_secs_f64());
+    let tasks: u64 = state.workers.values().map(|worker| worker.tasks).sum();
+    json!({
+        "status": "OK", "version": state.version, "instance": instance, "runtime": "abc", "dask": "2025.1.0",
+        "python": "3.12.1", "workers": workers, "demand": state.demand, "runs": 0, "clients": state.clients,
+        "tasks": tasks, "idle": idle, "certificate": null,
+    })
+}

@@ -1,0 +1,171 @@
+//! Watches of the double of the API server, and what can be wrong with them.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::body::{Body, Bytes};
+use futures_util::stream;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::api::{Api, failure};
+use crate::objects;
+
+/// Moves all watches.
+#[derive(Debug)]
+pub struct Switch {
+    /// Changes when there is something to look at.
+    news: watch::Sender<u64>,
+    disturbance: watch::Sender<(u64, Disturbance)>,
+    oldest: AtomicU64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disturbance {
+    None,
+    /// Nothing comes any more, and the connection stays.
+    Frozen,
+    /// The versions are too old: an error in the stream.
+    Expired,
+    /// What comes cannot be read.
+    Garbage,
+    /// The connection is closed in the middle of a line.
+    Torn,
+}
+
+impl Default for Switch {
+    fn default() -> Self {
+        Self {
+            news: watch::Sender::new(0),
+            disturbance: watch::Sender::new((0, Disturbance::None)),
+            oldest: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Switch {
+    pub fn tell(&self) {
+        self.news.send_modify(|count| *count += 1);
+    }
+
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.news.subscribe()
+    }
+
+    pub fn oldest(&self) -> u64 {
+        self.oldest.load(Ordering::Relaxed)
+    }
+}
+
+impl Api {
+    /// What happens to the watches that are open now; those that are opened afterwards work, unless they are frozen.
+    pub fn disturb(&self, how: Disturbance) {
+        if how == Disturbance::Expired {
+            self.watches.oldest.store(self.lock().version, Ordering::Relaxed);
+        }
+        self.watches.disturbance.send_modify(|(count, known)| {
+            *count += 1;
+            *known = how;
+        });
+    }
+}
+
+struct Watch {
+    api: Api,
+    path: String,
+    selector: Vec<(String, String)>,
+    metadata: bool,
+    since: u64,
+    /// Objects that it has shown.
+    shown: BTreeSet<String>,
+    news: watch::Receiver<u64>,
+    disturbance: watch::Receiver<(u64, Disturbance)>,
+    ended: bool,
+}
+
+pub fn stream(api: Api, path: String, query: String, metadata: bool) -> Body {
+    let since = objects::parameter(&query, "resourceVersion").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let selector = objects::selector(&query);
+    let shown = {
+        let inner = api.lock();
+        // What it was before, it had in its list.
+        let known = inner.objects.iter().filter(|(at, object)| {
+            objects::is_in(at, &path) && objects::matches(&object["metadata"]["labels"], &selector)
+        });
+        known.map(|(at, _)| at.clone()).collect()
+    };
+    let (news, mut disturbance) = (api.watches.news.subscribe(), api.watches.disturbance.subscribe());
+    disturbance.borrow_and_update();
+    let watch = Watch { api, path, selector, metadata, since, shown, news, disturbance, ended: false };
+    Body::from_stream(stream::unfold(watch, |mut watch| async move {
+        let chunk = watch.next().await?;
+        Some((Ok::<Bytes, std::io::Error>(chunk.into()), watch))
+    }))
+}
+
+impl Watch {
+    async fn next(&mut self) -> Option<String> {
+        if self.ended {
+            return None;
+        }
+        loop {
+            let frozen = self.disturbance.borrow().1 == Disturbance::Frozen;
+            if !frozen {
+                let lines = self.lines();
+                if !lines.is_empty() {
+                    return Some(lines);
+                }
+            }
+            tokio::select! {
+                _ = self.news.changed() => {}
+                _ = self.disturbance.changed() => {
+                    let how = self.disturbance.borrow_and_update().1;
+                    match how {
+                        Disturbance::None | Disturbance::Frozen => {}
+                        Disturbance::Expired => {
+                            self.ended = true;
+                            let error = json!({"type": "ERROR", "object": failure(410, "too old resource version")});
+                            return Some(format!("{error}\n"));
+                        }
+                        Disturbance::Garbage => {
+                            self.ended = true;
+                            return Some("{\"type\": \"ADDED\", \"object\": 7}\n\u{0}]]]\n".to_owned());
+                        }
+                        Disturbance::Torn => {
+                            self.ended = true;
+                            return Some("{\"type\": \"ADDED\", \"obj".to_owned());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn lines(&mut self) -> String {
+        let mut lines = String::new();
+        let inner = self.api.lock();
+        let events = inner
+            .events
+            .iter()
+            .filter(|(version, _, path, _)| *version > self.since && objects::is_in(path, &self.path));
+        for (version, kind, path, object) in events {
+            let fits = objects::matches(&object["metadata"]["labels"], &self.selector);
+            let kind = match (*kind, fits, self.shown.contains(path)) {
+                ("DELETED", true, _) | (_, false, true) => "DELETED",
+                (_, true, false) if *kind != "DELETED" => "ADDED",
+                (_, true, true) => "MODIFIED",
+                _ => continue,
+            };
+            if kind == "DELETED" {
+                self.shown.remove(path);
+            } else {
+                self.shown.insert(path.clone());
+            }
+            let mut object: Value = if self.metadata { objects::metadata_of(object.clone()) } else { object.clone() };
+            object["metadata"]["resourceVersion"] = json!(version.to_string());
+            lines.push_str(&format!("{}\n", json!({ "type": kind, "object": object })));
+        }
+        self.since = inner.version;
+        lines
+    }
+}

@@ -1,0 +1,282 @@
+//! A cluster for the operator: the double of the API server, a kubelet that starts and ends pods, and schedulers that answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use daskade::controller::fence::FenceLayer;
+use daskade::controller::lead::{Grant, lead};
+use daskade::controller::{self, Namespaces, Settings};
+use daskade::telemetry::metrics::Metrics;
+use http::Method;
+use kube::client::ClientBuilder;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use crate::api::{Api, Recorded};
+use crate::eventually;
+use crate::scheduler::Scheduler;
+
+pub const SOON: Duration = Duration::from_secs(20);
+
+pub struct World {
+    pub api: Api,
+    kubelet: Arc<Kubelet>,
+    task: JoinHandle<()>,
+}
+
+/// What starts pods.
+#[derive(Debug, Default)]
+struct Kubelet {
+    /// By namespace, cluster and pod.
+    schedulers: Mutex<BTreeMap<String, Scheduler>>,
+    idle: AtomicBool,
+    /// Pods that never end.
+    hung: Mutex<BTreeSet<String>>,
+}
+
+/// An operator that leads.
+pub struct Operator {
+    pub grant: Grant,
+    pub metrics: Arc<Metrics>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), controller::Error>>,
+}
+
+pub fn cluster_path(namespace: &str, name: &str) -> String {
+    format!("/apis/daskade.dev/v1alpha1/namespaces/{namespace}/daskclusters/{name}")
+}
+
+pub fn core_path(namespace: &str, kind: &str, name: &str) -> String {
+    format!("/api/v1/namespaces/{namespace}/{kind}/{name}")
+}
+
+pub fn policy_path(namespace: &str, name: &str) -> String {
+    format!("/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies/{name}")
+}
+
+/// A spec without TLS: the doubles of schedulers speak in the clear.
+pub fn plain(workers: u32) -> Value {
+    json!({"tls": {"mode": "Disabled"}, "workers": [{"name": "cpu", "replicas": workers}]})
+}
+
+impl World {
+    pub async fn new() -> Self {
+        let api = Api::start().await;
+        let kubelet = Arc::new(Kubelet::default());
+        let task = tokio::spawn(run(api.clone(), kubelet.clone()));
+        Self { api, kubelet, task }
+    }
+
+    /// Starts and ends no pods, or does again.
+    pub fn set_kubelet_idle(&self, idle: bool) {
+        self.kubelet.idle.store(idle, Ordering::Relaxed);
+        self.api.watches.tell();
+    }
+
+    /// A pod whose node is dead.
+    pub fn hang(&self, pod: &str) {
+        self.kubelet.hung.lock().unwrap().insert(pod.to_owned());
+    }
+
+    pub fn create(&self, namespace: &str, name: &str, spec: &Value) {
+        let object = json!({"metadata": {"name": name, "namespace": namespace}, "spec": spec});
+        self.api.put(&cluster_path(namespace, name), object);
+    }
+
+    pub fn operator(&self) -> Operator {
+        self.operator_with(1, Namespaces::All)
+    }
+
+    pub fn operator_with(&self, epoch: u64, namespaces: Namespaces) -> Operator {
+        let (grant, lead) = lead();
+        grant.renew(epoch, Instant::now(), SystemTime::now(), Duration::from_secs(3600));
+        let metrics = Arc::new(Metrics::default());
+        let layer = FenceLayer::new(lead.clone(), metrics.clone());
+        let client = ClientBuilder::try_from(self.api.config()).expect("a client").with_layer(&layer).build();
+        let settings = Settings {
+            image: "example.org/worker:1".to_owned(),
+            namespaces,
+            own_namespace: "daskade".to_owned(),
+            own_labels: None,
+            certificate_lifetime: Duration::from_secs(90 * 86_400),
+            concurrency: 4,
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let run = controller::run(client, settings, lead, async { drop(stopped.await) }, metrics.clone());
+        Operator { grant, metrics, stop, task: tokio::spawn(run) }
+    }
+
+    pub fn object(&self, namespace: &str, name: &str) -> Value {
+        self.api.object(&cluster_path(namespace, name)).unwrap_or_default()
+    }
+
+    pub fn condition(&self, namespace: &str, name: &str, kind: &str) -> Value {
+        let object = self.object(namespace, name);
+        let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.into_iter().find(|condition| condition["type"] == kind).cloned().unwrap_or_default()
+    }
+
+    pub fn reason(&self, namespace: &str, name: &str) -> String {
+        self.condition(namespace, name, "Ready")["reason"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub async fn until_ready(&self, namespace: &str, name: &str) {
+        let is_ready = || {
+            let object = self.object(namespace, name);
+            let ready = self.condition(namespace, name, "Ready");
+            ready["status"] == "True" && ready["observedGeneration"] == object["metadata"]["generation"]
+        };
+        eventually(&format!("{namespace}/{name} is ready"), SOON, is_ready).await;
+    }
+
+    pub async fn until_reason(&self, namespace: &str, name: &str, reason: &str) {
+        let end = Instant::now() + SOON;
+        while self.reason(namespace, name) != reason {
+            let status = self.object(namespace, name)["status"].clone();
+            assert!(Instant::now() < end, "{namespace}/{name} is not {reason}: {status:#}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Names of the pods of a namespace that do not go.
+    pub fn pods(&self, namespace: &str) -> Vec<String> {
+        let paths = self.api.paths(&format!("/namespaces/{namespace}/pods/"));
+        let live = paths
+            .into_iter()
+            .filter(|path| self.api.object(path).is_some_and(|pod| pod["metadata"]["deletionTimestamp"].is_null()));
+        live.map(|path| path.rsplit('/').next().unwrap_or_default().to_owned()).collect()
+    }
+
+    /// The scheduler that answers for a cluster now.
+    pub fn scheduler(&self, namespace: &str, name: &str) -> Scheduler {
+        let prefix = format!("{namespace}/{name}-scheduler-");
+        let schedulers = self.kubelet.schedulers.lock().unwrap();
+        schedulers.iter().filter(|(pod, _)| pod.starts_with(&prefix)).next_back().expect("a scheduler").1.clone()
+    }
+
+    /// All requests that wrote, events aside.
+    pub fn writes(&self) -> Vec<Recorded> {
+        let mut requests = self.api.requests();
+        requests.retain(|request| request.method != Method::GET && !request.path.contains("/events"));
+        requests
+    }
+
+    /// Waits until nothing was written for a while.
+    pub async fn until_quiet(&self) {
+        let (mut known, mut since) = (self.writes().len(), Instant::now());
+        let end = Instant::now() + SOON;
+        while since.elapsed() < Duration::from_millis(1500) {
+            assert!(Instant::now() < end, "it goes on writing: {:?}", self.writes().last());
+            sleep(Duration::from_millis(50)).await;
+            let count = self.writes().len();
+            if count != known {
+                (known, since) = (count, Instant::now());
+            }
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.task.abort();
+        for scheduler in self.kubelet.schedulers.lock().unwrap().values() {
+            scheduler.stop();
+        }
+    }
+}
+
+impl Operator {
+    /// Ends it, as a signal does.
+    pub async fn end(self) {
+        drop(self.stop);
+        self.task.await.expect("no panic").expect("it ends when it is told to");
+    }
+
+    /// Ends it in the middle of whatever it is at.
+    pub fn kill(self) {
+        self.task.abort();
+    }
+
+    /// A metric's value.
+    pub fn metric(&self, series: &str) -> f64 {
+        let text = self.metrics.encode().expect("metrics");
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
+        value.unwrap_or(0.0)
+    }
+}
+
+async fn run(api: Api, kubelet: Arc<Kubelet>) {
+    let mut news = api.watches.subscribe();
+    loop {
+        if !kubelet.idle.load(Ordering::Relaxed) {
+            for path in api.paths("/pods/") {
+                let Some(pod) = api.object(&path) else { continue };
+                step(&api, &kubelet, &path, &pod).await;
+            }
+            kubelet.forget_who_is_gone(&api);
+        }
+        if news.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn step(api: &Api, kubelet: &Kubelet, path: &str, pod: &Value) {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let meta = &pod["metadata"];
+    let (namespace, name) = (text(&meta["namespace"]), text(&meta["name"]));
+    if !meta["deletionTimestamp"].is_null() {
+        if !kubelet.hung.lock().unwrap().contains(&name) {
+            api.delete(path);
+        }
+        return;
+    }
+    if pod["status"]["phase"] != "Pending" {
+        return;
+    }
+    let mut ip = "127.0.0.2".to_owned();
+    if meta["labels"]["dask.org/component"] == "scheduler" {
+        let scheduler = Scheduler::start().await;
+        ip.clone_from(&scheduler.ip);
+        kubelet.schedulers.lock().unwrap().insert(format!("{namespace}/{name}"), scheduler);
+    }
+    if api.object(path).is_none() {
+        return;
+    }
+    api.edit(path, |pod| {
+        pod["status"] = json!({"phase": "Running", "podIP": ip, "conditions": [{"type": "Ready", "status": "True"}]});
+    });
+}
+
+impl Kubelet {
+    /// Workers that run are known to their scheduler, and others are not.
+    fn forget_who_is_gone(&self, api: &Api) {
+        let mut schedulers = self.schedulers.lock().unwrap();
+        schedulers.retain(|pod, scheduler| {
+            let (namespace, name) = pod.split_once('/').expect("a namespace");
+            let lives = api.object(&core_path(namespace, "pods", name)).is_some();
+            if !lives {
+                scheduler.stop();
+            }
+            lives
+        });
+        for (pod, scheduler) in schedulers.iter() {
+            let (namespace, name) = pod.split_once('/').expect("a namespace");
+            let cluster = name.rsplit_once("-scheduler-").expect("a scheduler's name").0;
+            let mut live = BTreeSet::new();
+            for path in api.paths(&format!("/namespaces/{namespace}/pods/{cluster}-")) {
+                let Some(pod) = api.object(&path) else { continue };
+                let labels = &pod["metadata"]["labels"];
+                let is_worker = labels["dask.org/component"] == "worker" && labels["daskade.dev/cluster"] == cluster;
+                if is_worker && pod["status"]["phase"] == "Running" && pod["metadata"]["deletionTimestamp"].is_null() {
+                    live.extend(pod["metadata"]["name"].as_str().map(ToOwned::to_owned));
+                }
+            }
+            scheduler.sync(&live);
+        }
+    }
+}
