@@ -13,7 +13,6 @@ by default that of ``tests/kube``) in a mount namespace of its own.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import subprocess
 import sys
@@ -27,15 +26,12 @@ HERE = Path(__file__).resolve().parent
 TOP = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(TOP / "tests/cluster")]
 
-import kube
-from kube import IMAGE, Namespace, Object, Operator, client, install, kubectl, uninstall, until
 from scale import DASK_KUBERNETES, environment
 
-#: The same image by another name, which the build of it leaves behind: an edit that must reach pods.
-OTHER_IMAGE = os.environ.get("DASKADE_TEST_OTHER_IMAGE", "localhost/daskade-worker:built")
-DNS = os.environ.get("DASKADE_DNS", "10.244.0.1")
-RESOURCES: Object = {"requests": {"cpu": "20m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
+import kube
+from kube import IMAGE, OTHER_IMAGE, SMALL, ClientPod, Namespace, Object, Operator, install, kubectl, uninstall, until
 
+DNS = os.environ.get("DASKADE_DNS", "10.244.0.1")
 BUSY = """
 def work(n, seconds):
     from distributed import get_worker
@@ -119,18 +115,15 @@ class Side:
         found = self.space.list(kind, f"dask.org/cluster-name={cluster},dask.org/component={component}")
         return {each["metadata"]["uid"] for each in found if "deletionTimestamp" not in each["metadata"]}
 
-    def logs(self, cluster: str) -> str:
-        return kubectl("-n", self.space.name, "logs", "-l", f"daskade.dev/client={cluster}", "--tail=-1", check=False)
-
 
 class Daskade(Side):
     name, tls, child = "daskade", True, "pod"
 
     def create(self, cluster: str, workers: int, special: int = 0, idle: int = 0, image: str = IMAGE) -> None:
-        groups = [{"name": "default", "replicas": workers, "threads": 1, "resources": RESOURCES}]
+        groups = [{"name": "default", "replicas": workers, "threads": 1, "resources": SMALL}]
         if special:
-            groups.append({"name": "special", "replicas": special, "threads": 1, "resources": RESOURCES})
-        spec: Object = {"image": image, "scheduler": {"resources": RESOURCES}, "workers": groups}
+            groups.append({"name": "special", "replicas": special, "threads": 1, "resources": SMALL})
+        spec: Object = {"image": image, "scheduler": {"resources": SMALL}, "workers": groups}
         if idle:
             spec["idleTimeout"] = f"{idle}s"
         self.space.apply(self.object(cluster, spec))
@@ -173,8 +166,8 @@ class DaskKubernetes(Side):
             for port in ports
         ]
         # As in its documentation, with what the strictest Pod Security level asks for.
-        worker = pod("worker", image, ["dask", "worker", "--name", "$(DASK_WORKER_NAME)", "--nthreads", "1"], [])
-        scheduler = pod("scheduler", image, ["dask", "scheduler"], ports)
+        worker = pod_spec("worker", image, ["dask", "worker", "--name", "$(DASK_WORKER_NAME)", "--nthreads", "1"], [])
+        scheduler = pod_spec("scheduler", image, ["dask", "scheduler"], ports)
         scheduler["containers"][0]["readinessProbe"] = {"httpGet": {"port": "http-dashboard", "path": "/health"}}
         spec: Object = {
             "worker": {"replicas": workers, "spec": worker},
@@ -217,11 +210,11 @@ class DaskKubernetes(Side):
         self.space.delete("daskclusters.kubernetes.dask.org", cluster, "--ignore-not-found", "--wait=false")
 
 
-def pod(name: str, image: str, args: list[str], ports: list[Object]) -> Object:
+def pod_spec(name: str, image: str, args: list[str], ports: list[Object]) -> Object:
     return {
         "containers": [{
             "name": name, "image": image, "imagePullPolicy": "IfNotPresent", "args": args, "ports": ports,
-            "resources": RESOURCES, "env": [{"name": "HOME", "value": "/tmp"}],
+            "resources": SMALL, "env": [{"name": "HOME", "value": "/tmp"}],
             "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         }],
         "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
@@ -240,6 +233,21 @@ def within(seconds: float, probe: Callable[[], Any], every: float = 1.0) -> tupl
         if found or took > seconds:
             return found, took
         time.sleep(every)
+
+
+def answers(side: Side, cluster: str, patience: float) -> tuple[bool, float]:
+    """Whether a client gets an answer, and after how long; it tries again and again."""
+    began, end = time.monotonic(), time.monotonic() + patience
+    while True:
+        pod = ClientPod(side.space, cluster, USE, side.tls)
+        try:
+            pod.wait_for("answer 42", max(1.0, end - time.monotonic()))
+            return True, time.monotonic() - began
+        except AssertionError:
+            if time.monotonic() > end:
+                return False, time.monotonic() - began
+        finally:
+            pod.close()
 
 
 def comes_back(side: Side, cluster: str, kind: str, component: str, patience: float = 90) -> str:
@@ -288,11 +296,8 @@ def scheduler_lost(side: Side, cluster: str) -> str:
     began = time.monotonic()
     side.space.delete("pod", gone["metadata"]["name"], "--force", "--grace-period=0")
     until("another scheduler", lambda: set(side.pods(cluster, "scheduler")) - before, 120, 1)
-    with client(side.space, cluster, USE, side.tls) as output:
-        found, _ = within(240, lambda: "answer 42" in side.logs(cluster))
-        took = time.monotonic() - began
-        with contextlib.suppress(AssertionError):
-            output(1)
+    found, _ = answers(side, cluster, 240)
+    took = time.monotonic() - began
     return f"answers again after {took:.0f} s" if found else "**not usable** (240 s)"
 
 
@@ -300,10 +305,10 @@ def busy_worker(side: Side, cluster: str) -> str:
     side.create(cluster, 2)
     side.wait(cluster, 2)
     code = BUSY.replace("WORKERS", "2").replace("PICK", "''").replace("SECONDS", "30")
-    with client(side.space, cluster, code, side.tls) as output:
-        until("the steps run", lambda: "running" in side.logs(cluster), 120, 0.5)
-        side.scale(cluster, 1)
-        text = output(240)
+    pod = ClientPod(side.space, cluster, code, side.tls)
+    pod.wait_for("running")
+    side.scale(cluster, 1)
+    text = pod.output(240)
     [line] = [line for line in text.splitlines() if line.startswith("executions")]
     _, count, _, steps = line.split()
     found, took = within(60, lambda: len(side.pods(cluster)) == 1)
@@ -317,10 +322,10 @@ def other_group(side: Side, cluster: str) -> str:
     side.wait(cluster, 3)
     special = set(side.pods(cluster, group="special"))
     code = BUSY.replace("WORKERS", "3").replace("PICK", "'-default-'").replace("SECONDS", "30")
-    with client(side.space, cluster, code, side.tls) as output:
-        until("the steps run", lambda: "running" in side.logs(cluster), 120, 0.5)
-        side.scale(cluster, 1)
-        output(240)
+    pod = ClientPod(side.space, cluster, code, side.tls)
+    pod.wait_for("running")
+    side.scale(cluster, 1)
+    pod.output(240)
     within(60, lambda: len(side.pods(cluster)) == 2)
     kept = set(side.pods(cluster, group="special")) == special
     left = len(side.pods(cluster, group="default"))
@@ -339,8 +344,7 @@ def idle(side: Side, cluster: str) -> str:
     time.sleep(5)
     if not side.exists(cluster):
         return f"**the object is deleted** after {took:.0f} s"
-    with client(side.space, cluster, USE, side.tls):
-        wakes, again = within(180, lambda: "answer 42" in side.logs(cluster))
+    wakes, again = answers(side, cluster, 180)
     wake = f"a task wakes it, answer after {again:.0f} s" if wakes else "**it does not wake**"
     return f"workers to zero after {took:.0f} s, the object stays; {wake}"
 

@@ -246,7 +246,7 @@ class Plane:
         self.run("kube-apiserver", [
             str(self.bin / "kube-apiserver"), f"--etcd-servers={etcd}", "--bind-address=127.0.0.1",
             "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none", f"--secure-port={PORT}",
-            "--service-cluster-ip-range=10.96.0.0/12", f"--client-ca-file={pki}/ca.crt",
+            "--service-cluster-ip-range=10.96.0.0/16", f"--client-ca-file={pki}/ca.crt",
             f"--tls-cert-file={pki}/apiserver.crt", f"--tls-private-key-file={pki}/apiserver.key",
             "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={pki}/sa.pub",
             f"--service-account-signing-key-file={pki}/sa.key", "--authorization-mode=Node,RBAC",
@@ -260,7 +260,7 @@ class Plane:
             if self.processes["kube-apiserver"].poll() is not None:
                 raise SystemExit((self.log / "kube-apiserver.log").read_text()[-2000:])
             with contextlib.suppress(OSError, RuntimeError):
-                return self.api("GET", "/readyz") == "ok"
+                return bool(self.api("GET", "/readyz") == "ok")
             return False
 
         until("the API server is ready", ready, 120)
@@ -275,8 +275,9 @@ class Plane:
         self.run("kube-controller-manager", [
             str(self.bin / "kube-controller-manager"), *auth("kcm"), f"--root-ca-file={self.pki}/ca.crt",
             f"--service-account-private-key-file={self.pki}/sa.key", "--leader-elect=false",
-            "--bind-address=127.0.0.1", "--use-service-account-credentials=true", f"--controllers={','.join(CONTROLLERS)}", "--kube-api-qps=5000",
-            "--kube-api-burst=5000", "--concurrent-deployment-syncs=20", "--concurrent-replicaset-syncs=20",
+            "--bind-address=127.0.0.1", "--use-service-account-credentials=true",
+            f"--controllers={','.join(CONTROLLERS)}", "--kube-api-qps=5000", "--kube-api-burst=5000",
+            "--concurrent-deployment-syncs=20", "--concurrent-replicaset-syncs=20",
         ])
         config = self.folder / "scheduler.yaml"
         config.write_text(SCHEDULER.replace("KUBECONFIG", str(self.folder / "sched.kubeconfig")))

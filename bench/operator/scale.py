@@ -46,7 +46,7 @@ def environment() -> Path:
     folder = cache() / f"venv-dask-kubernetes-{DASK_KUBERNETES}"
     if not (folder / "ready").exists():
         venv.create(folder, with_pip=True, clear=True)
-        words = [folder / "bin/pip", "install", "--quiet", f"dask-kubernetes=={DASK_KUBERNETES}"]
+        words = [str(folder / "bin/pip"), "install", "--quiet", f"dask-kubernetes=={DASK_KUBERNETES}"]
         subprocess.run(words, check=True)
         (folder / "ready").touch()
     return folder
@@ -159,7 +159,9 @@ class Figures:
     cpu: float = 0.0
     rss: float = 0.0
     peak: float = 0.0
+    #: Cores of each process, over the seconds in which that was watched.
     others: dict[str, float] = field(default_factory=dict)
+    watched: float = 0.0
     idle_cpu: float = 0.0
     idle_writes: dict[str, int] = field(default_factory=dict)
     idle_reads: dict[str, int] = field(default_factory=dict)
@@ -266,7 +268,8 @@ def measure(
     figures.median = statistics.median(ends[name] - at for name, at in created.items())
     after = plane.usages()
     figures.load = os.getloadavg()[0]
-    figures.others = busy(before, after, time.monotonic() - began)
+    figures.watched = time.monotonic() - began
+    figures.others = busy(before, after, figures.watched)
     figures.cpu = after[operator.name].cpu - before[operator.name].cpu
     say(f"  ready after {figures.seconds:.1f} s: {figures.rate:.1f} per second")
     until("it has come to rest", settled, 300, 0.5)
@@ -354,7 +357,11 @@ def clear(plane: Plane, namespace: str, path: str) -> None:
     say(f"clearing {namespace}")
     plane.api("DELETE", path.format(namespace), {"kind": "DeleteOptions", "propagationPolicy": "Background"})
     for kind in ("/api/v1/namespaces/{}/pods", path):
-        until("nothing is left", lambda at=kind: not any(True for _ in plane.api.all(at.format(namespace))), 600, 1)
+        until("nothing is left", is_empty(plane, kind.format(namespace)), 600, 1)
+
+
+def is_empty(plane: Plane, path: str) -> Callable[[], bool]:
+    return lambda: not any(True for _ in plane.api.all(path))
 
 
 def scale(options: argparse.Namespace) -> int:
@@ -378,7 +385,7 @@ def scale(options: argparse.Namespace) -> int:
         schedulers = Schedulers(plane, python)
 
         def answered() -> bool:
-            return schedulers.ask()["polled"] >= options.clusters
+            return bool(schedulers.ask()["polled"] >= options.clusters)
 
         found = measure(
             plane, ours, options.clusters, options, our_cluster(options), CLUSTERS, condition_is_true, answered
@@ -386,13 +393,16 @@ def scale(options: argparse.Namespace) -> int:
         schedulers.ask("reset")
         restart(plane, ours, found, answered)
         results.append(found)
+        report(results, options)
+        if options.json:
+            options.json.write_text(json.dumps([vars(result) for result in results], indent=1))
         if options.profile:
             profile(plane, ours, options)
         ours.stop()
-    report(results, options)
-    if options.json:
-        options.json.write_text(json.dumps([vars(result) for result in results], indent=1))
-    return 0
+    wrong = missed(results)
+    for aim in wrong:
+        print(f"MISSED {aim}")
+    return int(bool(wrong))
 
 
 def profile(plane: Plane, operator: Daskade, options: argparse.Namespace) -> None:
@@ -408,7 +418,9 @@ def profile(plane: Plane, operator: Daskade, options: argparse.Namespace) -> Non
         return
     make, path = our_cluster(options), CLUSTERS.format(namespace)
     plane.api.create(path, [make(n) for n in range(300)])
-    until("all are ready", lambda: all(condition_is_true(found) for found in plane.api.all(path)), 300, 1)
+    end = time.monotonic() + 300
+    while time.monotonic() < end and not all(condition_is_true(found) for found in plane.api.all(path)):
+        time.sleep(1)
     recorder.send_signal(2)
     recorder.wait(60)
     for kind in (["--no-children", "-g", "none", "--percent-limit", "0.8"], ["--children", "-g", "none", "--percent-limit", "3"]):
@@ -434,6 +446,8 @@ def report(results: list[Figures], options: argparse.Namespace) -> None:
          [f"{found.own_writes / found.count:.1f}" if found.own_writes else "-" for found in results]),
         ("API reads per cluster (audit log)", [amount(found.reads, found.count) for found in results]),
         ("CPU per cluster, ms", [f"{found.cpu / found.count * 1000:.1f}" for found in results]),
+        ("CPU of all processes per cluster, ms",
+         [f"{sum(found.others.values()) * found.watched / found.count * 1000:.0f}" for found in results]),
         ("memory at rest, MiB", [f"{found.rss:.1f}" for found in results]),
         ("memory at most, MiB", [f"{max(found.peak, found.start_peak):.1f}" for found in results]),
         ("at rest: % of a core", [f"{found.idle_cpu * 100:.2f}" for found in results]),
@@ -457,6 +471,20 @@ def report(results: list[Figures], options: argparse.Namespace) -> None:
         print(f"restart: writes {short(found.start_writes)}; reads {short(found.start_reads)}")
         cores = ", ".join(f"{name} {value:.2f}" for name, value in sorted(found.others.items(), key=lambda kv: -kv[1]))
         print(f"cores while clusters came: {cores}")
+
+
+def missed(results: list[Figures]) -> list[str]:
+    """Aims that were missed. That of the rate is not among them: it is the machine's as much as the operator's."""
+    ours = results[-1]
+    writes, idle, again = (sum(counts.values()) for counts in (ours.writes, ours.idle_writes, ours.start_writes))
+    aims = {
+        f"memory: {max(ours.peak, ours.start_peak):.1f} MiB, at most 96": max(ours.peak, ours.start_peak) <= 96,
+        f"at rest: {ours.idle_cpu * 100:.2f} % of a core, at most 1": ours.idle_cpu <= 0.01,
+        f"at rest: {idle} writes, none": idle == 0,
+        f"restart: {again} writes, none": again == 0,
+        f"writes: {writes} by the audit log, {ours.own_writes} by the metric": writes == ours.own_writes,
+    }
+    return [aim for aim, reached in aims.items() if not reached]
 
 
 def short(counts: dict[str, int]) -> str:

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
+use super::authorities::{self, Authorities};
 use super::cause::cause;
 use crate::api::cluster::{ClusterTls, TlsMode};
 use crate::cluster::facts::{Cluster, TlsFact, Trouble};
@@ -22,8 +23,6 @@ use crate::cluster::names;
 use crate::dask::Tls;
 use crate::tls::{self, Authority, Identity, Subject, is_due};
 
-/// ConfigMap in the operator's namespace: uids of the clusters that have an authority.
-const AUTHORITIES: &str = "daskade-authorities";
 const CA: &str = "ca.crt";
 const CERT: &str = "tls.crt";
 const KEY: &str = "tls.key";
@@ -92,10 +91,7 @@ pub struct Certificates {
     settings: CertificateSettings,
     /// By the uid of the cluster, so that a pass in which nothing is due makes no request.
     known: Mutex<HashMap<String, Known>>,
-    /// What is to be written down, by uid: whether the cluster has an authority.
-    notes: Mutex<BTreeMap<String, bool>>,
-    /// Held by whoever writes it down.
-    noting: tokio::sync::Mutex<()>,
+    authorities: Authorities,
 }
 
 #[derive(Clone, Default)]
@@ -126,13 +122,8 @@ impl Chain {
 
 impl Certificates {
     pub fn new(client: Client, settings: CertificateSettings) -> Certificates {
-        Certificates {
-            client,
-            settings,
-            known: Mutex::default(),
-            notes: Mutex::default(),
-            noting: tokio::sync::Mutex::default(),
-        }
+        let authorities = Authorities::new(client.clone(), &settings.operator_namespace);
+        Certificates { client, settings, known: Mutex::default(), authorities }
     }
 
     /// Sees to it that the certificates of a cluster are there and hold; makes and renews them as needed. Without `check`
@@ -384,16 +375,10 @@ impl Certificates {
         is_watched: impl Fn(&str) -> bool,
         living: impl FnOnce() -> HashSet<String>,
     ) -> Result<(), Error> {
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
-        let noted = api.get_opt(AUTHORITIES).await;
-        let noted = noted.map_err(|source| Error::Api {
-            verb: "read",
-            name: AUTHORITIES.to_owned(),
-            source: Box::new(source),
-        })?;
+        let noted = self.authorities.uids().await.map_err(|source| about_list("read", source))?;
         let living = living();
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
-        for uid in noted.and_then(|map| map.data).unwrap_or_default().into_keys() {
+        for uid in noted {
             if living.contains(&uid) {
                 continue;
             }
@@ -407,49 +392,9 @@ impl Certificates {
         Ok(())
     }
 
-    /// Writes down, before it is made, that a cluster has an authority; or that it has none any more. All that is to be
-    /// written down at the moment goes into one write: the list is one object, and a write of it costs the more the longer
-    /// it is.
+    /// Writes down, before it is made, that a cluster has an authority; or that it has none any more.
     async fn note(&self, uid: &str, there: bool) -> Result<(), Error> {
-        self.notes().insert(uid.to_owned(), there);
-        let _turn = self.noting.lock().await;
-        let batch = self.notes().clone();
-        if !batch.contains_key(uid) {
-            // Whoever had the turn before has written it.
-            return Ok(());
-        }
-        self.write_notes(&batch).await?;
-        // Those that failed stay, and so do newer words on the same.
-        self.notes().retain(|uid, there| batch.get(uid) != Some(there));
-        Ok(())
-    }
-
-    async fn write_notes(&self, batch: &BTreeMap<String, bool>) -> Result<(), Error> {
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
-        let error = |source| Error::Api { verb: "write", name: AUTHORITIES.to_owned(), source: Box::new(source) };
-        let data: BTreeMap<&str, Option<&str>> =
-            batch.iter().map(|(uid, there)| (uid.as_str(), there.then_some(""))).collect();
-        match api.patch(AUTHORITIES, &PatchParams::default(), &Patch::Merge(json!({"data": data}))).await {
-            Ok(_) => return Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(source) => return Err(error(source)),
-        }
-        let data: BTreeMap<&str, &str> = data.into_iter().filter_map(|(uid, there)| Some((uid, there?))).collect();
-        let Some(first) = data.keys().next() else { return Ok(()) };
-        // One field manager per first entry: nobody who makes it in the same moment takes the others' entries away.
-        let params = PatchParams::apply(&format!("{}-{first}", names::MANAGER)).force();
-        let map = json!({
-            "apiVersion": "v1", "kind": "ConfigMap",
-            "metadata": {"name": AUTHORITIES, "labels": {names::MANAGED_BY.0: names::MANAGED_BY.1}},
-            "data": data,
-        });
-        api.patch(AUTHORITIES, &params, &Patch::Apply(map)).await.map_err(error)?;
-        Ok(())
-    }
-
-    fn notes(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, bool>> {
-        // Each change is whole before anything in it can panic.
-        self.notes.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.authorities.note(uid, there).await.map_err(|source| about_list("write", source))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Known>> {
@@ -467,6 +412,10 @@ impl std::fmt::Debug for Certificates {
 /// A new authority is trusted everywhere this long (and half of a certificate's life) before it signs. What it is
 /// backdated by is part of it.
 const OVERLAP: Duration = Duration::from_secs(300);
+
+fn about_list(verb: &'static str, source: kube::Error) -> Error {
+    Error::Api { verb, name: authorities::NAME.to_owned(), source: Box::new(source) }
+}
 
 fn authority_name(cluster: &Cluster) -> String {
     format!("daskade {}.{}", cluster.name, cluster.namespace)

@@ -1,6 +1,7 @@
 //! The shell of the operator: everything that talks to Kubernetes.
 
 mod apply;
+mod authorities;
 mod backoff;
 mod cache;
 pub mod cause;
