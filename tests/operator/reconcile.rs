@@ -321,10 +321,17 @@ async fn an_idle_cluster_loses_its_workers_by_itself_and_gets_them_back_for_work
     world.until_ready("team", "c").await;
     let scheduler = world.scheduler("team", "c");
     // Once, and then it says nothing more: the operator has to look at its clock.
-    scheduler.change(|state| state.clients = 0);
-    // A pass that knows of it already, before its own turn comes, which then finds nothing new.
-    sleep(Duration::from_millis(15)).await;
-    world.api.edit(&cluster_path("team", "c"), |object| object["metadata"]["labels"] = json!({"look": "again"}));
+    // Each time a pass knows of it already before its own turn comes, which then finds nothing new; the second time the
+    // pass before it had nothing to write.
+    for (look, demand) in [("again", json!([])), ("once more", json!([{"resources": {}, "count": 1}]))] {
+        scheduler.change(|state| {
+            state.clients = 0;
+            state.demand = demand.as_array().unwrap().clone();
+        });
+        sleep(Duration::from_millis(15)).await;
+        world.api.edit(&cluster_path("team", "c"), |object| object["metadata"]["labels"] = json!({ "look": look }));
+        sleep(Duration::from_millis(300)).await;
+    }
     eventually("its workers are gone", SOON, || world.pods("team").len() == 1).await;
     world.until_reason("team", "c", "Idle").await;
     scheduler.change(|state| state.clients = 1);
