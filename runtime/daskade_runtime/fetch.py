@@ -156,7 +156,8 @@ class Fetcher:
             data = b"".join(self._from_peer(run, handle, start, length))
             if hashlib.sha256(data).digest() == digest:
                 return data
-        data = patiently(lambda: self._get(run, store, handle, start, length), stopped, told=partial(self._told, run))
+        told = partial(self._told, run)
+        data = patiently(lambda: self._get(run, store, handle, start, length), stopped, told=told)
         if hashlib.sha256(data).digest() != digest:
             raise _corrupt(run, handle)
         return data

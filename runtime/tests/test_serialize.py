@@ -153,7 +153,8 @@ def test_results_are_small_plain_data() -> None:
     class Colour(str, enum.Enum):
         RED = "red"
 
-    assert serialize.result_of({"a": (1, 2), "c": Colour.RED}, True) == {"a": [1, 2], "c": "red"}
+    assert serialize.result_of({"a": (1, 2), "c": Colour.RED}, True) == [{"a": [1, 2], "c": "red"}]
+    assert serialize.result_of(None, False) == [None], "a result that is null is a result"
     assert serialize.result_of(object(), False) is None
     assert serialize.result_of("x" * 20_000, False) is None
     with pytest.raises(StepFailure) as caught:
@@ -167,13 +168,8 @@ def test_results_are_small_plain_data() -> None:
 
 def test_numpy_scalars_are_results() -> None:
     numpy = pytest.importorskip("numpy")
-    assert serialize.result_of(
-        {"a": numpy.int64(3), "b": numpy.float64(0.5), "c": numpy.bool_(True)}, True
-    ) == {
-        "a": 3,
-        "b": 0.5,
-        "c": True,
-    }
+    value = {"a": numpy.int64(3), "b": numpy.float64(0.5), "c": numpy.bool_(True)}
+    assert serialize.result_of(value, True) == [{"a": 3, "b": 0.5, "c": True}]
 
 
 def test_a_full_disk_is_not_the_steps_fault(tmp_path: Path) -> None:

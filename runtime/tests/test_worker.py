@@ -222,7 +222,7 @@ def test_a_dropped_run_is_forgotten(cluster: Cluster) -> None:
 
 def test_small_results_are_reported_as_json(cluster: Cluster) -> None:
     run = cluster.open([script("output = {'n': 3}", result=2), script("output = object()", result=2)])
-    assert cluster.run(run)["json"] == {"n": 3}
+    assert cluster.run(run)["json"] == [{"n": 3}]
     reply = cluster.run(run, 1)
     assert (reply["class"], reply["type"]) == ("data", "NotJson")
 

@@ -2,9 +2,13 @@
 
 use std::io::{self, Write};
 
+use serde_json::{Map, Value};
+
 use super::Failure;
 use super::options::{CrdOptions, ValidateOptions};
+use crate::api::pipeline::PipelineSpec;
 use crate::manifest::{self, FileProblem, Loaded, Object, Reading};
+use crate::pipeline::RunInfo;
 use crate::problem::Problem;
 use crate::{cluster, crd, pipeline};
 
@@ -66,13 +70,28 @@ fn follows(problem: &Problem, known: &[&str]) -> bool {
 /// What is wrong with an object that can be read.
 fn meaning(object: &Object) -> Vec<Problem> {
     match object {
-        Object::Pipeline(object) => pipeline::validate(&object.spec, "spec").err().unwrap_or_default(),
+        Object::Pipeline(object) => bound(&object.spec, "spec", None),
         Object::DaskCluster(object) => cluster::validate(&object.spec, "spec"),
         Object::PipelineRun(object) => {
+            let given = object.spec.params.clone().into_iter().collect();
             let spec = object.spec.pipeline_spec.as_ref();
-            spec.and_then(|spec| pipeline::validate(spec, "spec.pipelineSpec").err()).unwrap_or_default()
+            spec.map(|spec| bound(spec, "spec.pipelineSpec", Some(given))).unwrap_or_default()
         }
     }
+}
+
+/// What is wrong with a pipeline, also with the parameters that a run gives; without a run, with its defaults if every
+/// parameter has one.
+fn bound(spec: &PipelineSpec, base: &str, given: Option<Map<String, Value>>) -> Vec<Problem> {
+    let flow = match pipeline::validate(spec, base) {
+        Ok(flow) => flow,
+        Err(problems) => return problems,
+    };
+    if given.is_none() && spec.params.iter().any(|param| param.default.is_none()) {
+        return Vec::new();
+    }
+    let run = RunInfo { name: "run".to_owned(), uid: uuid::Uuid::nil().to_string() };
+    flow.bind(&given.unwrap_or_default(), &run).err().unwrap_or_default()
 }
 
 fn place(item: &Loaded) -> String {
@@ -121,6 +140,22 @@ mod tests {
             "{steps: [{name: a, call: 'm:f', dependsOn: [b], timeout: x}, {name: b, call: 'm:f', dependsOn: [a]}]}",
             &["spec.steps[0].timeout InvalidValue", "spec.steps[0] DependencyCycle"],
         );
+    }
+
+    #[test]
+    fn what_shows_only_with_parameters_is_found_by_their_defaults() {
+        let reasons = |spec: &str| {
+            let head = "{apiVersion: daskade.dev/v1alpha1, kind: Pipeline, metadata: {name: p}, spec: ";
+            let reading = manifest::read_text(Path::new("p.yaml"), format!("{head}{spec}}}").as_bytes());
+            meaning(&reading.objects[0].object).into_iter().map(|problem| problem.reason).collect::<Vec<_>>()
+        };
+        let step = |map: &str| format!("steps: [{{name: a, call: 'm:f', map: {map}}}]}}");
+        assert_eq!(reasons(&format!("{{{}", step("{x: [1, 2], z: [1]}"))), ["UnequalLengths"]);
+        let params = |default: &str| format!("{{params: [{{name: n, type: integer{default}}}], ");
+        let map = step("{x: $(range(params.n))}");
+        assert_eq!(reasons(&format!("{}{map}", params(", default: 2000000"))), ["TooManyItems"]);
+        assert_eq!(reasons(&format!("{}{map}", params(", default: 2"))), [""; 0]);
+        assert_eq!(reasons(&format!("{}{map}", params(""))), [""; 0], "a run has to say it");
     }
 
     #[test]
