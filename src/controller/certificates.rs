@@ -99,6 +99,8 @@ struct Known {
     chain: Option<Chain>,
     /// What was last given for these settings of the cluster, and until when it need not be looked at.
     given: Option<(ClusterTls, Credentials, Timestamp)>,
+    /// The Secrets that this is about, by name, with the versions in which they were found sound.
+    seen: BTreeMap<String, String>,
 }
 
 /// A cluster's authority: the one that signs, and those that are trusted besides.
@@ -132,9 +134,9 @@ impl Certificates {
         let tls = cluster.spec.tls.clone().unwrap_or_default();
         let given = self.lock().get(&cluster.uid).and_then(|known| known.given.clone());
         if let Some((for_tls, credentials, until)) = given
-            && !check
             && for_tls == tls
             && now < until
+            && (!check || self.are_as_seen(cluster).await?)
         {
             return Ok(credentials);
         }
@@ -151,6 +153,24 @@ impl Certificates {
             (tls, credentials.clone(), until.unwrap_or(now))
         });
         Ok(credentials)
+    }
+
+    /// Whether the Secrets of a cluster are those that were found sound. Only their metadata is read: with many clusters
+    /// this is most of what an operator at rest does.
+    async fn are_as_seen(&self, cluster: &Cluster) -> Result<bool, Error> {
+        let seen = self.lock().get(&cluster.uid).map(|known| known.seen.clone()).unwrap_or_default();
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &cluster.namespace);
+        for (name, version) in &seen {
+            let found = api.get_metadata_opt(name).await.map_err(|source| Error::Api {
+                verb: "read",
+                name: name.clone(),
+                source: Box::new(source),
+            })?;
+            if found.and_then(|found| found.metadata.resource_version).as_ref() != Some(version) {
+                return Ok(false);
+            }
+        }
+        Ok(!seen.is_empty())
     }
 
     /// The user's own.
@@ -194,18 +214,26 @@ impl Certificates {
 
     /// Issued by the operator.
     async fn own(&self, cluster: &Cluster, now: Timestamp) -> Result<Credentials, Error> {
+        self.lock().entry(cluster.uid.clone()).or_default().seen.clear();
+        let mut seen = BTreeMap::new();
         let chain = self.chain(cluster, now).await?;
         let service = names::scheduler(&cluster.name);
         let hosts = ["", ".svc", ".svc.cluster.local"].map(|end| format!("{service}.{}{end}", cluster.namespace));
         let hosts = [vec![service], hosts.into()].concat();
         let pods = Subject { name: format!("{}.{}", cluster.name, cluster.namespace), hosts, addresses: Vec::new() };
         let people = Subject { name: format!("client of {}", pods.name), ..Subject::default() };
-        let shown = match self.leaf(cluster, &names::tls_secret(&cluster.name), &pods, &chain, now).await? {
+        let secret = names::tls_secret(&cluster.name);
+        let shown = match self.leaf(cluster, &secret, &pods, &chain, now, &mut seen).await? {
             Ok(identity) => identity,
             Err(trouble) => return Ok(troubled(trouble)),
         };
-        if let Err(trouble) = self.leaf(cluster, &names::client_secret(&cluster.name), &people, &chain, now).await? {
+        let secret = names::client_secret(&cluster.name);
+        if let Err(trouble) = self.leaf(cluster, &secret, &people, &chain, now, &mut seen).await? {
             return Ok(troubled(trouble));
+        }
+        // One that was just made is looked at once more, as it was stored.
+        if seen.len() == 2 {
+            self.lock().entry(cluster.uid.clone()).or_default().seen = seen;
         }
         let facts = shown.facts()?;
         let own = Subject { name: "daskade operator".to_owned(), ..Subject::default() };
@@ -232,6 +260,7 @@ impl Certificates {
         subject: &Subject,
         chain: &Chain,
         now: Timestamp,
+        seen: &mut BTreeMap<String, String>,
     ) -> Result<Result<Identity, Trouble>, Error> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &cluster.namespace);
         let bundle = chain.bundle(now);
@@ -248,6 +277,7 @@ impl Certificates {
             let young = identity.facts().is_ok_and(|facts| !is_due(&facts, now));
             let sound = young && identity.matches() && chain.current.issued(&identity.cert);
             if sound && value(CA) == bundle.trim() {
+                seen.extend(secret.resource_version().map(|version| (name.to_owned(), version)));
                 return Ok(Ok(identity));
             }
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -76,6 +77,9 @@ impl Tls {
             .with_client_auth_cert(chain, key)
             .map_err(|e| tls_error("use the client certificate with its key", &e))?;
         config.enable_sni = false;
+        // Each configuration is for one scheduler, to which connections are long and few. By default there would be room
+        // for hundreds of sessions: half of the memory of an operator with a thousand clusters.
+        config.resumption = Resumption::disabled();
         Ok(Tls { config: Arc::new(config) })
     }
 }
