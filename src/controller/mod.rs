@@ -79,6 +79,9 @@ pub enum Error {
 /// Life of a cluster's authority: longer than that of any certificate that it issues.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
+/// How long the namespaces of a list wait for each other at the start.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Runs the controllers until `shutdown` ends; passes that are in the middle then have a few seconds. Watches run all the
 /// time, so that a process that stands by knows everything when it begins to lead; nothing is written while `lead` says no.
 pub async fn run(
@@ -90,6 +93,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     let sink = Sink { cache: Arc::default(), queue: Arc::default() };
     let mut background = JoinSet::new();
+    let several = matches!(&settings.namespaces, Namespaces::Names(names) if names.len() > 1);
     let (scope, waits) = watches(&client, &settings.namespaces, &sink, &mut background);
     let (events, publish) = Events::start(client.clone(), metrics.clone());
     background.spawn(publish);
@@ -118,6 +122,8 @@ pub async fn run(
     tokio::select! {
         () = &mut shutdown => return Ok(()),
         () = synced(waits) => tracing::debug!("the first lists are complete"),
+        // One namespace of several may give no right to list; the others need not wait for it.
+        () = tokio::time::sleep(PATIENCE), if several => tracing::warn!("not all first lists are complete; their namespaces wait"),
         _ = background.join_next() => return Err(Error::Ended("a watch")),
     }
     background.spawn(run::follow_lead(context.clone(), memories.clone()));
@@ -148,11 +154,22 @@ fn watches(
     match namespaces {
         Namespaces::All => (Scope::All, watch::start(client, sink, None, background)),
         Namespaces::Names(names) => {
+            let served = Arc::new(Mutex::new(BTreeSet::new()));
             let mut waits = Vec::new();
             for name in names {
-                waits.extend(watch::start(client, sink, Some(name), background));
+                let lists = watch::start(client, sink, Some(name), background);
+                let (told, wait) = oneshot::channel();
+                waits.push(wait);
+                let (name, served, sink) = (name.clone(), served.clone(), sink.clone());
+                background.spawn(async move {
+                    synced(lists).await;
+                    scope::join(&served, &name, &sink);
+                    // Nobody waits any more if that took long.
+                    let _ = told.send(());
+                    std::future::pending::<()>().await;
+                });
             }
-            (Scope::Named(names.iter().cloned().collect()), waits)
+            (Scope::Named(served), waits)
         }
         Namespaces::Selector(selector) => {
             let mut waits = watch::start(client, sink, None, background);

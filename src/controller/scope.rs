@@ -17,8 +17,8 @@ use super::watch::Sink;
 #[derive(Debug, Clone)]
 pub(super) enum Scope {
     All,
-    /// The watches show no others.
-    Named(BTreeSet<String>),
+    /// Those of a list whose first lists of objects are complete. The watches show no others.
+    Named(Arc<Mutex<BTreeSet<String>>>),
     Matching(Arc<Mutex<BTreeSet<String>>>),
 }
 
@@ -27,8 +27,9 @@ impl Scope {
     pub fn has(&self, namespace: &str) -> bool {
         match self {
             Self::All => true,
-            Self::Named(names) => names.contains(namespace),
-            Self::Matching(names) => names.lock().unwrap_or_else(PoisonError::into_inner).contains(namespace),
+            Self::Named(names) | Self::Matching(names) => {
+                names.lock().unwrap_or_else(PoisonError::into_inner).contains(namespace)
+            }
         }
     }
 
@@ -36,7 +37,7 @@ impl Scope {
     pub fn watches(&self, namespace: &str) -> bool {
         match self {
             Self::All | Self::Matching(_) => true,
-            Self::Named(names) => names.contains(namespace),
+            Self::Named(_) => self.has(namespace),
         }
     }
 }
@@ -76,6 +77,11 @@ pub(super) async fn follow_selector(
             }
         }
     }
+}
+
+/// Serves a namespace from now on.
+pub(super) fn join(names: &Mutex<BTreeSet<String>>, name: &str, sink: &Sink) {
+    change(names, sink, |names| names.extend([name.to_owned()]));
 }
 
 fn change(names: &Mutex<BTreeSet<String>>, sink: &Sink, how: impl FnOnce(&mut BTreeSet<String>)) {

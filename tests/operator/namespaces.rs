@@ -47,6 +47,25 @@ async fn rights_that_one_namespace_does_not_give_hold_up_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_that_gives_no_right_from_the_start_holds_up_no_other_and_is_served_once_it_does() {
+    let world = World::new().await;
+    let message = "pods is forbidden: User \"op\" cannot list resource \"pods\" in namespace \"b\"".to_owned();
+    let part = "/namespaces/b/pods".to_owned();
+    world.api.fault(Fault { method: Some(Method::GET), part, status: 403, message, ..Fault::default() });
+    for namespace in ["a", "b"] {
+        world.create(namespace, "c", &plain(1));
+    }
+    let operator = world.operator_with(1, Namespaces::Names(vec!["a".to_owned(), "b".to_owned()]));
+    world.until_ready("a", "c").await;
+    // Nothing is decided there from half of what there is.
+    let made = world.writes().into_iter().filter(|write| write.path.contains("/namespaces/b/")).count();
+    assert_eq!(made, 0);
+    world.api.heal();
+    world.until_ready("b", "c").await;
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_a_selector_a_namespace_is_served_while_its_labels_match() {
     let world = World::new().await;
     let label = |name: &str, team: &str| {
