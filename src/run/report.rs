@@ -5,6 +5,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::graph;
+
 /// Tasks (items of mapped steps counted singly) by what became of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
@@ -158,4 +160,33 @@ pub struct Report {
     pub results: Vec<(String, ResultValue)>,
     pub failures: Vec<Failure>,
     pub duration: Duration,
+}
+
+/// Outcome, reason and message of a run's end.
+pub(super) fn summary(
+    outcome: graph::RunOutcome,
+    failures: &[Failure],
+    begun: bool,
+) -> (RunOutcome, Option<String>, Option<String>) {
+    match outcome {
+        graph::RunOutcome::Succeeded => (RunOutcome::Succeeded, None, None),
+        graph::RunOutcome::Cancelled => {
+            (RunOutcome::Cancelled, Some("Cancelled".into()), Some("cancelled by the user".into()))
+        }
+        graph::RunOutcome::DeadlineExceeded => {
+            let message = if begun {
+                "the run was not finished within deadlines.active"
+            } else {
+                "no step had started within deadlines.start"
+            };
+            (RunOutcome::Failed, Some("DeadlineExceeded".into()), Some(message.into()))
+        }
+        graph::RunOutcome::Failed => {
+            let message = failures.first().map(|failure| {
+                let first = failure.message.lines().next().unwrap_or_default();
+                format!("step {} failed: {}: {first}", failure.task(), failure.kind)
+            });
+            (RunOutcome::Failed, Some("StepFailed".into()), message)
+        }
+    }
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::driver::{DriveError, RunSpec};
 use super::facts::{Facts, View};
-use super::report::{Counts, Failure, Note, Observer, Report, ResultValue, RunOutcome, task_name};
+use super::report::{Counts, Failure, Note, Observer, Report, ResultValue, summary, task_name};
 use super::wire::{address, decision, failure_class, step_def, submit_item, task_id};
 use super::{Fabric, restore};
 use crate::dask::ops::{
@@ -537,35 +537,6 @@ async fn asked_to_cancel(cancel: &mut watch::Receiver<bool>) -> bool {
 
 fn is_failed(state: &RunState, dag: &graph::Dag, task: TaskId) -> bool {
     state.task_view(dag, task).is_some_and(|view| view.status == TaskStatus::Failed)
-}
-
-/// Outcome, reason and message of a run's end.
-fn summary(
-    outcome: graph::RunOutcome,
-    failures: &[Failure],
-    begun: bool,
-) -> (RunOutcome, Option<String>, Option<String>) {
-    match outcome {
-        graph::RunOutcome::Succeeded => (RunOutcome::Succeeded, None, None),
-        graph::RunOutcome::Cancelled => {
-            (RunOutcome::Cancelled, Some("Cancelled".into()), Some("cancelled by the user".into()))
-        }
-        graph::RunOutcome::DeadlineExceeded => {
-            let message = if begun {
-                "the run was not finished within deadlines.active"
-            } else {
-                "no step had started within deadlines.start"
-            };
-            (RunOutcome::Failed, Some("DeadlineExceeded".into()), Some(message.into()))
-        }
-        graph::RunOutcome::Failed => {
-            let message = failures.first().map(|failure| {
-                let first = failure.message.lines().next().unwrap_or_default();
-                format!("step {} failed: {}: {first}", failure.task(), failure.kind)
-            });
-            (RunOutcome::Failed, Some("StepFailed".into()), message)
-        }
-    }
 }
 
 /// A number from the uid, so that a restored run jitters its retries as before.

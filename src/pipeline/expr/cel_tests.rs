@@ -91,7 +91,7 @@ fn mistakes_have_a_column_and_a_remedy() {
         }
         other => panic!("{source}: {other:?}"),
     };
-    check("params.x >", 11, "the end of the expression");
+    check("params.x >", 11, "unexpected end of the expression");
     check("params.x + )", 12, "unexpected");
     check("1 + paramz.x", 5, "did you mean `params`?");
     check("1 + foo(2)", 8, "unknown function `foo`");
