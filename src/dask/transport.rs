@@ -78,7 +78,7 @@ impl Tls {
             .map_err(|e| tls_error("use the client certificate with its key", &e))?;
         config.enable_sni = false;
         // Each configuration is for one scheduler, to which connections are long and few. By default there would be room
-        // for hundreds of sessions: half of the memory of an operator with a thousand clusters.
+        // for hundreds of sessions in each.
         config.resumption = Resumption::disabled();
         Ok(Tls { config: Arc::new(config) })
     }
