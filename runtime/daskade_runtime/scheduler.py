@@ -307,7 +307,7 @@ class Runtime:
             "digest": handle["d"].hex(),
             "path": handle.get("u"),
             "bytes": data if data is not None and len(data) <= max else None,
-            "json": output.json,
+            "json": None if output.json is None else output.json[0],
         }
 
     @operation

@@ -38,7 +38,7 @@ const CONFLICT: Duration = Duration::from_millis(250);
 const COUNTS: Duration = Duration::from_secs(1);
 /// How long a pass waits for the first word of a scheduler that should answer, so that an operator that has just begun
 /// does not call every cluster unreachable first.
-const FIRST_WORD: Duration = Duration::from_secs(2);
+const FIRST_WORD: Duration = Duration::from_secs(5);
 /// How long the API server's word on the spec holds before something is taken away.
 const CONFIRMED: Duration = Duration::from_secs(30);
 /// After pods were deleted: from then on it is known how long that may take.

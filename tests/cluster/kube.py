@@ -281,8 +281,12 @@ class Operator:
 
     def writes(self) -> int:
         """Writes to the API server so far, other than those of the lease."""
+        return sum(int(float(line.rsplit(" ", 1)[1])) for line in self.writes_by_kind())
+
+    def writes_by_kind(self) -> list[str]:
+        """The same as lines of its metrics."""
         lines = [line for line in self.metrics().splitlines() if line.startswith("daskade_api_writes_total{")]
-        return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if 'resource="leases"' not in line)
+        return [line for line in lines if 'resource="leases"' not in line]
 
     def stop(self, how: int = signal.SIGTERM) -> float:
         """Ends it; how long that took, in seconds."""

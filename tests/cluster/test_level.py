@@ -109,7 +109,7 @@ say("begun", len(marks("begun")), "ended", len(marks("ended")))
     space.cluster("e", {**TWO, **change})
     lines = pod.output(240).splitlines()
     assert lines[-1] == "begun 2 ended 2"
-    assert all(int(line.split()[1]) >= 1 for line in lines if line.startswith("workers"))
+    assert all(int(line.split()[1]) >= 1 for line in lines if line.startswith("workers")), lines
     space.wait_ready("e")
     assert all(seen(pod) for pod in space.pods("e", "worker")) and callable(seen)  # type: ignore[operator]
 

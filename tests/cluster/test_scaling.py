@@ -117,7 +117,7 @@ def test_an_idle_cluster_goes_to_zero_and_wakes_on_demand(space: Namespace) -> N
     scheduler = space.pods("w", "scheduler")[0]["metadata"]["uid"]
     until("no worker is left", lambda: not space.workers("w"), 90)
     assert space.pods("w", "scheduler")[0]["metadata"]["uid"] == scheduler
-    assert space.condition("w")["reason"] == "Idle"
+    space.wait_reason("w", "Idle")
     assert space.status("w")["idleSince"]
     row = kubectl("-n", space.name, "get", "dsk", "w").splitlines()[1].split()
     assert row[1:4] == ["True", "0", "0"] and row[5].endswith("s")
