@@ -73,6 +73,11 @@ impl Link {
         Self { target, state, task: tokio::spawn(poller.run()) }
     }
 
+    /// Whether it is about this pod.
+    pub fn asks(&self, uid: &str) -> bool {
+        self.target.borrow().uid == uid
+    }
+
     /// What it said last, and a number that grows with every change of that.
     pub fn state(&self) -> (SchedulerFact, u64) {
         self.state.borrow().clone()

@@ -343,23 +343,24 @@ impl Work<'_> {
         let mode = cluster.spec.tls.as_ref().and_then(|tls| tls.mode).unwrap_or_default();
         let tls = mode != crate::api::cluster::TlsMode::Disabled;
         let scheme = if tls { Scheme::Tls } else { Scheme::Tcp };
-        let target = pod.filter(|_| !tls || credentials.client.is_some()).and_then(|pod| {
+        // One that is starting has nothing to say, and a refused connection is no news about it.
+        let asked = |pod: &PodFact| self.memory.link.as_ref().is_some_and(|link| link.asks(&pod.uid));
+        let may_ask = |pod: &&PodFact| (pod.ready || asked(pod)) && (!tls || credentials.client.is_some());
+        let target = pod.filter(may_ask).and_then(|pod| {
             let address = Address::new(scheme, pod.ip.as_deref()?, names::SCHEDULER_PORT).ok()?;
             let lead = self.context.lead.check().ok()?;
             let tls = credentials.client.clone();
-            Some((pod, Target { pod: pod.name.clone(), uid: pod.uid.clone(), address, tls, lead }))
+            Some(Target { pod: pod.name.clone(), uid: pod.uid.clone(), address, tls, lead })
         });
         match (target, &self.memory.link) {
-            (Some((_, target)), Some(link)) => link.aim(target),
-            (Some((pod, target)), None) => {
+            (Some(target), Some(link)) if link.asks(&target.uid) => link.aim(target),
+            (Some(target), _) => {
                 let link = Link::start(target, self.key.clone(), self.context.queue.clone());
-                if pod.ready {
-                    link.heard(FIRST_WORD).await;
-                }
+                link.heard(FIRST_WORD).await;
                 self.memory.link = Some(link);
             }
             // Certificates that cannot be read now are no reason to give up a connection that works.
-            (None, Some(_)) if pod.is_some() => {}
+            (None, Some(_)) if pod.is_some_and(asked) => {}
             (None, _) => self.memory.link = None,
         }
     }
