@@ -68,9 +68,11 @@ class ClusterView:
 
     @operation
     async def watch(
-        self, *, lead: int, since: int, wait: float, instance: str | None = None, **_: Any
+        self, *, lead: int, since: int, wait: float, instance: str | None = None, fresh: bool = False, **_: Any
     ) -> Reply:
         self._heard(lead)
+        if fresh:
+            self._next_look = 0.0
         end = time.monotonic() + min(max(float(wait), 0.0), WAIT_MOST)
         while True:
             self._look()

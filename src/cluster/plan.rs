@@ -50,6 +50,8 @@ pub struct Plan {
     pub wake: Option<Duration>,
     /// The scheduler's pod should be replaced, and waits until nothing uses the cluster.
     pub scheduler_waits: bool,
+    /// Its pod is replaced because nothing uses the cluster: worth asking once more, since a client may just have come.
+    pub scheduler_unused: bool,
     /// Workers should go, and the scheduler cannot be asked.
     pub blind: bool,
 }
@@ -198,12 +200,14 @@ impl Pass<'_> {
             return;
         }
         // A pod that never got ready has nothing to lose.
+        let answers = self.state().is_some();
         let unused = match self.state() {
             Some(state) => state.runs == 0 && state.clients == 0 && state.tasks == 0,
             None => !pod.ready && pod.restarts == 0 && pod.ip.is_none() || pod.trouble.is_some() && !pod.ready,
         };
         let rollout = self.cluster.spec.scheduler.as_ref().and_then(|scheduler| scheduler.rollout).unwrap_or_default();
         if unused || rollout == SchedulerRollout::Immediately {
+            self.plan.scheduler_unused = answers && rollout != SchedulerRollout::Immediately;
             self.delete(pod, "the spec of the scheduler has changed");
             self.create(Role::Scheduler);
         } else {

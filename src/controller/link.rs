@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::backoff::jittered;
 use super::queue::{Key, Queue};
@@ -24,6 +24,8 @@ const LATE: Duration = Duration::from_secs(15);
 /// Between two tries to reach it: it is in the same network, and a pod that is ready answers.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(15);
+/// The runtime installs itself in the background once the scheduler listens; until then its operations are unknown.
+const INSTALL: Duration = Duration::from_secs(20);
 /// Our own news are bundled for so long.
 const BUNDLE: Duration = Duration::from_millis(50);
 /// `idle` comes with each answer, and its beginning is found by subtraction; within this it is the same beginning.
@@ -57,6 +59,7 @@ pub struct Target {
 pub struct Link {
     target: watch::Sender<Target>,
     state: State,
+    teller: Teller,
     task: JoinHandle<()>,
 }
 
@@ -69,8 +72,8 @@ impl Link {
         let (target, targets) = watch::channel(target);
         let state: State = Arc::new(watch::Sender::new((SchedulerFact::Unknown, 0)));
         let teller = Teller { targets: targets.clone(), state: state.clone(), key, queue };
-        let poller = Poller { targets, teller };
-        Self { target, state, task: tokio::spawn(poller.run()) }
+        let poller = Poller { targets, teller: teller.clone() };
+        Self { target, state, teller, task: tokio::spawn(poller.run()) }
     }
 
     /// Whether it is about this pod.
@@ -99,6 +102,21 @@ impl Link {
             }
             self.target.send_replace(target);
         });
+    }
+
+    /// Asks on a connection of its own, and keeps the answer: what was heard last may be a moment old.
+    pub async fn ask(&self) -> SchedulerFact {
+        let target = self.target.borrow().clone();
+        let ask = WatchCluster { lead: target.lead, since: 0, instance: None, wait: 0.0, fresh: true };
+        let answer = async {
+            let connection = Connection::connect(&target.address, target.tls.as_ref(), DEADLINES).await?;
+            connection.call(&ask).await
+        };
+        match answer.await {
+            Ok(info) => self.teller.tell_answer(&target, info),
+            Err(error) => self.teller.tell_error(&target, &error),
+        }
+        self.state().0
     }
 
     /// Has workers take no further tasks, and closes those that are done, on a connection of its own.
@@ -136,6 +154,7 @@ struct Poller {
 impl Poller {
     async fn run(mut self) {
         let mut pause = RETRY_FIRST;
+        let mut began = Instant::now();
         loop {
             let target = self.targets.borrow_and_update().clone();
             let mut answered = false;
@@ -145,10 +164,14 @@ impl Poller {
                     self.teller.tell_answer(target, info);
                 }) => error,
                 () = moved(self.targets.clone(), &target) => {
-                    pause = RETRY_FIRST;
+                    (pause, began) = (RETRY_FIRST, Instant::now());
                     continue;
                 }
             };
+            if !answered && matches!(error, Error::UnknownOp { .. }) && began.elapsed() < INSTALL {
+                sleep(RETRY_FIRST).await;
+                continue;
+            }
             if answered {
                 pause = RETRY_FIRST;
             }
@@ -180,7 +203,7 @@ async fn follow(targets: &watch::Receiver<Target>, mut tell: impl FnMut(&Target,
     let (mut since, mut instance) = (0, None);
     loop {
         let lead = targets.borrow().lead;
-        let ask = WatchCluster { lead, since, instance: instance.take(), wait: POLL };
+        let ask = WatchCluster { lead, since, instance: instance.take(), wait: POLL, fresh: false };
         match connection.call_within(&ask, Duration::from_secs_f64(POLL) + LATE).await {
             Ok(info) => {
                 (since, instance) = (info.version, Some(info.instance.clone()));
@@ -192,6 +215,7 @@ async fn follow(targets: &watch::Receiver<Target>, mut tell: impl FnMut(&Target,
 }
 
 /// Keeps what was heard, and has the cluster looked at when it is news.
+#[derive(Debug, Clone)]
 struct Teller {
     targets: watch::Receiver<Target>,
     state: State,

@@ -203,6 +203,12 @@ impl Work<'_> {
         let complete = self.children(&cluster, &entry).await;
         let (mut facts, heard) = self.facts(&entry, &cluster, &credentials).await;
         let mut planned = plan(&cluster, &hashes, &facts);
+        if planned.scheduler_unused
+            && let Some(link) = &self.memory.link
+        {
+            facts.scheduler = link.ask().await;
+            planned = plan(&cluster, &hashes, &facts);
+        }
         let all = planned.create.len();
         planned.create.truncate(PODS);
         if all > PODS {

@@ -72,6 +72,11 @@ fn a_changed_scheduler_waits_until_nothing_uses_the_cluster_unless_told_otherwis
         let at_once = json!({"scheduler": {"rollout": "Immediately"}, "workers": [{"name": "cpu", "replicas": 0}]});
         check(at_once, &["scheduler-1 old"], used, &changed);
     }
+    let changing = cluster(cpu(0));
+    let unused = |scheduler: &str| {
+        plan(&changing, &templates(&changing), &facts(&["scheduler-1 old"], scheduler)).scheduler_unused
+    };
+    assert!(unused("answers") && !unused("answers clients=1") && !unused("unknown"), "worth asking once more");
     check(cpu(0), &["scheduler-1 old"], "answers", &changed);
     check(cpu(0), &["scheduler-1 old starting"], "unknown", &changed);
 }

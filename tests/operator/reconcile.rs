@@ -271,6 +271,24 @@ async fn scaling_down_drains_retires_and_then_deletes_that_very_pod() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheduler_to_which_a_client_has_just_come_is_not_replaced() {
+    let world = World::new().await;
+    let operator = world.operator();
+    world.create("team", "c", &plain(1));
+    world.until_ready("team", "c").await;
+    let scheduler = world.scheduler("team", "c");
+    scheduler.change(|state| (state.clients, state.unseen) = (0, 1));
+    world.until_quiet().await;
+    let path = cluster_path("team", "c");
+    world.api.edit(&path, |object| object["spec"]["scheduler"] = json!({"env": [{"name": "A", "value": "b"}]}));
+    eventually("it waits", SOON, || world.condition("team", "c", "SchedulerReady")["reason"] == "WaitingForIdle").await;
+    assert!(world.pods("team").contains(&"c-scheduler-1".to_owned()));
+    scheduler.change(|state| state.unseen = 0);
+    eventually("it is replaced", SOON, || !world.pods("team").contains(&"c-scheduler-1".to_owned())).await;
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_hangs_on_a_dead_node_is_replaced_and_then_deleted_by_force() {
     let world = World::new().await;
     let operator = world.operator();

@@ -26,6 +26,8 @@ pub struct State {
     pub workers: BTreeMap<String, Worker>,
     pub demand: Vec<Value>,
     pub clients: u32,
+    /// A client that has just come: only who asks for a fresh look hears of it.
+    pub unseen: u32,
     /// When it was last used.
     used: Option<Instant>,
     pub calls: Vec<Value>,
@@ -117,7 +119,8 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<wat
                 let mut news = changed.subscribe();
                 let wait = Duration::from_secs_f64(call["wait"].as_f64().unwrap_or(0.0));
                 drop(tokio::time::timeout(wait, news.wait_for(|version| *version > since)).await);
-                info(&lock(&state), &instance)
+                let unseen = if call["fresh"] == true { lock(&state).unseen } else { 0 };
+                info(&lock(&state), &instance, unseen)
             }
             "daskade-drain" => {
                 let mut state = lock(&state);
@@ -153,7 +156,7 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<wat
     }
 }
 
-fn info(state: &State, instance: &str) -> Value {
+fn info(state: &State, instance: &str, unseen: u32) -> Value {
     let workers: Vec<Value> = state
         .workers
         .iter()
@@ -167,7 +170,7 @@ fn info(state: &State, instance: &str) -> Value {
     let tasks: u64 = state.workers.values().map(|worker| worker.tasks).sum();
     json!({
         "status": "OK", "version": state.version, "instance": instance, "runtime": "abc", "dask": "2025.1.0",
-        "python": "3.12.1", "workers": workers, "demand": state.demand, "runs": 0, "clients": state.clients,
+        "python": "3.12.1", "workers": workers, "demand": state.demand, "runs": 0, "clients": state.clients + unseen,
         "tasks": tasks, "idle": idle, "certificate": null,
     })
 }

@@ -22,6 +22,8 @@ pub struct WatchCluster {
     pub instance: Option<String>,
     /// Longest time to wait, in seconds, at most 60.
     pub wait: f64,
+    /// Look now. Without it the answer may be a second old, or more where looking takes long.
+    pub fresh: bool,
 }
 
 /// Answer of [`WatchCluster`].
