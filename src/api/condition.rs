@@ -104,6 +104,16 @@ pub const CONDITION_REASONS: &[Reason] = &[
     ("NoConditionalPut", "The storage cannot create an object only where none is."),
     ("RecordUnreadable", "The run's journal cannot be read; it is not overwritten."),
     ("WorkerLost", "A step lost its worker more often than is borne."),
+    ("RunCreated", "Event of a Pipeline: a run was made; the message says why."),
+    ("RunReplaced", "Event of a Pipeline: a run was cancelled since the next one has come (`Replace`)."),
+    (
+        "MomentSkipped",
+        "Event of a Pipeline: a moment makes no run since one is active (`Forbid`), or too many wait (`Queue`).",
+    ),
+    (
+        "MomentsMissed",
+        "Event of a Pipeline: moments passed while the operator was down, or longer than `startingDeadline` ago.",
+    ),
 ];
 
 /// Reasons of problems in manifests, parameters and requests (`Problem::reason`).

@@ -31,7 +31,7 @@ use super::{
     printcolumn = r#"{"name":"State","type":"string","jsonPath":".status.state"}"#,
     printcolumn = r#"{"name":"Progress","type":"string","jsonPath":".status.progress"}"#,
     printcolumn = r#"{"name":"Failed","type":"integer","jsonPath":".status.steps.failed"}"#,
-    printcolumn = r#"{"name":"Pipeline","type":"string","priority":1,"jsonPath":".spec.pipelineRef"}"#,
+    printcolumn = r#"{"name":"Pipeline","type":"string","priority":1,"jsonPath":".metadata.labels['daskade\\.dev/pipeline']"}"#,
     printcolumn = r#"{"name":"Started","type":"date","jsonPath":".status.startedAt"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]

@@ -119,7 +119,8 @@ pub struct PipelineStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
-    /// Versioned hash of the run-relevant fields for which a run was last made, for example `v1:3f2a…`.
+    /// Versioned hash of the run-relevant fields for which a run was last made, for example `v1:3f2a…`; while a change
+    /// makes no runs, of those that are there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_triggered: Option<String>,
     /// Name of the latest run.
@@ -129,7 +130,7 @@ pub struct PipelineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::date_time")]
     pub last_schedule_time: Option<String>,
-    /// Next moment of the schedule.
+    /// Next moment of the schedule; earlier ones are decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::date_time")]
     pub next_schedule_time: Option<String>,

@@ -10,7 +10,7 @@ use crate::api::pipeline::PipelineSpec;
 use crate::manifest::{self, FileProblem, Loaded, Object, Reading};
 use crate::pipeline::RunInfo;
 use crate::problem::Problem;
-use crate::{cluster, crd, pipeline};
+use crate::{cluster, crd, pipeline, trigger};
 
 /// Checks every document; all problems at once, on standard error, and exit code 2.
 pub(super) fn validate(options: &ValidateOptions) -> Result<(), Failure> {
@@ -70,7 +70,11 @@ fn follows(problem: &Problem, known: &[&str]) -> bool {
 /// What is wrong with an object that can be read.
 fn meaning(object: &Object) -> Vec<Problem> {
     match object {
-        Object::Pipeline(object) => bound(&object.spec, "spec", None),
+        Object::Pipeline(object) => {
+            let mut problems = bound(&object.spec, "spec", None);
+            problems.extend(trigger::validate(&object.spec, "spec"));
+            problems
+        }
         Object::DaskCluster(object) => cluster::validate(&object.spec, "spec"),
         Object::PipelineRun(object) => {
             let given = object.spec.params.clone().into_iter().collect();
