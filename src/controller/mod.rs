@@ -38,7 +38,7 @@ use self::lead::Lead;
 use self::memory::Memories;
 use self::reconcile::Context;
 use self::scope::Scope;
-use self::watch::Sink;
+use self::watch::Sinks;
 use crate::cluster::build::{self, Peer};
 use crate::local::environment::{RUNTIME_DIGEST, runtime_zip};
 use crate::telemetry::metrics::Metrics;
@@ -91,10 +91,10 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send,
     metrics: Arc<Metrics>,
 ) -> Result<(), Error> {
-    let sink = Sink { cache: Arc::default(), queue: Arc::default() };
+    let sinks = Sinks::default();
     let mut background = JoinSet::new();
     let several = matches!(&settings.namespaces, Namespaces::Names(names) if names.len() > 1);
-    let (scope, waits) = watches(&client, &settings.namespaces, &sink, &mut background);
+    let (scope, waits) = watches(&client, &settings.namespaces, &sinks, &mut background);
     let (events, publish) = Events::start(client.clone(), metrics.clone());
     background.spawn(publish);
     let Settings { image, own_namespace, own_labels, certificate_lifetime, concurrency, .. } = settings;
@@ -108,15 +108,14 @@ pub async fn run(
         client: client.clone(),
         settings: build::Settings { image, runtime: runtime_zip(), runtime_digest: RUNTIME_DIGEST, operator },
         lead,
-        cache: sink.cache,
-        queue: sink.queue,
+        sink: sinks.clusters,
+        memories: Memories::default(),
         certificates: Certificates::new(client, certificates),
         events,
         metrics,
         scope,
         clock: Timestamp::now,
     });
-    let memories = Arc::new(Memories::default());
     let mut shutdown = std::pin::pin!(shutdown);
     // Nothing is decided from caches that are half filled.
     tokio::select! {
@@ -126,10 +125,10 @@ pub async fn run(
         () = tokio::time::sleep(PATIENCE), if several => tracing::warn!("not all first lists are complete; their namespaces wait"),
         _ = background.join_next() => return Err(Error::Ended("a watch")),
     }
-    background.spawn(run::follow_lead(context.clone(), memories.clone()));
-    background.spawn(run::count(context.clone(), memories.clone()));
+    background.spawn(run::follow_lead(context.clone()));
+    background.spawn(run::count(context.clone()));
     let (stop, stopped) = oneshot::channel::<()>();
-    let dispatch = run::dispatch(context, memories, usize::from(concurrency), async {
+    let dispatch = run::dispatch(context, usize::from(concurrency), async {
         // Told, or nobody is left to tell.
         let _ = stopped.await;
     });
@@ -148,22 +147,22 @@ pub async fn run(
 fn watches(
     client: &Client,
     namespaces: &Namespaces,
-    sink: &Sink,
+    sinks: &Sinks,
     background: &mut JoinSet<()>,
 ) -> (Scope, Vec<oneshot::Receiver<()>>) {
     match namespaces {
-        Namespaces::All => (Scope::All, watch::start(client, sink, None, background)),
+        Namespaces::All => (Scope::All, watch::start(client, sinks, None, background)),
         Namespaces::Names(names) => {
             let served = Arc::new(Mutex::new(BTreeSet::new()));
             let mut waits = Vec::new();
             for name in names {
-                let lists = watch::start(client, sink, Some(name), background);
+                let lists = watch::start(client, sinks, Some(name), background);
                 let (told, wait) = oneshot::channel();
                 waits.push(wait);
-                let (name, served, sink) = (name.clone(), served.clone(), sink.clone());
+                let (name, served, sinks) = (name.clone(), served.clone(), sinks.clone());
                 background.spawn(async move {
                     synced(lists).await;
-                    scope::join(&served, &name, &sink);
+                    scope::join(&served, &name, &sinks);
                     // Nobody waits any more if that took long.
                     let _ = told.send(());
                     std::future::pending::<()>().await;
@@ -172,11 +171,11 @@ fn watches(
             (Scope::Named(served), waits)
         }
         Namespaces::Selector(selector) => {
-            let mut waits = watch::start(client, sink, None, background);
+            let mut waits = watch::start(client, sinks, None, background);
             let (told, wait) = oneshot::channel();
             waits.push(wait);
             let names = Arc::new(Mutex::new(BTreeSet::new()));
-            let follow = scope::follow_selector(client.clone(), selector.clone(), names.clone(), sink.clone(), told);
+            let follow = scope::follow_selector(client.clone(), selector.clone(), names.clone(), sinks.clone(), told);
             background.spawn(follow);
             (Scope::Matching(names), waits)
         }

@@ -9,16 +9,18 @@ use tokio::time::Instant;
 
 use super::apply::Writer;
 use super::backoff::{delay, jittered};
-use super::cache::{Cache, Entry, Kind};
+use super::cache::{Entry, Kind};
 use super::certificates::{Certificates, Credentials};
 use super::error::{Class, PassError};
 use super::events::{Events, notes};
 use super::gather::{Object, gather_pods, problems_text, read_object};
 use super::lead::Lead;
 use super::link::{Link, Target};
-use super::memory::{Memory, Tally};
-use super::queue::{Key, Queue};
+use super::memory::{Memories, Memory, Tally};
+use super::queue::Key;
+use super::run::{Controller, Done};
 use super::scope::Scope;
+use super::watch::Sink;
 use crate::api::status::DaskClusterStatus;
 use crate::cluster::build::{self, PodTemplates, build_children, build_runtime, build_templates};
 use crate::cluster::facts::{Cluster, Facts, Phase, PodFact, Refusal, Role, SchedulerFact, TlsFact};
@@ -26,7 +28,7 @@ use crate::cluster::names;
 use crate::cluster::plan::{Plan, Templates, plan};
 use crate::cluster::status::{build_status, invalid_status};
 use crate::dask::{Address, Scheme};
-use crate::telemetry::metrics::{Metrics, Outcome};
+use crate::telemetry::metrics::{self, Metrics, Outcome};
 
 /// Every cluster is looked at about this often even if nothing happens: its Secrets are read, which no watch shows.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -47,14 +49,19 @@ const AFTER_DELETION: Duration = Duration::from_secs(1);
 const PODS: usize = 100;
 /// Secrets of users show up unseen: this is how often they are looked for while they are missing.
 const MISSING_SECRET: Duration = Duration::from_secs(10);
+/// How often authorities of clusters that are gone are looked for: they are removed with their cluster, unless nobody led
+/// at that moment.
+const SWEEP: Duration = Duration::from_secs(3600);
+/// After a sweep that failed.
+const SWEEP_AGAIN: Duration = Duration::from_secs(60);
 
 /// What passes share.
 pub(super) struct Context {
     pub client: Client,
     pub settings: build::Settings,
     pub lead: Lead,
-    pub cache: Arc<Cache>,
-    pub queue: Arc<Queue>,
+    pub sink: Sink,
+    pub memories: Memories<Memory>,
     pub certificates: Certificates,
     pub events: Events,
     pub metrics: Arc<Metrics>,
@@ -63,18 +70,49 @@ pub(super) struct Context {
     pub clock: fn() -> Timestamp,
 }
 
-/// How a pass ended.
-#[derive(Debug)]
-pub(super) struct Done {
-    pub outcome: Outcome,
-    /// When to look again even if nothing happens.
-    pub again: Option<Duration>,
-    /// Nothing is left of the cluster.
-    pub gone: bool,
+impl Controller for Context {
+    type Memory = Memory;
+
+    const NAME: metrics::Controller = metrics::Controller::DaskCluster;
+
+    async fn reconcile(&self, key: &Key, memory: &mut Memory) -> Done {
+        reconcile(self, key, memory).await
+    }
+
+    /// Removes authorities of clusters that are gone, from time to time.
+    async fn lead_on(&self) {
+        loop {
+            let known = || self.sink.cache.uids();
+            let pause = match self.certificates.sweep(|namespace| self.scope.watches(namespace), known).await {
+                Ok(()) => SWEEP,
+                Err(error) => {
+                    tracing::warn!("failed to {error}; trying again");
+                    SWEEP_AGAIN
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn sink(&self) -> &Sink {
+        &self.sink
+    }
+
+    fn memories(&self) -> &Memories<Memory> {
+        &self.memories
+    }
+
+    fn lead(&self) -> &Lead {
+        &self.lead
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
 }
 
 /// Looks at one cluster and does what is to be done.
-pub(super) async fn reconcile(context: &Context, key: &Key, memory: &mut Memory) -> Done {
+async fn reconcile(context: &Context, key: &Key, memory: &mut Memory) -> Done {
     match pass(context, key, memory).await {
         Ok(done) => {
             memory.failures = 0;
@@ -105,8 +143,8 @@ pub(super) async fn reconcile(context: &Context, key: &Key, memory: &mut Memory)
 }
 
 async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
-    let Some(entry) = context.cache.entry(key) else { return forget(context, memory).await };
-    let Some(record) = &entry.cluster else { return forget(context, memory).await };
+    let Some(entry) = context.sink.cache.entry(key) else { return forget(context, memory).await };
+    let Some(record) = &entry.root else { return forget(context, memory).await };
     if memory.uid != record.uid {
         forget(context, memory).await?;
         *memory = Memory { uid: record.uid.clone(), ..Memory::default() };
@@ -138,7 +176,7 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
         context,
         key,
         memory,
-        writer: Writer { client: &context.client, cache: &context.cache, key, uid: &uid },
+        writer: Writer { client: &context.client, cache: &context.sink.cache, key, uid: &uid },
         now: (context.clock)(),
         refused: Vec::new(),
         error: None,
@@ -228,7 +266,7 @@ impl Work<'_> {
         self.prune(&cluster, &entry, &facts, &hashes).await;
 
         // What was written is in the cache now.
-        let after = self.context.cache.entry(self.key).unwrap_or_default();
+        let after = self.context.sink.cache.entry(self.key).unwrap_or_default();
         facts.pods = gather_pods(&after, &cluster.uid, self.now).0;
         facts.refused = std::mem::take(&mut self.refused);
         facts.tls = credentials.fact.clone();
@@ -245,7 +283,7 @@ impl Work<'_> {
         self.memory.tls = credentials.fact;
         let until = self.waits.iter().min().copied().unwrap_or(Duration::from_secs(24 * 3600));
         // What came in during the pass was asked for in the queue, and is looked at then.
-        let still = self.context.cache.revision(self.key) == entry.revision;
+        let still = self.context.sink.cache.revision(self.key) == entry.revision;
         self.memory.settled = still.then(|| (entry.revision, heard, Instant::now() + until));
         let outcome = if self.memory.tally.ready { Outcome::Settled } else { Outcome::Waiting };
         Ok(self.done(outcome))
@@ -355,7 +393,7 @@ impl Work<'_> {
         match (target, &self.memory.link) {
             (Some(target), Some(link)) if link.asks(&target.uid) => link.aim(target),
             (Some(target), _) => {
-                let link = Link::start(target, self.key.clone(), self.context.queue.clone());
+                let link = Link::start(target, self.key.clone(), self.context.sink.queue.clone());
                 link.heard(FIRST_WORD).await;
                 self.memory.link = Some(link);
             }
@@ -463,7 +501,7 @@ impl Work<'_> {
         let all_current = facts.pods.iter().all(is_current);
         for ((kind, name), record) in entry.children.iter().filter(|(_, record)| record.owner == cluster.uid) {
             let wanted = match kind {
-                Kind::Pod | Kind::Cluster => true,
+                Kind::Pod | Kind::Cluster | Kind::Pipeline | Kind::Run => true,
                 Kind::ConfigMap => *name == runtime || !all_current,
                 Kind::Service => *name == fixed[0],
                 Kind::NetworkPolicy => fixed.contains(name),

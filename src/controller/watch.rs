@@ -1,4 +1,4 @@
-//! The watches: what they show goes into the cache, and the cluster that it belongs to into the queue.
+//! The watches: what they show goes into a cache, and the object that it belongs to into a queue.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use kube::runtime::utils::StreamBackoff;
 use kube::runtime::watcher::{self, Config, Event, watcher};
 use kube::{Api, Client, Resource};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use super::backoff::jittered;
 use super::cache::{Body, Cache, Kind, LATE, Listed, PodBody, Record};
 use super::queue::{Key, Queue};
-use crate::api::{DaskCluster, GROUP};
+use crate::api::{DaskCluster, GROUP, Pipeline, PipelineRun};
 use crate::cluster::names;
 use crate::cluster::pods::read_pod;
 use crate::cluster::trouble;
@@ -39,11 +39,38 @@ const RESYNC: Duration = Duration::from_secs(15 * 60);
 /// News about children are bundled for so long: a pod that starts changes several times at once.
 const BUNDLE: Duration = Duration::from_millis(50);
 
-/// Where the watches lead.
-#[derive(Clone)]
+/// Where the watches of one kind, and of what belongs to it, lead.
+#[derive(Clone, Default)]
 pub(super) struct Sink {
     pub cache: Arc<Cache>,
     pub queue: Arc<Queue>,
+}
+
+/// Where all watches lead.
+#[derive(Clone, Default)]
+pub(super) struct Sinks {
+    pub clusters: Sink,
+    pub pipelines: Sink,
+    pub runs: Sink,
+}
+
+impl Sinks {
+    fn of(&self, kind: Kind) -> &Sink {
+        match kind {
+            Kind::Pipeline => &self.pipelines,
+            Kind::Run => &self.runs,
+            Kind::Cluster | Kind::Pod | Kind::Service | Kind::ConfigMap | Kind::NetworkPolicy => &self.clusters,
+        }
+    }
+
+    /// Has every known object looked at whose namespace is one of these.
+    pub fn look_at(&self, is_one: impl Fn(&str) -> bool) {
+        for sink in [&self.clusters, &self.pipelines, &self.runs] {
+            for key in sink.cache.keys().into_iter().filter(|key| is_one(&key.namespace)) {
+                sink.queue.add(key);
+            }
+        }
+    }
 }
 
 /// One kind in one namespace, or in all.
@@ -60,7 +87,7 @@ struct Feed {
 /// Watches all kinds, in one namespace or in all, by `tasks`. Each of what is returned ends when a first list is complete.
 pub(super) fn start(
     client: &Client,
-    sink: &Sink,
+    sinks: &Sinks,
     namespace: Option<&str>,
     tasks: &mut JoinSet<()>,
 ) -> Vec<oneshot::Receiver<()>> {
@@ -69,7 +96,7 @@ pub(super) fn start(
         let (synced, wait) = oneshot::channel();
         waits.push(wait);
         let namespace = namespace.map(ToOwned::to_owned);
-        Feed { sink: sink.clone(), kind, namespace, synced: Some(synced), broken: false }
+        Feed { sink: sinks.of(kind).clone(), kind, namespace, synced: Some(synced), broken: false }
     };
     let config = Config::default().page_size(PAGE).timeout(SILENCE);
     let (label, value) = names::MANAGED_BY;
@@ -81,8 +108,12 @@ pub(super) fn start(
             None => Api::all_with(client.clone(), &kind.resource()),
         }
     };
-    let clusters = objects(Kind::Cluster);
-    tasks.spawn(feed(Kind::Cluster).run(move || watcher(clusters.clone(), config.clone()), read_cluster));
+    let roots: [(Kind, fn(&DynamicObject) -> Option<(Key, Record)>); 3] =
+        [(Kind::Cluster, read_cluster), (Kind::Pipeline, read_pipeline), (Kind::Run, read_run)];
+    for (kind, read) in roots {
+        let (api, config) = (objects(kind), config.clone());
+        tasks.spawn(feed(kind).run(move || watcher(api.clone(), config.clone()), read));
+    }
     let pods: Api<Pod> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
@@ -110,6 +141,8 @@ impl Kind {
     pub(super) fn resource(self) -> ApiResource {
         match self {
             Self::Cluster => ApiResource::erase::<DaskCluster>(&()),
+            Self::Pipeline => ApiResource::erase::<Pipeline>(&()),
+            Self::Run => ApiResource::erase::<PipelineRun>(&()),
             Self::Pod => ApiResource::erase::<Pod>(&()),
             Self::Service => ApiResource::erase::<Service>(&()),
             Self::ConfigMap => ApiResource::erase::<ConfigMap>(&()),
@@ -177,7 +210,7 @@ impl Feed {
             Event::Delete(object) => {
                 self.works();
                 let meta = object.meta();
-                let key = if self.kind == Kind::Cluster { own(meta) } else { owner(meta).or_else(|| labelled(meta)) };
+                let key = if self.kind.is_root() { own(meta) } else { owner(meta).or_else(|| labelled(meta)) };
                 if let Some(key) = key {
                     self.remove(key, meta);
                 }
@@ -209,7 +242,7 @@ impl Feed {
     }
 
     fn bundle(&self) -> Duration {
-        if self.kind == Kind::Cluster { Duration::ZERO } else { BUNDLE }
+        if self.kind.is_root() { Duration::ZERO } else { BUNDLE }
     }
 
     fn failed(&mut self, error: &watcher::Error) {
@@ -245,6 +278,8 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Cluster => "DaskCluster",
+            Self::Pipeline => "Pipeline",
+            Self::Run => "PipelineRun",
             Self::Pod => "Pod",
             Self::Service => "Service",
             Self::ConfigMap => "ConfigMap",
@@ -255,10 +290,29 @@ impl fmt::Display for Kind {
 
 /// A DaskCluster as the cache keeps it.
 pub(super) fn read_cluster(object: &DynamicObject) -> Option<(Key, Record)> {
+    read_root(Kind::Cluster, object, true)
+}
+
+/// A Pipeline as the cache keeps it.
+pub(super) fn read_pipeline(object: &DynamicObject) -> Option<(Key, Record)> {
+    read_root(Kind::Pipeline, object, true)
+}
+
+/// A PipelineRun as the cache keeps it: without a pipeline of its own once that is frozen.
+pub(super) fn read_run(object: &DynamicObject) -> Option<(Key, Record)> {
+    let frozen = object.data.pointer("/status/revision").is_some();
+    read_root(Kind::Run, object, !frozen)
+}
+
+fn read_root(kind: Kind, object: &DynamicObject, whole: bool) -> Option<(Key, Record)> {
     let meta = &object.metadata;
-    let slim = json!({
+    let mut spec = object.data.get("spec").cloned();
+    if !whole && let Some(spec) = spec.as_mut().and_then(Value::as_object_mut) {
+        spec.remove("pipelineSpec");
+    }
+    let mut slim = json!({
         "apiVersion": crate::api::API_VERSION,
-        "kind": "DaskCluster",
+        "kind": kind.to_string(),
         "metadata": {
             "name": meta.name,
             "namespace": meta.namespace,
@@ -267,9 +321,14 @@ pub(super) fn read_cluster(object: &DynamicObject) -> Option<(Key, Record)> {
             "labels": meta.labels.as_ref().map_or_else(Default::default, |labels| labels.clone()),
             "deletionTimestamp": meta.deletion_timestamp,
         },
-        "spec": object.data.get("spec"),
+        "spec": spec,
         "status": object.data.get("status"),
     });
+    if kind != Kind::Cluster {
+        slim["metadata"]["creationTimestamp"] = json!(meta.creation_timestamp);
+        slim["metadata"]["finalizers"] = json!(meta.finalizers.as_deref().unwrap_or_default());
+        slim["metadata"]["ownerReferences"] = json!(meta.owner_references.as_deref().unwrap_or_default());
+    }
     let uid = meta.uid.clone()?;
     let version = meta.resource_version.clone().unwrap_or_default();
     Some((own(meta)?, Record { owner: uid.clone(), uid, version, body: json_body(&slim)?, unseen: None }))

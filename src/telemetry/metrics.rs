@@ -210,7 +210,8 @@ const RESOURCES: [&str; 8] =
     ["pods", "services", "configmaps", "secrets", "networkpolicies", "daskclusters", "events", "leases"];
 
 impl Controller {
-    fn as_str(self) -> &'static str {
+    /// Name in labels and in the log.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::DaskCluster => "daskcluster",
         }
