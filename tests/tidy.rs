@@ -14,7 +14,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("graph", &["names"]),
     ("cluster", &["names", "problem", "api"]),
     ("pipeline", &["names", "problem", "api", "graph", "cluster", "store::layout"]),
-    ("trigger", &["names", "problem", "api", "cluster"]),
+    ("trigger", &["names", "problem", "api", "manifest", "cluster", "pipeline"]),
     ("dask", &[]),
     ("tls", &[]),
     ("store", &["names"]),

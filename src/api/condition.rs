@@ -105,7 +105,10 @@ pub const CONDITION_REASONS: &[Reason] = &[
     ("RecordUnreadable", "The run's journal cannot be read; it is not overwritten."),
     ("WorkerLost", "A step lost its worker more often than is borne."),
     ("RunCreated", "Event of a Pipeline: a run was made; the message says why."),
-    ("RunReplaced", "Event of a Pipeline: a run was cancelled since the next one has come (`Replace`)."),
+    (
+        "RunCancelled",
+        "Event of a Pipeline: a run was cancelled: the next one has come (`Replace`), or it waited too long.",
+    ),
     (
         "MomentSkipped",
         "Event of a Pipeline: a moment makes no run since one is active (`Forbid`), or too many wait (`Queue`).",

@@ -23,6 +23,8 @@ pub enum Kind {
     Cluster,
     Pipeline,
     Run,
+    /// A PipelineRun, as what belongs to its Pipeline.
+    RunOf,
     Pod,
     Service,
     ConfigMap,
@@ -157,6 +159,14 @@ impl Cache {
             entries.remove(key);
         }
         removed
+    }
+
+    /// The object to which one of a kind and name belongs.
+    pub fn parent(&self, kind: Kind, namespace: &str, name: &str) -> Option<Key> {
+        let at = (kind, name.to_owned());
+        let entries = self.lock();
+        let found = entries.iter().find(|(key, entry)| key.namespace == namespace && entry.children.contains_key(&at));
+        found.map(|(key, _)| key.clone())
     }
 
     /// A list of a kind, in one namespace or all, is complete: what it did not show is gone. Gives the objects that

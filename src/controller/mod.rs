@@ -11,12 +11,15 @@ pub mod crds;
 mod error;
 mod events;
 pub mod fence;
+mod follow;
 mod gather;
 pub mod lead;
 pub mod lease;
 mod link;
 mod memory;
 pub mod own;
+mod pipeline_writes;
+mod pipelines;
 mod queue;
 mod reconcile;
 mod run;
@@ -36,6 +39,7 @@ use self::certificates::{CertificateSettings, Certificates};
 use self::events::Events;
 use self::lead::Lead;
 use self::memory::Memories;
+use self::pipelines::Pipelines;
 use self::reconcile::Context;
 use self::scope::Scope;
 use self::watch::Sinks;
@@ -104,6 +108,16 @@ pub async fn run(
         lifetime: certificate_lifetime,
         ca_lifetime: AUTHORITY_LIFETIME.max(certificate_lifetime * 4),
     };
+    let pipelines = Arc::new(Pipelines {
+        client: client.clone(),
+        lead: lead.clone(),
+        sink: sinks.pipelines,
+        memories: Memories::default(),
+        events: events.clone(),
+        metrics: metrics.clone(),
+        scope: scope.clone(),
+        clock: Timestamp::now,
+    });
     let context = Arc::new(Context {
         client: client.clone(),
         settings: build::Settings { image, runtime: runtime_zip(), runtime_digest: RUNTIME_DIGEST, operator },
@@ -126,21 +140,30 @@ pub async fn run(
         _ = background.join_next() => return Err(Error::Ended("a watch")),
     }
     background.spawn(run::follow_lead(context.clone()));
+    background.spawn(run::follow_lead(pipelines.clone()));
     background.spawn(run::count(context.clone()));
-    let (stop, stopped) = oneshot::channel::<()>();
-    let dispatch = run::dispatch(context, usize::from(concurrency), async {
-        // Told, or nobody is left to tell.
-        let _ = stopped.await;
-    });
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let concurrency = usize::from(concurrency);
+    let dispatch = async {
+        tokio::join!(
+            run::dispatch(context, concurrency, told(stopped.clone())),
+            run::dispatch(pipelines, concurrency, told(stopped)),
+        )
+    };
     let mut dispatch = std::pin::pin!(dispatch);
     tokio::select! {
         () = &mut shutdown => {}
-        () = &mut dispatch => return Err(Error::Ended("the passes")),
+        _ = &mut dispatch => return Err(Error::Ended("the passes")),
         _ = background.join_next() => return Err(Error::Ended("a watch")),
     }
-    drop(stop);
+    stop.send_replace(true);
     dispatch.await;
     Ok(())
+}
+
+/// Ends when it is told, or nobody is left to tell.
+async fn told(mut stop: tokio::sync::watch::Receiver<bool>) {
+    drop(stop.wait_for(|stop| *stop).await);
 }
 
 /// Starts the watches that the namespaces need. The scope, and what tells that first lists are complete.

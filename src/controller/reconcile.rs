@@ -8,7 +8,7 @@ use kube::Client;
 use tokio::time::Instant;
 
 use super::apply::Writer;
-use super::backoff::{delay, jittered};
+use super::backoff::jittered;
 use super::cache::{Entry, Kind};
 use super::certificates::{Certificates, Credentials};
 use super::error::{Class, PassError};
@@ -32,10 +32,6 @@ use crate::telemetry::metrics::{self, Metrics, Outcome};
 
 /// Every cluster is looked at about this often even if nothing happens: its Secrets are read, which no watch shows.
 const PERIOD: Duration = Duration::from_secs(60);
-/// After a refusal that a person has to do something about: soon enough for whoever has just done it.
-const SLOW: Duration = Duration::from_secs(60);
-/// After somebody else wrote in between, the watch will soon show what.
-const CONFLICT: Duration = Duration::from_millis(250);
 /// What a change of counts alone waits since the status was last written: pods come one by one.
 const COUNTS: Duration = Duration::from_secs(1);
 /// How long a pass waits for the first word of a scheduler that should answer, so that an operator that has just begun
@@ -122,15 +118,7 @@ async fn reconcile(context: &Context, key: &Key, memory: &mut Memory) -> Done {
             memory.failures = memory.failures.saturating_add(1);
             memory.settled = None;
             let class = error.class();
-            let again = match class {
-                Class::Conflict => Some(CONFLICT.saturating_mul(memory.failures.min(20))),
-                Class::Transient => Some(delay(key, memory.failures)),
-                Class::After(after) => Some(after.max(CONFLICT)),
-                Class::Slow => Some(jittered(delay(key, memory.failures.saturating_add(2)).min(SLOW), key)),
-                Class::Invalid => Some(jittered(PERIOD, key)),
-                // Whoever leads looks at everything.
-                Class::Fenced => None,
-            };
+            let again = class.again(key, memory.failures);
             match class {
                 Class::Conflict | Class::Fenced => tracing::debug!(class = ?class, "failed to {error}"),
                 // Told once; the status goes on telling it.
@@ -501,7 +489,7 @@ impl Work<'_> {
         let all_current = facts.pods.iter().all(is_current);
         for ((kind, name), record) in entry.children.iter().filter(|(_, record)| record.owner == cluster.uid) {
             let wanted = match kind {
-                Kind::Pod | Kind::Cluster | Kind::Pipeline | Kind::Run => true,
+                Kind::Pod | Kind::Cluster | Kind::Pipeline | Kind::Run | Kind::RunOf => true,
                 Kind::ConfigMap => *name == runtime || !all_current,
                 Kind::Service => *name == fixed[0],
                 Kind::NetworkPolicy => fixed.contains(name),
@@ -534,8 +522,8 @@ impl Work<'_> {
         }
         self.writer.write_status(status).await?;
         self.memory.status_written = Some(Instant::now());
-        for note in notes(&cluster.status, status) {
-            self.context.events.publish(self.key, &cluster.uid, note);
+        for note in notes(&cluster.status.conditions, &status.conditions) {
+            self.context.events.publish(Kind::Cluster, self.key, &cluster.uid, note);
         }
         Ok(())
     }

@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::backoff::jittered;
 use super::cache::{Body, Cache, Kind, LATE, Listed, PodBody, Record};
+use super::follow::Follow;
 use super::queue::{Key, Queue};
 use crate::api::{DaskCluster, GROUP, Pipeline, PipelineRun};
 use crate::cluster::names;
@@ -57,7 +58,7 @@ pub(super) struct Sinks {
 impl Sinks {
     fn of(&self, kind: Kind) -> &Sink {
         match kind {
-            Kind::Pipeline => &self.pipelines,
+            Kind::Pipeline | Kind::RunOf => &self.pipelines,
             Kind::Run => &self.runs,
             Kind::Cluster | Kind::Pod | Kind::Service | Kind::ConfigMap | Kind::NetworkPolicy => &self.clusters,
         }
@@ -76,6 +77,8 @@ impl Sinks {
 /// One kind in one namespace, or in all.
 struct Feed {
     sink: Sink,
+    /// Of runs: where their Pipelines are told of them.
+    follow: Option<Follow>,
     kind: Kind,
     namespace: Option<String>,
     /// Told when the first list is complete.
@@ -96,7 +99,8 @@ pub(super) fn start(
         let (synced, wait) = oneshot::channel();
         waits.push(wait);
         let namespace = namespace.map(ToOwned::to_owned);
-        Feed { sink: sinks.of(kind).clone(), kind, namespace, synced: Some(synced), broken: false }
+        let follow = (kind == Kind::Run).then(|| Follow::new(sinks.pipelines.clone(), namespace.clone()));
+        Feed { sink: sinks.of(kind).clone(), follow, kind, namespace, synced: Some(synced), broken: false }
     };
     let config = Config::default().page_size(PAGE).timeout(SILENCE);
     let (label, value) = names::MANAGED_BY;
@@ -142,7 +146,7 @@ impl Kind {
         match self {
             Self::Cluster => ApiResource::erase::<DaskCluster>(&()),
             Self::Pipeline => ApiResource::erase::<Pipeline>(&()),
-            Self::Run => ApiResource::erase::<PipelineRun>(&()),
+            Self::Run | Self::RunOf => ApiResource::erase::<PipelineRun>(&()),
             Self::Pod => ApiResource::erase::<Pod>(&()),
             Self::Service => ApiResource::erase::<Service>(&()),
             Self::ConfigMap => ApiResource::erase::<ConfigMap>(&()),
@@ -184,7 +188,12 @@ impl Feed {
         read: fn(&T) -> Option<(Key, Record)>,
     ) {
         match event {
-            Event::Init => *listed = Some(Listed::new()),
+            Event::Init => {
+                *listed = Some(Listed::new());
+                if let Some(follow) = &mut self.follow {
+                    follow.begin();
+                }
+            }
             Event::InitApply(object) => {
                 if let Some(at) = self.put(&object, read)
                     && let Some(listed) = listed
@@ -198,6 +207,9 @@ impl Feed {
                 for key in self.sink.cache.complete(self.kind, self.namespace.as_deref(), &listed) {
                     self.sink.queue.add_after(key, BUNDLE);
                 }
+                if let Some(follow) = &mut self.follow {
+                    follow.complete();
+                }
                 if let Some(synced) = self.synced.take() {
                     // Nobody waits any more when the controllers end.
                     let _ = synced.send(());
@@ -210,6 +222,9 @@ impl Feed {
             Event::Delete(object) => {
                 self.works();
                 let meta = object.meta();
+                if let Some(follow) = &self.follow {
+                    follow.remove(meta);
+                }
                 let key = if self.kind.is_root() { own(meta) } else { owner(meta).or_else(|| labelled(meta)) };
                 if let Some(key) = key {
                     self.remove(key, meta);
@@ -218,7 +233,7 @@ impl Feed {
         }
     }
 
-    fn put<T: Resource>(&self, object: &T, read: fn(&T) -> Option<(Key, Record)>) -> Option<(Key, String)> {
+    fn put<T: Resource>(&mut self, object: &T, read: fn(&T) -> Option<(Key, Record)>) -> Option<(Key, String)> {
         let meta = object.meta();
         let Some((key, record)) = read(object) else {
             // Not, or no longer, of a cluster.
@@ -227,6 +242,9 @@ impl Feed {
             }
             return None;
         };
+        if let Some(follow) = &mut self.follow {
+            follow.put(meta, &record);
+        }
         let name = meta.name.clone().unwrap_or_default();
         if self.sink.cache.put(self.kind, &key, &name, record) {
             self.sink.queue.add_after(key.clone(), self.bundle());
@@ -279,7 +297,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Cluster => "DaskCluster",
             Self::Pipeline => "Pipeline",
-            Self::Run => "PipelineRun",
+            Self::Run | Self::RunOf => "PipelineRun",
             Self::Pod => "Pod",
             Self::Service => "Service",
             Self::ConfigMap => "ConfigMap",
@@ -364,7 +382,7 @@ pub(super) fn read_metadata(meta: &ObjectMeta, body: Body) -> Option<(Key, Recor
     Some((key, Record { uid: meta.uid.clone()?, version, owner: owner.uid.clone(), body, unseen: None }))
 }
 
-fn json_body(object: &impl Serialize) -> Option<Body> {
+pub(super) fn json_body(object: &impl Serialize) -> Option<Body> {
     // What came as JSON can be written as JSON.
     serde_json::to_vec(object).ok().map(|json| Body::Json(json.into_boxed_slice()))
 }

@@ -3,6 +3,7 @@
 //! [`plan`] is asked again after each action, with what is there then. It keeps nothing between two calls but what the
 //! Pipeline's status and its runs say, so that a process may end between any two actions and the next one goes on.
 
+mod accept;
 mod build;
 mod facts;
 mod hash;
@@ -14,6 +15,7 @@ mod status;
 mod validate;
 
 pub use self::{
+    accept::accept,
     build::build_run,
     facts::{End, Facts, Origin, RunFact, Subject, Trouble, read_run},
     hash::hash,

@@ -16,8 +16,9 @@ const EVERYWHERE: &[(&str, &str, &[&str])] = &[
     ("daskade.dev", "daskclusters", &["get", "list", "watch"]),
     ("daskade.dev", "daskclusters/finalizers", &["update"]),
     ("daskade.dev", "daskclusters/status", &["patch"]),
-    ("daskade.dev", "pipelineruns", &["get", "list", "watch"]),
+    ("daskade.dev", "pipelineruns", &["create", "delete", "get", "list", "patch", "watch"]),
     ("daskade.dev", "pipelines", &["get", "list", "watch"]),
+    ("daskade.dev", "pipelines/status", &["patch"]),
     ("events.k8s.io", "events", &["create", "patch"]),
     ("networking.k8s.io", "networkpolicies", &["create", "delete", "get", "list", "patch", "watch"]),
 ];
