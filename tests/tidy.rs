@@ -19,8 +19,12 @@ const EDGES: &[(&str, &[&str])] = &[
     ("store", &["names"]),
     ("local", &["names"]),
     ("run", &["names", "problem", "api", "graph", "pipeline", "dask", "store", "local"]),
+    ("runs", &["names", "problem", "api", "cluster", "manifest", "pipeline", "run"]),
     ("telemetry", &[]),
-    ("controller", &["names", "problem", "api", "cluster", "dask", "tls", "telemetry", "local"]),
+    (
+        "controller",
+        &["names", "problem", "api", "cluster", "pipeline", "dask", "run", "runs", "tls", "telemetry", "local"],
+    ),
     (
         "cli",
         &[
@@ -48,6 +52,7 @@ const OUTSIDE: &[(&str, &[&str])] = &[
     ("graph", &["tokio::", "serde::", "serde_json::", "std::fs", "std::net", "std::time", "Instant::now", "rand::"]),
     ("cluster", &["kube::Client", "tokio::", "object_store::", "std::fs", "std::net", "SystemTime::now"]),
     ("pipeline", &["kube::Client", "tokio::", "object_store::", "std::fs", "std::net", "SystemTime::now"]),
+    ("runs", &["kube::Client", "tokio::", "std::fs", "std::net", "SystemTime::now", "Timestamp::now"]),
     ("dask", &["kube::", "k8s_openapi::"]),
     ("names", &["tokio::", "std::fs"]),
     ("api", &["tokio::", "std::fs", "kube::Client"]),

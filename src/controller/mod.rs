@@ -3,11 +3,14 @@
 mod apply;
 mod authorities;
 mod backoff;
+mod board;
 mod cache;
 pub mod cause;
 pub mod certificates;
+mod charter;
 mod compare;
 pub mod crds;
+mod drive;
 mod error;
 mod events;
 pub mod fence;
@@ -20,6 +23,8 @@ pub mod own;
 mod queue;
 mod reconcile;
 mod run;
+mod run_writes;
+mod runs;
 mod scope;
 mod watch;
 
@@ -29,14 +34,17 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
+use regex::Regex;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use self::board::Board;
 use self::certificates::{CertificateSettings, Certificates};
 use self::events::Events;
 use self::lead::Lead;
 use self::memory::Memories;
 use self::reconcile::Context;
+use self::runs::Runs;
 use self::scope::Scope;
 use self::watch::Sinks;
 use crate::cluster::build::{self, Peer};
@@ -65,8 +73,10 @@ pub struct Settings {
     pub own_labels: Option<BTreeMap<String, String>>,
     /// Life of the certificates that it issues.
     pub certificate_lifetime: Duration,
-    /// Objects that are worked on at once.
+    /// Objects of a kind that are worked on at once.
     pub concurrency: u16,
+    /// Addresses of schedulers that are no DaskClusters and that runs may use.
+    pub allowed_addresses: Vec<Regex>,
 }
 
 /// Why the controllers ended; reads after "failed to".
@@ -97,20 +107,41 @@ pub async fn run(
     let (scope, waits) = watches(&client, &settings.namespaces, &sinks, &mut background);
     let (events, publish) = Events::start(client.clone(), metrics.clone());
     background.spawn(publish);
-    let Settings { image, own_namespace, own_labels, certificate_lifetime, concurrency, .. } = settings;
+    let Settings { image, own_namespace, own_labels, certificate_lifetime, concurrency, allowed_addresses, .. } =
+        settings;
     let operator = own_labels.map(|labels| Peer { namespace: own_namespace.clone(), labels });
     let certificates = CertificateSettings {
         operator_namespace: own_namespace,
         lifetime: certificate_lifetime,
         ca_lifetime: AUTHORITY_LIFETIME.max(certificate_lifetime * 4),
     };
-    let context = Arc::new(Context {
+    let certificates = Arc::new(Certificates::new(client.clone(), certificates));
+    let board = Arc::new(Board::new(sinks.waiters.clone()));
+    sinks.waiters.lead_to(sinks.runs.queue.clone());
+    let runs = Arc::new(Runs {
         client: client.clone(),
+        lead: lead.clone(),
+        sink: sinks.runs.clone(),
+        clusters: sinks.clusters.clone(),
+        pipelines: sinks.pipelines.clone(),
+        waiters: sinks.waiters.clone(),
+        board: board.clone(),
+        certificates: certificates.clone(),
+        memories: Memories::default(),
+        events: events.clone(),
+        metrics: metrics.clone(),
+        scope: scope.clone(),
+        allowed: allowed_addresses,
+        clock: Timestamp::now,
+    });
+    let context = Arc::new(Context {
+        client,
         settings: build::Settings { image, runtime: runtime_zip(), runtime_digest: RUNTIME_DIGEST, operator },
         lead,
         sink: sinks.clusters,
         memories: Memories::default(),
-        certificates: Certificates::new(client, certificates),
+        certificates,
+        board,
         events,
         metrics,
         scope,
@@ -126,21 +157,30 @@ pub async fn run(
         _ = background.join_next() => return Err(Error::Ended("a watch")),
     }
     background.spawn(run::follow_lead(context.clone()));
+    background.spawn(run::follow_lead(runs.clone()));
     background.spawn(run::count(context.clone()));
-    let (stop, stopped) = oneshot::channel::<()>();
-    let dispatch = run::dispatch(context, usize::from(concurrency), async {
-        // Told, or nobody is left to tell.
-        let _ = stopped.await;
-    });
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let concurrency = usize::from(concurrency);
+    let dispatch = async {
+        tokio::join!(
+            run::dispatch(context, concurrency, told(stopped.clone())),
+            run::dispatch(runs, concurrency, told(stopped)),
+        )
+    };
     let mut dispatch = std::pin::pin!(dispatch);
     tokio::select! {
         () = &mut shutdown => {}
-        () = &mut dispatch => return Err(Error::Ended("the passes")),
+        _ = &mut dispatch => return Err(Error::Ended("the passes")),
         _ = background.join_next() => return Err(Error::Ended("a watch")),
     }
-    drop(stop);
+    stop.send_replace(true);
     dispatch.await;
     Ok(())
+}
+
+/// Ends when it is told, or nobody is left to tell.
+async fn told(mut stop: tokio::sync::watch::Receiver<bool>) {
+    drop(stop.wait_for(|stop| *stop).await);
 }
 
 /// Starts the watches that the namespaces need. The scope, and what tells that first lists are complete.

@@ -23,6 +23,7 @@ type Labels<const N: usize> = [(&'static str, &'static str); N];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Controller {
     DaskCluster,
+    PipelineRun,
 }
 
 /// How one pass of a reconciler ended.
@@ -206,14 +207,25 @@ impl Default for Metrics {
 }
 
 /// Everything that the operator writes.
-const RESOURCES: [&str; 8] =
-    ["pods", "services", "configmaps", "secrets", "networkpolicies", "daskclusters", "events", "leases"];
+const RESOURCES: [&str; 10] = [
+    "pods",
+    "services",
+    "configmaps",
+    "secrets",
+    "networkpolicies",
+    "daskclusters",
+    "pipelineruns",
+    "controllerrevisions",
+    "events",
+    "leases",
+];
 
 impl Controller {
     /// Name in labels and in the log.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::DaskCluster => "daskcluster",
+            Self::PipelineRun => "pipelinerun",
         }
     }
 }
