@@ -257,6 +257,7 @@ fn settings(options: &OperatorOptions, own_namespace: String) -> controller::Set
             .map(|_| own::LABELS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()),
         certificate_lifetime: options.certificate_lifetime.to_std(),
         concurrency: options.max_concurrent,
+        allowed_addresses: options.allow_address.clone(),
     }
 }
 

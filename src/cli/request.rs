@@ -5,36 +5,20 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use super::options::{ClusterOptions, RunOptions, StorageOptions};
 use super::{Failure, validate};
 use crate::api::cluster::DaskClusterSpec;
 use crate::api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
-use crate::api::step::Step;
 use crate::cluster;
 use crate::local::fleet::GroupSpec;
 use crate::local::home::{Home, StorageNote};
 use crate::local::packing::{self, Code};
 use crate::manifest::{self, Loaded, Object};
-use crate::pipeline::{self, Plan, RunInfo};
+use crate::pipeline::{self, Plan};
+use crate::run::{Frozen, run_deadlines};
 use crate::store;
-
-/// The frozen specification of a run, as the journal keeps it: enough to resume without the manifest.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Frozen {
-    /// Version of this form.
-    pub format: u32,
-    pub uid: String,
-    pub name: String,
-    pub pipeline: PipelineSpec,
-    /// As given, before defaults.
-    pub params: Map<String, Value>,
-    /// The workers of a local run.
-    pub cluster: DaskClusterSpec,
-}
 
 /// A run that was asked for, checked, with its code.
 pub(super) struct Request {
@@ -43,35 +27,17 @@ pub(super) struct Request {
     pub code: Code,
 }
 
-impl Frozen {
-    pub const FORMAT: u32 = 1;
+/// Lowers a specification; all problems in one message, each with `place`, where it was read.
+pub(super) fn plan(frozen: &Frozen, place: &str) -> Result<Plan, Failure> {
+    frozen.plan("spec").map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(|problem| format!("{place}: {problem}")).collect();
+        Failure::bad_input(lines.join("\n"))
+    })
+}
 
-    pub fn to_bytes(&self) -> Result<(Vec<u8>, String), Failure> {
-        let bytes = serde_json::to_vec(self)
-            .map_err(|error| Failure::environment(format!("write down the run's specification: {error}")))?;
-        let digest = hex::encode(Sha256::digest(&bytes));
-        Ok((bytes, digest))
-    }
-
-    pub fn steps(&self) -> impl Iterator<Item = &Step> {
-        self.pipeline.steps.iter().chain(&self.pipeline.finally)
-    }
-
-    /// Names for people of the steps that have one.
-    pub fn titles(&self) -> BTreeMap<String, String> {
-        let titles = self.steps().filter_map(|step| Some((step.name.clone(), step.display_name.clone()?)));
-        titles.collect()
-    }
-
-    /// Checks and lowers the specification; all problems in one message, each with `place`, where it was read.
-    pub fn plan(&self, place: &str) -> Result<Plan, Failure> {
-        let told = |problems: Vec<crate::problem::Problem>| {
-            let lines: Vec<String> = problems.iter().map(|problem| format!("{place}: {problem}")).collect();
-            Failure::bad_input(lines.join("\n"))
-        };
-        let flow = pipeline::validate(&self.pipeline, "spec").map_err(told)?;
-        flow.bind(&self.params, &RunInfo { name: self.name.clone(), uid: self.uid.clone() }).map_err(told)
-    }
+/// The specification as the journal keeps it, and its digest.
+pub(super) fn written(frozen: &Frozen) -> Result<(Vec<u8>, String), Failure> {
+    frozen.to_bytes().map_err(|error| Failure::environment(format!("write down the run's specification: {error}")))
 }
 
 /// Reads the manifests and makes the run that `options` ask for.
@@ -111,9 +77,7 @@ pub(super) fn request(options: &RunOptions) -> Result<Request, Failure> {
             step.worker_group = None;
         }
     }
-    if let Some(deadlines) = chosen.deadlines {
-        spec.deadlines = Some(over(spec.deadlines.unwrap_or_default(), deadlines));
-    }
+    spec.deadlines = run_deadlines(spec.deadlines, chosen.deadlines);
     let mut params = chosen.params.clone();
     read_params(options, &spec, &mut params)?;
     let code = pack_code(&spec, &folder)?;
@@ -121,7 +85,7 @@ pub(super) fn request(options: &RunOptions) -> Result<Request, Failure> {
     let name = options.name.clone().unwrap_or_else(|| chosen.name.clone());
     let frozen =
         Frozen { format: Frozen::FORMAT, uid: uuid::Uuid::new_v4().to_string(), name, pipeline: spec, params, cluster };
-    let plan = frozen.plan(&place)?;
+    let plan = plan(&frozen, &place)?;
     Ok(Request { frozen, plan, code })
 }
 
@@ -178,15 +142,6 @@ fn choose<'a>(loaded: &'a [Loaded], wanted: Option<&str>) -> Result<Chosen<'a>, 
             "the manifests hold several pipelines ({}); choose one by --pipeline NAME",
             names.join(", ")
         ))),
-    }
-}
-
-/// A run's deadlines; those that it does not set are the pipeline's.
-fn over(pipeline: Deadlines, run: &Deadlines) -> Deadlines {
-    Deadlines {
-        start: run.start.or(pipeline.start),
-        active: run.active.or(pipeline.active),
-        finally: run.finally.or(pipeline.finally),
     }
 }
 

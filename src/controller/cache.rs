@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::queue::Key;
@@ -29,6 +30,18 @@ pub enum Kind {
     Service,
     ConfigMap,
     NetworkPolicy,
+    /// What a run is carried out from; not watched.
+    Revision,
+}
+
+impl Record {
+    /// The object without what is not kept of it; null of what is not kept as JSON.
+    pub fn json(&self) -> Value {
+        match &self.body {
+            Body::Json(json) => serde_json::from_slice(json).unwrap_or_default(),
+            Body::Pod(_) | Body::Nothing => Value::Null,
+        }
+    }
 }
 
 impl Kind {

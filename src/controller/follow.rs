@@ -4,7 +4,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
 
-use super::cache::{Body, Kind, Listed, Record};
+use super::cache::{Kind, Listed, Record};
 use super::queue::Key;
 use super::watch::{Sink, json_body};
 use crate::trigger::{self, PIPELINE_LABEL};
@@ -32,10 +32,8 @@ impl Follow {
 
     /// A run is as its record says.
     pub fn put(&mut self, meta: &ObjectMeta, record: &Record) {
-        let Body::Json(json) = &record.body else { return };
-        let run: Value = serde_json::from_slice(json).unwrap_or_default();
         let name = meta.name.clone().unwrap_or_default();
-        let Some((key, slim)) = read(&run, meta, record) else { return };
+        let Some((key, slim)) = read(&record.json(), meta, record) else { return };
         if let Some(listed) = &mut self.listed {
             listed.insert((key.clone(), name.clone()));
         }

@@ -3,11 +3,14 @@
 mod apply;
 mod authorities;
 mod backoff;
+mod board;
 mod cache;
 pub mod cause;
 pub mod certificates;
+mod charter;
 mod compare;
 pub mod crds;
+mod drive;
 mod error;
 mod events;
 pub mod fence;
@@ -23,6 +26,8 @@ mod pipelines;
 mod queue;
 mod reconcile;
 mod run;
+mod run_writes;
+mod runs;
 mod scope;
 mod watch;
 
@@ -32,15 +37,18 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
+use regex::Regex;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use self::board::Board;
 use self::certificates::{CertificateSettings, Certificates};
 use self::events::Events;
 use self::lead::Lead;
 use self::memory::Memories;
 use self::pipelines::Pipelines;
 use self::reconcile::Context;
+use self::runs::Runs;
 use self::scope::Scope;
 use self::watch::Sinks;
 use crate::cluster::build::{self, Peer};
@@ -69,8 +77,10 @@ pub struct Settings {
     pub own_labels: Option<BTreeMap<String, String>>,
     /// Life of the certificates that it issues.
     pub certificate_lifetime: Duration,
-    /// Objects that are worked on at once.
+    /// Objects of a kind that are worked on at once.
     pub concurrency: u16,
+    /// Addresses of schedulers that are no DaskClusters and that runs may use.
+    pub allowed_addresses: Vec<Regex>,
 }
 
 /// Why the controllers ended; reads after "failed to".
@@ -101,30 +111,51 @@ pub async fn run(
     let (scope, waits) = watches(&client, &settings.namespaces, &sinks, &mut background);
     let (events, publish) = Events::start(client.clone(), metrics.clone());
     background.spawn(publish);
-    let Settings { image, own_namespace, own_labels, certificate_lifetime, concurrency, .. } = settings;
+    let Settings { image, own_namespace, own_labels, certificate_lifetime, concurrency, allowed_addresses, .. } =
+        settings;
     let operator = own_labels.map(|labels| Peer { namespace: own_namespace.clone(), labels });
     let certificates = CertificateSettings {
         operator_namespace: own_namespace,
         lifetime: certificate_lifetime,
         ca_lifetime: AUTHORITY_LIFETIME.max(certificate_lifetime * 4),
     };
+    let certificates = Arc::new(Certificates::new(client.clone(), certificates));
+    let board = Arc::new(Board::new(sinks.waiters.clone()));
+    sinks.waiters.lead_to(sinks.runs.queue.clone());
     let pipelines = Arc::new(Pipelines {
         client: client.clone(),
         lead: lead.clone(),
-        sink: sinks.pipelines,
+        sink: sinks.pipelines.clone(),
         memories: Memories::default(),
         events: events.clone(),
         metrics: metrics.clone(),
         scope: scope.clone(),
         clock: Timestamp::now,
     });
-    let context = Arc::new(Context {
+    let runs = Arc::new(Runs {
         client: client.clone(),
+        lead: lead.clone(),
+        sink: sinks.runs.clone(),
+        clusters: sinks.clusters.clone(),
+        pipelines: sinks.pipelines.clone(),
+        waiters: sinks.waiters.clone(),
+        board: board.clone(),
+        certificates: certificates.clone(),
+        memories: Memories::default(),
+        events: events.clone(),
+        metrics: metrics.clone(),
+        scope: scope.clone(),
+        allowed: allowed_addresses,
+        clock: Timestamp::now,
+    });
+    let context = Arc::new(Context {
+        client,
         settings: build::Settings { image, runtime: runtime_zip(), runtime_digest: RUNTIME_DIGEST, operator },
         lead,
         sink: sinks.clusters,
         memories: Memories::default(),
-        certificates: Certificates::new(client, certificates),
+        certificates,
+        board,
         events,
         metrics,
         scope,
@@ -141,13 +172,15 @@ pub async fn run(
     }
     background.spawn(run::follow_lead(context.clone()));
     background.spawn(run::follow_lead(pipelines.clone()));
+    background.spawn(run::follow_lead(runs.clone()));
     background.spawn(run::count(context.clone()));
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let concurrency = usize::from(concurrency);
     let dispatch = async {
         tokio::join!(
             run::dispatch(context, concurrency, told(stopped.clone())),
-            run::dispatch(pipelines, concurrency, told(stopped)),
+            run::dispatch(pipelines, concurrency, told(stopped.clone())),
+            run::dispatch(runs, concurrency, told(stopped)),
         )
     };
     let mut dispatch = std::pin::pin!(dispatch);

@@ -8,7 +8,7 @@ use kube::Client;
 use serde_json::Value;
 
 use super::backoff::jittered;
-use super::cache::{Body, Entry, Kind, Record};
+use super::cache::{Entry, Kind, Record};
 use super::error::{Class, PassError};
 use super::events::{Events, Note, notes};
 use super::gather::problems_text;
@@ -105,7 +105,7 @@ impl Pipelines {
         if !self.scope.has(&key.namespace) {
             return Ok(Done { outcome: Outcome::Settled, again: None, gone: false });
         }
-        let value = json(record);
+        let value = record.json();
         let mut subject = read_subject(key, record, &value);
         tracing::Span::current().record("uid", &subject.uid).record("generation", subject.generation);
         if value.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null()) {
@@ -192,15 +192,8 @@ impl Pipelines {
     }
 }
 
-fn json(record: &Record) -> Value {
-    match &record.body {
-        Body::Json(json) => serde_json::from_slice(json).unwrap_or_default(),
-        Body::Pod(_) | Body::Nothing => Value::Null,
-    }
-}
-
 fn runs(entry: &Entry) -> Vec<trigger::RunFact> {
-    entry.children.values().filter_map(|record| Some(trigger::read_run(&json(record))?.1)).collect()
+    entry.children.values().filter_map(|record| Some(trigger::read_run(&record.json())?.1)).collect()
 }
 
 /// The Pipeline with an empty spec.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::apply::Writer;
 use super::backoff::jittered;
+use super::board::Board;
 use super::cache::{Entry, Kind};
 use super::certificates::{Certificates, Credentials};
 use super::error::{Class, PassError};
@@ -58,7 +59,9 @@ pub(super) struct Context {
     pub lead: Lead,
     pub sink: Sink,
     pub memories: Memories<Memory>,
-    pub certificates: Certificates,
+    pub certificates: Arc<Certificates>,
+    /// For runs.
+    pub board: Arc<Board>,
     pub events: Events,
     pub metrics: Arc<Metrics>,
     pub scope: Scope,
@@ -131,14 +134,15 @@ async fn reconcile(context: &Context, key: &Key, memory: &mut Memory) -> Done {
 }
 
 async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
-    let Some(entry) = context.sink.cache.entry(key) else { return forget(context, memory).await };
-    let Some(record) = &entry.root else { return forget(context, memory).await };
+    let Some(entry) = context.sink.cache.entry(key) else { return forget(context, key, memory).await };
+    let Some(record) = &entry.root else { return forget(context, key, memory).await };
     if memory.uid != record.uid {
-        forget(context, memory).await?;
+        forget(context, key, memory).await?;
         *memory = Memory { uid: record.uid.clone(), ..Memory::default() };
     }
     if !context.scope.has(&key.namespace) {
         memory.link = None;
+        context.board.forget(key);
         return Ok(Done { outcome: Outcome::Settled, again: None, gone: false });
     }
     let heard = memory.link.as_ref().map_or(0, |link| link.state().1);
@@ -157,6 +161,7 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
     if object.deleting {
         // Kubernetes collects the children by their owner.
         memory.link = None;
+        context.board.forget(key);
         return Ok(Done { outcome: Outcome::Waiting, again: None, gone: false });
     }
     let uid = record.uid.clone();
@@ -177,8 +182,9 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
 }
 
 /// The cluster is gone: what Kubernetes does not collect is removed.
-async fn forget(context: &Context, memory: &mut Memory) -> Result<Done, PassError> {
+async fn forget(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
     memory.link = None;
+    context.board.forget(key);
     if !memory.uid.is_empty() {
         context.certificates.forget(&memory.uid).await?;
     }
@@ -489,7 +495,7 @@ impl Work<'_> {
         let all_current = facts.pods.iter().all(is_current);
         for ((kind, name), record) in entry.children.iter().filter(|(_, record)| record.owner == cluster.uid) {
             let wanted = match kind {
-                Kind::Pod | Kind::Cluster | Kind::Pipeline | Kind::Run | Kind::RunOf => true,
+                Kind::Pod | Kind::Cluster | Kind::Pipeline | Kind::Run | Kind::RunOf | Kind::Revision => true,
                 Kind::ConfigMap => *name == runtime || !all_current,
                 Kind::Service => *name == fixed[0],
                 Kind::NetworkPolicy => fixed.contains(name),
@@ -510,6 +516,8 @@ impl Work<'_> {
             desired: status.workers_desired.unwrap_or(0) as usize,
             workers: status.workers_ready.unwrap_or(0) as usize,
         };
+        let target = self.memory.link.as_ref().map(Link::target);
+        self.context.board.publish(self.key, target.as_ref(), status);
         if *status == cluster.status {
             return Ok(());
         }
@@ -520,7 +528,7 @@ impl Work<'_> {
             self.waits.push(left);
             return Ok(());
         }
-        self.writer.write_status(status).await?;
+        self.writer.write_status(Kind::Cluster, status).await?;
         self.memory.status_written = Some(Instant::now());
         for note in notes(&cluster.status.conditions, &status.conditions) {
             self.context.events.publish(Kind::Cluster, self.key, &cluster.uid, note);

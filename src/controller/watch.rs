@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -21,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::backoff::jittered;
+use super::board::Waiters;
 use super::cache::{Body, Cache, Kind, LATE, Listed, PodBody, Record};
 use super::follow::Follow;
 use super::queue::{Key, Queue};
@@ -53,6 +55,8 @@ pub(super) struct Sinks {
     pub clusters: Sink,
     pub pipelines: Sink,
     pub runs: Sink,
+    /// Runs that wait for one of these objects.
+    pub waiters: Arc<Waiters>,
 }
 
 impl Sinks {
@@ -60,7 +64,9 @@ impl Sinks {
         match kind {
             Kind::Pipeline | Kind::RunOf => &self.pipelines,
             Kind::Run => &self.runs,
-            Kind::Cluster | Kind::Pod | Kind::Service | Kind::ConfigMap | Kind::NetworkPolicy => &self.clusters,
+            Kind::Cluster | Kind::Pod | Kind::Service | Kind::ConfigMap | Kind::NetworkPolicy | Kind::Revision => {
+                &self.clusters
+            }
         }
     }
 
@@ -79,6 +85,7 @@ struct Feed {
     sink: Sink,
     /// Of runs: where their Pipelines are told of them.
     follow: Option<Follow>,
+    waiters: Option<Arc<Waiters>>,
     kind: Kind,
     namespace: Option<String>,
     /// Told when the first list is complete.
@@ -95,12 +102,13 @@ pub(super) fn start(
     tasks: &mut JoinSet<()>,
 ) -> Vec<oneshot::Receiver<()>> {
     let mut waits = Vec::new();
-    let mut feed = |kind| {
+    let mut feed = |kind: Kind| {
         let (synced, wait) = oneshot::channel();
         waits.push(wait);
         let namespace = namespace.map(ToOwned::to_owned);
+        let waiters = kind.is_root().then(|| sinks.waiters.clone());
         let follow = (kind == Kind::Run).then(|| Follow::new(sinks.pipelines.clone(), namespace.clone()));
-        Feed { sink: sinks.of(kind).clone(), follow, kind, namespace, synced: Some(synced), broken: false }
+        Feed { sink: sinks.of(kind).clone(), follow, waiters, kind, namespace, synced: Some(synced), broken: false }
     };
     let config = Config::default().page_size(PAGE).timeout(SILENCE);
     let (label, value) = names::MANAGED_BY;
@@ -151,6 +159,7 @@ impl Kind {
             Self::Service => ApiResource::erase::<Service>(&()),
             Self::ConfigMap => ApiResource::erase::<ConfigMap>(&()),
             Self::NetworkPolicy => ApiResource::erase::<NetworkPolicy>(&()),
+            Self::Revision => ApiResource::erase::<ControllerRevision>(&()),
         }
     }
 }
@@ -248,6 +257,9 @@ impl Feed {
         let name = meta.name.clone().unwrap_or_default();
         if self.sink.cache.put(self.kind, &key, &name, record) {
             self.sink.queue.add_after(key.clone(), self.bundle());
+            if let Some(waiters) = &self.waiters {
+                waiters.tell(self.kind, &key);
+            }
         }
         Some((key, name))
     }
@@ -255,6 +267,9 @@ impl Feed {
     fn remove(&self, key: Key, meta: &ObjectMeta) {
         let name = meta.name.as_deref().unwrap_or_default();
         if self.sink.cache.remove(self.kind, &key, name, meta.uid.as_deref()) {
+            if let Some(waiters) = &self.waiters {
+                waiters.tell(self.kind, &key);
+            }
             self.sink.queue.add_after(key, self.bundle());
         }
     }
@@ -302,30 +317,36 @@ impl fmt::Display for Kind {
             Self::Service => "Service",
             Self::ConfigMap => "ConfigMap",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::Revision => "ControllerRevision",
         })
     }
 }
 
 /// A DaskCluster as the cache keeps it.
 pub(super) fn read_cluster(object: &DynamicObject) -> Option<(Key, Record)> {
-    read_root(Kind::Cluster, object, true)
+    read_root(Kind::Cluster, object)
 }
 
 /// A Pipeline as the cache keeps it.
 pub(super) fn read_pipeline(object: &DynamicObject) -> Option<(Key, Record)> {
-    read_root(Kind::Pipeline, object, true)
+    read_root(Kind::Pipeline, object)
 }
 
-/// A PipelineRun as the cache keeps it: without a pipeline of its own once that is frozen.
+/// A PipelineRun as the cache keeps it.
 pub(super) fn read_run(object: &DynamicObject) -> Option<(Key, Record)> {
-    let frozen = object.data.pointer("/status/revision").is_some();
-    read_root(Kind::Run, object, !frozen)
+    read_root(Kind::Run, object)
 }
 
-fn read_root(kind: Kind, object: &DynamicObject, whole: bool) -> Option<(Key, Record)> {
+/// What is looked at for itself, as the cache keeps it. A run is kept without a pipeline of its own once that is written
+/// down elsewhere, or the run has ended: it may be large.
+pub(super) fn read_root(kind: Kind, object: &DynamicObject) -> Option<(Key, Record)> {
     let meta = &object.metadata;
     let mut spec = object.data.get("spec").cloned();
-    if !whole && let Some(spec) = spec.as_mut().and_then(Value::as_object_mut) {
+    let is_over = ["/status/revision", "/status/finishedAt"].iter().any(|at| object.data.pointer(at).is_some());
+    if kind == Kind::Run
+        && is_over
+        && let Some(spec) = spec.as_mut().and_then(Value::as_object_mut)
+    {
         spec.remove("pipelineSpec");
     }
     let mut slim = json!({
@@ -342,10 +363,12 @@ fn read_root(kind: Kind, object: &DynamicObject, whole: bool) -> Option<(Key, Re
         "spec": spec,
         "status": object.data.get("status"),
     });
+    if let Some(owners) = &meta.owner_references {
+        slim["metadata"]["ownerReferences"] = json!(owners);
+    }
     if kind != Kind::Cluster {
         slim["metadata"]["creationTimestamp"] = json!(meta.creation_timestamp);
         slim["metadata"]["finalizers"] = json!(meta.finalizers.as_deref().unwrap_or_default());
-        slim["metadata"]["ownerReferences"] = json!(meta.owner_references.as_deref().unwrap_or_default());
     }
     let uid = meta.uid.clone()?;
     let version = meta.resource_version.clone().unwrap_or_default();

@@ -24,6 +24,7 @@ type Labels<const N: usize> = [(&'static str, &'static str); N];
 pub enum Controller {
     DaskCluster,
     Pipeline,
+    PipelineRun,
 }
 
 /// How one pass of a reconciler ended.
@@ -207,7 +208,7 @@ impl Default for Metrics {
 }
 
 /// Everything that the operator writes.
-const RESOURCES: [&str; 10] = [
+const RESOURCES: [&str; 11] = [
     "pods",
     "services",
     "configmaps",
@@ -216,6 +217,7 @@ const RESOURCES: [&str; 10] = [
     "daskclusters",
     "pipelines",
     "pipelineruns",
+    "controllerrevisions",
     "events",
     "leases",
 ];
@@ -226,6 +228,7 @@ impl Controller {
         match self {
             Self::DaskCluster => "daskcluster",
             Self::Pipeline => "pipeline",
+            Self::PipelineRun => "pipelinerun",
         }
     }
 }
