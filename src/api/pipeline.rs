@@ -232,7 +232,7 @@ pub struct Deadlines {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "duration::positive")]
     pub active: Option<Duration>,
-    /// For the `finally` steps, above zero, for example `10m`. Default: no limit.
+    /// For the `finally` steps, above zero, for example `10m`. Not implemented yet: refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "duration::positive")]
     pub finally: Option<Duration>,

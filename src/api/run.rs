@@ -72,7 +72,8 @@ pub struct PipelineRunSpec {
     /// Take outputs of earlier runs where nothing changed. Not implemented yet: refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reuse: Option<Reuse>,
-    /// While true no step is started; running ones end. Default: false.
+    /// While true no step runs: running ones are stopped and run again afterwards, and a cluster that was made for the run is
+    /// given back. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub suspend: bool,
     /// True ends the run: running steps are stopped, `finally` steps run. Cannot be taken back. Default: false.

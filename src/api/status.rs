@@ -154,7 +154,7 @@ pub struct PipelineRunStatus {
     /// One word for the state: `Pending`, `Running`, `Suspended`, `Succeeded`, `Failed` or `Cancelled`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
-    /// When its first step could start.
+    /// When it was first open on a scheduler, so that its first step could start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::date_time")]
     pub started_at: Option<String>,
@@ -222,7 +222,7 @@ pub struct StepFailure {
     pub attempts: u32,
     /// Class of the failure: `app`, `oom`, `timeout`, `preempted`, `infra` or `data`.
     pub class: String,
-    /// Type and text, capped.
+    /// Type and text, capped, and the command that shows more.
     #[schemars(length(max = 4096))]
     pub message: String,
 }

@@ -84,6 +84,8 @@ pub(super) struct Memory {
     done: Option<Box<Report>>,
     /// The scheduler of a run that is on no DaskCluster.
     outside: Option<watch::Sender<Option<Seat>>>,
+    /// When its cancellation was first seen.
+    cancelled: Option<Instant>,
     /// Passes in a row that failed.
     failures: u32,
     status_written: Option<Instant>,
@@ -286,7 +288,9 @@ impl Work<'_> {
             (None, None, None) => DriveFact::None,
         };
         let owned = owned.is_some_and(|(_, ours, goes)| ours && !goes);
-        Facts { now: self.now, spec, cluster, owned, drive, trouble: None }
+        let cancelled = run.spec.cancel.then(|| *self.memory.cancelled.get_or_insert_with(Instant::now));
+        let cancelling = cancelled.map(|at| at.elapsed()).unwrap_or_default();
+        Facts { now: self.now, spec, cluster, owned, drive, cancelling, trouble: None }
     }
 
     async fn cluster(&mut self, place: &Place, owned: Option<&(String, bool, bool)>) -> ClusterFact {

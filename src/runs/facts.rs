@@ -45,6 +45,8 @@ pub struct Facts {
     /// A DaskCluster that was made for the run is there.
     pub owned: bool,
     pub drive: DriveFact,
+    /// How long ago its cancellation was first seen.
+    pub cancelling: Duration,
     /// What Kubernetes refused in this pass.
     pub trouble: Option<Trouble>,
 }

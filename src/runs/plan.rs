@@ -12,6 +12,8 @@ use crate::run::{Report, RunOutcome};
 const CLOSING: i64 = 60;
 /// The driver ends a run at its deadline by itself. One that has not after this much longer cannot, in seconds.
 const OVERDUE: i64 = 120;
+/// A run that is cancelled and was open waits this long for a scheduler on which its `finally` steps can run.
+const CANCELLING: Duration = Duration::from_secs(300);
 /// A run that waits for an object that does not exist gives up after this, in seconds; the same as the time that a run has
 /// to its first step unless it says otherwise.
 const REFERENCES: i64 = 30 * 60;
@@ -91,7 +93,7 @@ pub fn plan(run: &Run, facts: &Facts) -> Plan {
         return tidy(run, facts);
     }
     if let DriveFact::Done(report) = &facts.drive {
-        return end(ended_word(report));
+        return end(ended_word(run, report));
     }
     if let Some(since) = run.deleting {
         return close(run, facts, since);
@@ -137,6 +139,9 @@ fn go_on(run: &Run, facts: &Facts, frozen: &Frozen) -> Plan {
     };
     let open = live.is_some_and(|live| live.open);
     let now = standing(run, facts, frozen, live);
+    if run.spec.cancel && !open && cannot_close(run, facts) {
+        return end(cancelled());
+    }
     let wake = match deadline(run, facts.now, frozen, open) {
         Due::Never => None,
         Due::In(left) => Some(left),
@@ -164,6 +169,17 @@ fn go_on(run: &Run, facts: &Facts, frozen: &Frozen) -> Plan {
         _ => {}
     }
     plan
+}
+
+/// Whether nobody can bring a cancelled run to its end: it was never open, and the scheduler cannot be had; or it was, and
+/// the scheduler did not come back.
+fn cannot_close(run: &Run, facts: &Facts) -> bool {
+    let stuck = match (&facts.cluster, &facts.drive) {
+        (_, DriveFact::Broken { .. }) => true,
+        (_, DriveFact::Live(live)) => live.before.is_some(),
+        (cluster, _) => !matches!(cluster, ClusterFact::Answers(_)),
+    };
+    stuck && run.status.started_at.is_none() || facts.cancelling > CANCELLING
 }
 
 enum Due {
@@ -249,7 +265,8 @@ fn running(live: &Live, cluster: &ClusterFact) -> Word {
 fn tidy(run: &Run, facts: &Facts) -> Plan {
     let word = word(State::AsWritten, "", String::new());
     let mut plan = waiting(word, None);
-    plan.drive = DriveStep::Stop { leave: false };
+    // One that did not end by itself may still be open.
+    plan.drive = DriveStep::Stop { leave: true };
     plan.cluster = without(facts);
     if run.held {
         plan.hold = Hold::Release;
@@ -301,18 +318,28 @@ fn waiting(word: Word, wake: Option<Duration>) -> Plan {
     }
 }
 
-fn ended_word(report: &Report) -> Word {
+fn ended_word(run: &Run, report: &Report) -> Word {
     let (reason, message) = match report.outcome {
         RunOutcome::Succeeded => ("Succeeded".to_owned(), "all steps ended well".to_owned()),
         RunOutcome::Cancelled => return cancelled(),
         RunOutcome::Failed => {
             // `StepFailed` is the command's word for what the condition calls Failed.
             let reason = report.reason.clone().filter(|reason| reason != "StepFailed");
-            let message = report.message.clone().unwrap_or_else(|| "a step failed".to_owned());
+            let mut message = report.message.clone().unwrap_or_else(|| "a step failed".to_owned());
+            if let Some(waited) = waited(run).filter(|_| reason.as_deref() == Some("DeadlineExceeded")) {
+                message = format!("{message}; it waited: {waited}");
+            }
             (reason.unwrap_or_else(|| "Failed".to_owned()), message)
         }
     };
     Word { state: State::Ended(report.outcome), reason, message, stalled: report.outcome == RunOutcome::Failed }
+}
+
+/// What the status said last that the run waits for.
+fn waited(run: &Run) -> Option<&str> {
+    let usual = ["Running", "Pending", "Finalizing"];
+    let found = run.status.conditions.iter().find(|condition| condition.type_ == "Succeeded")?;
+    (!usual.contains(&found.reason.as_str())).then_some(found.message.as_str())
 }
 
 fn failed(reason: &str, message: String) -> Word {

@@ -103,7 +103,7 @@ fn count(status: &mut PipelineRunStatus, counts: &Counts) {
 }
 
 fn failures(run: &Run, status: &PipelineRunStatus, failures: &[Failure]) -> Vec<StepFailure> {
-    let url = status.storage_url.as_deref().and_then(|url| url.split_once("/runs/")).map_or("", |(url, _)| url);
+    let url = status.storage_url.as_deref().and_then(|url| url.rsplit_once("/runs/")).map_or("", |(url, _)| url);
     failures.iter().filter(|failure| failure.terminal).take(LISTED).map(|failure| told(run, url, failure)).collect()
 }
 
