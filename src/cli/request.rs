@@ -79,7 +79,7 @@ pub(super) fn request(options: &RunOptions) -> Result<Request, Failure> {
     }
     spec.deadlines = run_deadlines(spec.deadlines, chosen.deadlines);
     let mut params = chosen.params.clone();
-    read_params(options, &spec, &mut params)?;
+    read_params(&options.params, options.params_file.as_deref(), &spec, &mut params)?;
     let code = pack_code(&spec, &folder)?;
     let place = format!("{}: Pipeline {}", chosen.file.display(), chosen.name);
     let name = options.name.clone().unwrap_or_else(|| chosen.name.clone());
@@ -204,8 +204,14 @@ pub(super) fn groups(spec: &DaskClusterSpec) -> Vec<GroupSpec> {
         .collect()
 }
 
-fn read_params(options: &RunOptions, spec: &PipelineSpec, params: &mut Map<String, Value>) -> Result<(), Failure> {
-    if let Some(file) = &options.params_file {
+/// Adds the parameters of a file, then those of the command line, to `params`.
+pub(super) fn read_params(
+    texts: &[String],
+    file: Option<&Path>,
+    spec: &PipelineSpec,
+    params: &mut Map<String, Value>,
+) -> Result<(), Failure> {
+    if let Some(file) = file {
         let bad = |cause: String| Failure::bad_input(format!("--params-file {}: {cause}", file.display()));
         let text = fs::read_to_string(file).map_err(|error| bad(error.to_string()))?;
         match manifest::read_value(&text).map_err(bad)? {
@@ -213,7 +219,7 @@ fn read_params(options: &RunOptions, spec: &PipelineSpec, params: &mut Map<Strin
             _ => return Err(bad("it must hold a mapping of names to values".into())),
         }
     }
-    for text in &options.params {
+    for text in texts {
         let Some((name, value)) = text.split_once('=') else {
             return Err(Failure::bad_input(format!("--param {text}: write NAME=VALUE")));
         };

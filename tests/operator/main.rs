@@ -9,6 +9,7 @@ mod fence;
 mod lease;
 mod namespaces;
 mod objects;
+mod people;
 mod pipelines;
 mod process;
 mod reconcile;
