@@ -125,7 +125,7 @@ async fn an_answer_that_is_lost_makes_no_second_run_and_a_refusal_is_told_and_tr
     world.pipeline(&spec(1));
     world.until_runs(1).await;
     eventually("the status tells", SOON, || world.told()["lastTriggered"].is_string()).await;
-    world.api.fault(fault(403, false, 1));
+    world.api.fault(fault(403, false, 0));
     world.pipeline(&spec(2));
     let reconciling = || {
         let conditions = world.told()["conditions"].clone();
@@ -134,6 +134,7 @@ async fn an_answer_that_is_lost_makes_no_second_run_and_a_refusal_is_told_and_tr
         })
     };
     eventually("the refusal is told", SOON, reconciling).await;
+    world.api.heal();
     world.until_runs(2).await;
     assert!(!reconciling());
     operator.end().await;
