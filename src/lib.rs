@@ -15,6 +15,8 @@ pub mod names;
 pub mod pipeline;
 pub mod problem;
 pub mod run;
+pub mod runs;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod trigger;

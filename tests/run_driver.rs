@@ -10,7 +10,7 @@ use daskade::api::pipeline::PipelineSpec;
 use daskade::local::packing;
 use daskade::pipeline::{RunInfo, validate};
 use daskade::run::{
-    Counts, DriveError, Fabric, Note, Observer, Patience, Report, RunOutcome, RunSpec, StorageSpec, drive,
+    Counts, DriveError, Fabric, Note, Observer, Patience, Report, RunOutcome, RunSpec, Seat, Start, StorageSpec, drive,
 };
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -125,7 +125,7 @@ impl Observer for Notes {
     fn counts(&mut self, _: Counts) {}
 }
 
-fn run_of_one_step(create: bool, patience: Patience) -> RunSpec {
+fn run_of_one_step(start: Start, patience: Patience) -> RunSpec {
     let spec: PipelineSpec = serde_json::from_value(json!({"steps": [{"name": "a", "call": "m:f"}]})).expect("a spec");
     let info = RunInfo { name: "run".to_owned(), uid: "uid".to_owned() };
     let plan = validate(&spec, "spec").and_then(|flow| flow.bind(&Map::new(), &info)).expect("no mistakes");
@@ -137,7 +137,8 @@ fn run_of_one_step(create: bool, patience: Patience) -> RunSpec {
         spec_digest: "digest".to_owned(),
         code: packing::pack_files(&Default::default()).expect("no code"),
         storage: StorageSpec { url: "file:///nowhere".to_owned(), ..StorageSpec::default() },
-        create,
+        start,
+        reopen: true,
         logs: false,
         ignore_resources: false,
         deadline: None,
@@ -147,8 +148,11 @@ fn run_of_one_step(create: bool, patience: Patience) -> RunSpec {
 }
 
 async fn driven(spec: &RunSpec, address: &str) -> (Result<Report, DriveError>, Vec<Note>, Duration) {
+    driven_on(spec, Fabric::Remote { address: address.to_owned(), tls: None }).await
+}
+
+async fn driven_on(spec: &RunSpec, mut fabric: Fabric) -> (Result<Report, DriveError>, Vec<Note>, Duration) {
     let (_keep, cancel) = watch::channel(false);
-    let mut fabric = Fabric::Remote { address: address.to_owned(), tls: None };
     let mut notes = Notes::default();
     let began = Instant::now();
     let ended = timeout(Duration::from_secs(20), drive(spec, &mut fabric, &mut notes, cancel)).await;
@@ -162,7 +166,7 @@ fn short() -> Patience {
 #[tokio::test]
 async fn a_run_goes_from_open_to_close() {
     let scheduler = Scheduler::new(|op, _| Some(usual(op, &finished()))).await;
-    let (ended, _, _) = driven(&run_of_one_step(true, Patience::default()), &scheduler.address).await;
+    let (ended, _, _) = driven(&run_of_one_step(Start::New, Patience::default()), &scheduler.address).await;
     assert_eq!(ended.expect("a report").outcome, RunOutcome::Succeeded);
     let closed = scheduler.asked("daskade-close");
     assert_eq!((closed.len(), &closed[0]["final"]["state"]), (1, &json!("Succeeded")));
@@ -173,7 +177,7 @@ async fn a_run_goes_from_open_to_close() {
 async fn a_run_that_another_has_taken_over_stops_for_ever() {
     let fenced = [json!({"k": "fenced", "n": 1, "epoch": 7})];
     let scheduler = Scheduler::new(move |op, _| Some(usual(op, &fenced))).await;
-    let (ended, _, _) = driven(&run_of_one_step(true, Patience::default()), &scheduler.address).await;
+    let (ended, _, _) = driven(&run_of_one_step(Start::New, Patience::default()), &scheduler.address).await;
     let error = ended.expect_err("another has it");
     assert_eq!(error.reason(), "Fenced");
     assert!(error.to_string().contains("epoch 7"), "{error}");
@@ -188,7 +192,7 @@ async fn a_stale_epoch_is_the_same() {
         _ => Some(usual(op, &[])),
     })
     .await;
-    let (ended, _, _) = driven(&run_of_one_step(true, Patience::default()), &scheduler.address).await;
+    let (ended, _, _) = driven(&run_of_one_step(Start::New, Patience::default()), &scheduler.address).await;
     assert_eq!(ended.expect_err("another has it").reason(), "Fenced");
     assert_eq!(scheduler.asked("daskade-open").len(), 1);
 }
@@ -196,7 +200,7 @@ async fn a_stale_epoch_is_the_same() {
 #[tokio::test]
 async fn an_address_that_never_answers_is_given_up_soon() {
     let free = TcpListener::bind("127.0.0.1:0").await.expect("a free port").local_addr().expect("an address");
-    let (ended, _, took) = driven(&run_of_one_step(true, short()), &format!("tcp://{free}")).await;
+    let (ended, _, took) = driven(&run_of_one_step(Start::New, short()), &format!("tcp://{free}")).await;
     let error = ended.expect_err("nobody is there");
     assert_eq!(error.reason(), "ClusterFailed");
     assert!(error.to_string().contains(&free.to_string()), "{error}");
@@ -213,7 +217,7 @@ async fn a_scheduler_lost_during_the_run_is_waited_for_longer_and_then_given_up(
         _ => None,
     })
     .await;
-    let (ended, notes, took) = driven(&run_of_one_step(true, short()), &scheduler.address).await;
+    let (ended, notes, took) = driven(&run_of_one_step(Start::New, short()), &scheduler.address).await;
     let error = ended.expect_err("it does not come back");
     assert!(error.to_string().starts_with("lost the scheduler"), "{error}");
     assert!(took > Duration::from_secs(4) && took < Duration::from_secs(20), "{took:?}");
@@ -234,7 +238,7 @@ async fn a_scheduler_that_comes_back_is_gone_on_with_and_the_journal_is_not_made
         _ => Some(usual(op, &finished())),
     })
     .await;
-    let (ended, _, _) = driven(&run_of_one_step(true, Patience::default()), &scheduler.address).await;
+    let (ended, _, _) = driven(&run_of_one_step(Start::New, Patience::default()), &scheduler.address).await;
     assert_eq!(ended.expect("a report").outcome, RunOutcome::Succeeded);
     assert_eq!(opens.load(Ordering::Relaxed), 2);
 }
@@ -251,7 +255,7 @@ async fn a_journal_that_was_not_made_after_all_is_made_then() {
         _ => Some(usual(op, &finished())),
     })
     .await;
-    let (ended, _, _) = driven(&run_of_one_step(true, Patience::default()), &scheduler.address).await;
+    let (ended, _, _) = driven(&run_of_one_step(Start::New, Patience::default()), &scheduler.address).await;
     assert_eq!(ended.expect("a report").outcome, RunOutcome::Succeeded);
     let create: Vec<Value> = scheduler.asked("daskade-open").iter().map(|open| open["create"].clone()).collect();
     assert_eq!(create, [json!(true), json!(false), json!(true)]);
@@ -264,7 +268,7 @@ async fn a_run_to_be_resumed_is_never_made_anew() {
         _ => Some(usual(op, &[])),
     })
     .await;
-    let (ended, _, _) = driven(&run_of_one_step(false, Patience::default()), &scheduler.address).await;
+    let (ended, _, _) = driven(&run_of_one_step(Start::Again, Patience::default()), &scheduler.address).await;
     assert_eq!(ended.expect_err("there is no such run").reason(), "RunNotFound");
     assert_eq!(scheduler.asked("daskade-open").len(), 1);
 }
@@ -276,7 +280,7 @@ async fn storage_that_cannot_be_reached_is_told_at_once_before_the_run_was_ever_
         _ => Some(usual(op, &[])),
     })
     .await;
-    let (ended, _, took) = driven(&run_of_one_step(true, Patience::default()), &scheduler.address).await;
+    let (ended, _, took) = driven(&run_of_one_step(Start::New, Patience::default()), &scheduler.address).await;
     assert_eq!(ended.expect_err("no storage").reason(), "StorageUnreachable");
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
@@ -288,7 +292,7 @@ async fn a_runtime_of_another_protocol_is_refused_before_anything_starts() {
         _ => Some(usual(op, &[])),
     })
     .await;
-    let (ended, _, _) = driven(&run_of_one_step(true, Patience::default()), &scheduler.address).await;
+    let (ended, _, _) = driven(&run_of_one_step(Start::New, Patience::default()), &scheduler.address).await;
     let error = ended.expect_err("another protocol");
     assert_eq!(error.reason(), "RuntimeVersion");
     assert!(error.to_string().contains("2 to 3"), "{error}");
@@ -301,7 +305,7 @@ async fn a_full_disk_ends_the_run_and_a_full_bucket_is_waited_for() {
     let up = json!({"k": "storage", "n": 2, "state": "up", "reason": "", "message": ""});
     let events: Vec<Value> = [full, up].into_iter().chain(finished()).collect();
     let scheduler = Scheduler::new(move |op, _| Some(usual(op, &events))).await;
-    let mut spec = run_of_one_step(true, short());
+    let mut spec = run_of_one_step(Start::New, short());
     let (ended, _, _) = driven(&spec, &scheduler.address).await;
     let error = ended.expect_err("the disk is full");
     assert_eq!(error.reason(), "StorageFull");
@@ -317,7 +321,7 @@ async fn a_full_disk_ends_the_run_and_a_full_bucket_is_waited_for() {
 async fn a_run_of_which_no_step_starts_in_time_has_failed() {
     let blocked = json!({"k": "blocked", "n": 1, "s": 0, "count": 1, "reason": "NoWorkers", "message": "no worker"});
     let scheduler = Scheduler::new(move |op, _| Some(usual(op, std::slice::from_ref(&blocked)))).await;
-    let mut spec = run_of_one_step(true, short());
+    let mut spec = run_of_one_step(Start::New, short());
     spec.start_deadline = Some(Duration::from_millis(300));
     spec.deadline = Some(Duration::from_secs(60));
     let (ended, _, took) = driven(&spec, &scheduler.address).await;
@@ -344,7 +348,87 @@ async fn an_end_that_was_written_although_its_answer_was_lost_is_not_written_aga
         _ => Some(usual(op, &finished())),
     })
     .await;
-    let (ended, _, _) = driven(&run_of_one_step(true, short()), &scheduler.address).await;
+    let (ended, _, _) = driven(&run_of_one_step(Start::New, short()), &scheduler.address).await;
     assert_eq!(ended.expect("the end is known").outcome, RunOutcome::Succeeded);
     assert_eq!((scheduler.asked("daskade-close").len(), scheduler.asked("daskade-open").len()), (1, 2));
+}
+
+/// A scheduler as an operator has found it.
+fn seat(scheduler: &Scheduler, generation: u64, lead: u64) -> Option<Seat> {
+    Some(Seat { address: scheduler.address.clone(), tls: None, generation, lead, foreign: false })
+}
+
+#[tokio::test]
+async fn a_run_of_which_nobody_knows_whether_it_was_opened_is_looked_for_and_then_made() {
+    let scheduler = Scheduler::new(|op, message| {
+        if op == "daskade-open" && message["create"] == false {
+            return Some(json!({"status": "error", "reason": "RunNotFound", "message": "there is no journal"}));
+        }
+        Some(usual(op, &finished()))
+    })
+    .await;
+    let (_seats, seats) = watch::channel(seat(&scheduler, 1, 7));
+    let spec = RunSpec { reopen: false, ..run_of_one_step(Start::Either, short()) };
+    let (ended, _, _) = driven_on(&spec, Fabric::Followed(seats)).await;
+    assert_eq!(ended.expect("it ends").outcome, RunOutcome::Succeeded);
+    let opens = scheduler.asked("daskade-open");
+    let asked: Vec<Value> = opens.iter().map(|open| json!([open["create"], open["reopen"], open["lead"]])).collect();
+    assert_eq!(asked, [json!([false, false, 7]), json!([true, false, 7])]);
+}
+
+#[tokio::test]
+async fn how_a_run_was_closed_is_all_that_is_told_of_it_unless_it_is_to_go_on() {
+    let scheduler = Scheduler::new(|op, _| {
+        let mut answer = usual(op, &finished());
+        if op == "daskade-open" {
+            answer["snapshot"]["final"] = json!({
+                "state": "Failed", "reason": "StepFailed", "message": "step a failed",
+                "steps": {"total": 1, "done": 1, "failed": 1}, "results": {"x": 1},
+            });
+        }
+        Some(answer)
+    })
+    .await;
+    let (_seats, seats) = watch::channel(seat(&scheduler, 1, 7));
+    let spec = RunSpec { reopen: false, ..run_of_one_step(Start::Either, short()) };
+    let (ended, _, _) = driven_on(&spec, Fabric::Followed(seats)).await;
+    let report = ended.expect("it ends");
+    assert_eq!((report.outcome, report.message.as_deref()), (RunOutcome::Failed, Some("step a failed")));
+    assert_eq!((report.counts.total, report.counts.failed, report.results.len()), (1, 1, 1));
+    assert!(scheduler.asked("daskade-submit").is_empty() && scheduler.asked("daskade-close").is_empty());
+}
+
+#[tokio::test]
+async fn a_run_follows_its_scheduler_to_another_pod() {
+    let silent = Scheduler::new(|op, _| (op == "daskade-hello").then(|| usual(op, &finished()))).await;
+    let next = Scheduler::new(|op, _| Some(usual(op, &finished()))).await;
+    let (seats, followed) = watch::channel(None);
+    let spec = RunSpec {
+        patience: Patience { open: Duration::MAX, first: Duration::MAX },
+        ..run_of_one_step(Start::Either, short())
+    };
+    let moving = tokio::spawn({
+        let (first, second) = (seat(&silent, 1, 7), seat(&next, 2, 7));
+        async move {
+            seats.send_replace(first);
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            seats.send_replace(None);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            seats.send_replace(second);
+            // As long as somebody looks after the cluster.
+            std::future::pending::<()>().await
+        }
+    });
+    let (ended, _, _) = driven_on(&spec, Fabric::Followed(followed)).await;
+    moving.abort();
+    assert_eq!(ended.expect("it ends").outcome, RunOutcome::Succeeded);
+    assert!(!next.asked("daskade-close").is_empty());
+}
+
+#[tokio::test]
+async fn a_run_ends_when_nobody_looks_after_its_cluster_any_more() {
+    let (seats, followed) = watch::channel(None);
+    drop(seats);
+    let (ended, _, _) = driven_on(&run_of_one_step(Start::Either, short()), Fabric::Followed(followed)).await;
+    assert!(matches!(ended, Err(DriveError::Cluster(_))), "{ended:?}");
 }

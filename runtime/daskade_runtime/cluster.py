@@ -57,7 +57,8 @@ class ClusterView:
             self._in_use()
             await asyncio.sleep(USE_LOOK)
 
-    def _heard(self, lead: Any) -> None:
+    def heard(self, lead: Any) -> None:
+        """Refuses a leader that is older than one heard before."""
         if type(lead) is not int or lead < 0:
             raise Refused("BadRequest", "lead is a whole number")
         if lead < self._lead:
@@ -68,9 +69,16 @@ class ClusterView:
 
     @operation
     async def watch(
-        self, *, lead: int, since: int, wait: float, instance: str | None = None, fresh: bool = False, **_: Any
+        self,
+        *,
+        lead: int,
+        since: int,
+        wait: float,
+        instance: str | None = None,
+        fresh: bool = False,
+        **_: Any,
     ) -> Reply:
-        self._heard(lead)
+        self.heard(lead)
         if fresh:
             self._next_look = 0.0
         end = time.monotonic() + min(max(float(wait), 0.0), WAIT_MOST)
@@ -95,14 +103,14 @@ class ClusterView:
 
     @operation
     async def drain(self, *, lead: int, names: Any, **_: Any) -> Reply:
-        self._heard(lead)
+        self.heard(lead)
         known = self._by_name()
         self.drains.begin([known[name] for name in names if name in known])
         return {"status": "OK"}
 
     @operation
     async def retire(self, *, lead: int, names: Any, **_: Any) -> Reply:
-        self._heard(lead)
+        self.heard(lead)
         known = self._by_name()
         addresses = {name: known[name] for name in names if name in known}
         for address in addresses.values():

@@ -138,8 +138,11 @@ class Runtime:
         storage: Any,
         code: Any,
         steps: Any,
+        lead: int | None = None,
         **rest: Any,
     ) -> Reply:
+        if lead is not None:
+            self.cluster.heard(lead)
         versions.check(distributed.__version__)
         request = {
             "run": run,

@@ -51,6 +51,8 @@ pub type Reason = (&'static str, &'static str);
 /// Reasons of conditions.
 pub const CONDITION_REASONS: &[Reason] = &[
     ("Accepted", "The spec is valid."),
+    ("TakenOver", "Another command drives the run; the operator goes on with it in a moment."),
+    ("OpenRefused", "The scheduler's runtime refuses to open the run; the message has its words; it is tried again."),
     ("Invalid", "The spec has mistakes; the message lists them with their paths."),
     ("Pending", "Accepted; nothing has started yet."),
     ("Progressing", "Work is going on."),
@@ -99,11 +101,25 @@ pub const CONDITION_REASONS: &[Reason] = &[
     ("VersionMismatch", "Versions of Python or Dask differ between workers and scheduler."),
     ("EnvironmentMismatch", "A package differs between workers; the message names package, worker and versions."),
     ("StorageUnreachable", "The storage cannot be reached; the message names host and cause."),
+    ("StorageFull", "The storage has no room left."),
     ("AccessDenied", "The storage refuses an action; the message names it."),
     ("NoSuchBucket", "The bucket does not exist."),
     ("NoConditionalPut", "The storage cannot create an object only where none is."),
     ("RecordUnreadable", "The run's journal cannot be read; it is not overwritten."),
     ("WorkerLost", "A step lost its worker more often than is borne."),
+    ("RunCreated", "Event of a Pipeline: a run was made; the message says why."),
+    (
+        "RunCancelled",
+        "Event of a Pipeline: a run was cancelled: the next one has come (`Replace`), or it waited too long.",
+    ),
+    (
+        "MomentSkipped",
+        "Event of a Pipeline: a moment makes no run since one is active (`Forbid`), or too many wait (`Queue`).",
+    ),
+    (
+        "MomentsMissed",
+        "Event of a Pipeline: moments passed while the operator was down, or longer than `startingDeadline` ago.",
+    ),
 ];
 
 /// Reasons of problems in manifests, parameters and requests (`Problem::reason`).
@@ -149,5 +165,6 @@ pub const PROBLEM_REASONS: &[Reason] = &[
     ("TooManyItems", "A map has more items than `limits.maxItems`."),
     ("UnequalLengths", "The lists of a map have different lengths."),
     ("UnsatisfiableResources", "A step asks for resources that no worker group offers, or beyond a limit of the run."),
+    ("NotAllowed", "The operator's options do not allow it; the help names the option."),
     ("NotImplemented", "A field that this release does not carry out; it is refused, not ignored."),
 ];

@@ -50,7 +50,8 @@ pub struct PipelineSpec {
     /// Where outputs and the run's journal are kept. Default: the cluster's storage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
-    /// What makes runs besides a schedule and explicit PipelineRuns.
+    /// What makes runs besides a schedule and explicit PipelineRuns. Runs of a Pipeline stay when it is changed or deleted:
+    /// each has its own copy of the spec.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub triggers: Option<Triggers>,
     /// Makes runs at times; a local run ignores it.
@@ -133,11 +134,12 @@ pub struct Triggers {
     {"rule": "!has(self.timeZone) || has(self.cron)", "message": "timeZone belongs to cron"}
 ]))]
 pub struct Schedule {
-    /// Five fields (minute, hour, day of month, month, day of week) or a macro, for example `*/5 * * * *` or `@daily`.
+    /// Five fields (minute, hour, day of month, month, day of week) or a macro (`@hourly`, `@daily`, `@weekly`, `@monthly`,
+    /// `@yearly`), for example `*/5 * * * *`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 200))]
     pub cron: Option<String>,
-    /// Time from one run to the next, above zero, for example `1m`.
+    /// Time from one run to the next, at least one second, for example `1m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "duration::positive")]
     pub interval: Option<Duration>,
@@ -149,26 +151,27 @@ pub struct Schedule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), regex(pattern = TIME_ZONE_PATTERN))]
     pub time_zone: Option<String>,
-    /// When the run before is still active: `Forbid` (default: the new one is left out), `Allow` or `Replace` (the old
-    /// one is cancelled).
+    /// When a run that the schedule or a change made is still active: `Forbid` (default: the new one is left out),
+    /// `Allow`, `Replace` (the old one is cancelled) or `Queue` (the new one waits, suspended, until the old one ends).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency_policy: Option<ConcurrencyPolicy>,
     /// A run that could not start within this time of its moment is left out, for example `10m`. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "duration::positive")]
     pub starting_deadline: Option<Duration>,
-    /// Moments missed while the operator was down that are made up for, 0 to 100, latest first. Default: 1.
+    /// Moments missed while the operator was down that are made up for, 0 to 100, latest first; with `Forbid` and
+    /// `Replace` at most one. Default: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub catch_up: Option<u32>,
-    /// No new runs while true. Default: false.
+    /// No new runs by the schedule while true; what it missed then is not made up for. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub suspend: bool,
-    /// Succeeded runs that are kept, 0 to 1000. Default: 3.
+    /// Succeeded runs of the schedule that are kept, 0 to 1000. Default: 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub successful_runs_history_limit: Option<u32>,
-    /// Failed runs that are kept, 0 to 1000. Default: 3.
+    /// Failed and cancelled runs of the schedule that are kept, 0 to 1000. Default: 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub failed_runs_history_limit: Option<u32>,
@@ -177,8 +180,8 @@ pub struct Schedule {
 /// Names of time zones.
 pub const TIME_ZONE_PATTERN: &str = "^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$";
 
-/// When the run before is still active: `Forbid` (default: the new one is left out), `Allow` or `Replace` (the old one is
-/// cancelled).
+/// When a run that the schedule or a change made is still active: `Forbid` (default: the new one is left out), `Allow`,
+/// `Replace` (the old one is cancelled) or `Queue` (the new one waits, suspended, until the old one ends).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum ConcurrencyPolicy {
@@ -189,6 +192,8 @@ pub enum ConcurrencyPolicy {
     Forbid,
     /// The old run is cancelled.
     Replace,
+    /// The new run waits until the old one has ended; at most 100 wait, in the order of their moments.
+    Queue,
 }
 
 /// Limits of a run.
@@ -227,7 +232,7 @@ pub struct Deadlines {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "duration::positive")]
     pub active: Option<Duration>,
-    /// For the `finally` steps, above zero, for example `10m`. Default: no limit.
+    /// For the `finally` steps, above zero, for example `10m`. Not implemented yet: refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "duration::positive")]
     pub finally: Option<Duration>,

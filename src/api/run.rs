@@ -31,7 +31,7 @@ use super::{
     printcolumn = r#"{"name":"State","type":"string","jsonPath":".status.state"}"#,
     printcolumn = r#"{"name":"Progress","type":"string","jsonPath":".status.progress"}"#,
     printcolumn = r#"{"name":"Failed","type":"integer","jsonPath":".status.steps.failed"}"#,
-    printcolumn = r#"{"name":"Pipeline","type":"string","priority":1,"jsonPath":".spec.pipelineRef"}"#,
+    printcolumn = r#"{"name":"Pipeline","type":"string","priority":1,"jsonPath":".metadata.labels['daskade\\.dev/pipeline']"}"#,
     printcolumn = r#"{"name":"Started","type":"date","jsonPath":".status.startedAt"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
@@ -72,7 +72,8 @@ pub struct PipelineRunSpec {
     /// Take outputs of earlier runs where nothing changed. Not implemented yet: refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reuse: Option<Reuse>,
-    /// While true no step is started; running ones end. Default: false.
+    /// While true no step runs: running ones are stopped and run again afterwards, and a cluster that was made for the run is
+    /// given back. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub suspend: bool,
     /// True ends the run: running steps are stopped, `finally` steps run. Cannot be taken back. Default: false.

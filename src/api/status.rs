@@ -119,7 +119,8 @@ pub struct PipelineStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
-    /// Versioned hash of the run-relevant fields for which a run was last made, for example `v1:3f2a…`.
+    /// Versioned hash of the run-relevant fields for which a run was last made, for example `v1:3f2a…`; while a change
+    /// makes no runs, of those that are there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_triggered: Option<String>,
     /// Name of the latest run.
@@ -129,7 +130,7 @@ pub struct PipelineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::date_time")]
     pub last_schedule_time: Option<String>,
-    /// Next moment of the schedule.
+    /// Next moment of the schedule; earlier ones are decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::date_time")]
     pub next_schedule_time: Option<String>,
@@ -153,7 +154,7 @@ pub struct PipelineRunStatus {
     /// One word for the state: `Pending`, `Running`, `Suspended`, `Succeeded`, `Failed` or `Cancelled`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
-    /// When its first step could start.
+    /// When it was first open on a scheduler, so that its first step could start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::date_time")]
     pub started_at: Option<String>,
@@ -221,7 +222,7 @@ pub struct StepFailure {
     pub attempts: u32,
     /// Class of the failure: `app`, `oom`, `timeout`, `preempted`, `infra` or `data`.
     pub class: String,
-    /// Type and text, capped.
+    /// Type and text, capped, and the command that shows more.
     #[schemars(length(max = 4096))]
     pub message: String,
 }

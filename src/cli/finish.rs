@@ -6,10 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::options::{Output, ShowOptions};
 use super::progress::{clean, describe, titled};
-use super::request::Frozen;
 use super::{Failure, exit, table};
 use crate::local::home::StorageNote;
-use crate::run::{Failure as StepFailure, Report, ResultValue, RunOutcome};
+use crate::run::{Failure as StepFailure, Frozen, Report, ResultValue, RunOutcome};
 use crate::store::Final;
 
 /// Failed steps that are shown in full.

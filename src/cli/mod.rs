@@ -7,6 +7,7 @@ mod operator;
 mod operator_options;
 mod options;
 mod progress;
+mod remote;
 mod request;
 mod run;
 mod runs;
@@ -43,8 +44,14 @@ enum Command {
     Resume(Box<options::ResumeOptions>),
     /// Show the log lines of a run's steps
     Logs(options::LogsOptions),
-    /// List the runs of this machine
+    /// List the runs of this machine, or with -n, --context or --kube those in Kubernetes
     Runs(options::RunsOptions),
+    /// Make a run in Kubernetes: of a Pipeline that is there, or of a manifest
+    Submit(options::SubmitOptions),
+    /// Tell how a run in Kubernetes is getting on, or list all of a namespace
+    Status(options::StatusOptions),
+    /// End a run in Kubernetes; steps that have ended stay committed
+    Cancel(options::CancelOptions),
     /// Check manifests without running anything
     Validate(options::ValidateOptions),
     /// Print the custom resource definitions
@@ -109,7 +116,11 @@ pub fn main() -> ExitCode {
         Command::Run(options) => on_one_thread(run::run(*options)),
         Command::Resume(options) => on_one_thread(run::resume(*options)),
         Command::Logs(options) => on_one_thread(logs::logs(options)),
+        Command::Runs(options) if options.is_remote() => on_one_thread(remote::runs(&options.remote, options.output)),
         Command::Runs(options) => on_one_thread(async { runs::runs(&options) }),
+        Command::Submit(options) => on_one_thread(remote::submit(options)),
+        Command::Status(options) => on_one_thread(remote::status(options)),
+        Command::Cancel(options) => on_one_thread(remote::cancel(options)),
         Command::Validate(options) => on_one_thread(async { validate::validate(&options) }),
         Command::Crd(options) => on_one_thread(async { validate::crd(&options) }),
         Command::Operator(options) => operator::operator(*options),

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::operator_options::OperatorOptions;
 use super::{Failure, exit};
-use crate::api::DaskCluster;
+use crate::api::{DaskCluster, Pipeline, PipelineRun};
 use crate::controller::lead::Lead;
 use crate::controller::lease::{self, LeaseSettings};
 use crate::controller::{self, crds, fence::FenceLayer, own};
@@ -234,7 +234,11 @@ async fn told(mut stop: watch::Receiver<bool>) {
 
 /// Kinds that must be there before the controllers start.
 fn needed() -> Vec<String> {
-    vec![DaskCluster::plural(&()).into_owned()]
+    vec![
+        DaskCluster::plural(&()).into_owned(),
+        Pipeline::plural(&()).into_owned(),
+        PipelineRun::plural(&()).into_owned(),
+    ]
 }
 
 /// No two processes share it: a pod that is restarted keeps its host name.
@@ -253,6 +257,7 @@ fn settings(options: &OperatorOptions, own_namespace: String) -> controller::Set
             .map(|_| own::LABELS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()),
         certificate_lifetime: options.certificate_lifetime.to_std(),
         concurrency: options.max_concurrent,
+        allowed_addresses: options.allow_address.clone(),
     }
 }
 

@@ -59,7 +59,7 @@ pub(super) struct OperatorOptions {
     /// Life of the certificates that are issued, 1m to 365d; each is renewed at half of it
     #[arg(long, value_name = "TIME", env = "DASKADE_CERTIFICATE_LIFETIME", default_value = "90d", value_parser = lifetime)]
     pub certificate_lifetime: Duration,
-    /// Clusters that are worked on at once, 1 to 256
+    /// Objects of a kind that are worked on at once, 1 to 256
     #[arg(
         long,
         value_name = "N",
@@ -68,6 +68,16 @@ pub(super) struct OperatorOptions {
         value_parser = clap::value_parser!(u16).range(1..=256)
     )]
     pub max_concurrent: u16,
+    /// Schedulers that are no DaskClusters and that runs may use (cluster.address): addresses in which * stands for any
+    /// text, for example tls://dask.example.com:8786 or tcp://*.team:8786 [default: none]
+    #[arg(
+        long,
+        value_name = "PATTERN",
+        env = "DASKADE_ALLOW_ADDRESS",
+        value_delimiter = ',',
+        value_parser = address_pattern
+    )]
+    pub allow_address: Vec<Regex>,
     /// Name of the lease: operators with the same lease and namespace take turns
     #[arg(long, value_name = "NAME", env = "DASKADE_LEASE_NAME", default_value = "daskade-operator", value_parser = subdomain)]
     pub lease_name: String,
@@ -141,6 +151,16 @@ fn image(text: &str) -> Result<String, &'static str> {
         Ok(form) if form.is_match(text) && text.len() <= 512 => Ok(text.to_owned()),
         _ => Err("is no image reference; write it as repository:tag or repository@sha256:digest"),
     }
+}
+
+/// `*` stands for any text; everything else for itself.
+fn address_pattern(text: &str) -> Result<Regex, &'static str> {
+    const HELP: &str = "is no pattern of addresses; write it as tls://dask.example.com:8786 or tcp://*.team:8786";
+    if !["tcp://", "tls://"].iter().any(|scheme| text.len() > scheme.len() && text.starts_with(scheme)) {
+        return Err(HELP);
+    }
+    let parts: Vec<String> = text.split('*').map(regex::escape).collect();
+    Regex::new(&format!("^{}$", parts.join(".*"))).map_err(|_| HELP)
 }
 
 fn filter(text: &str) -> Result<String, String> {

@@ -120,6 +120,75 @@ pub(super) struct RunsOptions {
     /// Form of the list
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Output,
+    /// The runs in Kubernetes, in the namespace of the kubeconfig
+    #[arg(long)]
+    pub kube: bool,
+    #[command(flatten)]
+    pub remote: KubeOptions,
+}
+
+impl RunsOptions {
+    /// Whether runs in Kubernetes are meant.
+    pub fn is_remote(&self) -> bool {
+        self.kube || self.remote.namespace.is_some() || self.remote.context.is_some()
+    }
+}
+
+/// Which cluster: by KUBECONFIG, ~/.kube/config, or the service account of the pod that this is.
+#[derive(Debug, Args)]
+pub(super) struct KubeOptions {
+    /// Namespace [default: that of the kubeconfig]
+    #[arg(long, short)]
+    pub namespace: Option<String>,
+    /// Context of the kubeconfig [default: its current one]
+    #[arg(long)]
+    pub context: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SubmitOptions {
+    /// A manifest with a Pipeline or a PipelineRun (- for standard input), or the name of a Pipeline in the namespace
+    #[arg(value_name = "FILE|PIPELINE")]
+    pub what: String,
+    /// Name of the run [default: the pipeline's with five characters]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Set a parameter; the value is read as JSON if the parameter is not a string
+    #[arg(long = "param", short = 'p', value_name = "NAME=VALUE")]
+    pub params: Vec<String>,
+    /// Parameters from a YAML or JSON file
+    #[arg(long, value_name = "FILE", env = "DASKADE_PARAMS_FILE")]
+    pub params_file: Option<PathBuf>,
+    /// Wait for the end of the run; the exit code is then the run's
+    #[arg(long)]
+    pub wait: bool,
+    /// Form of what is told on standard output
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+    #[command(flatten)]
+    pub kube: KubeOptions,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StatusOptions {
+    /// Name of the run [default: all runs of the namespace]
+    pub run: Option<String>,
+    /// Tell what changes until the run ends
+    #[arg(long, short, requires = "run")]
+    pub watch: bool,
+    /// Form of what is told on standard output
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+    #[command(flatten)]
+    pub kube: KubeOptions,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CancelOptions {
+    /// Name of the run
+    pub run: String,
+    #[command(flatten)]
+    pub kube: KubeOptions,
 }
 
 #[derive(Debug, Args)]

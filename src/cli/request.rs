@@ -5,36 +5,20 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use super::options::{ClusterOptions, RunOptions, StorageOptions};
 use super::{Failure, validate};
 use crate::api::cluster::DaskClusterSpec;
 use crate::api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
-use crate::api::step::Step;
 use crate::cluster;
 use crate::local::fleet::GroupSpec;
 use crate::local::home::{Home, StorageNote};
 use crate::local::packing::{self, Code};
 use crate::manifest::{self, Loaded, Object};
-use crate::pipeline::{self, Plan, RunInfo};
+use crate::pipeline::{self, Plan};
+use crate::run::{Frozen, run_deadlines};
 use crate::store;
-
-/// The frozen specification of a run, as the journal keeps it: enough to resume without the manifest.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Frozen {
-    /// Version of this form.
-    pub format: u32,
-    pub uid: String,
-    pub name: String,
-    pub pipeline: PipelineSpec,
-    /// As given, before defaults.
-    pub params: Map<String, Value>,
-    /// The workers of a local run.
-    pub cluster: DaskClusterSpec,
-}
 
 /// A run that was asked for, checked, with its code.
 pub(super) struct Request {
@@ -43,35 +27,17 @@ pub(super) struct Request {
     pub code: Code,
 }
 
-impl Frozen {
-    pub const FORMAT: u32 = 1;
+/// Lowers a specification; all problems in one message, each with `place`, where it was read.
+pub(super) fn plan(frozen: &Frozen, place: &str) -> Result<Plan, Failure> {
+    frozen.plan("spec").map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(|problem| format!("{place}: {problem}")).collect();
+        Failure::bad_input(lines.join("\n"))
+    })
+}
 
-    pub fn to_bytes(&self) -> Result<(Vec<u8>, String), Failure> {
-        let bytes = serde_json::to_vec(self)
-            .map_err(|error| Failure::environment(format!("write down the run's specification: {error}")))?;
-        let digest = hex::encode(Sha256::digest(&bytes));
-        Ok((bytes, digest))
-    }
-
-    pub fn steps(&self) -> impl Iterator<Item = &Step> {
-        self.pipeline.steps.iter().chain(&self.pipeline.finally)
-    }
-
-    /// Names for people of the steps that have one.
-    pub fn titles(&self) -> BTreeMap<String, String> {
-        let titles = self.steps().filter_map(|step| Some((step.name.clone(), step.display_name.clone()?)));
-        titles.collect()
-    }
-
-    /// Checks and lowers the specification; all problems in one message, each with `place`, where it was read.
-    pub fn plan(&self, place: &str) -> Result<Plan, Failure> {
-        let told = |problems: Vec<crate::problem::Problem>| {
-            let lines: Vec<String> = problems.iter().map(|problem| format!("{place}: {problem}")).collect();
-            Failure::bad_input(lines.join("\n"))
-        };
-        let flow = pipeline::validate(&self.pipeline, "spec").map_err(told)?;
-        flow.bind(&self.params, &RunInfo { name: self.name.clone(), uid: self.uid.clone() }).map_err(told)
-    }
+/// The specification as the journal keeps it, and its digest.
+pub(super) fn written(frozen: &Frozen) -> Result<(Vec<u8>, String), Failure> {
+    frozen.to_bytes().map_err(|error| Failure::environment(format!("write down the run's specification: {error}")))
 }
 
 /// Reads the manifests and makes the run that `options` ask for.
@@ -111,17 +77,15 @@ pub(super) fn request(options: &RunOptions) -> Result<Request, Failure> {
             step.worker_group = None;
         }
     }
-    if let Some(deadlines) = chosen.deadlines {
-        spec.deadlines = Some(over(spec.deadlines.unwrap_or_default(), deadlines));
-    }
+    spec.deadlines = run_deadlines(spec.deadlines, chosen.deadlines);
     let mut params = chosen.params.clone();
-    read_params(options, &spec, &mut params)?;
+    read_params(&options.params, options.params_file.as_deref(), &spec, &mut params)?;
     let code = pack_code(&spec, &folder)?;
     let place = format!("{}: Pipeline {}", chosen.file.display(), chosen.name);
     let name = options.name.clone().unwrap_or_else(|| chosen.name.clone());
     let frozen =
         Frozen { format: Frozen::FORMAT, uid: uuid::Uuid::new_v4().to_string(), name, pipeline: spec, params, cluster };
-    let plan = frozen.plan(&place)?;
+    let plan = plan(&frozen, &place)?;
     Ok(Request { frozen, plan, code })
 }
 
@@ -178,15 +142,6 @@ fn choose<'a>(loaded: &'a [Loaded], wanted: Option<&str>) -> Result<Chosen<'a>, 
             "the manifests hold several pipelines ({}); choose one by --pipeline NAME",
             names.join(", ")
         ))),
-    }
-}
-
-/// A run's deadlines; those that it does not set are the pipeline's.
-fn over(pipeline: Deadlines, run: &Deadlines) -> Deadlines {
-    Deadlines {
-        start: run.start.or(pipeline.start),
-        active: run.active.or(pipeline.active),
-        finally: run.finally.or(pipeline.finally),
     }
 }
 
@@ -249,8 +204,14 @@ pub(super) fn groups(spec: &DaskClusterSpec) -> Vec<GroupSpec> {
         .collect()
 }
 
-fn read_params(options: &RunOptions, spec: &PipelineSpec, params: &mut Map<String, Value>) -> Result<(), Failure> {
-    if let Some(file) = &options.params_file {
+/// Adds the parameters of a file, then those of the command line, to `params`.
+pub(super) fn read_params(
+    texts: &[String],
+    file: Option<&Path>,
+    spec: &PipelineSpec,
+    params: &mut Map<String, Value>,
+) -> Result<(), Failure> {
+    if let Some(file) = file {
         let bad = |cause: String| Failure::bad_input(format!("--params-file {}: {cause}", file.display()));
         let text = fs::read_to_string(file).map_err(|error| bad(error.to_string()))?;
         match manifest::read_value(&text).map_err(bad)? {
@@ -258,7 +219,7 @@ fn read_params(options: &RunOptions, spec: &PipelineSpec, params: &mut Map<Strin
             _ => return Err(bad("it must hold a mapping of names to values".into())),
         }
     }
-    for text in &options.params {
+    for text in texts {
         let Some((name, value)) = text.split_once('=') else {
             return Err(Failure::bad_input(format!("--param {text}: write NAME=VALUE")));
         };

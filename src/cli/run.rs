@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::options::{ClusterOptions, ResumeOptions, RunOptions, ShowOptions};
 use super::progress::Progress;
-use super::request::{self, Frozen, Request};
+use super::request::{self, Request};
 use super::{Failure, exit, finish};
 use crate::api::duration::Duration as Span;
 use crate::api::pipeline::Deadlines;
@@ -20,11 +20,10 @@ use crate::local::packing::{self, Code};
 use crate::local::{Environment, Fleet, FleetSpec, environment};
 use crate::pipeline::Plan;
 use crate::problem::nearest;
-use crate::run::{DriveError, Fabric, Patience, Report, RunSpec, StorageSpec, TlsPaths, drive};
+use crate::run::{
+    DriveError, Fabric, Frozen, Patience, Report, RunSpec, START_DEADLINE, Start, StorageSpec, TlsPaths, drive,
+};
 use crate::store;
-
-/// A run of which no step starts within this time has failed, unless the pipeline says otherwise.
-const START_DEADLINE: Duration = Duration::from_secs(30 * 60);
 
 /// What `run` and `resume` have in common once the run is known.
 struct Job {
@@ -41,7 +40,7 @@ pub(super) async fn run(options: RunOptions) -> Result<(), Failure> {
     let home = home()?;
     let Request { frozen, plan, code } = request::request(&options)?;
     let storage = request::storage(&options.storage, Some(&frozen.pipeline), None, &home)?;
-    home.write_request(&frozen.uid, &frozen.to_bytes()?.0, &code.zip)
+    home.write_request(&frozen.uid, &request::written(&frozen)?.0, &code.zip)
         .map_err(|error| Failure::environment(format!("keep the run's specification: {error}")))?;
     let job = Job { home, frozen, plan, code, storage, create: true, created: now() };
     execute(job, &options.cluster, &options.show).await
@@ -74,7 +73,7 @@ pub(super) async fn resume(options: ResumeOptions) -> Result<(), Failure> {
         }
         Err(error) => return Err(store_failure(&storage, &error)),
     };
-    let plan = frozen.plan(&format!("run {uid}"))?;
+    let plan = request::plan(&frozen, &format!("run {uid}"))?;
     let created = note.map_or_else(now, |note| note.created);
     let job = Job { home, frozen, plan, code, storage, create, created };
     execute(job, &options.cluster, &options.show).await
@@ -138,7 +137,7 @@ async fn carry_out(
     cancel: watch::Receiver<bool>,
 ) -> Result<Report, Failure> {
     check_folder(&job.storage)?;
-    let (spec, digest) = job.frozen.to_bytes()?;
+    let (spec, digest) = request::written(&job.frozen)?;
     let deadlines = job.frozen.pipeline.deadlines.as_ref();
     let deadline = |which: fn(&Deadlines) -> Option<&Span>| deadlines.and_then(which).map(|span| span.to_std());
     let run = RunSpec {
@@ -153,7 +152,8 @@ async fn carry_out(
             endpoint: job.storage.endpoint.clone(),
             region: job.storage.region.clone(),
         },
-        create: job.create,
+        start: if job.create { Start::New } else { Start::Again },
+        reopen: true,
         logs: show.logs,
         ignore_resources: cluster.ignore_resources,
         deadline: deadline(|deadlines| deadlines.active.as_ref()),

@@ -55,7 +55,7 @@ fn done(note: &RunNote) -> String {
 }
 
 /// Like kubectl's ages: `42s`, `7m`, `3h`, `12d`.
-fn age(seconds: f64) -> String {
+pub(super) fn age(seconds: f64) -> String {
     let seconds = seconds.max(0.0) as u64;
     match seconds {
         0..120 => format!("{seconds}s"),

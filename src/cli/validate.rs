@@ -2,15 +2,11 @@
 
 use std::io::{self, Write};
 
-use serde_json::{Map, Value};
-
 use super::Failure;
 use super::options::{CrdOptions, ValidateOptions};
-use crate::api::pipeline::PipelineSpec;
 use crate::manifest::{self, FileProblem, Loaded, Object, Reading};
-use crate::pipeline::RunInfo;
 use crate::problem::Problem;
-use crate::{cluster, crd, pipeline};
+use crate::{cluster, crd, pipeline, trigger};
 
 /// Checks every document; all problems at once, on standard error, and exit code 2.
 pub(super) fn validate(options: &ValidateOptions) -> Result<(), Failure> {
@@ -70,28 +66,18 @@ fn follows(problem: &Problem, known: &[&str]) -> bool {
 /// What is wrong with an object that can be read.
 fn meaning(object: &Object) -> Vec<Problem> {
     match object {
-        Object::Pipeline(object) => bound(&object.spec, "spec", None),
+        Object::Pipeline(object) => {
+            let mut problems = pipeline::check(&object.spec, "spec", None);
+            problems.extend(trigger::validate(&object.spec, "spec"));
+            problems
+        }
         Object::DaskCluster(object) => cluster::validate(&object.spec, "spec"),
         Object::PipelineRun(object) => {
             let given = object.spec.params.clone().into_iter().collect();
             let spec = object.spec.pipeline_spec.as_ref();
-            spec.map(|spec| bound(spec, "spec.pipelineSpec", Some(given))).unwrap_or_default()
+            spec.map(|spec| pipeline::check(spec, "spec.pipelineSpec", Some(given))).unwrap_or_default()
         }
     }
-}
-
-/// What is wrong with a pipeline, also with the parameters that a run gives; without a run, with its defaults if every
-/// parameter has one.
-fn bound(spec: &PipelineSpec, base: &str, given: Option<Map<String, Value>>) -> Vec<Problem> {
-    let flow = match pipeline::validate(spec, base) {
-        Ok(flow) => flow,
-        Err(problems) => return problems,
-    };
-    if given.is_none() && spec.params.iter().any(|param| param.default.is_none()) {
-        return Vec::new();
-    }
-    let run = RunInfo { name: "run".to_owned(), uid: uuid::Uuid::nil().to_string() };
-    flow.bind(&given.unwrap_or_default(), &run).err().unwrap_or_default()
 }
 
 fn place(item: &Loaded) -> String {

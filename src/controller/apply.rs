@@ -1,10 +1,11 @@
-//! Writes. Each is harmless if done twice, touches only what belongs to the cluster, and puts the answer into the cache, so
+//! Writes. Each is harmless if done twice, touches only what belongs to the object, and puts the answer into the cache, so
 //! that the next pass knows of it even if the watch lags.
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -13,15 +14,14 @@ use super::compare::{contains, is_same};
 use super::error::PassError;
 use super::queue::Key;
 use super::watch;
-use crate::api::status::DaskClusterStatus;
 use crate::cluster::names;
 
-/// Writes for one cluster.
+/// Writes for one object, and for what belongs to it.
 pub(super) struct Writer<'a> {
     pub client: &'a Client,
     pub cache: &'a Cache,
     pub key: &'a Key,
-    /// The DaskCluster's.
+    /// The object's.
     pub uid: &'a str,
 }
 
@@ -151,10 +151,10 @@ impl Writer<'_> {
     }
 
     /// Replaces the status.
-    pub async fn write_status(&self, status: &DaskClusterStatus) -> Result<(), PassError> {
-        let api = self.objects(Kind::Cluster);
+    pub async fn write_status(&self, kind: Kind, status: &impl Serialize) -> Result<(), PassError> {
+        let api = self.objects(kind);
         let name = &self.key.name;
-        let failed = |error| PassError::api("write the status of", Kind::Cluster, name, error);
+        let failed = |error| PassError::api("write the status of", kind, name, error);
         let patch = json!([
             {"op": "test", "path": "/metadata/uid", "value": self.uid},
             {"op": "add", "path": "/status", "value": status},
@@ -167,7 +167,7 @@ impl Writer<'_> {
             Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
             Err(error) => return Err(failed(error)),
         };
-        self.keep(Kind::Cluster, name, watch::read_cluster(&object));
+        self.keep(kind, name, watch::read_root(kind, &object));
         Ok(())
     }
 
@@ -216,11 +216,11 @@ impl Writer<'_> {
         Api::namespaced(self.client.clone(), &self.key.namespace)
     }
 
-    fn objects(&self, kind: Kind) -> Api<DynamicObject> {
+    pub(super) fn objects(&self, kind: Kind) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), &self.key.namespace, &kind.resource())
     }
 
-    fn keep(&self, kind: Kind, name: &str, answer: Option<(Key, Record)>) {
+    pub(super) fn keep(&self, kind: Kind, name: &str, answer: Option<(Key, Record)>) {
         if let Some((key, record)) = answer
             && key == *self.key
         {

@@ -1,10 +1,11 @@
-//! What the watches have shown, by cluster: as little of each object as a pass needs, so that a thousand clusters fit into
-//! a few megabytes.
+//! What the watches have shown, by the object that it belongs to: as little of each as a pass needs, so that a thousand
+//! clusters fit into a few megabytes. Each kind that is looked at for itself has a cache of its own.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::queue::Key;
@@ -21,10 +22,33 @@ pub const LATE: i64 = 61;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     Cluster,
+    Pipeline,
+    Run,
+    /// A PipelineRun, as what belongs to its Pipeline.
+    RunOf,
     Pod,
     Service,
     ConfigMap,
     NetworkPolicy,
+    /// What a run is carried out from; not watched.
+    Revision,
+}
+
+impl Record {
+    /// The object without what is not kept of it; null of what is not kept as JSON.
+    pub fn json(&self) -> Value {
+        match &self.body {
+            Body::Json(json) => serde_json::from_slice(json).unwrap_or_default(),
+            Body::Pod(_) | Body::Nothing => Value::Null,
+        }
+    }
+}
+
+impl Kind {
+    /// Whether it is looked at for itself; the others belong to one of these.
+    pub const fn is_root(self) -> bool {
+        matches!(self, Self::Cluster | Self::Pipeline | Self::Run)
+    }
 }
 
 /// An object as it was seen last.
@@ -33,7 +57,7 @@ pub struct Record {
     pub uid: String,
     /// Resource version.
     pub version: String,
-    /// Uid of the DaskCluster that owns it; its own of a DaskCluster.
+    /// Uid of the DaskCluster that owns it; its own of what is looked at for itself.
     pub owner: String,
     pub body: Body,
     /// We wrote it, and no watch has shown it since.
@@ -59,27 +83,27 @@ pub struct PodBody {
     pub late: Option<Trouble>,
 }
 
-/// All objects of one cluster.
+/// An object and all that belongs to it.
 #[derive(Debug, Clone, Default)]
 pub struct Entry {
-    pub cluster: Option<Record>,
+    pub root: Option<Record>,
     /// By kind and name.
     pub children: BTreeMap<(Kind, String), Record>,
     /// Grows with every change.
     pub revision: u64,
 }
 
-/// The objects of all clusters.
+/// All objects of one kind, with what belongs to them.
 #[derive(Debug, Default)]
 pub struct Cache {
     entries: Mutex<HashMap<Key, Entry>>,
 }
 
-/// Objects that a list has shown, by cluster.
+/// Objects that a list has shown, each with what it belongs to.
 pub type Listed = HashSet<(Key, String)>;
 
 impl Cache {
-    /// Everything of one cluster; none if nothing is known of it.
+    /// Everything of one object; none if nothing is known of it.
     pub fn entry(&self, key: &Key) -> Option<Entry> {
         self.lock().get(key).cloned()
     }
@@ -89,14 +113,14 @@ impl Cache {
         self.lock().get(key).map_or(0, |entry| entry.revision)
     }
 
-    /// All clusters, and all that something is left of.
+    /// All objects, and all that something is left of.
     pub fn keys(&self) -> Vec<Key> {
         self.lock().keys().cloned().collect()
     }
 
-    /// Uids of all DaskClusters.
+    /// Uids of all objects.
     pub fn uids(&self) -> HashSet<String> {
-        self.lock().values().filter_map(|entry| Some(entry.cluster.as_ref()?.uid.clone())).collect()
+        self.lock().values().filter_map(|entry| Some(entry.root.as_ref()?.uid.clone())).collect()
     }
 
     /// A watch showed an object, or the API server answered a write of ours with it (`record.unseen`). Tells whether that
@@ -105,7 +129,7 @@ impl Cache {
         let mut entries = self.lock();
         let entry = entries.entry(key.clone()).or_default();
         let known = match kind {
-            Kind::Cluster => entry.cluster.as_mut(),
+            kind if kind.is_root() => entry.root.as_mut(),
             _ => entry.children.get_mut(&(kind, name.to_owned())),
         };
         if let Some(known) = known {
@@ -123,8 +147,8 @@ impl Cache {
             if same {
                 return false;
             }
-        } else if kind == Kind::Cluster {
-            entry.cluster = Some(record);
+        } else if kind.is_root() {
+            entry.root = Some(record);
         } else {
             entry.children.insert((kind, name.to_owned()), record);
         }
@@ -137,21 +161,29 @@ impl Cache {
         let mut entries = self.lock();
         let Some(entry) = entries.get_mut(key) else { return false };
         let is_it = |record: &Record| uid.is_none_or(|uid| record.uid == uid);
-        let removed = if kind == Kind::Cluster {
-            entry.cluster.take_if(|record| is_it(record)).is_some()
+        let removed = if kind.is_root() {
+            entry.root.take_if(|record| is_it(record)).is_some()
         } else {
             let at = (kind, name.to_owned());
             entry.children.get(&at).is_some_and(is_it) && entry.children.remove(&at).is_some()
         };
         entry.revision += u64::from(removed);
-        if entry.cluster.is_none() && entry.children.is_empty() {
+        if entry.root.is_none() && entry.children.is_empty() {
             entries.remove(key);
         }
         removed
     }
 
-    /// A list of a kind, in one namespace or all, is complete: what it did not show is gone. Gives the clusters that lost
-    /// something.
+    /// The object to which one of a kind and name belongs.
+    pub fn parent(&self, kind: Kind, namespace: &str, name: &str) -> Option<Key> {
+        let at = (kind, name.to_owned());
+        let entries = self.lock();
+        let found = entries.iter().find(|(key, entry)| key.namespace == namespace && entry.children.contains_key(&at));
+        found.map(|(key, _)| key.clone())
+    }
+
+    /// A list of a kind, in one namespace or all, is complete: what it did not show is gone. Gives the objects that
+    /// lost something.
     pub fn complete(&self, kind: Kind, namespace: Option<&str>, listed: &Listed) -> Vec<Key> {
         let mut lost = Vec::new();
         self.lock().retain(|key, entry| {
@@ -160,13 +192,13 @@ impl Cache {
             }
             let gone =
                 |name: &str, record: &Record| !listed.contains(&(key.clone(), name.to_owned())) && !is_fresh(record);
-            let before = entry.children.len() + usize::from(entry.cluster.is_some());
-            if kind == Kind::Cluster {
-                entry.cluster.take_if(|record| gone(&key.name, record));
+            let before = entry.children.len() + usize::from(entry.root.is_some());
+            if kind.is_root() {
+                entry.root.take_if(|record| gone(&key.name, record));
             } else {
                 entry.children.retain(|(of, name), record| *of != kind || !gone(name, record));
             }
-            let after = entry.children.len() + usize::from(entry.cluster.is_some());
+            let after = entry.children.len() + usize::from(entry.root.is_some());
             if after < before {
                 entry.revision += 1;
                 lost.push(key.clone());

@@ -142,7 +142,9 @@ impl Certificates {
         }
         let credentials = match (tls.mode.unwrap_or_default(), &tls.secret_ref) {
             (TlsMode::Disabled, _) => return Ok(Credentials::default()),
-            (TlsMode::Secret, Some(name)) => self.given(cluster, name, now).await?,
+            (TlsMode::Secret, Some(name)) => {
+                self.of_secret(&cluster.namespace, name, "spec.tls.secretRef", now).await?
+            }
             (TlsMode::Secret, None) => return Ok(missing("spec.tls.secretRef names no Secret".to_owned())),
             (TlsMode::Auto, _) => self.own(cluster, now).await?,
         };
@@ -173,17 +175,23 @@ impl Certificates {
         Ok(!seen.is_empty())
     }
 
-    /// The user's own.
-    async fn given(&self, cluster: &Cluster, name: &str, now: Timestamp) -> Result<Credentials, Error> {
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), &cluster.namespace);
+    /// The user's own, in a Secret that an object names in `field`.
+    pub async fn of_secret(
+        &self,
+        namespace: &str,
+        name: &str,
+        field: &str,
+        now: Timestamp,
+    ) -> Result<Credentials, Error> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let Some(secret) = get(&api, name).await? else {
             return Ok(missing(format!(
-                "the Secret {name} (spec.tls.secretRef) does not exist; make it with {CA}, {CERT} and {KEY}"
+                "the Secret {name} ({field}) does not exist; make it with {CA}, {CERT} and {KEY}"
             )));
         };
         let absent: Vec<&str> = [CA, CERT, KEY].into_iter().filter(|key| text(&secret, key).is_none()).collect();
         if !absent.is_empty() {
-            return Ok(missing(format!("the Secret {name} (spec.tls.secretRef) lacks {}", absent.join(", "))));
+            return Ok(missing(format!("the Secret {name} ({field}) lacks {}", absent.join(", "))));
         }
         let value = |key: &str| text(&secret, key).unwrap_or_default();
         let identity = Identity { cert: value(CERT), key: value(KEY) };

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use kube::core::Status;
 
+use super::backoff::{delay, jittered};
 use super::cache::Kind;
 use super::cause::cause;
 use super::fence::NoAnswer;
 use super::lead::NotLeading;
+use super::queue::Key;
 use crate::cluster::facts::Trouble;
 use crate::cluster::trouble::from_api_error;
 use crate::telemetry::metrics::Outcome;
@@ -114,7 +116,25 @@ impl PassError {
     }
 }
 
+/// After somebody else wrote in between, the watch will soon show what.
+const CONFLICT: Duration = Duration::from_millis(250);
+/// After a refusal that a person has to do something about: soon enough for whoever has just done it.
+const SLOW: Duration = Duration::from_secs(60);
+
 impl Class {
+    /// When to try again, after so many failures in a row.
+    pub(super) fn again(self, key: &Key, failures: u32) -> Option<Duration> {
+        match self {
+            Self::Conflict => Some(CONFLICT.saturating_mul(failures.min(20))),
+            Self::Transient => Some(delay(key, failures)),
+            Self::After(after) => Some(after.max(CONFLICT)),
+            Self::Slow => Some(jittered(delay(key, failures.saturating_add(2)).min(SLOW), key)),
+            Self::Invalid => Some(jittered(SLOW, key)),
+            // Whoever leads looks at everything.
+            Self::Fenced => None,
+        }
+    }
+
     /// For metrics.
     pub fn outcome(self) -> Outcome {
         match self {

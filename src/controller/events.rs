@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc;
 
+use super::cache::Kind;
 use super::queue::Key;
-use crate::api::status::DaskClusterStatus;
 use crate::cluster::names::MANAGER;
 use crate::telemetry::metrics::Metrics;
 
@@ -24,7 +25,7 @@ pub(super) struct Events {
     metrics: Arc<Metrics>,
 }
 
-/// What happened to a cluster.
+/// What happened to an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Note {
     pub warning: bool,
@@ -59,10 +60,10 @@ impl Events {
     }
 
     /// Publishes what happened, or drops it when too much waits.
-    pub fn publish(&self, key: &Key, uid: &str, note: Note) {
+    pub fn publish(&self, kind: Kind, key: &Key, uid: &str, note: Note) {
         let object = ObjectReference {
             api_version: Some(crate::api::API_VERSION.to_owned()),
-            kind: Some("DaskCluster".to_owned()),
+            kind: Some(kind.to_string()),
             namespace: Some(key.namespace.clone()),
             name: Some(key.name.clone()),
             uid: Some(uid.to_owned()),
@@ -75,15 +76,14 @@ impl Events {
 }
 
 /// What of a changed status is worth an event: another reason of a condition.
-pub(super) fn notes(before: &DaskClusterStatus, after: &DaskClusterStatus) -> Vec<Note> {
+pub(super) fn notes(before: &[Condition], after: &[Condition]) -> Vec<Note> {
     let mut notes: Vec<Note> = Vec::new();
-    for condition in &after.conditions {
+    for condition in after {
         // Of the kstatus conditions, Stalled repeats what another one says, and Reconciling comes and goes.
         if ["Reconciling", "Stalled"].contains(&condition.type_.as_str()) {
             continue;
         }
-        let same = |other: &&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| other.type_ == condition.type_;
-        let known = before.conditions.iter().find(same);
+        let known = before.iter().find(|other| other.type_ == condition.type_);
         if known.is_some_and(|known| known.reason == condition.reason && known.status == condition.status) {
             continue;
         }
@@ -103,7 +103,9 @@ pub(super) fn notes(before: &DaskClusterStatus, after: &DaskClusterStatus) -> Ve
 
 /// Reasons that are part of any life.
 fn is_usual(reason: &str) -> bool {
-    ["Pending", "Progressing", "SchedulerNotReady", "Suspended", "Idle"].contains(&reason)
+    let usual =
+        ["Pending", "Progressing", "SchedulerNotReady", "Suspended", "Idle", "Running", "Finalizing", "Cancelled"];
+    usual.contains(&reason)
 }
 
 fn clipped(text: &str) -> String {
@@ -121,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    fn status(conditions: &[(&str, &str, &str)]) -> DaskClusterStatus {
+    fn status(conditions: &[(&str, &str, &str)]) -> Vec<Condition> {
         let conditions: Vec<_> = conditions
             .iter()
             .map(|(kind, status, reason)| {
@@ -129,7 +131,7 @@ mod tests {
                     "lastTransitionTime": "2024-01-01T00:00:00Z"})
             })
             .collect();
-        serde_json::from_value(json!({ "conditions": conditions })).unwrap()
+        serde_json::from_value(json!(conditions)).unwrap()
     }
 
     #[test]
@@ -137,10 +139,10 @@ mod tests {
         let waiting = status(&[("Ready", "False", "ImagePull"), ("WorkersReady", "False", "ImagePull")]);
         let starting = status(&[("Ready", "False", "Progressing"), ("Reconciling", "True", "Progressing")]);
         let ready = status(&[("Ready", "True", "Ready")]);
-        fn reasons(before: &DaskClusterStatus, after: &DaskClusterStatus) -> Vec<(String, bool)> {
+        fn reasons(before: &[Condition], after: &[Condition]) -> Vec<(String, bool)> {
             notes(before, after).into_iter().map(|note| (note.reason, note.warning)).collect()
         }
-        assert_eq!(reasons(&DaskClusterStatus::default(), &starting), [("Progressing".to_owned(), false)]);
+        assert_eq!(reasons(&[], &starting), [("Progressing".to_owned(), false)]);
         assert_eq!(reasons(&starting, &waiting), [("ImagePull".to_owned(), true)]);
         assert_eq!(reasons(&waiting, &ready), [("Ready".to_owned(), false)]);
         assert_eq!(reasons(&ready, &ready), []);

@@ -3,14 +3,16 @@
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
-use super::cache::{Body, Entry, LATE, Record};
+use super::cache::{Entry, LATE, Record};
 use super::queue::Key;
+use super::run_writes::FINALIZER;
 use crate::api::DaskClusterSpec;
 use crate::api::status::DaskClusterStatus;
 use crate::cluster::facts::{Cluster, PodFact};
 use crate::cluster::{names, validate_named};
 use crate::names::{OBJECT_NAME_MAX, check_label};
 use crate::problem::Problem;
+use crate::runs::facts::Run;
 
 /// Problems that a status tells of; more would only hide them.
 const PROBLEMS: usize = 10;
@@ -29,11 +31,7 @@ pub(super) struct Object {
 
 /// Reads and checks a DaskCluster.
 pub(super) fn read_object(key: &Key, record: &Record) -> Object {
-    let json = match &record.body {
-        Body::Json(json) => &json[..],
-        Body::Pod(_) | Body::Nothing => b"{}",
-    };
-    let value: Value = serde_json::from_slice(json).unwrap_or_default();
+    let value = record.json();
     let status = value.get("status").cloned().unwrap_or_default();
     let mut cluster = Cluster {
         name: key.name.clone(),
@@ -59,6 +57,24 @@ pub(super) fn read_object(key: &Key, record: &Record) -> Object {
     }
     problems.extend(validate_named(&key.name, &cluster.spec, "spec"));
     Object { cluster, queue, deleting, problems }
+}
+
+/// Reads a PipelineRun. A spec that cannot be read is an empty one here: what is wrong with it is found when it is checked.
+pub(super) fn read_run(key: &Key, record: &Record, value: &Value) -> Run {
+    let at = |path: &str| value.pointer(path).and_then(Value::as_str).and_then(|text| text.parse().ok());
+    let finalizers = value.pointer("/metadata/finalizers").and_then(Value::as_array);
+    Run {
+        name: key.name.clone(),
+        namespace: key.namespace.clone(),
+        uid: record.uid.clone(),
+        generation: value.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default(),
+        created: at("/metadata/creationTimestamp").unwrap_or_default(),
+        deleting: at("/metadata/deletionTimestamp"),
+        held: finalizers.is_some_and(|list| list.iter().any(|name| name == FINALIZER)),
+        spec: value.get("spec").cloned().and_then(|spec| serde_json::from_value(spec).ok()).unwrap_or_default(),
+        // A status that cannot be read is written anew.
+        status: value.get("status").cloned().and_then(|status| serde_json::from_value(status).ok()).unwrap_or_default(),
+    }
 }
 
 /// Objects may be older than the schema that is there now, or newer than this program.

@@ -1,4 +1,4 @@
-//! What the operator remembers of a cluster from one pass to the next. Nothing in it is needed: without it, everything is
+//! What the operator remembers of an object from one pass to the next. Nothing in it is needed: without it, everything is
 //! found out again.
 
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use super::link::Link;
 use super::queue::Key;
 use crate::cluster::facts::{SchedulerFact, TlsFact};
 
-/// Of one cluster.
+/// Of one DaskCluster.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     pub uid: String,
@@ -50,19 +50,25 @@ pub(super) struct Totals {
     pub unreachable: usize,
 }
 
-/// Of all clusters.
-#[derive(Debug, Default)]
-pub(super) struct Memories {
-    all: Mutex<HashMap<Key, Memory>>,
+/// Of all objects of a kind.
+#[derive(Debug)]
+pub(super) struct Memories<M> {
+    all: Mutex<HashMap<Key, M>>,
 }
 
-impl Memories {
-    /// For a pass, which puts it back unless the cluster is gone. What a pass that panics took is lost.
-    pub fn take(&self, key: &Key) -> Memory {
+impl<M> Default for Memories<M> {
+    fn default() -> Self {
+        Self { all: Mutex::default() }
+    }
+}
+
+impl<M: Default> Memories<M> {
+    /// For a pass, which puts it back unless the object is gone. What a pass that panics took is lost.
+    pub fn take(&self, key: &Key) -> M {
         self.lock().remove(key).unwrap_or_default()
     }
 
-    pub fn put(&self, key: &Key, memory: Memory) {
+    pub fn put(&self, key: &Key, memory: M) {
         self.lock().insert(key.clone(), memory);
     }
 
@@ -72,6 +78,13 @@ impl Memories {
         drop(all);
     }
 
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, M>> {
+        // Memories are moved in and out as a whole.
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Memories<Memory> {
     pub fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for memory in self.lock().values() {
@@ -87,10 +100,5 @@ impl Memories {
             }
         }
         totals
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Memory>> {
-        // Memories are moved in and out as a whole.
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,23 +3,31 @@
 mod apply;
 mod authorities;
 mod backoff;
+mod board;
 mod cache;
 pub mod cause;
 pub mod certificates;
+mod charter;
 mod compare;
 pub mod crds;
+mod drive;
 mod error;
 mod events;
 pub mod fence;
+mod follow;
 mod gather;
 pub mod lead;
 pub mod lease;
 mod link;
 mod memory;
 pub mod own;
+mod pipeline_writes;
+mod pipelines;
 mod queue;
 mod reconcile;
 mod run;
+mod run_writes;
+mod runs;
 mod scope;
 mod watch;
 
@@ -29,16 +37,20 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
+use regex::Regex;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use self::board::Board;
 use self::certificates::{CertificateSettings, Certificates};
 use self::events::Events;
 use self::lead::Lead;
 use self::memory::Memories;
+use self::pipelines::Pipelines;
 use self::reconcile::Context;
+use self::runs::Runs;
 use self::scope::Scope;
-use self::watch::Sink;
+use self::watch::Sinks;
 use crate::cluster::build::{self, Peer};
 use crate::local::environment::{RUNTIME_DIGEST, runtime_zip};
 use crate::telemetry::metrics::Metrics;
@@ -65,8 +77,10 @@ pub struct Settings {
     pub own_labels: Option<BTreeMap<String, String>>,
     /// Life of the certificates that it issues.
     pub certificate_lifetime: Duration,
-    /// Objects that are worked on at once.
+    /// Objects of a kind that are worked on at once.
     pub concurrency: u16,
+    /// Addresses of schedulers that are no DaskClusters and that runs may use.
+    pub allowed_addresses: Vec<Regex>,
 }
 
 /// Why the controllers ended; reads after "failed to".
@@ -91,32 +105,62 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send,
     metrics: Arc<Metrics>,
 ) -> Result<(), Error> {
-    let sink = Sink { cache: Arc::default(), queue: Arc::default() };
+    let sinks = Sinks::default();
     let mut background = JoinSet::new();
     let several = matches!(&settings.namespaces, Namespaces::Names(names) if names.len() > 1);
-    let (scope, waits) = watches(&client, &settings.namespaces, &sink, &mut background);
+    let (scope, waits) = watches(&client, &settings.namespaces, &sinks, &mut background);
     let (events, publish) = Events::start(client.clone(), metrics.clone());
     background.spawn(publish);
-    let Settings { image, own_namespace, own_labels, certificate_lifetime, concurrency, .. } = settings;
+    let Settings { image, own_namespace, own_labels, certificate_lifetime, concurrency, allowed_addresses, .. } =
+        settings;
     let operator = own_labels.map(|labels| Peer { namespace: own_namespace.clone(), labels });
     let certificates = CertificateSettings {
         operator_namespace: own_namespace,
         lifetime: certificate_lifetime,
         ca_lifetime: AUTHORITY_LIFETIME.max(certificate_lifetime * 4),
     };
-    let context = Arc::new(Context {
+    let certificates = Arc::new(Certificates::new(client.clone(), certificates));
+    let board = Arc::new(Board::new(sinks.waiters.clone()));
+    sinks.waiters.lead_to(sinks.runs.queue.clone());
+    let pipelines = Arc::new(Pipelines {
         client: client.clone(),
+        lead: lead.clone(),
+        sink: sinks.pipelines.clone(),
+        memories: Memories::default(),
+        events: events.clone(),
+        metrics: metrics.clone(),
+        scope: scope.clone(),
+        clock: Timestamp::now,
+    });
+    let runs = Arc::new(Runs {
+        client: client.clone(),
+        lead: lead.clone(),
+        sink: sinks.runs.clone(),
+        clusters: sinks.clusters.clone(),
+        pipelines: sinks.pipelines.clone(),
+        waiters: sinks.waiters.clone(),
+        board: board.clone(),
+        certificates: certificates.clone(),
+        memories: Memories::default(),
+        events: events.clone(),
+        metrics: metrics.clone(),
+        scope: scope.clone(),
+        allowed: allowed_addresses,
+        clock: Timestamp::now,
+    });
+    let context = Arc::new(Context {
+        client,
         settings: build::Settings { image, runtime: runtime_zip(), runtime_digest: RUNTIME_DIGEST, operator },
         lead,
-        cache: sink.cache,
-        queue: sink.queue,
-        certificates: Certificates::new(client, certificates),
+        sink: sinks.clusters,
+        memories: Memories::default(),
+        certificates,
+        board,
         events,
         metrics,
         scope,
         clock: Timestamp::now,
     });
-    let memories = Arc::new(Memories::default());
     let mut shutdown = std::pin::pin!(shutdown);
     // Nothing is decided from caches that are half filled.
     tokio::select! {
@@ -126,44 +170,55 @@ pub async fn run(
         () = tokio::time::sleep(PATIENCE), if several => tracing::warn!("not all first lists are complete; their namespaces wait"),
         _ = background.join_next() => return Err(Error::Ended("a watch")),
     }
-    background.spawn(run::follow_lead(context.clone(), memories.clone()));
-    background.spawn(run::count(context.clone(), memories.clone()));
-    let (stop, stopped) = oneshot::channel::<()>();
-    let dispatch = run::dispatch(context, memories, usize::from(concurrency), async {
-        // Told, or nobody is left to tell.
-        let _ = stopped.await;
-    });
+    background.spawn(run::follow_lead(context.clone()));
+    background.spawn(run::follow_lead(pipelines.clone()));
+    background.spawn(run::follow_lead(runs.clone()));
+    background.spawn(run::count(context.clone()));
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let concurrency = usize::from(concurrency);
+    let dispatch = async {
+        tokio::join!(
+            run::dispatch(context, concurrency, told(stopped.clone())),
+            run::dispatch(pipelines, concurrency, told(stopped.clone())),
+            run::dispatch(runs, concurrency, told(stopped)),
+        )
+    };
     let mut dispatch = std::pin::pin!(dispatch);
     tokio::select! {
         () = &mut shutdown => {}
-        () = &mut dispatch => return Err(Error::Ended("the passes")),
+        _ = &mut dispatch => return Err(Error::Ended("the passes")),
         _ = background.join_next() => return Err(Error::Ended("a watch")),
     }
-    drop(stop);
+    stop.send_replace(true);
     dispatch.await;
     Ok(())
+}
+
+/// Ends when it is told, or nobody is left to tell.
+async fn told(mut stop: tokio::sync::watch::Receiver<bool>) {
+    drop(stop.wait_for(|stop| *stop).await);
 }
 
 /// Starts the watches that the namespaces need. The scope, and what tells that first lists are complete.
 fn watches(
     client: &Client,
     namespaces: &Namespaces,
-    sink: &Sink,
+    sinks: &Sinks,
     background: &mut JoinSet<()>,
 ) -> (Scope, Vec<oneshot::Receiver<()>>) {
     match namespaces {
-        Namespaces::All => (Scope::All, watch::start(client, sink, None, background)),
+        Namespaces::All => (Scope::All, watch::start(client, sinks, None, background)),
         Namespaces::Names(names) => {
             let served = Arc::new(Mutex::new(BTreeSet::new()));
             let mut waits = Vec::new();
             for name in names {
-                let lists = watch::start(client, sink, Some(name), background);
+                let lists = watch::start(client, sinks, Some(name), background);
                 let (told, wait) = oneshot::channel();
                 waits.push(wait);
-                let (name, served, sink) = (name.clone(), served.clone(), sink.clone());
+                let (name, served, sinks) = (name.clone(), served.clone(), sinks.clone());
                 background.spawn(async move {
                     synced(lists).await;
-                    scope::join(&served, &name, &sink);
+                    scope::join(&served, &name, &sinks);
                     // Nobody waits any more if that took long.
                     let _ = told.send(());
                     std::future::pending::<()>().await;
@@ -172,11 +227,11 @@ fn watches(
             (Scope::Named(served), waits)
         }
         Namespaces::Selector(selector) => {
-            let mut waits = watch::start(client, sink, None, background);
+            let mut waits = watch::start(client, sinks, None, background);
             let (told, wait) = oneshot::channel();
             waits.push(wait);
             let names = Arc::new(Mutex::new(BTreeSet::new()));
-            let follow = scope::follow_selector(client.clone(), selector.clone(), names.clone(), sink.clone(), told);
+            let follow = scope::follow_selector(client.clone(), selector.clone(), names.clone(), sinks.clone(), told);
             background.spawn(follow);
             (Scope::Matching(names), waits)
         }

@@ -8,17 +8,20 @@ use kube::Client;
 use tokio::time::Instant;
 
 use super::apply::Writer;
-use super::backoff::{delay, jittered};
-use super::cache::{Cache, Entry, Kind};
+use super::backoff::jittered;
+use super::board::Board;
+use super::cache::{Entry, Kind};
 use super::certificates::{Certificates, Credentials};
 use super::error::{Class, PassError};
 use super::events::{Events, notes};
 use super::gather::{Object, gather_pods, problems_text, read_object};
 use super::lead::Lead;
 use super::link::{Link, Target};
-use super::memory::{Memory, Tally};
-use super::queue::{Key, Queue};
+use super::memory::{Memories, Memory, Tally};
+use super::queue::Key;
+use super::run::{Controller, Done};
 use super::scope::Scope;
+use super::watch::Sink;
 use crate::api::status::DaskClusterStatus;
 use crate::cluster::build::{self, PodTemplates, build_children, build_runtime, build_templates};
 use crate::cluster::facts::{Cluster, Facts, Phase, PodFact, Refusal, Role, SchedulerFact, TlsFact};
@@ -26,14 +29,10 @@ use crate::cluster::names;
 use crate::cluster::plan::{Plan, Templates, plan};
 use crate::cluster::status::{build_status, invalid_status};
 use crate::dask::{Address, Scheme};
-use crate::telemetry::metrics::{Metrics, Outcome};
+use crate::telemetry::metrics::{self, Metrics, Outcome};
 
 /// Every cluster is looked at about this often even if nothing happens: its Secrets are read, which no watch shows.
 const PERIOD: Duration = Duration::from_secs(60);
-/// After a refusal that a person has to do something about: soon enough for whoever has just done it.
-const SLOW: Duration = Duration::from_secs(60);
-/// After somebody else wrote in between, the watch will soon show what.
-const CONFLICT: Duration = Duration::from_millis(250);
 /// What a change of counts alone waits since the status was last written: pods come one by one.
 const COUNTS: Duration = Duration::from_secs(1);
 /// How long a pass waits for the first word of a scheduler that should answer, so that an operator that has just begun
@@ -47,15 +46,22 @@ const AFTER_DELETION: Duration = Duration::from_secs(1);
 const PODS: usize = 100;
 /// Secrets of users show up unseen: this is how often they are looked for while they are missing.
 const MISSING_SECRET: Duration = Duration::from_secs(10);
+/// How often authorities of clusters that are gone are looked for: they are removed with their cluster, unless nobody led
+/// at that moment.
+const SWEEP: Duration = Duration::from_secs(3600);
+/// After a sweep that failed.
+const SWEEP_AGAIN: Duration = Duration::from_secs(60);
 
 /// What passes share.
 pub(super) struct Context {
     pub client: Client,
     pub settings: build::Settings,
     pub lead: Lead,
-    pub cache: Arc<Cache>,
-    pub queue: Arc<Queue>,
-    pub certificates: Certificates,
+    pub sink: Sink,
+    pub memories: Memories<Memory>,
+    pub certificates: Arc<Certificates>,
+    /// For runs.
+    pub board: Arc<Board>,
     pub events: Events,
     pub metrics: Arc<Metrics>,
     pub scope: Scope,
@@ -63,18 +69,49 @@ pub(super) struct Context {
     pub clock: fn() -> Timestamp,
 }
 
-/// How a pass ended.
-#[derive(Debug)]
-pub(super) struct Done {
-    pub outcome: Outcome,
-    /// When to look again even if nothing happens.
-    pub again: Option<Duration>,
-    /// Nothing is left of the cluster.
-    pub gone: bool,
+impl Controller for Context {
+    type Memory = Memory;
+
+    const NAME: metrics::Controller = metrics::Controller::DaskCluster;
+
+    async fn reconcile(&self, key: &Key, memory: &mut Memory) -> Done {
+        reconcile(self, key, memory).await
+    }
+
+    /// Removes authorities of clusters that are gone, from time to time.
+    async fn lead_on(&self) {
+        loop {
+            let known = || self.sink.cache.uids();
+            let pause = match self.certificates.sweep(|namespace| self.scope.watches(namespace), known).await {
+                Ok(()) => SWEEP,
+                Err(error) => {
+                    tracing::warn!("failed to {error}; trying again");
+                    SWEEP_AGAIN
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn sink(&self) -> &Sink {
+        &self.sink
+    }
+
+    fn memories(&self) -> &Memories<Memory> {
+        &self.memories
+    }
+
+    fn lead(&self) -> &Lead {
+        &self.lead
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
 }
 
 /// Looks at one cluster and does what is to be done.
-pub(super) async fn reconcile(context: &Context, key: &Key, memory: &mut Memory) -> Done {
+async fn reconcile(context: &Context, key: &Key, memory: &mut Memory) -> Done {
     match pass(context, key, memory).await {
         Ok(done) => {
             memory.failures = 0;
@@ -84,15 +121,7 @@ pub(super) async fn reconcile(context: &Context, key: &Key, memory: &mut Memory)
             memory.failures = memory.failures.saturating_add(1);
             memory.settled = None;
             let class = error.class();
-            let again = match class {
-                Class::Conflict => Some(CONFLICT.saturating_mul(memory.failures.min(20))),
-                Class::Transient => Some(delay(key, memory.failures)),
-                Class::After(after) => Some(after.max(CONFLICT)),
-                Class::Slow => Some(jittered(delay(key, memory.failures.saturating_add(2)).min(SLOW), key)),
-                Class::Invalid => Some(jittered(PERIOD, key)),
-                // Whoever leads looks at everything.
-                Class::Fenced => None,
-            };
+            let again = class.again(key, memory.failures);
             match class {
                 Class::Conflict | Class::Fenced => tracing::debug!(class = ?class, "failed to {error}"),
                 // Told once; the status goes on telling it.
@@ -105,14 +134,15 @@ pub(super) async fn reconcile(context: &Context, key: &Key, memory: &mut Memory)
 }
 
 async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
-    let Some(entry) = context.cache.entry(key) else { return forget(context, memory).await };
-    let Some(record) = &entry.cluster else { return forget(context, memory).await };
+    let Some(entry) = context.sink.cache.entry(key) else { return forget(context, key, memory).await };
+    let Some(record) = &entry.root else { return forget(context, key, memory).await };
     if memory.uid != record.uid {
-        forget(context, memory).await?;
+        forget(context, key, memory).await?;
         *memory = Memory { uid: record.uid.clone(), ..Memory::default() };
     }
     if !context.scope.has(&key.namespace) {
         memory.link = None;
+        context.board.forget(key);
         return Ok(Done { outcome: Outcome::Settled, again: None, gone: false });
     }
     let heard = memory.link.as_ref().map_or(0, |link| link.state().1);
@@ -131,6 +161,7 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
     if object.deleting {
         // Kubernetes collects the children by their owner.
         memory.link = None;
+        context.board.forget(key);
         return Ok(Done { outcome: Outcome::Waiting, again: None, gone: false });
     }
     let uid = record.uid.clone();
@@ -138,7 +169,7 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
         context,
         key,
         memory,
-        writer: Writer { client: &context.client, cache: &context.cache, key, uid: &uid },
+        writer: Writer { client: &context.client, cache: &context.sink.cache, key, uid: &uid },
         now: (context.clock)(),
         refused: Vec::new(),
         error: None,
@@ -151,8 +182,9 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
 }
 
 /// The cluster is gone: what Kubernetes does not collect is removed.
-async fn forget(context: &Context, memory: &mut Memory) -> Result<Done, PassError> {
+async fn forget(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
     memory.link = None;
+    context.board.forget(key);
     if !memory.uid.is_empty() {
         context.certificates.forget(&memory.uid).await?;
     }
@@ -234,7 +266,7 @@ impl Work<'_> {
         self.prune(&cluster, &entry, &facts, &hashes).await;
 
         // What was written is in the cache now.
-        let after = self.context.cache.entry(self.key).unwrap_or_default();
+        let after = self.context.sink.cache.entry(self.key).unwrap_or_default();
         facts.pods = gather_pods(&after, &cluster.uid, self.now).0;
         facts.refused = std::mem::take(&mut self.refused);
         facts.tls = credentials.fact.clone();
@@ -251,7 +283,7 @@ impl Work<'_> {
         self.memory.tls = credentials.fact;
         let until = self.waits.iter().min().copied().unwrap_or(Duration::from_secs(24 * 3600));
         // What came in during the pass was asked for in the queue, and is looked at then.
-        let still = self.context.cache.revision(self.key) == entry.revision;
+        let still = self.context.sink.cache.revision(self.key) == entry.revision;
         self.memory.settled = still.then(|| (entry.revision, heard, Instant::now() + until));
         let outcome = if self.memory.tally.ready { Outcome::Settled } else { Outcome::Waiting };
         Ok(self.done(outcome))
@@ -361,7 +393,7 @@ impl Work<'_> {
         match (target, &self.memory.link) {
             (Some(target), Some(link)) if link.asks(&target.uid) => link.aim(target),
             (Some(target), _) => {
-                let link = Link::start(target, self.key.clone(), self.context.queue.clone());
+                let link = Link::start(target, self.key.clone(), self.context.sink.queue.clone());
                 link.heard(FIRST_WORD).await;
                 self.memory.link = Some(link);
             }
@@ -469,7 +501,7 @@ impl Work<'_> {
         let all_current = facts.pods.iter().all(is_current);
         for ((kind, name), record) in entry.children.iter().filter(|(_, record)| record.owner == cluster.uid) {
             let wanted = match kind {
-                Kind::Pod | Kind::Cluster => true,
+                Kind::Pod | Kind::Cluster | Kind::Pipeline | Kind::Run | Kind::RunOf | Kind::Revision => true,
                 Kind::ConfigMap => *name == runtime || !all_current,
                 Kind::Service => *name == fixed[0],
                 Kind::NetworkPolicy => fixed.contains(name),
@@ -490,6 +522,8 @@ impl Work<'_> {
             desired: status.workers_desired.unwrap_or(0) as usize,
             workers: status.workers_ready.unwrap_or(0) as usize,
         };
+        let target = self.memory.link.as_ref().map(Link::target);
+        self.context.board.publish(self.key, target.as_ref(), status);
         if *status == cluster.status {
             return Ok(());
         }
@@ -500,10 +534,10 @@ impl Work<'_> {
             self.waits.push(left);
             return Ok(());
         }
-        self.writer.write_status(status).await?;
+        self.writer.write_status(Kind::Cluster, status).await?;
         self.memory.status_written = Some(Instant::now());
-        for note in notes(&cluster.status, status) {
-            self.context.events.publish(self.key, &cluster.uid, note);
+        for note in notes(&cluster.status.conditions, &status.conditions) {
+            self.context.events.publish(Kind::Cluster, self.key, &cluster.uid, note);
         }
         Ok(())
     }

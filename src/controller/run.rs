@@ -1,4 +1,4 @@
-//! Keeps the controllers running: gives each cluster its turn, while this process leads.
+//! Keeps the controllers running: gives each object its turn, while this process leads.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +7,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tracing::Instrument;
 
+use super::lead::Lead;
 use super::memory::{Memories, Totals};
 use super::queue::Key;
-use super::reconcile::{Context, Done, reconcile};
-use crate::telemetry::metrics::{Controller, Outcome};
+use super::reconcile::Context;
+use super::watch::Sink;
+use crate::telemetry::metrics::{self, Metrics, Outcome};
 use crate::telemetry::panics::isolate;
 
 /// After a panic: it is a bug, and will most likely come again.
@@ -19,19 +21,41 @@ const AFTER_PANIC: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(4);
 /// How often the sums in the metrics are made.
 const COUNT: Duration = Duration::from_secs(10);
-/// How often authorities of clusters that are gone are looked for: they are removed with their cluster, unless nobody led
-/// at that moment.
-const SWEEP: Duration = Duration::from_secs(3600);
-/// After a sweep that failed.
-const SWEEP_AGAIN: Duration = Duration::from_secs(60);
+
+/// What looks at the objects of one kind.
+pub(super) trait Controller: Send + Sync + 'static {
+    /// What it remembers of an object.
+    type Memory: Default + Send + 'static;
+
+    /// Name for log and metrics.
+    const NAME: metrics::Controller;
+
+    /// Looks at one object and does what is to be done.
+    fn reconcile(&self, key: &Key, memory: &mut Self::Memory) -> impl Future<Output = Done> + Send;
+
+    /// What it does besides while this process leads. Never ends.
+    fn lead_on(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+
+    fn sink(&self) -> &Sink;
+    fn memories(&self) -> &Memories<Self::Memory>;
+    fn lead(&self) -> &Lead;
+    fn metrics(&self) -> &Metrics;
+}
+
+/// How a pass ended.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub outcome: Outcome,
+    /// When to look again even if nothing happens.
+    pub again: Option<Duration>,
+    /// Nothing is left of the object.
+    pub gone: bool,
+}
 
 /// Gives turns until `stop` ends, `concurrency` at a time.
-pub(super) async fn dispatch(
-    context: Arc<Context>,
-    memories: Arc<Memories>,
-    concurrency: usize,
-    stop: impl Future<Output = ()>,
-) {
+pub(super) async fn dispatch<C: Controller>(controller: Arc<C>, concurrency: usize, stop: impl Future<Output = ()>) {
     let mut passes = JoinSet::new();
     let mut stop = std::pin::pin!(stop);
     loop {
@@ -39,8 +63,8 @@ pub(super) async fn dispatch(
             biased;
             () = &mut stop => break,
             Some(_) = passes.join_next(), if !passes.is_empty() => {}
-            key = context.queue.next(), if passes.len() < concurrency => {
-                passes.spawn(turn(context.clone(), memories.clone(), key));
+            key = controller.sink().queue.next(), if passes.len() < concurrency => {
+                passes.spawn(turn(controller.clone(), key));
             }
         }
     }
@@ -50,16 +74,17 @@ pub(super) async fn dispatch(
     }
 }
 
-/// One turn of a cluster: everything around a pass.
-async fn turn(context: Arc<Context>, memories: Arc<Memories>, key: Key) {
-    if context.lead.check().is_err() {
+/// One turn of an object: everything around a pass.
+async fn turn<C: Controller>(controller: Arc<C>, key: Key) {
+    let queue = &controller.sink().queue;
+    if controller.lead().check().is_err() {
         // Once this process leads, all have their turn.
-        context.queue.done(&key);
+        queue.done(&key);
         return;
     }
     let span = tracing::info_span!(
         "reconcile",
-        controller = "daskcluster",
+        controller = C::NAME.as_str(),
         namespace = key.namespace,
         // `name` is what the log calls the span itself.
         object = key.name,
@@ -68,76 +93,58 @@ async fn turn(context: Arc<Context>, memories: Arc<Memories>, key: Key) {
         outcome = tracing::field::Empty
     );
     let begun = Instant::now();
-    let mut memory = memories.take(&key);
-    let ended = isolate(reconcile(&context, &key, &mut memory)).instrument(span.clone()).await;
+    let mut memory = controller.memories().take(&key);
+    let ended = isolate(controller.reconcile(&key, &mut memory)).instrument(span.clone()).await;
     let outcome = match ended {
         Ok(Done { outcome, again, gone }) => {
-            if !gone && context.lead.check().is_ok() {
-                memories.put(&key, memory);
+            if !gone && controller.lead().check().is_ok() {
+                controller.memories().put(&key, memory);
             }
             if let Some(again) = again {
-                context.queue.add_after(key.clone(), again);
+                queue.add_after(key.clone(), again);
             }
             outcome
         }
         // It was told in the log and counted where it happened. What was remembered is not to be trusted.
         Err(_) => {
-            context.queue.add_after(key.clone(), AFTER_PANIC);
+            queue.add_after(key.clone(), AFTER_PANIC);
             Outcome::Panicked
         }
     };
     span.record("outcome", tracing::field::debug(outcome));
-    context.metrics.observe_reconcile(Controller::DaskCluster, outcome, begun.elapsed());
-    context.queue.done(&key);
+    controller.metrics().observe_reconcile(C::NAME, outcome, begun.elapsed());
+    queue.done(&key);
 }
 
-/// When this process begins to lead, all clusters have their turn; when it leads no more, everything is forgotten. Ends
+/// When this process begins to lead, all objects have their turn; when it leads no more, everything is forgotten. Ends
 /// with the lease.
-pub(super) async fn follow_lead(context: Arc<Context>, memories: Arc<Memories>) {
-    let mut epochs = context.lead.epochs();
+pub(super) async fn follow_lead<C: Controller>(controller: Arc<C>) {
+    let mut epochs = controller.lead().epochs();
     loop {
         let epoch = *epochs.borrow_and_update();
-        memories.clear();
+        controller.memories().clear();
         if epoch.is_none() {
             if epochs.changed().await.is_err() {
                 return std::future::pending().await;
             }
             continue;
         }
-        for key in context.cache.keys() {
-            context.queue.add(key);
+        for key in controller.sink().cache.keys() {
+            controller.sink().queue.add(key);
         }
         tokio::select! {
             changed = epochs.changed() => if changed.is_err() {
                 return std::future::pending().await;
             },
-            () = sweep(&context) => {}
+            () = controller.lead_on() => {}
         }
     }
 }
 
-/// Removes authorities of clusters that are gone, from time to time. Never ends.
-async fn sweep(context: &Context) {
-    loop {
-        let pause = match context
-            .certificates
-            .sweep(|namespace| context.scope.watches(namespace), || context.cache.uids())
-            .await
-        {
-            Ok(()) => SWEEP,
-            Err(error) => {
-                tracing::warn!("failed to {error}; trying again");
-                SWEEP_AGAIN
-            }
-        };
-        tokio::time::sleep(pause).await;
-    }
-}
-
 /// Keeps the sums in the metrics. Never ends.
-pub(super) async fn count(context: Arc<Context>, memories: Arc<Memories>) {
+pub(super) async fn count(context: Arc<Context>) {
     loop {
-        let Totals { ready, not_ready, desired, workers, connected, unreachable } = memories.totals();
+        let Totals { ready, not_ready, desired, workers, connected, unreachable } = context.memories.totals();
         context.metrics.set_clusters(ready, not_ready);
         context.metrics.set_workers(desired, workers);
         context.metrics.set_schedulers(connected, unreachable);

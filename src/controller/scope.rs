@@ -11,7 +11,7 @@ use kube::runtime::watcher::{Config, DefaultBackoff, Event, watcher};
 use kube::{Api, Client, ResourceExt};
 use tokio::sync::oneshot;
 
-use super::watch::Sink;
+use super::watch::Sinks;
 
 /// Namespaces that are named, that a selector matches, or all.
 #[derive(Debug, Clone)]
@@ -23,7 +23,7 @@ pub(super) enum Scope {
 }
 
 impl Scope {
-    /// Whether the clusters of a namespace are served.
+    /// Whether the objects of a namespace are served.
     pub fn has(&self, namespace: &str) -> bool {
         match self {
             Self::All => true,
@@ -33,7 +33,7 @@ impl Scope {
         }
     }
 
-    /// Whether the watches show the clusters of a namespace.
+    /// Whether the watches show the objects of a namespace.
     pub fn watches(&self, namespace: &str) -> bool {
         match self {
             Self::All | Self::Matching(_) => true,
@@ -42,12 +42,12 @@ impl Scope {
     }
 }
 
-/// Keeps `names` as the selector says, and has the clusters of a namespace looked at when it joins. Never ends.
+/// Keeps `names` as the selector says, and has the objects of a namespace looked at when it joins. Never ends.
 pub(super) async fn follow_selector(
     client: Client,
     selector: String,
     names: Arc<Mutex<BTreeSet<String>>>,
-    sink: Sink,
+    sinks: Sinks,
     synced: oneshot::Sender<()>,
 ) {
     let config = Config::default().labels(&selector);
@@ -60,15 +60,15 @@ pub(super) async fn follow_selector(
             Ok(Event::InitApply(namespace)) => listed.extend([namespace.name_any()]),
             Ok(Event::InitDone) => {
                 broken = false;
-                change(&names, &sink, |names| *names = std::mem::take(&mut listed));
+                change(&names, &sinks, |names| *names = std::mem::take(&mut listed));
                 if let Some(synced) = synced.take() {
                     // Nobody waits any more when the controllers end.
                     let _ = synced.send(());
                 }
             }
-            Ok(Event::Apply(namespace)) => change(&names, &sink, |names| names.extend([namespace.name_any()])),
+            Ok(Event::Apply(namespace)) => change(&names, &sinks, |names| names.extend([namespace.name_any()])),
             Ok(Event::Delete(namespace)) => {
-                change(&names, &sink, |names| names.retain(|name| *name != namespace.name_any()))
+                change(&names, &sinks, |names| names.retain(|name| *name != namespace.name_any()))
             }
             Err(error) => {
                 if !std::mem::replace(&mut broken, true) {
@@ -80,11 +80,11 @@ pub(super) async fn follow_selector(
 }
 
 /// Serves a namespace from now on.
-pub(super) fn join(names: &Mutex<BTreeSet<String>>, name: &str, sink: &Sink) {
-    change(names, sink, |names| names.extend([name.to_owned()]));
+pub(super) fn join(names: &Mutex<BTreeSet<String>>, name: &str, sinks: &Sinks) {
+    change(names, sinks, |names| names.extend([name.to_owned()]));
 }
 
-fn change(names: &Mutex<BTreeSet<String>>, sink: &Sink, how: impl FnOnce(&mut BTreeSet<String>)) {
+fn change(names: &Mutex<BTreeSet<String>>, sinks: &Sinks, how: impl FnOnce(&mut BTreeSet<String>)) {
     let (before, after) = {
         let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
         let before = names.clone();
@@ -93,8 +93,6 @@ fn change(names: &Mutex<BTreeSet<String>>, sink: &Sink, how: impl FnOnce(&mut BT
     };
     let moved: BTreeSet<&String> = before.symmetric_difference(&after).collect();
     if !moved.is_empty() {
-        for key in sink.cache.keys().into_iter().filter(|key| moved.contains(&key.namespace)) {
-            sink.queue.add(key);
-        }
+        sinks.look_at(|namespace| moved.iter().any(|name| *name == namespace));
     }
 }

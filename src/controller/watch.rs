@@ -1,4 +1,4 @@
-//! The watches: what they show goes into the cache, and the cluster that it belongs to into the queue.
+//! The watches: what they show goes into a cache, and the object that it belongs to into a queue.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -15,15 +16,17 @@ use kube::runtime::utils::StreamBackoff;
 use kube::runtime::watcher::{self, Config, Event, watcher};
 use kube::{Api, Client, Resource};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::backoff::jittered;
+use super::board::Waiters;
 use super::cache::{Body, Cache, Kind, LATE, Listed, PodBody, Record};
+use super::follow::Follow;
 use super::queue::{Key, Queue};
-use crate::api::{DaskCluster, GROUP};
+use crate::api::{DaskCluster, GROUP, Pipeline, PipelineRun};
 use crate::cluster::names;
 use crate::cluster::pods::read_pod;
 use crate::cluster::trouble;
@@ -39,16 +42,50 @@ const RESYNC: Duration = Duration::from_secs(15 * 60);
 /// News about children are bundled for so long: a pod that starts changes several times at once.
 const BUNDLE: Duration = Duration::from_millis(50);
 
-/// Where the watches lead.
-#[derive(Clone)]
+/// Where the watches of one kind, and of what belongs to it, lead.
+#[derive(Clone, Default)]
 pub(super) struct Sink {
     pub cache: Arc<Cache>,
     pub queue: Arc<Queue>,
 }
 
+/// Where all watches lead.
+#[derive(Clone, Default)]
+pub(super) struct Sinks {
+    pub clusters: Sink,
+    pub pipelines: Sink,
+    pub runs: Sink,
+    /// Runs that wait for one of these objects.
+    pub waiters: Arc<Waiters>,
+}
+
+impl Sinks {
+    fn of(&self, kind: Kind) -> &Sink {
+        match kind {
+            Kind::Pipeline | Kind::RunOf => &self.pipelines,
+            Kind::Run => &self.runs,
+            Kind::Cluster | Kind::Pod | Kind::Service | Kind::ConfigMap | Kind::NetworkPolicy | Kind::Revision => {
+                &self.clusters
+            }
+        }
+    }
+
+    /// Has every known object looked at whose namespace is one of these.
+    pub fn look_at(&self, is_one: impl Fn(&str) -> bool) {
+        for sink in [&self.clusters, &self.pipelines, &self.runs] {
+            for key in sink.cache.keys().into_iter().filter(|key| is_one(&key.namespace)) {
+                sink.queue.add(key);
+            }
+        }
+    }
+}
+
 /// One kind in one namespace, or in all.
 struct Feed {
     sink: Sink,
+    /// Of runs: where their Pipelines are told of them.
+    follow: Option<Follow>,
+    waiters: Option<Arc<Waiters>>,
     kind: Kind,
     namespace: Option<String>,
     /// Told when the first list is complete.
@@ -60,16 +97,18 @@ struct Feed {
 /// Watches all kinds, in one namespace or in all, by `tasks`. Each of what is returned ends when a first list is complete.
 pub(super) fn start(
     client: &Client,
-    sink: &Sink,
+    sinks: &Sinks,
     namespace: Option<&str>,
     tasks: &mut JoinSet<()>,
 ) -> Vec<oneshot::Receiver<()>> {
     let mut waits = Vec::new();
-    let mut feed = |kind| {
+    let mut feed = |kind: Kind| {
         let (synced, wait) = oneshot::channel();
         waits.push(wait);
         let namespace = namespace.map(ToOwned::to_owned);
-        Feed { sink: sink.clone(), kind, namespace, synced: Some(synced), broken: false }
+        let waiters = kind.is_root().then(|| sinks.waiters.clone());
+        let follow = (kind == Kind::Run).then(|| Follow::new(sinks.pipelines.clone(), namespace.clone()));
+        Feed { sink: sinks.of(kind).clone(), follow, waiters, kind, namespace, synced: Some(synced), broken: false }
     };
     let config = Config::default().page_size(PAGE).timeout(SILENCE);
     let (label, value) = names::MANAGED_BY;
@@ -81,8 +120,12 @@ pub(super) fn start(
             None => Api::all_with(client.clone(), &kind.resource()),
         }
     };
-    let clusters = objects(Kind::Cluster);
-    tasks.spawn(feed(Kind::Cluster).run(move || watcher(clusters.clone(), config.clone()), read_cluster));
+    let roots: [(Kind, fn(&DynamicObject) -> Option<(Key, Record)>); 3] =
+        [(Kind::Cluster, read_cluster), (Kind::Pipeline, read_pipeline), (Kind::Run, read_run)];
+    for (kind, read) in roots {
+        let (api, config) = (objects(kind), config.clone());
+        tasks.spawn(feed(kind).run(move || watcher(api.clone(), config.clone()), read));
+    }
     let pods: Api<Pod> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
@@ -110,10 +153,13 @@ impl Kind {
     pub(super) fn resource(self) -> ApiResource {
         match self {
             Self::Cluster => ApiResource::erase::<DaskCluster>(&()),
+            Self::Pipeline => ApiResource::erase::<Pipeline>(&()),
+            Self::Run | Self::RunOf => ApiResource::erase::<PipelineRun>(&()),
             Self::Pod => ApiResource::erase::<Pod>(&()),
             Self::Service => ApiResource::erase::<Service>(&()),
             Self::ConfigMap => ApiResource::erase::<ConfigMap>(&()),
             Self::NetworkPolicy => ApiResource::erase::<NetworkPolicy>(&()),
+            Self::Revision => ApiResource::erase::<ControllerRevision>(&()),
         }
     }
 }
@@ -151,7 +197,12 @@ impl Feed {
         read: fn(&T) -> Option<(Key, Record)>,
     ) {
         match event {
-            Event::Init => *listed = Some(Listed::new()),
+            Event::Init => {
+                *listed = Some(Listed::new());
+                if let Some(follow) = &mut self.follow {
+                    follow.begin();
+                }
+            }
             Event::InitApply(object) => {
                 if let Some(at) = self.put(&object, read)
                     && let Some(listed) = listed
@@ -165,6 +216,9 @@ impl Feed {
                 for key in self.sink.cache.complete(self.kind, self.namespace.as_deref(), &listed) {
                     self.sink.queue.add_after(key, BUNDLE);
                 }
+                if let Some(follow) = &mut self.follow {
+                    follow.complete();
+                }
                 if let Some(synced) = self.synced.take() {
                     // Nobody waits any more when the controllers end.
                     let _ = synced.send(());
@@ -177,7 +231,10 @@ impl Feed {
             Event::Delete(object) => {
                 self.works();
                 let meta = object.meta();
-                let key = if self.kind == Kind::Cluster { own(meta) } else { owner(meta).or_else(|| labelled(meta)) };
+                if let Some(follow) = &self.follow {
+                    follow.remove(meta);
+                }
+                let key = if self.kind.is_root() { own(meta) } else { owner(meta).or_else(|| labelled(meta)) };
                 if let Some(key) = key {
                     self.remove(key, meta);
                 }
@@ -185,7 +242,7 @@ impl Feed {
         }
     }
 
-    fn put<T: Resource>(&self, object: &T, read: fn(&T) -> Option<(Key, Record)>) -> Option<(Key, String)> {
+    fn put<T: Resource>(&mut self, object: &T, read: fn(&T) -> Option<(Key, Record)>) -> Option<(Key, String)> {
         let meta = object.meta();
         let Some((key, record)) = read(object) else {
             // Not, or no longer, of a cluster.
@@ -194,9 +251,15 @@ impl Feed {
             }
             return None;
         };
+        if let Some(follow) = &mut self.follow {
+            follow.put(meta, &record);
+        }
         let name = meta.name.clone().unwrap_or_default();
         if self.sink.cache.put(self.kind, &key, &name, record) {
             self.sink.queue.add_after(key.clone(), self.bundle());
+            if let Some(waiters) = &self.waiters {
+                waiters.tell(self.kind, &key);
+            }
         }
         Some((key, name))
     }
@@ -204,12 +267,15 @@ impl Feed {
     fn remove(&self, key: Key, meta: &ObjectMeta) {
         let name = meta.name.as_deref().unwrap_or_default();
         if self.sink.cache.remove(self.kind, &key, name, meta.uid.as_deref()) {
+            if let Some(waiters) = &self.waiters {
+                waiters.tell(self.kind, &key);
+            }
             self.sink.queue.add_after(key, self.bundle());
         }
     }
 
     fn bundle(&self) -> Duration {
-        if self.kind == Kind::Cluster { Duration::ZERO } else { BUNDLE }
+        if self.kind.is_root() { Duration::ZERO } else { BUNDLE }
     }
 
     fn failed(&mut self, error: &watcher::Error) {
@@ -245,20 +311,47 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Cluster => "DaskCluster",
+            Self::Pipeline => "Pipeline",
+            Self::Run | Self::RunOf => "PipelineRun",
             Self::Pod => "Pod",
             Self::Service => "Service",
             Self::ConfigMap => "ConfigMap",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::Revision => "ControllerRevision",
         })
     }
 }
 
 /// A DaskCluster as the cache keeps it.
 pub(super) fn read_cluster(object: &DynamicObject) -> Option<(Key, Record)> {
+    read_root(Kind::Cluster, object)
+}
+
+/// A Pipeline as the cache keeps it.
+pub(super) fn read_pipeline(object: &DynamicObject) -> Option<(Key, Record)> {
+    read_root(Kind::Pipeline, object)
+}
+
+/// A PipelineRun as the cache keeps it.
+pub(super) fn read_run(object: &DynamicObject) -> Option<(Key, Record)> {
+    read_root(Kind::Run, object)
+}
+
+/// What is looked at for itself, as the cache keeps it. A run is kept without a pipeline of its own once that is written
+/// down elsewhere, or the run has ended: it may be large.
+pub(super) fn read_root(kind: Kind, object: &DynamicObject) -> Option<(Key, Record)> {
     let meta = &object.metadata;
-    let slim = json!({
+    let mut spec = object.data.get("spec").cloned();
+    let is_over = ["/status/revision", "/status/finishedAt"].iter().any(|at| object.data.pointer(at).is_some());
+    if kind == Kind::Run
+        && is_over
+        && let Some(spec) = spec.as_mut().and_then(Value::as_object_mut)
+    {
+        spec.remove("pipelineSpec");
+    }
+    let mut slim = json!({
         "apiVersion": crate::api::API_VERSION,
-        "kind": "DaskCluster",
+        "kind": kind.to_string(),
         "metadata": {
             "name": meta.name,
             "namespace": meta.namespace,
@@ -267,9 +360,16 @@ pub(super) fn read_cluster(object: &DynamicObject) -> Option<(Key, Record)> {
             "labels": meta.labels.as_ref().map_or_else(Default::default, |labels| labels.clone()),
             "deletionTimestamp": meta.deletion_timestamp,
         },
-        "spec": object.data.get("spec"),
+        "spec": spec,
         "status": object.data.get("status"),
     });
+    if let Some(owners) = &meta.owner_references {
+        slim["metadata"]["ownerReferences"] = json!(owners);
+    }
+    if kind != Kind::Cluster {
+        slim["metadata"]["creationTimestamp"] = json!(meta.creation_timestamp);
+        slim["metadata"]["finalizers"] = json!(meta.finalizers.as_deref().unwrap_or_default());
+    }
     let uid = meta.uid.clone()?;
     let version = meta.resource_version.clone().unwrap_or_default();
     Some((own(meta)?, Record { owner: uid.clone(), uid, version, body: json_body(&slim)?, unseen: None }))
@@ -305,7 +405,7 @@ pub(super) fn read_metadata(meta: &ObjectMeta, body: Body) -> Option<(Key, Recor
     Some((key, Record { uid: meta.uid.clone()?, version, owner: owner.uid.clone(), body, unseen: None }))
 }
 
-fn json_body(object: &impl Serialize) -> Option<Body> {
+pub(super) fn json_body(object: &impl Serialize) -> Option<Body> {
     // What came as JSON can be written as JSON.
     serde_json::to_vec(object).ok().map(|json| Body::Json(json.into_boxed_slice()))
 }

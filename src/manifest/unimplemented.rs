@@ -58,10 +58,11 @@ const TABLE: &[Row] = &[
     never(PIPELINE, "finally.*.cache"),
     never(PIPELINE, "finally.*.output.path"),
     never(PIPELINE, "finally.*.output.ifExists"),
+    never(PIPELINE, "deadlines.finally"),
+    never(RUN, "deadlines.finally"),
     never(RUN, "select"),
     never(RUN, "reuse"),
     never(RUN, "retention"),
-    local(PIPELINE, "deadlines.finally", "local runs do not bound the finally steps"),
     local(CLUSTER, "suspend", "a local cluster lives as long as its run"),
     local(CLUSTER, "scheduler.env", "set the variables in the shell"),
     local(CLUSTER, "workers.*.env.*.valueFrom", "give a value, or set the variable in the shell"),
@@ -81,9 +82,6 @@ pub fn unimplemented(object: &Object, mode: Mode) -> Vec<Problem> {
             search(Kind::Run, &spec, "spec", mode, &mut problems);
             if let Some(inline) = spec.get("pipelineSpec") {
                 pipeline_spec(inline, "spec.pipelineSpec", mode, &mut problems);
-            }
-            if spec.pointer("/deadlines/finally").is_some() && mode == Mode::Local {
-                problems.push(problem("spec.deadlines.finally", Some("local runs do not bound the finally steps")));
             }
         }
     }

@@ -4,6 +4,7 @@
 //! [`validate`] → [`Flow`] (no mistakes left that show without parameters) → [`Flow::bind`] → [`Plan`] (one run).
 
 mod bind;
+mod check;
 mod encode;
 pub mod expr;
 mod fields;
@@ -23,6 +24,7 @@ mod wire;
 
 pub use self::{
     bind::RunInfo,
+    check::check,
     expr::{ExprError, Gather, PathPart},
     flow::Flow,
     params::read as read_parameter,

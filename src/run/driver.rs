@@ -11,6 +11,9 @@ use crate::dask;
 use crate::local::packing::Code;
 use crate::pipeline::Plan;
 
+/// A run of which no step starts within this time has failed, unless the pipeline says otherwise.
+pub const START_DEADLINE: Duration = Duration::from_secs(30 * 60);
+
 /// Waits between attempts to reach a scheduler that others run, in turn; the last one repeats.
 const RECONNECT: [Duration; 5] = [
     Duration::from_millis(200),
@@ -46,8 +49,10 @@ pub struct RunSpec {
     pub spec_digest: String,
     pub code: Code,
     pub storage: StorageSpec,
-    /// The run is new; else its journal is opened again.
-    pub create: bool,
+    pub start: Start,
+    /// Whether a run that was closed goes on when it is opened again, to try anew what failed; otherwise how it was closed is
+    /// all that is told.
+    pub reopen: bool,
     /// Also ask for the steps' log lines.
     pub logs: bool,
     /// Drop the steps' resource requests.
@@ -57,6 +62,17 @@ pub struct RunSpec {
     /// The same as long as no step has started.
     pub start_deadline: Option<Duration>,
     pub patience: Patience,
+}
+
+/// Whether there is a journal of the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// There is none: the run is new.
+    New,
+    /// There is one.
+    Again,
+    /// Nobody knows: who opened it may have been gone before that was written down.
+    Either,
 }
 
 /// Where a run is kept; credentials are the workers' own.
@@ -106,8 +122,8 @@ pub async fn drive(
     cancel: watch::Receiver<bool>,
 ) -> Result<Report, DriveError> {
     let started = Instant::now();
-    let mut opened_before = !spec.create;
-    let mut tried_to_open = false;
+    let mut opened_before = spec.start == Start::Again;
+    let mut tried_to_open = spec.start == Start::Either;
     let mut closing = None;
     let mut outage: Option<(Instant, usize)> = None;
     loop {

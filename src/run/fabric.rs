@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::DriveError;
+use crate::dask::{self, Tls, TlsFiles};
 use crate::local::{Endpoint, fleet::FleetState};
 
 /// A new scheduler must be there within this time; the fleet gives up on its own earlier.
@@ -20,6 +21,19 @@ pub struct TlsPaths {
     pub key: PathBuf,
 }
 
+/// A scheduler that an operator has found, and how to speak to it.
+#[derive(Debug, Clone)]
+pub struct Seat {
+    pub address: String,
+    pub tls: Option<Tls>,
+    /// Another number is another scheduler.
+    pub generation: u64,
+    /// Epoch of the operator's lease.
+    pub lead: u64,
+    /// Others started it: the runtime may not be in it yet.
+    pub foreign: bool,
+}
+
 /// The source of scheduler addresses.
 #[derive(Debug)]
 pub enum Fabric {
@@ -27,6 +41,15 @@ pub enum Fabric {
     Local { state: watch::Receiver<FleetState>, replace: mpsc::UnboundedSender<u64> },
     /// A cluster that others run; a lost scheduler is waited for.
     Remote { address: String, tls: Option<TlsPaths> },
+    /// A cluster in Kubernetes, whose scheduler moves from pod to pod; it is waited for, for as long as it takes.
+    Followed(watch::Receiver<Option<Seat>>),
+}
+
+/// How to speak to the scheduler.
+pub(super) struct Access {
+    pub tls: Option<Tls>,
+    pub foreign: bool,
+    pub lead: Option<u64>,
 }
 
 impl Fabric {
@@ -49,6 +72,12 @@ impl Fabric {
                     (None, None) => Err(DriveError::Cluster("the local cluster has ended".into())),
                 }
             }
+            Self::Followed(seats) => {
+                let seat = seats.wait_for(Option::is_some).await.ok().and_then(|seat| seat.clone());
+                let Seat { address, generation, .. } =
+                    seat.ok_or_else(|| DriveError::Cluster("nobody looks after the cluster any more".into()))?;
+                Ok(Endpoint { address, dashboard: None, pid: None, generation })
+            }
         }
     }
 
@@ -64,6 +93,11 @@ impl Fabric {
                 drop(state.wait_for(other).await);
                 "the scheduler process ended".to_owned()
             }
+            Self::Followed(seats) => {
+                let other = |seat: &Option<Seat>| seat.as_ref().is_none_or(|seat| seat.generation != generation);
+                drop(seats.wait_for(other).await);
+                "the scheduler's pod is gone".to_owned()
+            }
         }
     }
 
@@ -75,10 +109,20 @@ impl Fabric {
         }
     }
 
-    pub(super) fn tls(&self) -> Option<&TlsPaths> {
-        match self {
-            Self::Remote { tls, .. } => tls.as_ref(),
-            Self::Local { .. } => None,
-        }
+    /// How to speak to the scheduler of now. Reads certificates anew: they may have been renewed.
+    pub(super) fn access(&self) -> Result<Access, dask::Error> {
+        let (tls, foreign, lead) = match self {
+            Self::Local { .. } => (None, false, None),
+            Self::Remote { tls: None, .. } => (None, true, None),
+            Self::Remote { tls: Some(paths), .. } => {
+                let TlsPaths { ca, cert, key } = paths.clone();
+                (Some(Tls::from_files(&TlsFiles { ca, cert, key })?), true, None)
+            }
+            Self::Followed(seats) => match &*seats.borrow() {
+                Some(seat) => (seat.tls.clone(), seat.foreign, Some(seat.lead)),
+                None => (None, false, None),
+            },
+        };
+        Ok(Access { tls, foreign, lead })
     }
 }

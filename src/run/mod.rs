@@ -6,12 +6,14 @@
 mod driver;
 mod fabric;
 mod facts;
+mod frozen;
 mod install;
 pub mod report;
 mod restore;
 mod session;
 mod wire;
 
-pub use driver::{DriveError, Patience, RunSpec, StorageSpec, drive};
-pub use fabric::{Fabric, TlsPaths};
+pub use driver::{DriveError, Patience, RunSpec, START_DEADLINE, Start, StorageSpec, drive};
+pub use fabric::{Fabric, Seat, TlsPaths};
+pub use frozen::{Frozen, run_deadlines};
 pub use report::{Counts, Failure, Note, Observer, Report, ResultValue, RunOutcome};

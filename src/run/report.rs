@@ -98,7 +98,7 @@ pub enum Note {
 }
 
 /// Hears of a run's progress. Called on the driver's task: be quick.
-pub trait Observer {
+pub trait Observer: Send {
     fn note(&mut self, note: Note);
     fn counts(&mut self, counts: Counts);
 }
@@ -189,4 +189,31 @@ pub(super) fn summary(
             (RunOutcome::Failed, Some("StepFailed".into()), message)
         }
     }
+}
+
+/// The report of a run that was closed before, from its closing record.
+pub(super) fn read_closing(closing: &serde_json::Map<String, Value>) -> Option<Report> {
+    let text = |key: &str| closing.get(key).and_then(Value::as_str).map(ToOwned::to_owned);
+    let outcome = [RunOutcome::Succeeded, RunOutcome::Failed, RunOutcome::Cancelled]
+        .into_iter()
+        .find(|outcome| text("state").as_deref() == Some(outcome.as_str()))?;
+    let number = |key: &str| closing.get("steps").and_then(|steps| steps.get(key)).and_then(Value::as_u64).unwrap_or(0);
+    let results = closing.get("results").and_then(Value::as_object);
+    let results = results.into_iter().flatten();
+    Some(Report {
+        outcome,
+        reason: text("reason"),
+        message: text("message"),
+        counts: Counts {
+            total: number("total"),
+            done: number("done"),
+            running: 0,
+            cached: number("cached"),
+            failed: number("failed"),
+            skipped: number("skipped"),
+        },
+        results: results.map(|(name, value)| (name.clone(), ResultValue::Json(value.clone()))).collect(),
+        failures: Vec::new(),
+        duration: Duration::ZERO,
+    })
 }

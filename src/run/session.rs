@@ -8,10 +8,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::driver::{DriveError, RunSpec};
+use super::fabric::Access;
 use super::facts::{Facts, View};
-use super::report::{Counts, Failure, Note, Observer, Report, ResultValue, summary, task_name};
+use super::report::{Counts, Failure, Note, Observer, Report, ResultValue, read_closing, summary, task_name};
 use super::wire::{address, decision, failure_class, step_def, submit_item, task_id};
-use super::{Fabric, restore};
+use super::{Fabric, Start, restore};
 use crate::dask::ops::{
     Close, Code, FollowEvents, Hello, Open, Opened, ReadOutput, Record, Records, RuntimeInfo, Settings, Stop, Storage,
     Submit, SubmitItem, TaskAddr,
@@ -71,30 +72,30 @@ pub(super) struct Session<'a> {
 
 impl Session<'_> {
     pub(super) async fn run(mut self, fabric: &mut Fabric, endpoint: &Endpoint) -> Result<Report, Ended> {
-        let foreign = matches!(fabric, Fabric::Remote { .. });
+        let Access { tls, foreign, lead } = fabric.access().map_err(fatal)?;
         let address: Address = endpoint.address.parse().map_err(fatal)?;
-        let tls = match fabric.tls() {
-            Some(paths) => {
-                let files = dask::TlsFiles { ca: paths.ca.clone(), cert: paths.cert.clone(), key: paths.key.clone() };
-                Some(dask::Tls::from_files(&files).map_err(fatal)?)
-            }
-            None => None,
-        };
         tokio::select! {
-            finished = self.converse(&address, tls.as_ref(), foreign) => finished,
+            finished = self.converse(&address, tls.as_ref(), foreign, lead) => finished,
             cause = pulse(&address, tls.as_ref()) => Err(lost(cause)),
             cause = fabric.gone(endpoint.generation) => Err(lost(cause)),
         }
     }
 
-    async fn converse(&mut self, address: &Address, tls: Option<&dask::Tls>, foreign: bool) -> Result<Report, Ended> {
+    async fn converse(
+        &mut self,
+        address: &Address,
+        tls: Option<&dask::Tls>,
+        foreign: bool,
+        lead: Option<u64>,
+    ) -> Result<Report, Ended> {
         let connection = self.connect(address, tls, foreign).await?;
-        let opened = self.open(&connection).await?;
+        let opened = self.open(&connection, lead).await?;
         *self.opened_before = true;
-        if opened.snapshot.closed.is_some()
-            && let Some(report) = self.closing.take()
-        {
-            return Ok(report);
+        if let Some(closed) = &opened.snapshot.closed {
+            let known = self.closing.take().or_else(|| read_closing(closed).filter(|_| !self.spec.reopen));
+            if let Some(report) = known {
+                return Ok(report);
+            }
         }
         self.follow(&connection, opened).await
     }
@@ -142,17 +143,19 @@ impl Session<'_> {
         }
     }
 
-    async fn open(&mut self, connection: &Connection) -> Result<Opened, Ended> {
+    async fn open(&mut self, connection: &Connection, lead: Option<u64>) -> Result<Opened, Ended> {
         let mut create = !*self.opened_before && !*self.tried_to_open;
         loop {
-            let open = self.open_request(create);
+            let open = self.open_request(create, lead);
             if create {
                 *self.tried_to_open = true;
             }
             match connection.call(&open).await {
                 Ok(opened) => return Ok(opened),
                 // An earlier request whose answer was lost may or may not have made the journal.
-                Err(error) if self.spec.create && !create && error.refusal() == Some("RunNotFound") => create = true,
+                Err(error) if self.spec.start != Start::Again && !create && error.refusal() == Some("RunNotFound") => {
+                    create = true;
+                }
                 Err(error) => {
                     // Until the journal was opened once, an unreachable storage is told at once.
                     let transient = matches!(error.refusal(), Some("StorageUnreachable")) && *self.opened_before;
@@ -167,16 +170,17 @@ impl Session<'_> {
         }
     }
 
-    fn open_request(&self, create: bool) -> Open {
+    fn open_request(&self, create: bool, lead: Option<u64>) -> Open {
         let spec = self.spec;
         let storage = &spec.storage;
         Open {
             run: spec.uid.clone(),
             name: spec.name.clone(),
             epoch: None,
+            lead,
             create,
             // One end is enough: if it was written, it is answered.
-            reopen: self.closing.is_none(),
+            reopen: self.spec.reopen && self.closing.is_none(),
             spec: spec.spec.clone(),
             spec_digest: spec.spec_digest.clone(),
             storage: Storage {
@@ -459,7 +463,7 @@ impl Session<'_> {
 
     /// Where a result is that is no small JSON; `error` says why it could not be computed.
     async fn stored_result(
-        &self,
+        &mut self,
         connection: &Connection,
         View { facts, state, dag }: &View<'_>,
         result: &ResultSpec,

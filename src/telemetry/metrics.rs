@@ -23,6 +23,8 @@ type Labels<const N: usize> = [(&'static str, &'static str); N];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Controller {
     DaskCluster,
+    Pipeline,
+    PipelineRun,
 }
 
 /// How one pass of a reconciler ended.
@@ -206,13 +208,27 @@ impl Default for Metrics {
 }
 
 /// Everything that the operator writes.
-const RESOURCES: [&str; 8] =
-    ["pods", "services", "configmaps", "secrets", "networkpolicies", "daskclusters", "events", "leases"];
+const RESOURCES: [&str; 11] = [
+    "pods",
+    "services",
+    "configmaps",
+    "secrets",
+    "networkpolicies",
+    "daskclusters",
+    "pipelines",
+    "pipelineruns",
+    "controllerrevisions",
+    "events",
+    "leases",
+];
 
 impl Controller {
-    fn as_str(self) -> &'static str {
+    /// Name in labels and in the log.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::DaskCluster => "daskcluster",
+            Self::Pipeline => "pipeline",
+            Self::PipelineRun => "pipelinerun",
         }
     }
 }

@@ -71,7 +71,8 @@ def proxy() -> Proxy:
 
 # Paths of kinds in a namespace, by the names that these tests use.
 KINDS = {
-    "daskclusters": "/apis/daskade.dev/v1alpha1",
+    **dict.fromkeys(("daskclusters", "pipelines", "pipelineruns"), "/apis/daskade.dev/v1alpha1"),
+    "controllerrevisions": "/apis/apps/v1",
     "networkpolicies": "/apis/networking.k8s.io/v1",
     "events": "/apis/events.k8s.io/v1",
     **dict.fromkeys(
@@ -187,7 +188,7 @@ class Namespace:
 
     def show(self) -> str:
         """What a person would look at when something went wrong."""
-        parts = ["get daskclusters -o yaml", "get pods -o wide", "get events --sort-by=.lastTimestamp"]
+        parts = ["get daskclusters,pipelineruns -o yaml", "get pods -o wide", "get events --sort-by=.lastTimestamp"]
         return "\n".join(kubectl("-n", self.name, *part.split(), check=False) for part in parts)
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import os
+import time
+import urllib.parse
+import urllib.request
+from xml.etree import ElementTree
 
 from kube import Namespace, Object, kubectl, until
 
@@ -36,6 +42,39 @@ class S3:
 
     def url(self, prefix: str) -> str:
         return f"s3://{BUCKET}/{prefix}"
+
+    def keys(self, prefix: str) -> list[str]:
+        """Names of the objects below a prefix of the bucket, by the server's own word."""
+        found: list[str] = []
+        marker = ""
+        while True:
+            query = {"list-type": "2", "prefix": prefix, **({"continuation-token": marker} if marker else {})}
+            tree = ElementTree.fromstring(self._get(f"/{BUCKET}", query))
+            found += [str(key.text) for key in tree.iterfind("{*}Contents/{*}Key")]
+            marker = tree.findtext("{*}NextContinuationToken") or ""
+            if not marker:
+                return found
+
+    def _get(self, path: str, query: dict[str, str]) -> bytes:
+        """A signed request (AWS signature, version 4)."""
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        host = self.endpoint.removeprefix("http://")
+        asked = urllib.parse.urlencode(sorted(query.items()), quote_via=urllib.parse.quote)
+        empty = hashlib.sha256(b"").hexdigest()
+        names = "host;x-amz-content-sha256;x-amz-date"
+        headers = f"host:{host}\nx-amz-content-sha256:{empty}\nx-amz-date:{stamp}\n"
+        scope = f"{stamp[:8]}/us-east-1/s3/aws4_request"
+        canonical = hashlib.sha256(f"GET\n{path}\n{asked}\n{headers}\n{names}\n{empty}".encode()).hexdigest()
+        key = f"AWS4{SECRET}".encode()
+        for part in (*scope.split("/"), f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{canonical}"):
+            key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+        request = urllib.request.Request(f"{self.endpoint}{path}?{asked}")
+        request.add_header("x-amz-date", stamp)
+        request.add_header("x-amz-content-sha256", empty)
+        signed = f"AWS4-HMAC-SHA256 Credential={KEY}/{scope}, SignedHeaders={names}, Signature={key.hex()}"
+        request.add_header("Authorization", signed)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return bytes(answer.read())
 
     def environ(self) -> dict[str, str]:
         """For a client outside of pods."""

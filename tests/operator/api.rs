@@ -16,6 +16,9 @@ use tokio::sync::watch;
 use crate::objects::{self, merge};
 use crate::watches;
 
+/// Plurals of the kinds of ours.
+pub const KINDS: [&str; 3] = ["daskclusters", "pipelines", "pipelineruns"];
+
 /// One request as it came.
 #[derive(Debug, Clone)]
 pub struct Recorded {
@@ -68,11 +71,12 @@ pub struct Api {
 }
 
 impl Api {
-    /// Serves until the test ends. Knows `daskclusters` unless told otherwise.
+    /// Serves until the test ends. Knows all kinds of ours unless told otherwise.
     pub async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("its address");
-        let inner = Arc::new(Mutex::new(Inner { kinds: vec!["daskclusters".to_owned()], ..Inner::default() }));
+        let kinds = KINDS.map(ToOwned::to_owned).to_vec();
+        let inner = Arc::new(Mutex::new(Inner { kinds, ..Inner::default() }));
         let api = Self { inner, silent: Arc::new(watch::Sender::new(false)), watches: Arc::default(), address };
         let routes = Router::new().fallback(answer).with_state(api.clone());
         tokio::spawn(async move { axum::serve(listener, routes).await });

@@ -9,6 +9,8 @@ mod fence;
 mod lease;
 mod namespaces;
 mod objects;
+mod people;
+mod pipelines;
 mod process;
 mod reconcile;
 mod scheduler;

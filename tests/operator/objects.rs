@@ -55,6 +55,9 @@ pub fn describe(path: &str, object: &mut Value) {
     let (base, _, kind, _) = parts(path);
     let kind = match kind.as_deref() {
         Some("daskclusters") => "DaskCluster",
+        Some("pipelines") => "Pipeline",
+        Some("pipelineruns") => "PipelineRun",
+        Some("controllerrevisions") => "ControllerRevision",
         Some("pods") => "Pod",
         Some("services") => "Service",
         Some("configmaps") => "ConfigMap",

@@ -11,7 +11,7 @@ use http::Method;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use crate::api::{Api, Recorded};
+use crate::api::{Api, KINDS, Recorded};
 use crate::world::{World, plain};
 use crate::{LEASE, eventually};
 
@@ -191,7 +191,13 @@ async fn it_tells_what_it_waits_for_then_is_ready_and_gives_the_lease_back_at_th
     })
     .await;
     assert_eq!(operator.get("/ready").expect("an answer").0, 503);
-    api.set_kinds(&["daskclusters"]);
+    api.set_kinds(&["daskclusters", "pipelines"]);
+    eventually("it names what is still missing", SOON, || {
+        let told = operator.ready()["waiting"]["crds"].to_string();
+        told.contains("pipelineruns.daskade.dev") && !told.contains("daskclusters")
+    })
+    .await;
+    api.set_kinds(&KINDS);
     eventually("it is ready", SOON, || operator.get("/ready").is_some_and(|(status, _)| status == 200)).await;
     eventually("it leads", SOON, || operator.leads()).await;
     assert_eq!(operator.metric("daskade_leader"), Some(1.0));

@@ -104,6 +104,7 @@ impl World {
             own_labels: None,
             certificate_lifetime: Duration::from_secs(90 * 86_400),
             concurrency: 4,
+            allowed_addresses: Vec::new(),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let run = controller::run(client, settings, lead, async { drop(stopped.await) }, metrics.clone());

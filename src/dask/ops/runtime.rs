@@ -46,6 +46,9 @@ pub struct Open {
     pub name: String,
     /// Must be higher than any before; `None`: the highest plus one.
     pub epoch: Option<u64>,
+    /// Epoch of the operator that leads, if one drives the run: one with an older epoch than was heard is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lead: Option<u64>,
     /// Whether the run is new: an existing journal is then refused.
     pub create: bool,
     /// Whether a run that was closed may go on; otherwise its closing record is all that is answered.

@@ -1,0 +1,167 @@
+//! `submit`: a run by hand.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use kube::api::{DynamicObject, PostParams};
+use serde_json::{Map, Value, json};
+
+use super::connection::{Connection, failed};
+use super::show;
+use crate::api::pipeline::PipelineSpec;
+use crate::api::{API_VERSION, PipelineRun};
+use crate::cli::options::{Output, SubmitOptions};
+use crate::cli::{Failure, request, validate};
+use crate::manifest::{self, Mode, Object};
+use crate::names::{OBJECT_NAME_MAX, check_label};
+use crate::pipeline;
+use crate::problem::Problem;
+use crate::trigger::{PIPELINE_LABEL, TRIGGER_LABEL};
+
+/// Characters that tell runs of one pipeline apart.
+const SUFFIX: usize = 5;
+
+/// Makes a PipelineRun, tells its name, and waits for its end if asked to.
+pub(in crate::cli) async fn submit(options: SubmitOptions) -> Result<(), Failure> {
+    let connection = Connection::open(&options.kube).await?;
+    let is_file = options.what == "-" || Path::new(&options.what).exists();
+    let run = if is_file { of_file(&options)? } else { of_cluster(&connection, &options).await? };
+    let name = run["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let object: DynamicObject =
+        serde_json::from_value(run).map_err(|error| Failure::environment(format!("make the run: {error}")))?;
+    let made = connection.runs().create(&PostParams::default(), &object).await;
+    made.map_err(|error| failed(&format!("make the run {name} in {}", connection.namespace), &error))?;
+    if options.wait {
+        return show::follow(&connection, &name, options.output, true).await;
+    }
+    let mut out = io::stdout().lock();
+    match options.output {
+        Output::Text => writeln!(out, "{name}")?,
+        Output::Json => writeln!(out, "{:#}", json!({"name": name, "namespace": connection.namespace}))?,
+    }
+    Ok(())
+}
+
+/// A run of a Pipeline that is in the cluster.
+async fn of_cluster(connection: &Connection, options: &SubmitOptions) -> Result<Value, Failure> {
+    let wanted = &options.what;
+    let Some(found) = connection.pipeline(wanted).await? else {
+        let place = &connection.namespace;
+        return Err(Failure::bad_input(format!(
+            "there is no file {wanted}, and no Pipeline {wanted} in the namespace {place}"
+        )));
+    };
+    let spec: PipelineSpec = serde_json::from_value(found["spec"].clone())
+        .map_err(|error| Failure::bad_input(format!("Pipeline {wanted}: spec: {error}")))?;
+    let params = given(options, &spec, Map::new())?;
+    told(&format!("Pipeline {wanted}"), pipeline::check(&spec, "spec", Some(params.clone())))?;
+    let mut run = named(options, wanted)?;
+    run["spec"] = json!({"pipelineRef": wanted, "params": params});
+    Ok(run)
+}
+
+/// The run of a file, or a run of the one Pipeline in it, which need not be in the cluster.
+fn of_file(options: &SubmitOptions) -> Result<Value, Failure> {
+    let reading = manifest::read(&[options.what.clone().into()], &mut io::stdin().lock());
+    if !reading.problems.is_empty() {
+        let mut lines: Vec<String> = reading.problems.iter().map(ToString::to_string).collect();
+        lines.extend(validate::further(&reading));
+        return Err(Failure::bad_input(lines.join("\n")));
+    }
+    let file = &options.what;
+    let is_one = |object: &&manifest::Loaded| !matches!(object.object, Object::DaskCluster(_));
+    let objects: Vec<&manifest::Loaded> = reading.objects.iter().filter(is_one).collect();
+    let runs = objects.iter().filter(|item| matches!(item.object, Object::PipelineRun(_)));
+    let chosen = match (&objects[..], &runs.collect::<Vec<_>>()[..]) {
+        (_, [run]) => run,
+        ([one], _) => one,
+        ([], _) => return Err(Failure::bad_input(format!("{file}: there is no Pipeline and no PipelineRun in it"))),
+        _ => {
+            let names: Vec<&str> = objects.iter().map(|item| item.object.name()).collect();
+            return Err(Failure::bad_input(format!(
+                "{file}: it holds several ({}); give a file with one",
+                names.join(", ")
+            )));
+        }
+    };
+    told(file, manifest::unimplemented(&chosen.object, Mode::Cluster))?;
+    match &chosen.object {
+        Object::Pipeline(object) => {
+            let name = object.metadata.name.clone().unwrap_or_default();
+            let spec = PipelineSpec { triggers: None, schedule: None, ..object.spec.clone() };
+            if spec.code.as_ref().is_some_and(|code| code.path.is_some()) {
+                let problem =
+                    Problem::new("Conflict", "spec.code.path", "a folder beside the manifest is not in the cluster");
+                told(file, vec![problem.help("use code.files, or an image with the code")])?;
+            }
+            let params = given(options, &spec, Map::new())?;
+            told(file, pipeline::check(&spec, "spec", Some(params.clone())))?;
+            let mut run = named(options, &name)?;
+            run["spec"] = json!({"pipelineSpec": spec, "params": params});
+            Ok(run)
+        }
+        Object::PipelineRun(object) => of_run(options, object, file),
+        Object::DaskCluster(_) => Err(Failure::bad_input(format!("{file}: a DaskCluster cannot be run"))),
+    }
+}
+
+fn of_run(options: &SubmitOptions, object: &PipelineRun, file: &str) -> Result<Value, Failure> {
+    let mut spec = object.spec.clone();
+    let known = spec.pipeline_spec.clone().unwrap_or_default();
+    let params = given(options, &known, spec.params.clone().into_iter().collect())?;
+    if spec.pipeline_spec.is_some() {
+        told(file, pipeline::check(&known, "spec.pipelineSpec", Some(params.clone())))?;
+    }
+    spec.params = params.into_iter().collect();
+    let base = spec.pipeline_ref.clone().or_else(|| object.metadata.name.clone());
+    let mut run = named(options, &base.unwrap_or_else(|| "run".to_owned()))?;
+    if let (None, Some(name)) = (&options.name, &object.metadata.name) {
+        run["metadata"]["name"] = json!(name);
+    }
+    if spec.pipeline_ref.is_none()
+        && let Some(labels) = run["metadata"]["labels"].as_object_mut()
+    {
+        labels.remove(PIPELINE_LABEL);
+    }
+    run["spec"] = json!(spec);
+    Ok(run)
+}
+
+/// Parameters: those of the manifest, of the file, then of the command line.
+fn given(
+    options: &SubmitOptions,
+    spec: &PipelineSpec,
+    mut params: Map<String, Value>,
+) -> Result<Map<String, Value>, Failure> {
+    request::read_params(&options.params, options.params_file.as_deref(), spec, &mut params)?;
+    Ok(params)
+}
+
+/// The run without its spec: `--name`, or the pipeline's name with characters of its own.
+fn named(options: &SubmitOptions, pipeline: &str) -> Result<Value, Failure> {
+    let name = match &options.name {
+        Some(name) => {
+            check_label(name, OBJECT_NAME_MAX)
+                .map_err(|error| Failure::bad_input(format!("--name: `{name}` {error}")))?;
+            name.clone()
+        }
+        None => {
+            let own = uuid::Uuid::new_v4().simple().to_string();
+            let head = pipeline.get(..OBJECT_NAME_MAX - SUFFIX - 1).unwrap_or(pipeline).trim_end_matches('-');
+            format!("{head}-{}", &own[..SUFFIX])
+        }
+    };
+    Ok(json!({
+        "apiVersion": API_VERSION,
+        "kind": "PipelineRun",
+        "metadata": {"name": name, "labels": {PIPELINE_LABEL: pipeline, TRIGGER_LABEL: "manual"}},
+    }))
+}
+
+fn told(place: &str, problems: Vec<Problem>) -> Result<(), Failure> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> = problems.iter().map(|problem| format!("{place}: {problem}")).collect();
+    Err(Failure::bad_input(lines.join("\n")))
+}

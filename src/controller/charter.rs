@@ -1,0 +1,151 @@
+//! The ControllerRevision of a run: what it is carried out from, written down once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::api::{DynamicObject, PostParams};
+use serde_json::{Value, json};
+
+use super::apply::Writer;
+use super::cache::Kind;
+use super::error::PassError;
+use crate::cluster::names;
+use crate::local::packing;
+use crate::pipeline::Plan;
+use crate::run::{Patience, RunSpec, START_DEADLINE, Start, StorageSpec};
+use crate::runs::admit::Charter;
+use crate::runs::facts::Frozen;
+
+/// A charter as it was stored.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub charter: Charter,
+    /// Name of the ControllerRevision.
+    pub name: String,
+    pub since: Timestamp,
+}
+
+/// Name of the ControllerRevision of a run: another run of the same name has another one.
+pub(super) fn revision_name(run: &str, uid: &str) -> String {
+    format!("{run}-{}", uid.get(..8).unwrap_or(uid))
+}
+
+/// Why a stored charter cannot be used; reads after "it".
+pub(super) type Unusable = String;
+
+impl Writer<'_> {
+    /// Stores the charter of a run, unless one is stored already, which then counts.
+    pub async fn store_charter(&self, charter: &Charter) -> Result<Result<Arc<Stored>, Unusable>, PassError> {
+        let name = revision_name(&self.key.name, self.uid);
+        let failed = |error| PassError::api("create", Kind::Revision, &name, error);
+        let object = json!({
+            "apiVersion": "apps/v1",
+            "kind": "ControllerRevision",
+            "metadata": {
+                "name": name,
+                "labels": {
+                    "app.kubernetes.io/name": "daskade",
+                    names::MANAGED_BY.0: names::MANAGED_BY.1,
+                    "daskade.dev/run": self.key.name,
+                },
+                "ownerReferences": [run_owner(&self.key.name, self.uid)],
+            },
+            "revision": 1,
+            "data": charter,
+        });
+        let object: DynamicObject =
+            serde_json::from_value(object).map_err(|error| failed(kube::Error::SerdeError(error)))?;
+        let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
+        match self.objects(Kind::Revision).create(&params, &object).await {
+            Ok(stored) => Ok(read(&name, self.uid, &stored)),
+            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => self.read_charter(&name).await,
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Reads the charter of a run.
+    pub async fn read_charter(&self, name: &str) -> Result<Result<Arc<Stored>, Unusable>, PassError> {
+        let found = self.objects(Kind::Revision).get_opt(name).await;
+        match found.map_err(|error| PassError::api("read", Kind::Revision, name, error))? {
+            Some(found) => Ok(read(name, self.uid, &found)),
+            None => {
+                Ok(Err(format!("is carried out from the ControllerRevision {name}, which is gone; make another run")))
+            }
+        }
+    }
+}
+
+/// The reference of what a run owns.
+pub(super) fn run_owner(name: &str, uid: &str) -> Value {
+    json!({
+        "apiVersion": crate::api::API_VERSION, "kind": "PipelineRun", "name": name, "uid": uid,
+        "controller": true, "blockOwnerDeletion": true,
+    })
+}
+
+fn read(name: &str, uid: &str, stored: &DynamicObject) -> Result<Arc<Stored>, Unusable> {
+    let data = stored.data.get("data").cloned().unwrap_or_default();
+    let charter: Charter = serde_json::from_value(data)
+        .map_err(|error| format!("has a ControllerRevision {name} that this version cannot read: {error}"))?;
+    if charter.run.uid != uid {
+        return Err(format!("has a ControllerRevision {name} that is of another run; it is not touched"));
+    }
+    let since = stored.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    Ok(Arc::new(Stored { charter, name: name.to_owned(), since }))
+}
+
+impl Stored {
+    /// What decisions need of it.
+    pub fn frozen(&self) -> Frozen {
+        let deadlines = self.charter.run.pipeline.deadlines.as_ref();
+        let start = deadlines.and_then(|deadlines| deadlines.start.as_ref()).map(|span| span.to_std());
+        Frozen {
+            revision: self.name.clone(),
+            since: self.since,
+            place: self.charter.place.clone(),
+            storage_url: self.charter.storage.url.trim_end_matches('/').to_owned(),
+            start: start.unwrap_or(START_DEADLINE),
+            active: deadlines.and_then(|deadlines| deadlines.active.as_ref()).map(|span| span.to_std()),
+        }
+    }
+
+    /// What the driver needs. `begun`: a step was seen running, so that the time to the first one does not count any more.
+    pub fn run_spec(&self, now: Timestamp, begun: bool) -> Result<RunSpec, Unusable> {
+        let Charter { run, storage, .. } = &self.charter;
+        let plan: Plan = run.plan("spec").map_err(|problems| {
+            let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            format!("is refused by this version of the operator: {}", texts.join("; "))
+        })?;
+        let (spec, spec_digest) = run.to_bytes().map_err(|error| format!("cannot be written down: {error}"))?;
+        let files = run.pipeline.code.as_ref().and_then(|code| code.files.clone()).unwrap_or_default();
+        let code =
+            packing::pack_files(&files).map_err(|error| format!("has code that cannot be used: failed to {error}"))?;
+        let frozen = self.frozen();
+        let passed = Duration::try_from(now.duration_since(self.since)).unwrap_or_default();
+        let left = |span: Duration| span.saturating_sub(passed);
+        Ok(RunSpec {
+            uid: run.uid.clone(),
+            name: run.name.clone(),
+            plan,
+            spec,
+            spec_digest,
+            code,
+            storage: StorageSpec {
+                url: frozen.storage_url.clone(),
+                endpoint: storage.endpoint.clone(),
+                region: storage.region.clone(),
+            },
+            start: Start::Either,
+            reopen: false,
+            logs: false,
+            ignore_resources: false,
+            deadline: frozen.active.map(left),
+            start_deadline: (!begun).then(|| left(frozen.start)),
+            patience: Patience { open: Duration::MAX, first: FIRST },
+        })
+    }
+}
+
+/// How long a run that was never open waits for a scheduler that does not answer, before that is told and tried anew.
+const FIRST: Duration = Duration::from_secs(20);

@@ -1,0 +1,286 @@
+//! One pass over one Pipeline: its runs, what [`trigger::plan`] decides about them, and what to tell.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::Client;
+use serde_json::Value;
+
+use super::backoff::jittered;
+use super::cache::{Entry, Kind, Record};
+use super::error::{Class, PassError};
+use super::events::{Events, Note, notes};
+use super::gather::problems_text;
+use super::lead::Lead;
+use super::memory::Memories;
+use super::pipeline_writes::{Made, Writer};
+use super::queue::Key;
+use super::run::{Controller, Done};
+use super::scope::Scope;
+use super::watch::Sink;
+use crate::api::status::PipelineStatus;
+use crate::cluster::names::QUEUE_LABEL;
+use crate::problem::Problem;
+use crate::telemetry::metrics::{self, Metrics, Outcome};
+use crate::trigger::{self, Action, Cause, Facts, Plan, Subject, Timing, Trouble};
+
+/// Every Pipeline is looked at about this often even if nothing happens: moments are kept by a clock that may stand still
+/// while the machine sleeps.
+const PERIOD: Duration = Duration::from_secs(60);
+/// Rounds of planning and acting in one pass; then others have their turn.
+const ROUNDS: usize = 10;
+
+/// What passes share.
+pub(super) struct Pipelines {
+    pub client: Client,
+    pub lead: Lead,
+    pub sink: Sink,
+    pub memories: Memories<Memory>,
+    pub events: Events,
+    pub metrics: Arc<Metrics>,
+    pub scope: Scope,
+    /// The time.
+    pub clock: fn() -> Timestamp,
+}
+
+/// What is remembered of a Pipeline from one pass to the next.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// Passes in a row that failed.
+    failures: u32,
+    /// What the checks said of a uid and generation.
+    checked: Option<(String, i64, Result<(), String>)>,
+}
+
+impl Controller for Pipelines {
+    type Memory = Memory;
+
+    const NAME: metrics::Controller = metrics::Controller::Pipeline;
+
+    async fn reconcile(&self, key: &Key, memory: &mut Memory) -> Done {
+        match self.pass(key, memory).await {
+            Ok(done) => {
+                memory.failures = 0;
+                done
+            }
+            Err(error) => {
+                memory.failures = memory.failures.saturating_add(1);
+                let class = error.class();
+                match class {
+                    Class::Conflict | Class::Fenced => tracing::debug!(class = ?class, "failed to {error}"),
+                    // Told once; the status goes on telling it.
+                    _ if memory.failures == 1 => tracing::warn!(class = ?class, "failed to {error}"),
+                    _ => tracing::debug!(class = ?class, failures = memory.failures, "failed to {error}"),
+                }
+                Done { outcome: class.outcome(), again: class.again(key, memory.failures), gone: false }
+            }
+        }
+    }
+
+    fn sink(&self) -> &Sink {
+        &self.sink
+    }
+
+    fn memories(&self) -> &Memories<Memory> {
+        &self.memories
+    }
+
+    fn lead(&self) -> &Lead {
+        &self.lead
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+}
+
+impl Pipelines {
+    async fn pass(&self, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
+        let entry = self.sink.cache.entry(key).unwrap_or_default();
+        let Some(record) = &entry.root else {
+            // Its runs go on by themselves.
+            return Ok(Done { outcome: Outcome::Settled, again: None, gone: true });
+        };
+        if !self.scope.has(&key.namespace) {
+            return Ok(Done { outcome: Outcome::Settled, again: None, gone: false });
+        }
+        let value = record.json();
+        let mut subject = read_subject(key, record, &value);
+        tracing::Span::current().record("uid", &subject.uid).record("generation", subject.generation);
+        if value.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null()) {
+            return Ok(Done { outcome: Outcome::Waiting, again: None, gone: false });
+        }
+        let spec = value.get("spec").cloned().unwrap_or_default();
+        match trigger_spec(memory, &subject, &spec) {
+            Ok(read) => subject.spec = read,
+            Err(message) => {
+                let facts = Facts { now: (self.clock)(), runs: runs(&entry), ..Facts::default() };
+                let status = trigger::invalid_status(&subject, &facts, &message);
+                self.tell(key, &subject, &status, Vec::new()).await?;
+                return Ok(Done { outcome: Outcome::Invalid, again: Some(jittered(PERIOD, key)), gone: false });
+            }
+        }
+        let writer = Writer { client: &self.client, cache: &self.sink.cache, key, subject: &subject, spec: &spec };
+        let timing = subject.spec.schedule.as_ref().and_then(|schedule| Timing::read(schedule, subject.created).ok());
+        let mut facts = Facts::default();
+        let mut made: Vec<Note> = Vec::new();
+        let mut error = None;
+        let mut confirmed = false;
+        let mut planned = Plan::default();
+        for round in 0..=ROUNDS {
+            facts.now = (self.clock)();
+            facts.runs = runs(&self.sink.cache.entry(key).unwrap_or_default());
+            planned = trigger::plan(&subject, timing.as_ref(), &facts);
+            if planned.actions.is_empty() || error.is_some() || round == ROUNDS {
+                break;
+            }
+            if !std::mem::replace(&mut confirmed, true) {
+                writer.confirm().await?;
+            }
+            for action in &planned.actions {
+                match act(&writer, action, &mut facts).await {
+                    Ok(note) => made.extend(note),
+                    Err(cause) => {
+                        facts.trouble = trouble(&cause);
+                        error = Some(cause);
+                        break;
+                    }
+                }
+            }
+        }
+        if let Some(error) = error.take_if(|error| error.class() == Class::Fenced) {
+            return Err(error);
+        }
+        let left = !planned.actions.is_empty();
+        let status = trigger::build_status(&subject, &facts, &planned);
+        made.extend(planned.notes.into_iter().map(|note| Note {
+            warning: note.warning,
+            reason: note.reason.to_owned(),
+            action: "Schedule",
+            text: note.text,
+        }));
+        self.tell(key, &subject, &status, made).await?;
+        if let Some(error) = error {
+            return Err(error);
+        }
+        let wake = planned.wake.map(|wake| Duration::try_from(wake.duration_since(facts.now)).unwrap_or_default());
+        let period = jittered(PERIOD, key);
+        let again = if left { Duration::ZERO } else { wake.map_or(period, |wake| wake.min(period)) };
+        Ok(Done { outcome: Outcome::Settled, again: Some(again), gone: false })
+    }
+
+    /// Writes the status if it says something new, and publishes what happened.
+    async fn tell(
+        &self,
+        key: &Key,
+        subject: &Subject,
+        status: &PipelineStatus,
+        made: Vec<Note>,
+    ) -> Result<(), PassError> {
+        // Runs were made and cancelled whether or not that can be written down.
+        let (now, later): (Vec<Note>, Vec<Note>) = made.into_iter().partition(|note| note.action != "Schedule");
+        let publish = |note| self.events.publish(Kind::Pipeline, key, &subject.uid, note);
+        now.into_iter().for_each(publish);
+        if *status == subject.status {
+            return Ok(());
+        }
+        super::pipeline_writes::write_status(&self.client, &self.sink.cache, key, &subject.uid, status).await?;
+        later.into_iter().for_each(publish);
+        notes(&subject.status.conditions, &status.conditions).into_iter().for_each(publish);
+        Ok(())
+    }
+}
+
+fn runs(entry: &Entry) -> Vec<trigger::RunFact> {
+    entry.children.values().filter_map(|record| Some(trigger::read_run(&record.json())?.1)).collect()
+}
+
+/// The Pipeline with an empty spec.
+fn read_subject(key: &Key, record: &Record, value: &Value) -> Subject {
+    let status = value.get("status").cloned().unwrap_or_default();
+    let created = value.pointer("/metadata/creationTimestamp").and_then(Value::as_str);
+    let labels = value.pointer("/metadata/labels");
+    Subject {
+        name: key.name.clone(),
+        namespace: key.namespace.clone(),
+        uid: record.uid.clone(),
+        generation: value.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default(),
+        created: created.and_then(|time| time.parse().ok()).unwrap_or_default(),
+        // A status that cannot be read is written anew.
+        status: serde_json::from_value::<Option<PipelineStatus>>(status).ok().flatten().unwrap_or_default(),
+        queue: labels.and_then(|labels| labels.get(QUEUE_LABEL)?.as_str()).map(ToOwned::to_owned),
+        ..Subject::default()
+    }
+}
+
+/// The spec if it is valid, or all that is wrong. The checks are made once for each generation: they take milliseconds for
+/// thousands of steps.
+fn trigger_spec(memory: &mut Memory, subject: &Subject, spec: &Value) -> Result<crate::api::PipelineSpec, String> {
+    let is_known = |(uid, generation, _): &&(String, i64, Result<(), String>)| {
+        *uid == subject.uid && *generation == subject.generation
+    };
+    match memory.checked.as_ref().filter(is_known) {
+        Some((.., Err(message))) => return Err(message.clone()),
+        Some((.., Ok(()))) => {
+            if let Ok(read) = serde_json::from_value(spec.clone()) {
+                return Ok(read);
+            }
+        }
+        None => {}
+    }
+    let checked = trigger::accept(&subject.name, spec).map_err(|problems: Vec<Problem>| problems_text(&problems));
+    let verdict = checked.as_ref().map(|_| ()).map_err(Clone::clone);
+    memory.checked = Some((subject.uid.clone(), subject.generation, verdict));
+    checked
+}
+
+/// Does one thing; gives what is to be told of it.
+async fn act(writer: &Writer<'_>, action: &Action, facts: &mut Facts) -> Result<Option<Note>, PassError> {
+    match action {
+        Action::Create { name, cause, queued } => match writer.create(name, cause, *queued).await? {
+            Made::Ours => {
+                let why = match cause {
+                    Cause::Change { .. } => "the spec has changed".to_owned(),
+                    Cause::Schedule { moment } if *queued => {
+                        format!("the moment {moment} has come; it waits in the queue")
+                    }
+                    Cause::Schedule { moment } => format!("the moment {moment} has come"),
+                };
+                tracing::info!(run = name, "made: {why}");
+                let text = format!("made run {name}: {why}");
+                Ok(Some(Note { warning: false, reason: "RunCreated".to_owned(), action: "CreateRun", text }))
+            }
+            // It is in the cache now, and the next round knows what it is.
+            Made::Known => Ok(None),
+            Made::Foreign => {
+                facts.taken.insert(name.clone());
+                Ok(None)
+            }
+        },
+        Action::Cancel { name, uid, why } => {
+            writer.patch(name, uid, true).await?;
+            tracing::info!(run = name, "cancelled: {why}");
+            let text = format!("cancelled run {name}: {why}");
+            Ok(Some(Note { warning: false, reason: "RunCancelled".to_owned(), action: "CancelRun", text }))
+        }
+        Action::Release { name, uid } => {
+            writer.patch(name, uid, false).await?;
+            tracing::info!(run = name, "begins: the run before it has ended");
+            Ok(None)
+        }
+        Action::Delete { name, uid, why } => {
+            writer.delete(name, uid).await?;
+            tracing::info!(run = name, "deleted: {why}");
+            Ok(None)
+        }
+    }
+}
+
+fn trouble(error: &PassError) -> Option<Trouble> {
+    error.trouble().map(|trouble| Trouble {
+        reason: trouble.reason.to_owned(),
+        message: trouble.message,
+        stalled: trouble.stalled,
+    })
+}

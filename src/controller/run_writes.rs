@@ -1,0 +1,108 @@
+//! Writes about a run: its cluster, its finalizer, and its end.
+
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use serde_json::json;
+
+use super::apply::Writer;
+use super::cache::{Cache, Kind};
+use super::charter::run_owner;
+use super::error::PassError;
+use super::queue::Key;
+use super::watch;
+use crate::api::cluster::DaskClusterSpec;
+use crate::cluster::names;
+
+/// Keeps a run until nothing of it is open on a scheduler.
+pub(super) const FINALIZER: &str = "daskade.dev/run";
+
+impl Writer<'_> {
+    /// Makes the DaskCluster of a run, unless it is there. `queue` is Kueue's, from the run's label.
+    pub async fn make_cluster(
+        &self,
+        spec: &DaskClusterSpec,
+        queue: Option<&str>,
+        clusters: &Cache,
+    ) -> Result<(), PassError> {
+        let name = &self.key.name;
+        let failed = |error| PassError::api("create", Kind::Cluster, name, error);
+        let mut object = json!({
+            "apiVersion": crate::api::API_VERSION,
+            "kind": "DaskCluster",
+            "metadata": {
+                "name": name,
+                "labels": {
+                    "app.kubernetes.io/name": "daskade",
+                    names::MANAGED_BY.0: names::MANAGED_BY.1,
+                    "daskade.dev/run": name,
+                },
+                "ownerReferences": [run_owner(name, self.uid)],
+            },
+            "spec": spec,
+        });
+        if let Some(queue) = queue {
+            object["metadata"]["labels"][names::QUEUE_LABEL] = json!(queue);
+        }
+        let object: DynamicObject =
+            serde_json::from_value(object).map_err(|error| failed(kube::Error::SerdeError(error)))?;
+        let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
+        let made = match self.objects(Kind::Cluster).create(&params, &object).await {
+            // Whose it is shows when the watch has it.
+            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => return Ok(()),
+            made => made.map_err(failed)?,
+        };
+        if let Some((key, record)) = watch::read_cluster(&made) {
+            clusters.put(Kind::Cluster, &key, name, record);
+        }
+        Ok(())
+    }
+
+    /// Deletes the DaskCluster of a run, if it is still that one.
+    pub async fn delete_cluster(&self, uid: &str) -> Result<(), PassError> {
+        self.delete_root(Kind::Cluster, uid).await
+    }
+
+    /// Deletes the run itself.
+    pub async fn delete_run(&self) -> Result<(), PassError> {
+        self.delete_root(Kind::Run, self.uid).await
+    }
+
+    async fn delete_root(&self, kind: Kind, uid: &str) -> Result<(), PassError> {
+        let name = &self.key.name;
+        let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+        let params = DeleteParams { preconditions, ..DeleteParams::background() };
+        match self.objects(kind).delete(name, &params).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => Err(PassError::api("delete", kind, name, error)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Puts our finalizer on the run, or takes it away. `version` is the one in which `others` were seen.
+    pub async fn hold(&self, hold: bool, others: &[String], version: &str) -> Result<(), PassError> {
+        let name = &self.key.name;
+        let mut finalizers: Vec<&str> = others.iter().map(String::as_str).filter(|other| *other != FINALIZER).collect();
+        if hold {
+            finalizers.push(FINALIZER);
+        }
+        let patch = json!({"metadata": {"uid": self.uid, "resourceVersion": version, "finalizers": finalizers}});
+        let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
+        match self.objects(Kind::Run).patch(name, &params, &Patch::Merge(&patch)).await {
+            Ok(object) => {
+                self.keep(Kind::Run, name, watch::read_run(&object));
+                Ok(())
+            }
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => Err(PassError::api("patch", Kind::Run, name, error)),
+        }
+    }
+}
+
+/// The DaskCluster that has a run's name, in the cache's words: its uid, whether it is the run's, and whether it goes.
+pub(super) fn own_cluster(clusters: &Cache, key: &Key, uid: &str) -> Option<(String, bool, bool)> {
+    let record = clusters.entry(key)?.root?;
+    let value = record.json();
+    let owners = value.pointer("/metadata/ownerReferences").and_then(serde_json::Value::as_array);
+    let ours = owners.into_iter().flatten().any(|owner| owner["uid"] == uid);
+    let goes = value.pointer("/metadata/deletionTimestamp").is_some_and(|at| !at.is_null());
+    Some((record.uid, ours, goes))
+}

@@ -1,0 +1,531 @@
+//! One pass over one run: what is known, what to do, and what to tell.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::Client;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use super::apply::Writer;
+use super::backoff::{delay, jittered};
+use super::board::{Board, Waiters};
+use super::cache::{Kind, Record};
+use super::certificates::Certificates;
+use super::charter::Stored;
+use super::drive::{Drive, End};
+use super::error::{Class, PassError};
+use super::events::{Events, notes};
+use super::gather::read_run;
+use super::lead::Lead;
+use super::memory::Memories;
+use super::queue::Key;
+use super::run::{Controller, Done};
+use super::run_writes::own_cluster;
+use super::scope::Scope;
+use super::watch::Sink;
+use crate::api::cluster::DaskClusterSpec;
+use crate::cluster::facts::Trouble;
+use crate::cluster::names;
+use crate::dask::ops::Forget;
+use crate::dask::{Connection, Deadlines};
+use crate::run::{Fabric, Report, Seat};
+use crate::runs::admit::{self, Admission, Charter};
+use crate::runs::facts::{ClusterFact, DriveFact, Facts, Place, Run, SpecFact};
+use crate::runs::plan::{ClusterStep, DriveStep, Hold, Plan, State, plan};
+use crate::runs::status::{build_status, says_the_same};
+use crate::telemetry::metrics::{self, Metrics, Outcome};
+
+/// Every run that has not ended is looked at about this often even if nothing happens.
+const PERIOD: Duration = Duration::from_secs(60);
+/// What a change of counts alone waits since the status was last written.
+const COUNTS: Duration = Duration::from_secs(5);
+/// How long a run that is being opened is not told of: mostly it is open by then, and that is told.
+const OPENING: Duration = Duration::from_secs(1);
+/// Longest pause between two tries to open a run.
+const LONGEST: Duration = Duration::from_secs(30);
+/// How long a scheduler may take to let go of a run.
+const LEAVE: Duration = Duration::from_secs(8);
+/// Problems that a status tells of; more would only hide them.
+const PROBLEMS: usize = 10;
+
+/// What passes share.
+pub(super) struct Runs {
+    pub client: Client,
+    pub lead: Lead,
+    pub sink: Sink,
+    pub clusters: Sink,
+    pub pipelines: Sink,
+    pub waiters: Arc<Waiters>,
+    pub board: Arc<Board>,
+    pub certificates: Arc<Certificates>,
+    pub memories: Memories<Memory>,
+    pub events: Events,
+    pub metrics: Arc<Metrics>,
+    pub scope: Scope,
+    /// Addresses of schedulers outside that may be used.
+    pub allowed: Vec<regex::Regex>,
+    /// The time.
+    pub clock: fn() -> Timestamp,
+}
+
+/// What is remembered of a run. Without it, everything is found out again.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    uid: String,
+    stored: Option<Arc<Stored>>,
+    drive: Option<Drive>,
+    /// How the last try ended, and when the next one may begin.
+    broken: Option<(Trouble, Option<Instant>)>,
+    /// Tries in a row that ended so.
+    tries: u32,
+    done: Option<Box<Report>>,
+    /// The scheduler of a run that is on no DaskCluster.
+    outside: Option<watch::Sender<Option<Seat>>>,
+    /// When its cancellation was first seen.
+    cancelled: Option<Instant>,
+    /// Passes in a row that failed.
+    failures: u32,
+    status_written: Option<Instant>,
+    opening: Option<Instant>,
+}
+
+impl Controller for Runs {
+    type Memory = Memory;
+
+    const NAME: metrics::Controller = metrics::Controller::PipelineRun;
+
+    async fn reconcile(&self, key: &Key, memory: &mut Memory) -> Done {
+        match self.pass(key, memory).await {
+            Ok(done) => {
+                memory.failures = 0;
+                done
+            }
+            Err(error) => {
+                memory.failures = memory.failures.saturating_add(1);
+                let class = error.class();
+                match class {
+                    Class::Conflict | Class::Fenced => tracing::debug!(class = ?class, "failed to {error}"),
+                    _ if memory.failures == 1 => tracing::warn!(class = ?class, "failed to {error}"),
+                    _ => tracing::debug!(class = ?class, failures = memory.failures, "failed to {error}"),
+                }
+                Done { outcome: class.outcome(), again: class.again(key, memory.failures), gone: false }
+            }
+        }
+    }
+
+    fn sink(&self) -> &Sink {
+        &self.sink
+    }
+
+    fn memories(&self) -> &Memories<Memory> {
+        &self.memories
+    }
+
+    fn lead(&self) -> &Lead {
+        &self.lead
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+}
+
+impl Runs {
+    async fn pass(&self, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
+        let gone = Done { outcome: Outcome::Settled, again: None, gone: true };
+        let Some(record) = self.sink.cache.entry(key).and_then(|entry| entry.root) else { return Ok(gone) };
+        if memory.uid != record.uid {
+            *memory = Memory { uid: record.uid.clone(), ..Memory::default() };
+        }
+        if !self.scope.has(&key.namespace) {
+            return Ok(gone);
+        }
+        let value = record.json();
+        let run = read_run(key, &record, &value);
+        tracing::Span::current().record("uid", &run.uid).record("generation", run.generation);
+        let uid = record.uid.clone();
+        let writer = Writer { client: &self.client, cache: &self.sink.cache, key, uid: &uid };
+        let work = Work { runs: self, key, memory, writer, record, value, now: (self.clock)(), error: None };
+        work.run(run).await
+    }
+}
+
+/// One pass at work.
+struct Work<'a> {
+    runs: &'a Runs,
+    key: &'a Key,
+    memory: &'a mut Memory,
+    writer: Writer<'a>,
+    record: Record,
+    /// The run as JSON.
+    value: Value,
+    now: Timestamp,
+    /// The first error: the pass goes on to tell of it, and is tried again.
+    error: Option<PassError>,
+}
+
+impl Work<'_> {
+    async fn run(mut self, run: Run) -> Result<Done, PassError> {
+        self.hear();
+        let mut spec = self.spec(&run).await;
+        let mut charter = None;
+        if matches!(spec, SpecFact::Valid) && !run.has_ended() && run.deleting.is_none() {
+            (spec, charter) = self.admit();
+        }
+        let mut facts = self.facts(&run, spec).await;
+        let mut planned = plan(&run, &facts);
+        if planned.freeze
+            && let Some(charter) = charter
+        {
+            match self.writer.store_charter(&charter).await {
+                Ok(Ok(stored)) => {
+                    self.memory.stored = Some(stored.clone());
+                    facts = self.facts(&run, SpecFact::Frozen(stored.frozen())).await;
+                }
+                Ok(Err(why)) => facts.spec = SpecFact::Invalid(format!("it {why}")),
+                Err(error) => {
+                    facts.trouble = error.trouble();
+                    self.error = Some(error);
+                }
+            }
+            planned = plan(&run, &facts);
+        }
+        self.carry_out(&run, &mut planned, &mut facts).await;
+        let told = self.tell(&run, &facts, &planned).await?;
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        // The end is written before anything is taken away.
+        if !matches!(planned.word.state, State::Ended(_)) {
+            self.take_away(&run, &planned).await?;
+        }
+        let idle = planned.word.state == State::AsWritten || planned.word.state == State::Suspended;
+        let period = (!idle).then(|| jittered(PERIOD, self.key));
+        let again = planned.wake.into_iter().chain(told).chain(period).min();
+        let outcome = match planned.word.state {
+            State::Pending => Outcome::Waiting,
+            _ => Outcome::Settled,
+        };
+        Ok(Done { outcome, again, gone: false })
+    }
+
+    /// What the task that drives the run has to say.
+    fn hear(&mut self) {
+        let Some(drive) = &self.memory.drive else { return };
+        match drive.take_end() {
+            Some(End::Done(report)) => {
+                self.memory.done = Some(report);
+                self.memory.drive = None;
+            }
+            Some(End::Broken { trouble, last }) => {
+                if drive.live().open {
+                    self.memory.tries = 0;
+                }
+                self.memory.tries = self.memory.tries.saturating_add(1);
+                let pause = delay(self.key, self.memory.tries).min(LONGEST);
+                tracing::info!(reason = trouble.reason, again = ?pause, "the run cannot be driven now: {}", trouble.message);
+                self.memory.broken = Some((trouble, (!last).then(|| Instant::now() + pause)));
+                self.memory.drive = None;
+            }
+            None => {}
+        }
+    }
+
+    /// What is written down of the run, if anything is.
+    async fn spec(&mut self, run: &Run) -> SpecFact {
+        if run.has_ended() {
+            return SpecFact::Valid;
+        }
+        if let Some(stored) = &self.memory.stored {
+            return SpecFact::Frozen(stored.frozen());
+        }
+        let Some(name) = &run.status.revision else { return SpecFact::Valid };
+        match self.writer.read_charter(name).await {
+            Ok(Ok(stored)) => {
+                let frozen = stored.frozen();
+                self.memory.stored = Some(stored);
+                SpecFact::Frozen(frozen)
+            }
+            Ok(Err(why)) => SpecFact::Invalid(format!("it {why}")),
+            Err(error) => {
+                let message = format!("its ControllerRevision {name} cannot be read now; it is tried again");
+                let trouble = error.trouble().unwrap_or(Trouble { reason: "ApiError", message, stalled: false });
+                self.error = Some(error);
+                SpecFact::Waits(trouble)
+            }
+        }
+    }
+
+    fn admit(&self) -> (SpecFact, Option<Box<Charter>>) {
+        match admit::admit(&self.value, &Around { runs: self.runs, key: self.key }) {
+            Admission::Ready(charter) => (SpecFact::Valid, Some(charter)),
+            Admission::Waits(trouble) => (SpecFact::Waits(trouble), None),
+            Admission::Invalid(problems) => {
+                let shown = problems.iter().take(PROBLEMS).cloned().collect::<Vec<_>>().join("; ");
+                let more = problems.len().saturating_sub(PROBLEMS);
+                let more = if more == 0 { String::new() } else { format!("; and {more} more") };
+                (SpecFact::Invalid(format!("{shown}{more}")), None)
+            }
+        }
+    }
+
+    async fn facts(&mut self, run: &Run, spec: SpecFact) -> Facts {
+        let owned = own_cluster(&self.runs.clusters.cache, self.key, &run.uid);
+        let cluster = match &spec {
+            SpecFact::Frozen(frozen) => self.cluster(&frozen.place.clone(), owned.as_ref()).await,
+            _ => ClusterFact::Missing,
+        };
+        let drive = match (&self.memory.done, &self.memory.drive, &self.memory.broken) {
+            (Some(report), _, _) => DriveFact::Done(report.clone()),
+            (None, Some(drive), _) => DriveFact::Live(drive.live()),
+            (None, None, Some((trouble, again))) => {
+                let again = again.map(|at| at.saturating_duration_since(Instant::now()));
+                DriveFact::Broken { trouble: trouble.clone(), again }
+            }
+            (None, None, None) => DriveFact::None,
+        };
+        let owned = owned.is_some_and(|(_, ours, goes)| ours && !goes);
+        let cancelled = run.spec.cancel.then(|| *self.memory.cancelled.get_or_insert_with(Instant::now));
+        let cancelling = cancelled.map(|at| at.elapsed()).unwrap_or_default();
+        Facts { now: self.now, spec, cluster, owned, drive, cancelling, trouble: None }
+    }
+
+    async fn cluster(&mut self, place: &Place, owned: Option<&(String, bool, bool)>) -> ClusterFact {
+        let key = match place {
+            Place::Address { address, secret } => return self.outside(address, secret.as_deref()).await,
+            Place::Shared(name) => Key::new(self.key.namespace.clone(), name.clone()),
+            Place::Own => self.key.clone(),
+        };
+        self.runs.waiters.wait(Kind::Cluster, &key, self.key);
+        if *place == Place::Own {
+            match owned {
+                None => return ClusterFact::Missing,
+                Some((_, false, _)) => {
+                    let message = format!(
+                        "the DaskCluster {} is not this run's and is not touched; delete it, or give the run another name",
+                        self.key.name
+                    );
+                    return ClusterFact::Waits(Trouble { reason: "NameConflict", message, stalled: true });
+                }
+                Some((_, true, true)) => {
+                    let message = "its DaskCluster is being deleted; another is made then".to_owned();
+                    return ClusterFact::Waits(Trouble { reason: "Pending", message, stalled: false });
+                }
+                Some((_, true, false)) => {}
+            }
+        } else if self.runs.clusters.cache.entry(&key).is_none_or(|entry| entry.root.is_none()) {
+            return ClusterFact::Missing;
+        }
+        let standing = self.runs.board.standing(&key).unwrap_or_default();
+        if standing.seated {
+            return ClusterFact::Answers(standing.workers);
+        }
+        let unknown = || Trouble {
+            reason: "SchedulerNotReady",
+            message: "its scheduler is being started".to_owned(),
+            stalled: false,
+        };
+        let Trouble { reason, message, stalled } = standing.scheduler.unwrap_or_else(unknown);
+        ClusterFact::Waits(Trouble { reason, message: format!("DaskCluster {}: {message}", key.name), stalled })
+    }
+
+    /// A scheduler that is no DaskCluster: its certificates are read once, when the run is about to be opened.
+    async fn outside(&mut self, address: &str, secret: Option<&str>) -> ClusterFact {
+        if self.memory.outside.is_some() {
+            return ClusterFact::Answers(None);
+        }
+        let tls = match secret {
+            None => None,
+            Some(secret) => {
+                let field = "spec.cluster.tls.secretRef";
+                let read = self.runs.certificates.of_secret(&self.key.namespace, secret, field, self.now).await;
+                match read {
+                    Ok(credentials) => match credentials.fact.trouble {
+                        Some(trouble) => return ClusterFact::Waits(trouble),
+                        None => credentials.client,
+                    },
+                    Err(error) => {
+                        let error = PassError::Certificates(error);
+                        let message = format!("failed to {error}; it is tried again");
+                        let other = Trouble { reason: "ApiError", message, stalled: false };
+                        return ClusterFact::Waits(error.trouble().unwrap_or(other));
+                    }
+                }
+            }
+        };
+        let lead = self.runs.lead.check().unwrap_or(0);
+        let seat = Seat { address: address.to_owned(), tls, generation: 1, lead, foreign: true };
+        self.memory.outside = Some(watch::Sender::new(Some(seat)));
+        ClusterFact::Answers(None)
+    }
+
+    /// What has to be there before the run goes on.
+    async fn carry_out(&mut self, run: &Run, planned: &mut Plan, facts: &mut Facts) {
+        let stored = self.memory.stored.clone();
+        if let (ClusterStep::Make, Some(stored)) = (planned.cluster, &stored) {
+            let queue = self.value.pointer("/metadata/labels").and_then(|labels| labels.get(names::QUEUE_LABEL));
+            let queue = queue.and_then(Value::as_str);
+            let made = self.writer.make_cluster(&stored.charter.run.cluster, queue, &self.runs.clusters.cache).await;
+            match made {
+                Ok(()) => {
+                    tracing::info!(cluster = self.key.name, "made the cluster of the run");
+                    self.runs.clusters.queue.add(self.key.clone());
+                }
+                Err(error) => return self.fail(run, error, planned, facts),
+            }
+        }
+        if planned.hold == Hold::Take
+            && let Err(error) = self.hold(true).await
+        {
+            return self.fail(run, error, planned, facts);
+        }
+        match (planned.drive, &stored) {
+            (DriveStep::Run { cancel }, Some(stored)) => self.drive(run, stored, cancel, planned, facts),
+            (DriveStep::Stop { leave }, _) => {
+                let was_driven = self.memory.drive.take().is_some();
+                self.memory.opening = None;
+                if leave && was_driven {
+                    self.leave(run, facts).await;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn fail(&mut self, run: &Run, error: PassError, planned: &mut Plan, facts: &mut Facts) {
+        facts.trouble = error.trouble();
+        self.error.get_or_insert(error);
+        planned.word = plan(run, facts).word;
+    }
+
+    fn drive(&mut self, run: &Run, stored: &Stored, cancel: bool, planned: &mut Plan, facts: &mut Facts) {
+        if self.memory.drive.is_none() {
+            let begun = run.status.steps.as_ref().is_some_and(|steps| steps.running + steps.done + steps.failed > 0);
+            let spec = match stored.run_spec(self.now, begun) {
+                Ok(spec) => spec,
+                Err(why) => {
+                    facts.spec = SpecFact::Invalid(format!("it {why}"));
+                    *planned = plan(run, facts);
+                    return;
+                }
+            };
+            let fabric = Fabric::Followed(match (&self.memory.outside, &stored.charter.place) {
+                (Some(seat), _) => seat.subscribe(),
+                (None, Place::Shared(name)) => {
+                    self.runs.board.seats(&Key::new(self.key.namespace.clone(), name.clone()))
+                }
+                (None, _) => self.runs.board.seats(self.key),
+            });
+            let before = self.memory.broken.take().map(|(trouble, _)| trouble);
+            self.memory.opening = before.is_none().then(Instant::now);
+            let drive = Drive::start(spec, fabric, self.key.clone(), self.runs.sink.queue.clone(), before);
+            self.memory.drive = Some(drive);
+        }
+        if let Some(drive) = self.memory.drive.as_ref().filter(|_| cancel) {
+            drive.cancel();
+        }
+    }
+
+    /// Has the scheduler let go of the run: its steps are stopped. It matters little if that cannot be told.
+    async fn leave(&self, run: &Run, facts: &Facts) {
+        let SpecFact::Frozen(frozen) = &facts.spec else { return };
+        let key = frozen.place.cluster(&run.name).map(|name| Key::new(run.namespace.clone(), name));
+        let seats = match (&self.memory.outside, key) {
+            (Some(seat), _) => seat.subscribe(),
+            (None, Some(key)) => self.runs.board.seats(&key),
+            (None, None) => return,
+        };
+        let Some(seat) = seats.borrow().clone() else { return };
+        let Ok(address) = seat.address.parse() else { return };
+        let told = timeout(LEAVE, async {
+            let connection = Connection::connect(&address, seat.tls.as_ref(), Deadlines::default()).await?;
+            connection.call(&Forget { run: &run.uid }).await.map(drop)
+        });
+        if let Ok(Err(error)) = told.await {
+            tracing::debug!(category = error.category(), "failed to have the scheduler let go of the run: {error}");
+        }
+    }
+
+    async fn hold(&mut self, hold: bool) -> Result<(), PassError> {
+        let names = self.value.pointer("/metadata/finalizers").and_then(Value::as_array);
+        let names: Vec<String> = names.into_iter().flatten().filter_map(Value::as_str).map(ToOwned::to_owned).collect();
+        // A write of this pass has made another version.
+        let entry = self.runs.sink.cache.entry(self.key).and_then(|entry| entry.root);
+        let version = entry.map_or_else(|| self.record.version.clone(), |record| record.version);
+        self.writer.hold(hold, &names, &version).await
+    }
+
+    /// What is not needed any more, and in the end the run itself.
+    async fn take_away(&mut self, run: &Run, planned: &Plan) -> Result<(), PassError> {
+        if planned.cluster == ClusterStep::Delete
+            && let Some((uid, true, false)) = own_cluster(&self.runs.clusters.cache, self.key, &run.uid)
+        {
+            tracing::info!(cluster = self.key.name, "deleting the cluster of the run");
+            self.runs.waiters.wait(Kind::Cluster, self.key, self.key);
+            self.writer.delete_cluster(&uid).await?;
+        }
+        if planned.hold == Hold::Release {
+            self.hold(false).await?;
+        }
+        if planned.delete {
+            tracing::info!("deleting the run: its ttlAfterFinished has passed");
+            self.writer.delete_run().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the status if it says something new; when to come back if that has to wait.
+    async fn tell(&mut self, run: &Run, facts: &Facts, planned: &Plan) -> Result<Option<Duration>, PassError> {
+        let status = build_status(run, facts, planned);
+        if status == run.status {
+            return Ok(None);
+        }
+        let ended = matches!(planned.word.state, State::Ended(_));
+        let open = matches!(&facts.drive, DriveFact::Live(live) if live.open);
+        let opening = self.memory.opening.filter(|_| !ended && !open).map(|at| OPENING.saturating_sub(at.elapsed()));
+        if let Some(left) = opening.filter(|left| !left.is_zero()) {
+            return Ok(Some(left));
+        }
+        let early = self.memory.status_written.map(|at| COUNTS.saturating_sub(at.elapsed()));
+        if let Some(left) = early.filter(|left| !left.is_zero())
+            && says_the_same(&run.status, &status)
+        {
+            return Ok(Some(left));
+        }
+        self.writer.write_status(Kind::Run, &status).await?;
+        self.memory.status_written = Some(Instant::now());
+        let told = notes(&run.status.conditions, &status.conditions).into_iter();
+        for note in told.filter(|note| note.reason != "Pending") {
+            self.runs.events.publish(Kind::Run, self.key, &run.uid, note);
+        }
+        Ok(None)
+    }
+}
+
+/// What the run may refer to.
+struct Around<'a> {
+    runs: &'a Runs,
+    key: &'a Key,
+}
+
+impl admit::World for Around<'_> {
+    fn pipeline(&self, name: &str) -> Option<Value> {
+        let key = Key::new(self.key.namespace.clone(), name);
+        self.runs.waiters.wait(Kind::Pipeline, &key, self.key);
+        Some(self.runs.pipelines.cache.entry(&key)?.root?.json())
+    }
+
+    fn cluster(&self, name: &str) -> Option<DaskClusterSpec> {
+        let key = Key::new(self.key.namespace.clone(), name);
+        self.runs.waiters.wait(Kind::Cluster, &key, self.key);
+        let spec = self.runs.clusters.cache.entry(&key)?.root?.json();
+        serde_json::from_value(spec.get("spec")?.clone()).ok()
+    }
+
+    fn allows(&self, address: &str) -> bool {
+        self.runs.allowed.iter().any(|pattern| pattern.is_match(address))
+    }
+}

@@ -1,0 +1,65 @@
+//! The frozen specification of a run: enough to carry it out, and to resume it, without the manifest.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::api::cluster::DaskClusterSpec;
+use crate::api::pipeline::{Deadlines, PipelineSpec};
+use crate::api::step::Step;
+use crate::pipeline::{self, Plan, RunInfo};
+use crate::problem::Problem;
+
+/// As the journal keeps it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Frozen {
+    /// Version of this form.
+    pub format: u32,
+    pub uid: String,
+    pub name: String,
+    pub pipeline: PipelineSpec,
+    /// As given, before defaults.
+    pub params: Map<String, Value>,
+    /// The workers of a local run; in Kubernetes those of the cluster when the run began.
+    pub cluster: DaskClusterSpec,
+}
+
+impl Frozen {
+    pub const FORMAT: u32 = 1;
+
+    /// The text for the journal, and its digest.
+    pub fn to_bytes(&self) -> Result<(Vec<u8>, String), serde_json::Error> {
+        let bytes = serde_json::to_vec(self)?;
+        let digest = hex::encode(Sha256::digest(&bytes));
+        Ok((bytes, digest))
+    }
+
+    pub fn steps(&self) -> impl Iterator<Item = &Step> {
+        self.pipeline.steps.iter().chain(&self.pipeline.finally)
+    }
+
+    /// Names for people of the steps that have one.
+    pub fn titles(&self) -> BTreeMap<String, String> {
+        let titles = self.steps().filter_map(|step| Some((step.name.clone(), step.display_name.clone()?)));
+        titles.collect()
+    }
+
+    /// Checks and lowers the specification, whose fields stand below `at`; all problems together.
+    pub fn plan(&self, at: &str) -> Result<Plan, Vec<Problem>> {
+        let flow = pipeline::validate(&self.pipeline, at)?;
+        flow.bind(&self.params, &RunInfo { name: self.name.clone(), uid: self.uid.clone() })
+    }
+}
+
+/// A run's deadlines; those that it does not set are the pipeline's.
+pub fn run_deadlines(pipeline: Option<Deadlines>, run: Option<&Deadlines>) -> Option<Deadlines> {
+    let Some(run) = run else { return pipeline };
+    let pipeline = pipeline.unwrap_or_default();
+    Some(Deadlines {
+        start: run.start.or(pipeline.start),
+        active: run.active.or(pipeline.active),
+        finally: run.finally.or(pipeline.finally),
+    })
+}

@@ -1,0 +1,203 @@
+//! What is wrong with a run before it starts, and what is written down of it when nothing is.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::facts::Place;
+use crate::api::cluster::DaskClusterSpec;
+use crate::api::pipeline::{ClusterChoice, PipelineSpec};
+use crate::api::run::PipelineRun;
+use crate::api::storage::Storage;
+use crate::cluster::facts::Trouble;
+use crate::cluster::{effective_groups, validate_named};
+use crate::manifest::{self, Mode, Object};
+use crate::problem::Problem;
+use crate::run::{Frozen, run_deadlines};
+
+/// Everything that a run is carried out from; it never changes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Charter {
+    /// What also stands in the run's journal.
+    pub run: Frozen,
+    pub place: Place,
+    pub storage: Storage,
+}
+
+/// What became of a request to run.
+#[derive(Debug)]
+pub enum Admission {
+    Ready(Box<Charter>),
+    /// All that is wrong, each with object and field.
+    Invalid(Vec<String>),
+    /// An object that it names is not there yet.
+    Waits(Trouble),
+}
+
+/// What a run may refer to, and what the operator allows.
+pub trait World {
+    /// The Pipeline of this name in the run's namespace, as JSON.
+    fn pipeline(&self, name: &str) -> Option<Value>;
+    /// The spec of the DaskCluster of this name in the run's namespace.
+    fn cluster(&self, name: &str) -> Option<DaskClusterSpec>;
+    /// Whether schedulers at this address may be used.
+    fn allows(&self, address: &str) -> bool;
+}
+
+/// Checks a run, as JSON, and resolves what it refers to.
+pub fn admit(object: &Value, world: &dyn World) -> Admission {
+    let run = match read(object, "") {
+        Ok(Object::PipelineRun(run)) => run,
+        Ok(_) => return Admission::Invalid(vec!["it is no PipelineRun".to_owned()]),
+        Err(problems) => return Admission::Invalid(problems),
+    };
+    let (name, uid) = (run.metadata.name.clone().unwrap_or_default(), run.metadata.uid.clone().unwrap_or_default());
+    let (spec, at, told) = match pipeline_of(&run, world) {
+        Ok(found) => found,
+        Err(admission) => return admission,
+    };
+    let prefixed = |problems: Vec<Problem>| problems.iter().map(|problem| format!("{told}{problem}")).collect();
+    let mut problems = Vec::new();
+    let placed = match place(&name, &spec, at, world, &mut problems) {
+        Ok(placed) => placed,
+        Err(trouble) => return Admission::Waits(trouble),
+    };
+    let mut pipeline = PipelineSpec { cluster: placed.choice, ..spec };
+    pipeline.deadlines = run_deadlines(pipeline.deadlines, run.spec.deadlines.as_ref());
+    // Both mean nothing to one run.
+    (pipeline.triggers, pipeline.schedule) = (None, None);
+    let params: Map<String, Value> = run.spec.params.clone().into_iter().collect();
+    let frozen =
+        Frozen { format: Frozen::FORMAT, uid, name, pipeline, params, cluster: placed.spec.unwrap_or_default() };
+    if let Err(more) = frozen.plan(at) {
+        problems.extend(more);
+    }
+    match placed.storage {
+        Some(storage) if problems.is_empty() => {
+            Admission::Ready(Box::new(Charter { run: frozen, place: placed.place, storage }))
+        }
+        _ => Admission::Invalid(prefixed(problems)),
+    }
+}
+
+fn read(object: &Value, told: &str) -> Result<Object, Vec<String>> {
+    let texts = |problems: Vec<Problem>| problems.iter().map(|problem| format!("{told}{problem}")).collect::<Vec<_>>();
+    let object = manifest::check_value(object).map_err(texts)?;
+    let refused = manifest::unimplemented(&object, Mode::Cluster);
+    if refused.is_empty() { Ok(object) } else { Err(texts(refused)) }
+}
+
+/// The pipeline, where its fields stand, and what to say before each of its problems.
+fn pipeline_of(run: &PipelineRun, world: &dyn World) -> Result<(PipelineSpec, &'static str, String), Admission> {
+    if let Some(spec) = &run.spec.pipeline_spec {
+        return Ok((spec.clone(), "spec.pipelineSpec", String::new()));
+    }
+    let name = run.spec.pipeline_ref.as_deref().unwrap_or_default();
+    let Some(found) = world.pipeline(name) else {
+        let message =
+            format!("there is no Pipeline {name} in the namespace (spec.pipelineRef); make it, and the run goes on");
+        return Err(Admission::Waits(Trouble { reason: "PipelineNotFound", message, stalled: false }));
+    };
+    let told = format!("Pipeline {name}: ");
+    match read(&found, &told) {
+        Ok(Object::Pipeline(pipeline)) => Ok((pipeline.spec.clone(), "spec", told)),
+        Ok(_) => Err(Admission::Invalid(vec![format!("{told}it is no Pipeline")])),
+        Err(problems) => Err(Admission::Invalid(problems)),
+    }
+}
+
+/// Where the run will run.
+struct Placed {
+    place: Place,
+    /// What the pipeline's `cluster` becomes: its groups are what steps are checked against.
+    choice: Option<ClusterChoice>,
+    spec: Option<DaskClusterSpec>,
+    storage: Option<Storage>,
+}
+
+fn place(
+    name: &str,
+    spec: &PipelineSpec,
+    at: &str,
+    world: &dyn World,
+    problems: &mut Vec<Problem>,
+) -> Result<Placed, Trouble> {
+    if let Some(path) = spec.code.as_ref().and_then(|code| code.path.as_ref()) {
+        let message = format!("the operator does not see the folder {path}, which is beside the manifest");
+        let problem = Problem::new("InvalidValue", format!("{at}.code.path"), message);
+        problems.push(problem.help("put the modules into code.files or into the image"));
+    }
+    let choice = spec.cluster.clone().unwrap_or_default();
+    if let Some(address) = &choice.address {
+        return Ok(outside(address, &choice, spec, at, world, problems));
+    }
+    if let Some(cluster) = &choice.ref_ {
+        let Some(found) = world.cluster(cluster) else {
+            let message = format!(
+                "there is no DaskCluster {cluster} in the namespace ({at}.cluster.ref); make it, and the run goes on"
+            );
+            return Err(Trouble { reason: "ClusterNotFound", message, stalled: false });
+        };
+        let storage = foreign_storage(spec, at, problems).or_else(|| found.storage.clone());
+        if storage.is_none() {
+            let message = format!("the DaskCluster {cluster} has no storage and the pipeline names none");
+            let problem = Problem::new("MissingField", format!("{at}.storage"), message);
+            problems.push(problem.help("say where outputs and journal go: storage: {url: \"s3://bucket/prefix\"}"));
+        }
+        let choice = ClusterChoice { template: Some(found.clone()), ..ClusterChoice::default() };
+        return Ok(Placed { place: Place::Shared(cluster.clone()), choice: Some(choice), spec: Some(found), storage });
+    }
+    let mut made = choice.template.unwrap_or_default();
+    problems.extend(validate_named(name, &made, &format!("{at}.cluster.template")));
+    if let Some(storage) = &spec.storage {
+        made.storage = Some(storage.clone());
+    }
+    let storage = made.storage.clone();
+    if storage.is_none() {
+        let problem = Problem::new("MissingField", format!("{at}.storage"), "a run in Kubernetes needs a storage");
+        problems.push(problem.help("say where outputs and journal go: storage: {url: \"s3://bucket/prefix\"}"));
+    }
+    made.workers = effective_groups(&made);
+    let choice = ClusterChoice { template: Some(made.clone()), ..ClusterChoice::default() };
+    Ok(Placed { place: Place::Own, choice: Some(choice), spec: Some(made), storage })
+}
+
+/// On a scheduler that is no DaskCluster.
+fn outside(
+    address: &str,
+    choice: &ClusterChoice,
+    spec: &PipelineSpec,
+    at: &str,
+    world: &dyn World,
+    problems: &mut Vec<Problem>,
+) -> Placed {
+    let secret = choice.tls.as_ref().and_then(|tls| tls.secret_ref.clone());
+    if !world.allows(address) {
+        let message = format!("the operator is not allowed to use the scheduler {address}");
+        let problem = Problem::new("NotAllowed", format!("{at}.cluster.address"), message);
+        problems.push(problem.help("who runs the operator can allow it with --allow-address"));
+    }
+    if address.starts_with("tls://") && secret.is_none() {
+        let problem = Problem::new("MissingField", format!("{at}.cluster.tls.secretRef"), "tls:// needs certificates");
+        problems.push(problem.help("name a Secret with ca.crt, tls.crt and tls.key"));
+    }
+    let storage = foreign_storage(spec, at, problems);
+    if storage.is_none() {
+        let message = "a run on a scheduler that others run needs a storage";
+        let problem = Problem::new("MissingField", format!("{at}.storage"), message);
+        problems.push(problem.help("say where outputs and journal go: storage: {url: \"s3://bucket/prefix\"}"));
+    }
+    let place = Place::Address { address: address.to_owned(), secret };
+    Placed { place, choice: Some(choice.clone()), spec: None, storage }
+}
+
+/// The storage of a pipeline on a cluster that is not its own: the cluster's own identity reaches it, no other can.
+fn foreign_storage(spec: &PipelineSpec, at: &str, problems: &mut Vec<Problem>) -> Option<Storage> {
+    let storage = spec.storage.as_ref()?;
+    let identity = [("secretRef", &storage.secret_ref), ("serviceAccountName", &storage.service_account_name)];
+    for (field, _) in identity.into_iter().filter(|(_, value)| value.is_some()) {
+        let message = "on a cluster that is not made for the run, storage is reached with the cluster's own identity";
+        let problem = Problem::new("Conflict", format!("{at}.storage.{field}"), message);
+        problems.push(problem.help("leave it out, and give the cluster's pods the right to use the storage"));
+    }
+    Some(storage.clone())
+}

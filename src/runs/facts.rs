@@ -1,0 +1,153 @@
+//! What is known of one run at one moment: everything that a decision may depend on.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::api::run::PipelineRunSpec;
+use crate::api::status::PipelineRunStatus;
+use crate::cluster::facts::Trouble;
+use crate::run::{Counts, Failure, Report};
+
+/// A PipelineRun.
+#[derive(Debug, Clone, Default)]
+pub struct Run {
+    pub name: String,
+    pub namespace: String,
+    pub uid: String,
+    pub generation: i64,
+    pub created: Timestamp,
+    /// When its deletion was asked for.
+    pub deleting: Option<Timestamp>,
+    /// Our finalizer is on it: it may be open on a scheduler.
+    pub held: bool,
+    pub spec: PipelineRunSpec,
+    /// The last status that was written.
+    pub status: PipelineRunStatus,
+}
+
+impl Run {
+    /// Whether the end was written down: `Succeeded` is True or False.
+    pub fn has_ended(&self) -> bool {
+        let decided = |status: &str| status == "True" || status == "False";
+        self.status.conditions.iter().any(|found| found.type_ == "Succeeded" && decided(&found.status))
+    }
+}
+
+/// Everything that was found out in one pass.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub now: Timestamp,
+    pub spec: SpecFact,
+    pub cluster: ClusterFact,
+    /// A DaskCluster that was made for the run is there.
+    pub owned: bool,
+    pub drive: DriveFact,
+    /// How long ago its cancellation was first seen.
+    pub cancelling: Duration,
+    /// What Kubernetes refused in this pass.
+    pub trouble: Option<Trouble>,
+}
+
+/// What the run is to do.
+#[derive(Debug, Clone, Default)]
+pub enum SpecFact {
+    /// Valid, and not written down yet.
+    #[default]
+    Valid,
+    /// Written down: later changes of the Pipeline do not count.
+    Frozen(Frozen),
+    /// Refused for ever, with all its problems.
+    Invalid(String),
+    /// Something that it names is not there yet.
+    Waits(Trouble),
+}
+
+/// Of a run whose spec is written down, what decisions need.
+#[derive(Debug, Clone)]
+pub struct Frozen {
+    /// Name of the ControllerRevision.
+    pub revision: String,
+    /// When that was made: the start of the run.
+    pub since: Timestamp,
+    pub place: Place,
+    pub storage_url: String,
+    /// Longest time from the start to the first step.
+    pub start: Duration,
+    /// Longest time from the start to the end.
+    pub active: Option<Duration>,
+}
+
+/// Where a run runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Place {
+    /// On a DaskCluster of its own, which has the run's name.
+    Own,
+    /// On a DaskCluster that others run.
+    Shared(String),
+    /// On a scheduler that is no DaskCluster, with the Secret for its certificates.
+    #[serde(rename_all = "camelCase")]
+    Address { address: String, secret: Option<String> },
+}
+
+impl Place {
+    /// The name of the DaskCluster, if it is one.
+    pub fn cluster<'a>(&'a self, run: &'a str) -> Option<&'a str> {
+        match self {
+            Self::Own => Some(run),
+            Self::Shared(name) => Some(name),
+            Self::Address { .. } => None,
+        }
+    }
+}
+
+/// The cluster of the run.
+#[derive(Debug, Clone, Default)]
+pub enum ClusterFact {
+    /// There is none, or nobody has asked yet.
+    #[default]
+    Missing,
+    /// It is there and its scheduler cannot be used, for this reason.
+    Waits(Trouble),
+    /// The scheduler can be asked; why workers are missing, if they are.
+    Answers(Option<Trouble>),
+}
+
+/// The task that drives the run.
+#[derive(Debug, Clone, Default)]
+pub enum DriveFact {
+    /// There is none.
+    #[default]
+    None,
+    Live(Live),
+    /// It brought the run to its end.
+    Done(Box<Report>),
+    /// It could not go on; it is tried again after a pause if `again` says so.
+    Broken {
+        trouble: Trouble,
+        again: Option<Duration>,
+    },
+}
+
+/// What a run says while it is driven.
+#[derive(Debug, Clone, Default)]
+pub struct Live {
+    /// It is open on a scheduler, and heard of.
+    pub open: bool,
+    pub counts: Counts,
+    /// Steps that failed for good, the first first; bounded.
+    pub failures: Vec<Failure>,
+    /// Steps that no worker can run now: count and why, by name.
+    pub blocked: BTreeMap<String, (u64, String)>,
+    /// Why the storage cannot be used now.
+    pub storage: Option<String>,
+    /// Why the scheduler was lost.
+    pub lost: Option<String>,
+    /// It was asked to end.
+    pub cancelling: bool,
+    /// How the try before this one ended.
+    pub before: Option<Trouble>,
+}

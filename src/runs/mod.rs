@@ -1,0 +1,6 @@
+//! PipelineRun: what is wrong with one, what to do about it now, what to tell. Pure: no clock, no I/O.
+
+pub mod admit;
+pub mod facts;
+pub mod plan;
+pub mod status;

@@ -1,0 +1,361 @@
+//! What to do about a run now: a function of its spec and of what is known, and of nothing else.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact};
+use crate::cluster::facts::Trouble;
+use crate::run::{Report, RunOutcome};
+
+/// A run that is deleted may take this long to stop its steps; then it is let go, in seconds.
+const CLOSING: i64 = 60;
+/// The driver ends a run at its deadline by itself. One that has not after this much longer cannot, in seconds.
+const OVERDUE: i64 = 120;
+/// A run that is cancelled and was open waits this long for a scheduler on which its `finally` steps can run.
+const CANCELLING: Duration = Duration::from_secs(300);
+/// A run that waits for an object that does not exist gives up after this, in seconds; the same as the time that a run has
+/// to its first step unless it says otherwise.
+const REFERENCES: i64 = 30 * 60;
+
+/// Everything to do in one pass. All of it may be done twice.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Write the spec down.
+    pub freeze: bool,
+    pub hold: Hold,
+    pub cluster: ClusterStep,
+    pub drive: DriveStep,
+    /// Delete the object itself.
+    pub delete: bool,
+    pub word: Word,
+    /// Look again after this time even if nothing happens.
+    pub wake: Option<Duration>,
+}
+
+/// About our finalizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    Keep,
+    /// Before the run is opened anywhere.
+    Take,
+    /// Nothing of it is open any more.
+    Release,
+}
+
+/// About the cluster of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClusterStep {
+    Keep,
+    Make,
+    Delete,
+}
+
+/// About the task that drives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DriveStep {
+    Keep,
+    /// Start it unless it is there; ask it to end the run if `cancel`.
+    Run {
+        cancel: bool,
+    },
+    /// End it. If `leave`, the scheduler is told that the run goes on elsewhere or later: its steps are stopped.
+    Stop {
+        leave: bool,
+    },
+}
+
+/// What to tell of the run as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Word {
+    pub state: State,
+    /// From the table of reasons.
+    pub reason: String,
+    pub message: String,
+    /// Only a person can help.
+    pub stalled: bool,
+}
+
+/// One word for the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Pending,
+    Running,
+    Suspended,
+    Ended(RunOutcome),
+    /// As it was written down before.
+    AsWritten,
+}
+
+/// Decides.
+pub fn plan(run: &Run, facts: &Facts) -> Plan {
+    if run.has_ended() {
+        return tidy(run, facts);
+    }
+    if let DriveFact::Done(report) = &facts.drive {
+        return end(ended_word(run, report));
+    }
+    if let Some(since) = run.deleting {
+        return close(run, facts, since);
+    }
+    match &facts.spec {
+        SpecFact::Invalid(problems) => return end(failed("Invalid", problems.clone())),
+        // Nothing was opened: there is nothing to end.
+        _ if run.spec.cancel && !run.held => return end(cancelled()),
+        _ => {}
+    }
+    if let DriveFact::Broken { trouble, again: None } = &facts.drive {
+        return end(failed(trouble.reason, trouble.message.clone()));
+    }
+    if run.spec.suspend && !run.spec.cancel {
+        let word = word(State::Suspended, "Suspended", "spec.suspend is true; set it to false to go on".to_owned());
+        return Plan { drive: DriveStep::Stop { leave: true }, cluster: without(facts), ..waiting(word, None) };
+    }
+    match &facts.spec {
+        SpecFact::Frozen(frozen) => go_on(run, facts, frozen),
+        SpecFact::Waits(trouble) => {
+            let left = REFERENCES - facts.now.duration_since(run.created).as_secs();
+            if left <= 0 {
+                let message = format!("it waited for 30m in vain: {}", trouble.message);
+                return end(failed("DeadlineExceeded", message));
+            }
+            waiting(troubled(State::Pending, trouble), Some(Duration::from_secs(left.unsigned_abs())))
+        }
+        SpecFact::Valid | SpecFact::Invalid(_) => {
+            let word = match &facts.trouble {
+                Some(trouble) => troubled(State::Pending, trouble),
+                None => word(State::Pending, "Pending", "the spec is being written down".to_owned()),
+            };
+            Plan { freeze: true, ..waiting(word, None) }
+        }
+    }
+}
+
+/// A run whose spec is written down and that is to run.
+fn go_on(run: &Run, facts: &Facts, frozen: &Frozen) -> Plan {
+    let live = match &facts.drive {
+        DriveFact::Live(live) => Some(live),
+        _ => None,
+    };
+    let open = live.is_some_and(|live| live.open);
+    let now = standing(run, facts, frozen, live);
+    if run.spec.cancel && !open && cannot_close(run, facts) {
+        return end(cancelled());
+    }
+    let wake = match deadline(run, facts.now, frozen, open) {
+        Due::Never => None,
+        Due::In(left) => Some(left),
+        Due::Past(which) => {
+            let message = format!("{which} has passed; it waited: {}", now.message);
+            let word = if run.spec.cancel { cancelled() } else { failed("DeadlineExceeded", message) };
+            return end(word);
+        }
+    };
+    let mut plan = waiting(now, wake);
+    if let (ClusterFact::Missing, Place::Own) = (&facts.cluster, &frozen.place) {
+        plan.cluster = ClusterStep::Make;
+    }
+    let ready = matches!(facts.cluster, ClusterFact::Answers(_)) || live.is_some();
+    let pausing = match &facts.drive {
+        DriveFact::Broken { again, .. } => *again,
+        _ => None,
+    };
+    match pausing {
+        Some(pause) if !pause.is_zero() => plan.wake = Some(plan.wake.map_or(pause, |wake| wake.min(pause))),
+        _ if ready => {
+            plan.hold = if run.held { Hold::Keep } else { Hold::Take };
+            plan.drive = DriveStep::Run { cancel: run.spec.cancel };
+        }
+        _ => {}
+    }
+    plan
+}
+
+/// Whether nobody can bring a cancelled run to its end: it was never open, and the scheduler cannot be had; or it was, and
+/// the scheduler did not come back.
+fn cannot_close(run: &Run, facts: &Facts) -> bool {
+    let stuck = match (&facts.cluster, &facts.drive) {
+        (_, DriveFact::Broken { .. }) => true,
+        (_, DriveFact::Live(live)) => live.before.is_some(),
+        (cluster, _) => !matches!(cluster, ClusterFact::Answers(_)),
+    };
+    stuck && run.status.started_at.is_none() || facts.cancelling > CANCELLING
+}
+
+enum Due {
+    Never,
+    In(Duration),
+    Past(&'static str),
+}
+
+/// The deadline that is the operator's to keep: the driver keeps those of a run that it has open.
+fn deadline(run: &Run, now: Timestamp, frozen: &Frozen, open: bool) -> Due {
+    let start = Some(frozen.start).filter(|_| !open && run.status.started_at.is_none());
+    let start = start.map(|start| (start, "deadlines.start"));
+    let active = frozen.active.map(|active| (active, "deadlines.active"));
+    let slack = if open { OVERDUE } else { 0 };
+    let passed = now.duration_since(frozen.since);
+    let left = |span: Duration| SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX).saturating_sub(passed);
+    let due = start.into_iter().chain(active).map(|(span, which)| (left(span), which)).min();
+    match due {
+        None => Due::Never,
+        Some((left, which)) => {
+            let left = left.saturating_add(SignedDuration::from_secs(slack));
+            if left.is_positive() { Due::In(left.unsigned_abs()) } else { Due::Past(which) }
+        }
+    }
+}
+
+/// Where the run stands, in one line.
+fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> Word {
+    if let Some(live) = live.filter(|live| live.open) {
+        return running(live, &facts.cluster);
+    }
+    let state = if run.status.started_at.is_some() { State::Running } else { State::Pending };
+    if let Some(trouble) = &facts.trouble {
+        return troubled(state, trouble);
+    }
+    match &facts.cluster {
+        ClusterFact::Waits(trouble) => return troubled(state, trouble),
+        ClusterFact::Missing => {
+            return match &frozen.place {
+                Place::Own => word(state, "Pending", format!("the DaskCluster {} is being made", run.name)),
+                Place::Shared(name) => {
+                    let message =
+                        format!("there is no DaskCluster {name} in the namespace; make it, and the run goes on");
+                    word(state, "ClusterNotFound", message)
+                }
+                Place::Address { .. } => word(state, "Pending", "the address is being looked at".to_owned()),
+            };
+        }
+        ClusterFact::Answers(_) => {}
+    }
+    match (&facts.drive, live) {
+        (DriveFact::Broken { trouble, .. }, _) | (_, Some(Live { before: Some(trouble), .. })) => {
+            troubled(state, trouble)
+        }
+        (_, Some(Live { lost: Some(cause), .. })) => {
+            word(state, "SchedulerUnreachable", format!("lost the scheduler: {cause}; the run goes on when it is back"))
+        }
+        _ => word(state, "Pending", "the run is being opened on the scheduler".to_owned()),
+    }
+}
+
+/// A run that is open.
+fn running(live: &Live, cluster: &ClusterFact) -> Word {
+    if let Some(message) = &live.storage {
+        return word(State::Running, "StorageUnreachable", format!("{message}; steps wait until it can be reached"));
+    }
+    if live.cancelling {
+        return word(State::Running, "Finalizing", "running steps are stopped, `finally` steps run".to_owned());
+    }
+    let blocked = live.blocked.iter().next().filter(|_| live.counts.running == 0);
+    if let Some((step, (count, message))) = blocked {
+        // The cluster knows better why nobody is there.
+        if let ClusterFact::Answers(Some(trouble)) = cluster {
+            return troubled(State::Running, trouble);
+        }
+        let tasks = if *count == 1 { "1 task waits".to_owned() } else { format!("{count} tasks wait") };
+        return word(State::Running, "NoWorkers", format!("step {step}: {tasks}: {message}"));
+    }
+    word(State::Running, "Running", "steps run".to_owned())
+}
+
+/// A run that has ended: what it needed goes, and in the end itself.
+fn tidy(run: &Run, facts: &Facts) -> Plan {
+    let word = word(State::AsWritten, "", String::new());
+    let mut plan = waiting(word, None);
+    // One that did not end by itself may still be open.
+    plan.drive = DriveStep::Stop { leave: true };
+    plan.cluster = without(facts);
+    if run.held {
+        plan.hold = Hold::Release;
+    }
+    let ended = run.status.finished_at.as_deref().and_then(|at| at.parse::<Timestamp>().ok());
+    if let (Some(ended), Some(ttl), None) = (ended, &run.spec.ttl_after_finished, run.deleting) {
+        let ttl = SignedDuration::try_from(ttl.to_std()).unwrap_or(SignedDuration::MAX);
+        let left = ttl.saturating_sub(facts.now.duration_since(ended));
+        plan.delete = !left.is_positive();
+        plan.wake = left.is_positive().then(|| left.unsigned_abs());
+    }
+    plan
+}
+
+/// A run that is being deleted: its steps are stopped, for as long as that may take.
+fn close(run: &Run, facts: &Facts, since: Timestamp) -> Plan {
+    let message = "it is being deleted: running steps are stopped".to_owned();
+    let mut plan = waiting(word(State::Running, "Finalizing", message), None);
+    let left = CLOSING - facts.now.duration_since(since).as_secs();
+    let may_be_open = matches!(facts.drive, DriveFact::Live(_)) || matches!(facts.cluster, ClusterFact::Answers(_));
+    if run.held && may_be_open && left > 0 && matches!(facts.spec, SpecFact::Frozen(_)) {
+        plan.drive = DriveStep::Run { cancel: true };
+        plan.wake = Some(Duration::from_secs(left.unsigned_abs()));
+    } else {
+        plan.drive = DriveStep::Stop { leave: true };
+        plan.hold = if run.held { Hold::Release } else { Hold::Keep };
+    }
+    plan
+}
+
+fn without(facts: &Facts) -> ClusterStep {
+    if facts.owned { ClusterStep::Delete } else { ClusterStep::Keep }
+}
+
+/// The end: it is written first, and everything else follows from that.
+fn end(word: Word) -> Plan {
+    Plan { wake: Some(Duration::ZERO), drive: DriveStep::Keep, ..waiting(word, None) }
+}
+
+fn waiting(word: Word, wake: Option<Duration>) -> Plan {
+    Plan {
+        freeze: false,
+        hold: Hold::Keep,
+        cluster: ClusterStep::Keep,
+        drive: DriveStep::Keep,
+        delete: false,
+        word,
+        wake,
+    }
+}
+
+fn ended_word(run: &Run, report: &Report) -> Word {
+    let (reason, message) = match report.outcome {
+        RunOutcome::Succeeded => ("Succeeded".to_owned(), "all steps ended well".to_owned()),
+        RunOutcome::Cancelled => return cancelled(),
+        RunOutcome::Failed => {
+            // `StepFailed` is the command's word for what the condition calls Failed.
+            let reason = report.reason.clone().filter(|reason| reason != "StepFailed");
+            let mut message = report.message.clone().unwrap_or_else(|| "a step failed".to_owned());
+            if let Some(waited) = waited(run).filter(|_| reason.as_deref() == Some("DeadlineExceeded")) {
+                message = format!("{message}; it waited: {waited}");
+            }
+            (reason.unwrap_or_else(|| "Failed".to_owned()), message)
+        }
+    };
+    Word { state: State::Ended(report.outcome), reason, message, stalled: report.outcome == RunOutcome::Failed }
+}
+
+/// What the status said last that the run waits for.
+fn waited(run: &Run) -> Option<&str> {
+    let usual = ["Running", "Pending", "Finalizing"];
+    let found = run.status.conditions.iter().find(|condition| condition.type_ == "Succeeded")?;
+    (!usual.contains(&found.reason.as_str())).then_some(found.message.as_str())
+}
+
+fn failed(reason: &str, message: String) -> Word {
+    Word { state: State::Ended(RunOutcome::Failed), reason: reason.to_owned(), message, stalled: true }
+}
+
+fn cancelled() -> Word {
+    let message = "cancelled by the user (spec.cancel)".to_owned();
+    word(State::Ended(RunOutcome::Cancelled), "Cancelled", message)
+}
+
+fn word(state: State, reason: &str, message: String) -> Word {
+    Word { state, reason: reason.to_owned(), message, stalled: false }
+}
+
+fn troubled(state: State, trouble: &Trouble) -> Word {
+    let Trouble { reason, message, stalled } = trouble;
+    Word { state, reason: (*reason).to_owned(), message: message.clone(), stalled: *stalled }
+}

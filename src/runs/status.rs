@@ -1,0 +1,195 @@
+//! The status of a run: computed from what is known, equal for equal knowledge, and bounded.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use serde_json::json;
+
+use super::facts::{DriveFact, Facts, Live, Run, SpecFact};
+use super::plan::{Plan, State, Word};
+use crate::api::condition::ConditionType;
+use crate::api::status::{PipelineRunStatus, StepCounts, StepFailure, StepWaiting};
+use crate::run::{Counts, Failure, Report, RunOutcome};
+
+/// Bytes of the message of a condition.
+const MESSAGE: usize = 2000;
+/// Bytes of the message of one failure, with the command that shows more.
+const FAILURE: usize = 1500;
+/// Bytes of why one step waits.
+const WAITING: usize = 500;
+/// Failures and waiting steps that are told of.
+const LISTED: usize = 10;
+/// Bytes of one result, and of all together; larger ones are in the storage. With these a status stays below 64 KiB.
+const RESULT: usize = 16 << 10;
+const RESULTS: usize = 24 << 10;
+
+/// Builds the status.
+pub fn build_status(run: &Run, facts: &Facts, plan: &Plan) -> PipelineRunStatus {
+    if plan.word.state == State::AsWritten {
+        return run.status.clone();
+    }
+    let mut status = run.status.clone();
+    status.observed_generation = Some(run.generation);
+    status.conditions = conditions(run, &plan.word, facts.now);
+    status.state = Some(state_text(plan.word.state).to_owned());
+    status.waiting.clear();
+    if let SpecFact::Frozen(frozen) = &facts.spec {
+        status.revision = Some(frozen.revision.clone());
+        status.storage_url = Some(format!("{}/runs/{}", frozen.storage_url, run.uid));
+        status.cluster = frozen.place.cluster(&run.name).map(ToOwned::to_owned);
+    }
+    match &facts.drive {
+        DriveFact::Live(live) if live.open => follow(&mut status, run, facts, live),
+        DriveFact::Done(report) => conclude(&mut status, run, report),
+        DriveFact::Live(_) | DriveFact::None | DriveFact::Broken { .. } => {}
+    }
+    if matches!(plan.word.state, State::Ended(_)) {
+        status.finished_at = Some(second(facts.now));
+        if let Some(steps) = &mut status.steps {
+            steps.running = 0;
+        }
+    }
+    status
+}
+
+/// What a run that goes on says.
+fn follow(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, live: &Live) {
+    status.started_at.get_or_insert_with(|| second(facts.now));
+    count(status, &live.counts);
+    status.failures = failures(run, status, &live.failures);
+    let waiting = live.blocked.iter().take(LISTED).map(|(step, (count, message))| StepWaiting {
+        step: step.clone(),
+        count: small(*count),
+        reason: "NoWorkers".to_owned(),
+        message: bounded(message, WAITING),
+    });
+    status.waiting = waiting.collect();
+}
+
+fn conclude(status: &mut PipelineRunStatus, run: &Run, report: &Report) {
+    count(status, &report.counts);
+    if !report.failures.is_empty() || report.outcome == RunOutcome::Succeeded {
+        status.failures = failures(run, status, &report.failures);
+    }
+    let (mut results, mut left) = (BTreeMap::new(), RESULTS);
+    for (name, value) in &report.results {
+        let value = value.to_json();
+        let size = value.to_string().len();
+        if size <= RESULT.min(left) {
+            left -= size;
+            results.insert(name.clone(), value);
+        } else {
+            let why = format!("{size} bytes are too much for a status; `daskade` reads it from the storage");
+            results.insert(name.clone(), json!({ "omitted": why }));
+        }
+    }
+    status.results = results;
+}
+
+fn count(status: &mut PipelineRunStatus, counts: &Counts) {
+    let Counts { total, done, running, cached, failed, skipped } = *counts;
+    // Of what is at its end, only what ended well is done.
+    let well = done.saturating_sub(failed).saturating_sub(skipped);
+    status.steps = Some(StepCounts {
+        total: small(total),
+        done: small(well),
+        running: small(running),
+        failed: small(failed),
+        skipped: small(skipped),
+        cached: small(cached),
+    });
+    status.progress = Some(format!("{well}/{total}"));
+}
+
+fn failures(run: &Run, status: &PipelineRunStatus, failures: &[Failure]) -> Vec<StepFailure> {
+    let url = status.storage_url.as_deref().and_then(|url| url.rsplit_once("/runs/")).map_or("", |(url, _)| url);
+    failures.iter().filter(|failure| failure.terminal).take(LISTED).map(|failure| told(run, url, failure)).collect()
+}
+
+fn told(run: &Run, storage: &str, failure: &Failure) -> StepFailure {
+    let item = failure.item.map(|item| format!(" --item {item}")).unwrap_or_default();
+    let more = format!("; more: daskade logs {} {}{item} --storage {storage}", run.uid, failure.step);
+    let text = bounded(&format!("{}: {}", failure.kind, failure.message), FAILURE.saturating_sub(more.len()));
+    StepFailure {
+        step: failure.step.clone(),
+        item: failure.item,
+        attempts: failure.attempt,
+        class: bounded(&failure.class, 20),
+        message: format!("{text}{more}"),
+    }
+}
+
+fn conditions(run: &Run, word: &Word, now: Timestamp) -> Vec<Condition> {
+    let succeeded = match word.state {
+        State::Ended(RunOutcome::Succeeded) => "True",
+        State::Ended(RunOutcome::Failed | RunOutcome::Cancelled) => "False",
+        _ => "Unknown",
+    };
+    let works = matches!(word.state, State::Pending | State::Running);
+    let truth = |is: bool| if is { "True" } else { "False" };
+    [
+        (ConditionType::Succeeded, succeeded),
+        (ConditionType::Reconciling, truth(works)),
+        (ConditionType::Stalled, truth(word.stalled)),
+    ]
+    .into_iter()
+    .map(|(kind, status)| condition(run, kind.as_str(), status, word, now))
+    .collect()
+}
+
+fn condition(run: &Run, kind: &str, status: &str, word: &Word, now: Timestamp) -> Condition {
+    let before = run.status.conditions.iter().find(|known| known.type_ == kind && known.status == status);
+    let since = before.map_or_else(|| Time(floor(now)), |known| known.last_transition_time.clone());
+    Condition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: word.reason.clone(),
+        message: bounded(&word.message, MESSAGE),
+        observed_generation: Some(run.generation),
+        last_transition_time: since,
+    }
+}
+
+fn state_text(state: State) -> &'static str {
+    match state {
+        State::Pending => "Pending",
+        State::Running => "Running",
+        State::Suspended => "Suspended",
+        State::Ended(outcome) => outcome.as_str(),
+        State::AsWritten => "",
+    }
+}
+
+/// Whether two statuses differ in counts only, which may wait a little.
+pub fn says_the_same(one: &PipelineRunStatus, other: &PipelineRunStatus) -> bool {
+    let gist = |status: &PipelineRunStatus| {
+        let conditions = status.conditions.iter();
+        let words: Vec<_> = conditions.map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone())).collect();
+        (words, status.state.clone(), status.observed_generation, status.revision.clone())
+    };
+    gist(one) == gist(other)
+}
+
+fn small(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn floor(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
+fn second(at: Timestamp) -> String {
+    floor(at).to_string()
+}
+
+/// At most `most` bytes, without control characters but line breaks: text of steps and of others ends up here.
+pub fn bounded(text: &str, most: usize) -> String {
+    let clean: String = text.chars().filter(|c| *c == '\n' || !c.is_control()).collect();
+    if clean.len() <= most {
+        return clean;
+    }
+    let room = most.saturating_sub('…'.len_utf8());
+    let end = (0..=room).rev().find(|at| clean.is_char_boundary(*at)).unwrap_or(0);
+    format!("{}…", &clean[..end])
+}

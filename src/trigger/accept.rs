@@ -1,0 +1,96 @@
+//! Whether a Pipeline may make runs in a cluster.
+
+use serde_json::Value;
+
+use super::validate::validate;
+use crate::api::{Pipeline, PipelineSpec};
+use crate::manifest::{Mode, Object, unimplemented};
+use crate::names::{OBJECT_NAME_MAX, check_label};
+use crate::pipeline;
+use crate::problem::Problem;
+
+/// Reads and checks the spec of the Pipeline `name`, as it is stored. Objects may be older than the schema that is there
+/// now, or newer than this program. All problems at once.
+pub fn accept(name: &str, spec: &Value) -> Result<PipelineSpec, Vec<Problem>> {
+    let mut problems = Vec::new();
+    if let Err(error) = check_label(name, OBJECT_NAME_MAX) {
+        let problem = Problem::new("InvalidName", "metadata.name", format!("`{name}` {error}"));
+        problems.push(problem.help("names of runs are made from it"));
+    }
+    let read: PipelineSpec = match serde_path_to_error::deserialize(spec) {
+        Ok(read) => read,
+        Err(error) => {
+            let path = error.path().to_string();
+            let path = if path == "." { "spec".to_owned() } else { format!("spec.{path}") };
+            problems.push(Problem::new("InvalidValue", path, error.inner().to_string()));
+            return Err(problems);
+        }
+    };
+    problems.extend(pipeline::check(&read, "spec", None));
+    problems.extend(validate(&read, "spec"));
+    let object = Object::Pipeline(Box::new(Pipeline::new(name, read.clone())));
+    problems.extend(unimplemented(&object, Mode::Cluster));
+    if read.code.as_ref().is_some_and(|code| code.path.is_some()) {
+        let problem = Problem::new("Conflict", "spec.code.path", "a folder beside the manifest is not in the cluster");
+        problems.push(problem.help("use code.files, or an image with the code"));
+    }
+    let open = read.params.iter().position(|param| param.default.is_none());
+    if let Some(param) = open.filter(|_| makes_runs(&read)) {
+        let at = format!("spec.params[{param}].default");
+        let problem =
+            Problem::new("MissingParameter", at, "runs that a change or the schedule makes set no parameters");
+        problems.push(problem.help("give a default, or set triggers.onChange: false and make runs by daskade submit"));
+    }
+    // Some fields are refused by two checks.
+    let mut seen = std::collections::BTreeSet::new();
+    problems.retain(|problem| seen.insert((problem.path.clone(), problem.reason)));
+    if problems.is_empty() { Ok(read) } else { Err(problems) }
+}
+
+fn makes_runs(spec: &PipelineSpec) -> bool {
+    let on_change = spec.triggers.as_ref().and_then(|triggers| triggers.on_change);
+    spec.schedule.is_some() || on_change.unwrap_or(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn told(spec: Value) -> Vec<String> {
+        let problems = accept("p", &spec).err().unwrap_or_default();
+        problems.into_iter().map(|problem| format!("{} {}", problem.path, problem.reason)).collect()
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        let step = json!([{"name": "a", "call": "m:f", "cache": {}, "dependsOn": ["b"]}]);
+        let spec = json!({"steps": step, "schedule": {"cron": "x"}, "code": {"path": "src"}});
+        assert_eq!(
+            told(spec),
+            [
+                "spec.steps[0].cache NotImplemented",
+                "spec.steps[0].dependsOn[0] UnknownStep",
+                "spec.schedule.cron InvalidValue",
+                "spec.code.path Conflict"
+            ]
+        );
+        assert_eq!(told(json!({"steps": 3})), ["spec.steps InvalidValue"]);
+        assert_eq!(
+            accept("P", &json!({"steps": [{"name": "a", "call": "m:f"}]})).unwrap_err()[0].path,
+            "metadata.name"
+        );
+    }
+
+    #[test]
+    fn runs_that_nobody_gives_parameters_need_defaults() {
+        let spec = |more: Value| {
+            let mut spec = json!({"params": [{"name": "n"}], "steps": [{"name": "a", "call": "m:f"}]});
+            spec["triggers"] = more;
+            spec
+        };
+        assert_eq!(told(spec(json!({}))), ["spec.params[0].default MissingParameter"]);
+        assert_eq!(told(spec(json!({"onChange": false}))), [""; 0]);
+    }
+}

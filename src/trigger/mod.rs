@@ -1,0 +1,30 @@
+//! What makes runs of a Pipeline: changes of its spec and its schedule. Pure: facts and the time in, actions out.
+//!
+//! [`plan`] is asked again after each action, with what is there then. It keeps nothing between two calls but what the
+//! Pipeline's status and its runs say, so that a process may end between any two actions and the next one goes on.
+
+mod accept;
+mod build;
+mod facts;
+mod hash;
+mod history;
+mod moments;
+mod names;
+mod plan;
+mod status;
+mod validate;
+
+pub use self::{
+    accept::accept,
+    build::build_run,
+    facts::{End, Facts, Origin, RunFact, Subject, Trouble, read_run},
+    hash::hash,
+    moments::{ScheduleError, Timing},
+    names::{
+        HASH_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL, UID_ANNOTATION,
+        change_name, moment_name,
+    },
+    plan::{Action, Cause, Marks, Note, Plan, QUEUE_MAX, plan},
+    status::{build_status, invalid_status},
+    validate::validate,
+};

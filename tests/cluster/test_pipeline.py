@@ -1,0 +1,224 @@
+"""What makes runs of a Pipeline: changes, the schedule, and nothing else; whatever happens to the operator."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from kube import Namespace, Object, Operator, kubectl, until
+
+
+class Pipeline:
+    """One Pipeline and its runs. Its runs are suspended by a cluster that does not exist: they wait until they are told."""
+
+    def __init__(self, space: Namespace, name: str = "etl") -> None:
+        self.space, self.name = space, name
+        self.spec: Object = {
+            "cluster": {"ref": "absent"},
+            "storage": {"url": "file:///data"},
+            "code": {"files": {"flow.py": "x = 1\n"}},
+            "steps": [{"name": "a", "call": "flow:f"}],
+        }
+
+    def apply(self, version: str = "", **fields: Any) -> None:
+        if version:
+            self.spec["code"] = {"files": {"flow.py": f"x = {version!r}\n"}}
+        for field, value in fields.items():
+            self.spec[field] = value
+        api = {"apiVersion": "daskade.dev/v1alpha1", "kind": "Pipeline"}
+        self.space.apply({**api, "metadata": {"name": self.name}, "spec": self.spec})
+
+    def status(self) -> Object:
+        return dict((self.space.find("pipeline", self.name) or {}).get("status", {}))
+
+    def condition(self, kind: str) -> Object:
+        return next((dict(c) for c in self.status().get("conditions", []) if c["type"] == kind), {})
+
+    def runs(self, trigger: str = "") -> list[str]:
+        selector = f"daskade.dev/pipeline={self.name}" + (f",daskade.dev/trigger={trigger}" if trigger else "")
+        return [run["metadata"]["name"] for run in self.space.list("pipelineruns", selector)]
+
+    def run(self, name: str) -> Object:
+        return self.space.find("pipelinerun", name) or {}
+
+    def settled(self, count: int, trigger: str = "") -> list[str]:
+        """Waits for so many runs, and that there are no more a moment later."""
+        until(f"{self.name} has {count} runs", lambda: len(self.runs(trigger)) >= count, 30)
+        until("the status tells", lambda: self.status().get("observedGeneration") == self.generation(), 20)
+        time.sleep(1.5)
+        runs = self.runs(trigger)
+        assert len(runs) == count, runs
+        return runs
+
+    def generation(self) -> int:
+        return int((self.space.find("pipeline", self.name) or {})["metadata"]["generation"])
+
+    def cancel(self, name: str) -> None:
+        self.space.patch("pipelinerun", name, {"spec": {"cancel": True}}, "--type=merge")
+
+    def ended(self, name: str) -> bool:
+        conditions = self.run(name).get("status", {}).get("conditions", [])
+        return any(c["type"] == "Succeeded" and c["status"] != "Unknown" for c in conditions)
+
+
+@pytest.fixture
+def pipeline(space: Namespace) -> Pipeline:
+    return Pipeline(space)
+
+
+def test_a_change_makes_exactly_one_run_and_a_revert_too(pipeline: Pipeline) -> None:
+    pipeline.apply()
+    first = pipeline.settled(1)[0]
+    assert pipeline.status()["lastRun"] == first
+    assert pipeline.condition("Accepted")["status"] == "True"
+    pipeline.apply()
+    pipeline.settled(1)
+    pipeline.apply("two")
+    pipeline.settled(2)
+    pipeline.spec["code"] = {"files": {"flow.py": "x = 1\n"}}
+    pipeline.apply()
+    assert f"{first}-2" in pipeline.settled(3)
+    spec = pipeline.run(first)["spec"]
+    assert spec["pipelineSpec"] == pipeline.spec, "each run has the spec of its time"
+    assert "ownerReferences" not in pipeline.run(first)["metadata"] or not any(
+        owner["kind"] == "Pipeline" for owner in pipeline.run(first)["metadata"]["ownerReferences"]
+    )
+    events = pipeline.space.list("events")
+    made = [e for e in events if e["regarding"]["name"] == "etl" and e["reason"] == "RunCreated"]
+    assert any(first in e["note"] for e in made), events
+
+
+def test_what_does_not_matter_to_a_run_makes_none(pipeline: Pipeline) -> None:
+    pipeline.apply()
+    pipeline.settled(1)
+    pipeline.apply(triggers={"onChange": True}, limits={}, requirements=[])
+    pipeline.settled(1)
+    pipeline.apply(schedule={"cron": "0 0 29 2 *", "timeZone": "Europe/Berlin"})
+    pipeline.settled(1)
+    assert pipeline.status()["nextScheduleTime"].endswith("-02-28T23:00:00Z")
+    pipeline.apply(schedule={"cron": "@yearly", "suspend": True})
+    pipeline.settled(1)
+    assert "nextScheduleTime" not in pipeline.status()
+    del pipeline.spec["schedule"], pipeline.spec["triggers"]
+    pipeline.apply()
+    pipeline.settled(1)
+
+
+def test_without_its_status_nothing_runs_twice(pipeline: Pipeline) -> None:
+    pipeline.apply()
+    pipeline.apply("two")
+    until("both are seen", lambda: pipeline.status().get("observedGeneration") == pipeline.generation(), 20)
+    count = len(pipeline.runs())
+    told = pipeline.status()["lastTriggered"]
+    pipeline.space.patch("pipeline", "etl", {"status": None}, "--type=merge", "--subresource=status")
+    until("it is told again", lambda: pipeline.status().get("lastTriggered") == told, 20)
+    pipeline.settled(count)
+    pipeline.space.delete("pipeline", "etl")
+    pipeline.apply()
+    until("it is told once more", lambda: pipeline.status().get("lastTriggered") == told, 20)
+    assert len(pipeline.settled(count)) == count
+
+
+def test_a_deleted_pipeline_leaves_its_runs(pipeline: Pipeline) -> None:
+    pipeline.apply()
+    run = pipeline.settled(1)[0]
+    uid = pipeline.run(run)["metadata"]["uid"]
+    pipeline.space.delete("pipeline", "etl")
+    time.sleep(5)
+    left = pipeline.run(run)
+    assert left["metadata"]["uid"] == uid
+    assert "deletionTimestamp" not in left["metadata"]
+    assert not left["spec"].get("cancel", False)
+
+
+def test_mistakes_are_told_all_at_once_and_make_nothing(pipeline: Pipeline) -> None:
+    good = list(pipeline.spec["steps"])
+    pipeline.apply(schedule={"cron": "61 * * * *"}, steps=[{"name": "a", "call": "flow:f", "dependsOn": ["b"]}])
+    until("it is refused", lambda: pipeline.condition("Accepted").get("status") == "False", 20)
+    message = pipeline.condition("Accepted")["message"]
+    assert "spec.schedule.cron" in message and "from 0 to 59" in message, message
+    assert "spec.steps[0].dependsOn[0]" in message, message
+    assert pipeline.condition("Stalled")["status"] == "True"
+    assert pipeline.runs() == []
+    del pipeline.spec["schedule"]
+    pipeline.apply(steps=good)
+    pipeline.settled(1)
+
+
+def moments(pipeline: Pipeline) -> list[str]:
+    runs = [pipeline.run(name) for name in pipeline.runs("schedule")]
+    return [run["metadata"]["annotations"]["daskade.dev/moment"] for run in runs if run]
+
+
+def test_an_interval_makes_a_run_for_each_moment_and_once_each_whoever_leads(
+    pipeline: Pipeline, operator: Operator
+) -> None:
+    limits = {"successfulRunsHistoryLimit": 1000, "failedRunsHistoryLimit": 1000}
+    pipeline.apply(schedule={"interval": "3s", "concurrencyPolicy": "Allow", "catchUp": 100, **limits})
+    until("three moments", lambda: len(moments(pipeline)) >= 3, 30)
+    operator.stop(signal.SIGKILL)
+    time.sleep(7)
+    operator.start()
+    until("what was missed is made up for", lambda: len(moments(pipeline)) >= 7, 60)
+    pipeline.apply(schedule={"interval": "3s", "concurrencyPolicy": "Allow", "suspend": True, **limits})
+    until("it is suspended", lambda: "nextScheduleTime" not in pipeline.status(), 20)
+    found = sorted(moments(pipeline))
+    assert len(set(found)) == len(found), found
+    seconds = [time.mktime(time.strptime(moment, "%Y-%m-%dT%H:%M:%SZ")) for moment in found]
+    assert all(after - before == 3 for before, after in zip(seconds, seconds[1:], strict=False)), found
+    time.sleep(4)
+    assert len(moments(pipeline)) == len(found)
+
+
+def test_forbid_leaves_moments_out_while_a_run_is_active(pipeline: Pipeline) -> None:
+    pipeline.apply(schedule={"interval": "2s"})
+    run = pipeline.settled(1)[0]
+    time.sleep(5)
+    assert pipeline.runs() == [run]
+    events = pipeline.space.list("events")
+    assert any(e["reason"] == "MomentSkipped" and run in e["note"] for e in events), events
+    pipeline.cancel(run)
+    until("the run ends", lambda: pipeline.ended(run), 60)
+    until("the next moment makes one", lambda: len(pipeline.runs()) >= 2, 20)
+
+
+def test_replace_cancels_the_run_before_and_history_is_kept_short(pipeline: Pipeline) -> None:
+    pipeline.apply(schedule={"interval": "3s", "concurrencyPolicy": "Replace", "failedRunsHistoryLimit": 1})
+    first = pipeline.settled(1)[0]
+    until("the first is cancelled", lambda: not pipeline.run(first) or pipeline.run(first)["spec"].get("cancel"), 20)
+    until("and deleted once others have ended", lambda: pipeline.run(first) == {}, 90)
+    pipeline.apply(schedule={"interval": "3s", "suspend": True, "failedRunsHistoryLimit": 1})
+    until("one ended run is left, and the last", lambda: len(pipeline.runs()) <= 2, 60)
+
+
+def test_a_queue_lets_one_begin_when_the_one_before_has_ended(pipeline: Pipeline) -> None:
+    pipeline.apply(schedule={"interval": "4s", "concurrencyPolicy": "Queue"})
+    until("two wait", lambda: len(pipeline.runs()) >= 3, 30)
+    runs = sorted(pipeline.runs())
+    assert [bool(pipeline.run(run)["spec"].get("suspend")) for run in runs[:3]] == [False, True, True]
+    pipeline.cancel(runs[0])
+    until("the second begins", lambda: not pipeline.run(runs[1])["spec"].get("suspend"), 60)
+    assert pipeline.run(runs[2])["spec"]["suspend"] is True
+
+
+def test_the_operator_may_end_anywhere(pipeline: Pipeline, operator: Operator) -> None:
+    pipeline.apply()
+    for version in range(6):
+        pipeline.apply(str(version))
+        time.sleep(0.05 * version)
+        operator.stop(signal.SIGKILL)
+        operator.start()
+        until("it is told", lambda: pipeline.status().get("observedGeneration") == pipeline.generation(), 60)
+    pipeline.settled(7)
+
+
+def test_kubectl_shows_what_people_look_for(pipeline: Pipeline) -> None:
+    pipeline.apply(schedule={"cron": "@daily"}, triggers={"onChange": True})
+    run = pipeline.settled(1)[0]
+    shown = kubectl("-n", pipeline.space.name, "get", "dpl", "etl")
+    assert "True" in shown and run in shown, shown
+    shown = kubectl("-n", pipeline.space.name, "get", "dpr", "-o", "wide")
+    assert run in shown and "etl" in shown.split("\n")[1].split(), shown

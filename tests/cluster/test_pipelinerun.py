@@ -1,0 +1,306 @@
+"""Runs of pipelines by the operator: on a cluster of their own or a shared one, to the end, whatever is killed.
+
+Executions are counted by what the steps leave on the S3 server, never by what the operator tells.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from s3 import S3
+
+from kube import IMAGE, RUN, SMALL, TOP, Namespace, Object, Operator, kubectl, until
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="pods' addresses are not reachable from here"
+)
+
+# A step that leaves an object per execution: its name tells step, item and the execution.
+LEDGER = """
+import os, time, uuid
+from daskade_runtime.storage import open_store
+
+def mark(step, i):
+    store = open_store({"url": "s3://runs/ledger-%s" % LEDGER_NAME})
+    store.put("%s/%s/%s" % (step, i, uuid.uuid4().hex), b"x")
+
+def slow(i, seconds):
+    mark("slow", i)
+    time.sleep(seconds)
+    return i
+
+def add(values):
+    mark("add", 0)
+    return sum(values)
+"""
+
+
+class Ledger:
+    """What the steps left, read through the S3 server's own listing."""
+
+    def __init__(self, s3: S3, name: str) -> None:
+        self.s3, self.name = s3, name
+
+    def code(self) -> str:
+        return LEDGER.replace("LEDGER_NAME", repr(self.name))
+
+    def executions(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for key in self.s3.keys(f"ledger-{self.name}/"):
+            step = "/".join(key.split("/")[1:3])
+            counts[step] = counts.get(step, 0) + 1
+        return counts
+
+
+def template(s3: S3, prefix: str, *groups: Object) -> Object:
+    """Fields of a pipeline that say where it runs: on a small cluster of its own."""
+    workers = [{"resources": SMALL, **group} for group in groups or ({"name": "cpu", "autoscale": {"min": 0, "max": 2}},)]
+    cluster = {"image": IMAGE, "scheduler": {"resources": SMALL}, "workers": workers}
+    return {"cluster": {"template": cluster}, "storage": s3.storage(prefix)}
+
+
+def diamond(**where: Any) -> Object:
+    """The example, as it is, with a place to run."""
+    spec = dict(yaml.safe_load((TOP / "examples/diamond.yaml").read_text())["spec"])
+    return {**spec, **where}
+
+
+def ledger_pipeline(ledger: Ledger, width: int, seconds: float, **where: Any) -> Object:
+    steps = [
+        {"name": "slow", "call": "ledger:slow", "map": {"i": f"$(range({width}))"}, "args": {"seconds": seconds}},
+        {"name": "add", "call": "ledger:add", "args": ["$(steps.slow.output)"]},
+    ]
+    results = [{"name": "sum", "value": "$(steps.add.output)"}]
+    return {"code": {"files": {"ledger.py": ledger.code()}}, "steps": steps, "results": results, **where}
+
+
+def start(space: Namespace, name: str, **spec: Any) -> None:
+    meta = {"name": name}
+    space.apply({"apiVersion": "daskade.dev/v1alpha1", "kind": "PipelineRun", "metadata": meta, "spec": spec})
+
+
+def status(space: Namespace, name: str) -> Object:
+    return dict((space.find("pipelinerun", name) or {}).get("status") or {})
+
+
+def succeeded(space: Namespace, name: str) -> Object:
+    conditions = status(space, name).get("conditions") or []
+    return next((dict(found) for found in conditions if found["type"] == "Succeeded"), {})
+
+
+def wait_end(space: Namespace, name: str, reason: str = "Succeeded", patience: float = 240) -> Object:
+    """The status at the end, which must be for this reason."""
+
+    def ended() -> Object | None:
+        return status(space, name) if succeeded(space, name).get("status") in ("True", "False") else None
+
+    told = dict(until(f"PipelineRun {name} ends", ended, patience))
+    assert succeeded(space, name)["reason"] == reason, told
+    return told
+
+
+def wait_progress(space: Namespace, name: str, done: int) -> None:
+    """Until so many steps are done."""
+    until(f"{done} steps of {name}", lambda: (status(space, name).get("steps") or {}).get("done", 0) >= done)
+
+
+def wait_gone(space: Namespace, kind: str, name: str) -> None:
+    until(f"{kind} {name} is gone", lambda: space.find(kind, name) is None)
+
+
+def assert_clean(space: Namespace, name: str) -> None:
+    """Nothing of an ended run is left but itself and its record."""
+    wait_gone(space, "daskcluster", name)
+    until("no finalizer", lambda: not (space.find("pipelinerun", name) or {})["metadata"].get("finalizers"))
+
+
+def test_a_run_makes_its_cluster_finishes_and_takes_the_cluster_down(space: Namespace) -> None:
+    s3 = S3(space)
+    start(space, "d", pipelineSpec=diamond(**template(s3, "d")), params={"n": 8})
+    told = wait_end(space, "d")
+    assert told["results"] == {"total": 56}
+    assert (told["progress"], told["state"]) == ("25/25", "Succeeded")
+    assert told["steps"] == {"total": 25, "done": 25, "running": 0, "failed": 0, "skipped": 0, "cached": 0}
+    assert_clean(space, "d")
+    run = space.find("pipelinerun", "d") or {}
+    assert told["storageUrl"] == f"{s3.url('d')}/runs/{run['metadata']['uid']}"
+    assert any(key.startswith(f"d/runs/{run['metadata']['uid']}/journal/") for key in s3.keys("d/"))
+    revision = space.find("controllerrevision", told["revision"]) or {}
+    assert revision["metadata"]["ownerReferences"][0]["uid"] == run["metadata"]["uid"]
+    shown = kubectl("-n", space.name, "get", "dpr", "d", "--no-headers").split()
+    assert shown[:3] == ["d", "Succeeded", "25/25"], shown
+
+
+def test_two_runs_share_a_cluster_at_once_and_a_pipeline_may_go_meanwhile(space: Namespace, operator: Operator) -> None:
+    s3 = S3(space)
+    space.cluster("shared", {"name": "cpu", "replicas": 2}, storage=s3.storage("shared"))
+    space.wait_ready("shared")
+    one, two = Ledger(s3, "one"), Ledger(s3, "two")
+    ref = {"cluster": {"ref": "shared"}}
+    pipeline = {"apiVersion": "daskade.dev/v1alpha1", "kind": "Pipeline", "metadata": {"name": "p"}}
+    space.apply({**pipeline, "spec": {**ledger_pipeline(one, 6, 1.0, **ref), "triggers": {"onChange": False}}})
+    start(space, "one", pipelineRef="p")
+    start(space, "two", pipelineSpec=ledger_pipeline(two, 6, 1.0, **ref))
+    until("both run", lambda: {status(space, name).get("state") for name in ("one", "two")} == {"Running"})
+    # What runs is what was there when it began.
+    space.delete("pipeline", "p")
+    for name, ledger in (("one", one), ("two", two)):
+        assert wait_end(space, name)["results"] == {"sum": 15}
+        assert ledger.executions() == {**{f"slow/{i}": 1 for i in range(6)}, "add/0": 1}
+    assert space.find("daskcluster", "shared"), "it is not the runs' to delete"
+
+    # A run of one step on a warm cluster costs few writes.
+    before = operator.writes()
+    start(space, "small", pipelineSpec=ledger_pipeline(Ledger(s3, "small"), 1, 0.0, **ref))
+    wait_end(space, "small")
+    until("no finalizer", lambda: not (space.find("pipelinerun", "small") or {})["metadata"].get("finalizers"))
+    time.sleep(1.0)
+    written = operator.writes() - before
+    # Of these some are the cluster's own: its counts change while the run is there.
+    assert written <= 10, operator.writes_by_kind()
+
+
+def test_a_step_that_fails_is_told_with_the_command_that_shows_more(space: Namespace) -> None:
+    s3 = S3(space)
+    code = "def bad(i):\n    raise ValueError(f'no {i}')\n\ndef after(x):\n    return x\n"
+    steps = [
+        {"name": "bad", "call": "m:bad", "map": {"i": "$(range(12))"}},
+        {"name": "after", "call": "m:after", "args": {"x": "$(steps.bad.output)"}},
+    ]
+    spec = {"code": {"files": {"m.py": code}}, "steps": steps, **template(s3, "f")}
+    start(space, "f", pipelineSpec=spec)
+    told = wait_end(space, "f", "Failed")
+    assert told["state"] == "Failed"
+    assert len(told["failures"]) == 10
+    first = told["failures"][0]
+    uid = (space.find("pipelinerun", "f") or {})["metadata"]["uid"]
+    assert (first["step"], first["class"], first["attempts"]) == ("bad", "app", 1)
+    assert first["message"].startswith("ValueError: no ")
+    assert f"daskade logs {uid} bad --item {first['item']} --storage {s3.url('f')}" in first["message"]
+    assert told["steps"]["failed"] == 12
+    assert "ValueError" in succeeded(space, "f")["message"]
+    assert_clean(space, "f")
+
+
+def test_cancel_stops_steps_runs_what_is_final_and_keeps_what_is_done(space: Namespace) -> None:
+    s3 = S3(space)
+    ledger = Ledger(s3, "cancel")
+    spec = ledger_pipeline(ledger, 4, 600, **template(s3, "c"))
+    spec["finally"] = [{"name": "last", "call": "ledger:slow", "args": {"i": "last", "seconds": 0}}]
+    start(space, "c", pipelineSpec=spec)
+    until("a step runs", lambda: (status(space, "c").get("steps") or {}).get("running", 0) >= 1)
+    space.patch("pipelinerun", "c", {"spec": {"cancel": True}})
+    told = wait_end(space, "c", "Cancelled", 60)
+    assert told["state"] == "Cancelled"
+    assert ledger.executions().get("slow/last") == 1
+    assert_clean(space, "c")
+
+
+def test_a_wrong_spec_is_refused_with_every_field_and_a_missing_pipeline_is_waited_for(space: Namespace) -> None:
+    s3 = S3(space)
+    steps = [{"name": "a", "call": "m:f", "cache": {"enabled": True}}]
+    start(space, "unimplemented", pipelineSpec={"steps": steps}, reuse={"mode": "Missing"})
+    wait_end(space, "unimplemented", "Invalid", 30)
+    message = succeeded(space, "unimplemented")["message"]
+    assert "spec.reuse: NotImplemented" in message and "spec.pipelineSpec.steps[0].cache: NotImplemented" in message
+    steps = [{"name": "a", "call": "m:f", "args": ["$(steps.b.output)"]}, {"name": "c", "call": "m:f", "workerGroup": "gpu"}]
+    start(space, "wrong", pipelineSpec={"steps": steps, **template(s3, "w")})
+    wait_end(space, "wrong", "Invalid", 30)
+    message = succeeded(space, "wrong")["message"]
+    assert "spec.pipelineSpec.steps[0].args[0]: UnknownStep" in message and "UnknownWorkerGroup" in message
+    start(space, "nowhere", pipelineSpec={"steps": [{"name": "a", "call": "m:f"}]})
+    wait_end(space, "nowhere", "Invalid", 30)
+    assert "spec.pipelineSpec.storage: MissingField" in succeeded(space, "nowhere")["message"]
+    address = {"cluster": {"address": "tcp://203.0.113.7:8786"}, "storage": {"url": "s3://runs/a"}}
+    start(space, "outside", pipelineSpec={"steps": [{"name": "a", "call": "m:f"}], **address})
+    wait_end(space, "outside", "Invalid", 30)
+    message = succeeded(space, "outside")["message"]
+    assert "spec.pipelineSpec.cluster.address: NotAllowed" in message and "--allow-address" in message
+    assert not space.list("pods", "daskade.dev/cluster"), "nothing was started"
+
+    start(space, "waits", pipelineRef="later", params={"n": 2})
+    until("it waits", lambda: succeeded(space, "waits").get("reason") == "PipelineNotFound", 30)
+    pipeline = {"apiVersion": "daskade.dev/v1alpha1", "kind": "Pipeline", "metadata": {"name": "later"}}
+    space.apply({**pipeline, "spec": {**diamond(**template(s3, "l")), "triggers": {"onChange": False}}})
+    assert wait_end(space, "waits")["results"] == {"total": 2}
+
+
+def test_why_a_run_waits_is_told_in_one_line_and_a_suspended_run_stops(space: Namespace) -> None:
+    s3 = S3(space)
+    ledger = Ledger(s3, "s")
+    where = template(s3, "s")
+    where["storage"]["secretRef"] = "later"
+    start(space, "s", pipelineSpec=ledger_pipeline(ledger, 2, 2.0, **where))
+
+    def reason() -> str:
+        return str(succeeded(space, "s").get("reason"))
+
+    until("it waits for the Secret", lambda: reason() == "SecretNotFound", 120)
+    assert "later" in succeeded(space, "s")["message"]
+    space.patch("pipelinerun", "s", {"spec": {"suspend": True}})
+    until("it is suspended", lambda: status(space, "s").get("state") == "Suspended", 30)
+    wait_gone(space, "daskcluster", "s")
+    secret = space.find("secret", "s3") or {}
+    meta = {"name": "later"}
+    space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": secret["data"]})
+    space.patch("pipelinerun", "s", {"spec": {"suspend": False}})
+    assert wait_end(space, "s")["results"] == {"sum": 1}
+    assert ledger.executions() == {"slow/0": 1, "slow/1": 1, "add/0": 1}
+
+
+def test_the_operator_is_killed_and_the_run_goes_on_without_a_step_run_twice(space: Namespace, operator: Operator) -> None:
+    s3 = S3(space)
+    ledger = Ledger(s3, "k")
+    start(space, "k", pipelineSpec=ledger_pipeline(ledger, 12, 2.0, **template(s3, "k")))
+    for done in (1, 6):
+        wait_progress(space, "k", done)
+        operator.stop(signal.SIGKILL)
+        operator.start()
+    assert wait_end(space, "k")["results"] == {"sum": 66}
+    # The workers were never disturbed: nothing ran twice, committed or not.
+    assert ledger.executions() == {**{f"slow/{i}": 1 for i in range(12)}, "add/0": 1}
+    assert_clean(space, "k")
+
+
+def test_scheduler_and_worker_are_deleted_and_no_committed_step_runs_twice(space: Namespace) -> None:
+    s3 = S3(space)
+    ledger = Ledger(s3, "w")
+    group = {"name": "cpu", "replicas": 2}
+    start(space, "w", pipelineSpec=ledger_pipeline(ledger, 16, 2.0, **template(s3, "w", group)))
+    wait_progress(space, "w", 2)
+    (scheduler,) = space.pods("w", "scheduler")
+    done = status(space, "w")["steps"]["done"]
+    space.delete("pod", scheduler["metadata"]["name"], "--wait=false", "--grace-period=1")
+    until("it is lost", lambda: not (space.find("pod", scheduler["metadata"]["name"])), 90)
+    wait_progress(space, "w", done + 2)
+    space.delete("pod", space.workers("w")[0], "--wait=false", "--force", "--grace-period=0")
+    assert wait_end(space, "w", patience=300)["results"] == {"sum": 120}
+    executions = ledger.executions()
+    assert set(executions) == {*(f"slow/{i}" for i in range(16)), "add/0"}
+    # Two workers with one step each were lost twice: what they ran may have run again, and nothing else.
+    assert sum(executions.values()) <= 17 + 4, executions
+    assert_clean(space, "w")
+
+
+def test_a_deleted_run_leaves_nothing_open_on_a_shared_cluster(space: Namespace) -> None:
+    s3 = S3(space)
+    space.cluster("shared", {"name": "cpu", "replicas": 1}, storage=s3.storage("shared"))
+    space.wait_ready("shared")
+    ledger = Ledger(s3, "x")
+    start(space, "x", pipelineSpec=ledger_pipeline(ledger, 3, 600, cluster={"ref": "shared"}))
+    until("a step runs", lambda: (status(space, "x").get("steps") or {}).get("running", 0) >= 1)
+    space.delete("pipelinerun", "x", "--timeout=90s")
+    until("the cluster is idle", lambda: space.status("shared").get("idleSince"), 60)
+    assert sum(ledger.executions().values()) == 1
+
+
+def test_a_finished_run_is_deleted_after_its_time(space: Namespace) -> None:
+    start(space, "t", pipelineSpec={"steps": [{"name": "a", "call": "m:f"}]}, ttlAfterFinished="2s")
+    wait_gone(space, "pipelinerun", "t")
+    assert RUN in space.name

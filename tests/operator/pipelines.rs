@@ -1,0 +1,207 @@
+//! Pipelines in the whole operator against the double: which runs are made, how often, and that nothing else is written.
+
+use std::time::Duration;
+
+use http::Method;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use crate::api::Fault;
+use crate::eventually;
+use crate::world::{SOON, World};
+
+fn path(kind: &str, name: &str) -> String {
+    format!("/apis/daskade.dev/v1alpha1/namespaces/team/{kind}/{name}")
+}
+
+/// Its runs wait for a cluster that never comes.
+fn spec(version: u32) -> Value {
+    json!({
+        "cluster": {"ref": "absent"},
+        "storage": {"url": "file:///data"},
+        "code": {"files": {"flow.py": format!("x = {version}")}},
+        "steps": [{"name": "a", "call": "flow:f"}],
+    })
+}
+
+impl World {
+    fn pipeline(&self, spec: &Value) {
+        if self.api.object(&path("pipelines", "etl")).is_some() {
+            return self.api.edit(&path("pipelines", "etl"), |object| object["spec"] = spec.clone());
+        }
+        let object = json!({"metadata": {"name": "etl", "namespace": "team"}, "spec": spec});
+        self.api.put(&path("pipelines", "etl"), object);
+    }
+
+    fn told(&self) -> Value {
+        self.api.object(&path("pipelines", "etl")).unwrap_or_default()["status"].clone()
+    }
+
+    fn runs(&self) -> Vec<String> {
+        let paths = self.api.paths("/pipelineruns/");
+        paths.iter().map(|path| path.rsplit('/').next().unwrap().to_owned()).collect()
+    }
+
+    async fn until_runs(&self, count: usize) {
+        let end = tokio::time::Instant::now() + SOON;
+        while self.runs().len() != count {
+            let runs: Vec<_> = self.runs().iter().map(|run| self.api.object(&path("pipelineruns", run))).collect();
+            assert!(tokio::time::Instant::now() < end, "there are not {count} runs: {runs:#?}");
+            sleep(Duration::from_millis(50)).await;
+        }
+        self.until_quiet().await;
+        assert_eq!(self.runs().len(), count, "{:?}", self.runs());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_makes_one_run_by_two_writes() {
+    let world = World::new().await;
+    let operator = world.operator();
+    world.pipeline(&spec(1));
+    world.until_runs(1).await;
+    let run = world.api.object(&path("pipelineruns", &world.runs()[0])).unwrap();
+    assert_eq!(run["spec"], json!({ "pipelineSpec": spec(1) }));
+    assert_eq!(world.told()["lastRun"], run["metadata"]["name"]);
+    assert_eq!(world.told()["active"], json!([run["metadata"]["name"]]));
+    let writes = world.writes();
+    let written: Vec<String> = writes
+        .iter()
+        .map(|request| format!("{} {}", request.method, request.path.rsplit("team/").next().unwrap()))
+        .filter(|line| line.contains("POST pipelineruns") || line.contains("pipelines/"))
+        .collect();
+    assert_eq!(written, ["POST pipelineruns", "PATCH pipelines/etl/status"]);
+
+    world.pipeline(&spec(1));
+    world.until_quiet().await;
+    world.pipeline(&spec(2));
+    world.until_runs(2).await;
+    world.pipeline(&spec(1));
+    world.until_runs(3).await;
+    assert!(world.runs().iter().any(|run| run.ends_with("-2")));
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_valid_is_told_and_makes_nothing() {
+    let world = World::new().await;
+    let operator = world.operator();
+    let mut bad = spec(1);
+    bad["schedule"] = json!({"cron": "0 0 30 2 *"});
+    bad["steps"][0]["dependsOn"] = json!(["b"]);
+    world.pipeline(&bad);
+    let accepted = || {
+        let conditions = world.told()["conditions"].clone();
+        let found =
+            conditions.as_array().into_iter().flatten().find(|condition| condition["type"] == "Accepted").cloned();
+        found.unwrap_or_default()
+    };
+    eventually("it is refused", SOON, || accepted()["status"] == "False").await;
+    let message = accepted()["message"].as_str().unwrap().to_owned();
+    for part in ["spec.steps[0].dependsOn[0]: UnknownStep", "spec.schedule.cron: InvalidValue: it never comes"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(world.runs().is_empty());
+    world.pipeline(&spec(1));
+    world.until_runs(1).await;
+    assert_eq!(accepted()["status"], "True");
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_lost_makes_no_second_run_and_a_refusal_is_told_and_tried_again() {
+    let world = World::new().await;
+    let operator = world.operator();
+    let fault = |status, after, times| Fault {
+        method: Some(Method::POST),
+        part: "/pipelineruns".to_owned(),
+        status,
+        message: "exceeded quota: runs".to_owned(),
+        times,
+        after,
+        ..Fault::default()
+    };
+    world.api.fault(fault(500, true, 1));
+    world.pipeline(&spec(1));
+    world.until_runs(1).await;
+    eventually("the status tells", SOON, || world.told()["lastTriggered"].is_string()).await;
+    world.api.fault(fault(403, false, 0));
+    world.pipeline(&spec(2));
+    let reconciling = || {
+        let conditions = world.told()["conditions"].clone();
+        conditions.as_array().into_iter().flatten().any(|condition| {
+            condition["type"] == "Reconciling" && condition["message"].as_str().unwrap().contains("exceeded quota")
+        })
+    };
+    eventually("the refusal is told", SOON, reconciling).await;
+    world.api.heal();
+    world.until_runs(2).await;
+    assert!(!reconciling());
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_operator_makes_nothing_twice_with_or_without_the_status() {
+    let world = World::new().await;
+    let operator = world.operator();
+    world.pipeline(&spec(1));
+    world.until_runs(1).await;
+    operator.end().await;
+    let operator = world.operator_with(2, daskade::controller::Namespaces::All);
+    sleep(Duration::from_millis(300)).await;
+    world.until_runs(1).await;
+    world.api.edit(&path("pipelines", "etl"), |object| drop(object.as_object_mut().unwrap().remove("status")));
+    eventually("it is told again", SOON, || world.told()["lastTriggered"].is_string()).await;
+    world.until_runs(1).await;
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interval_replaces_its_runs_and_keeps_no_more_than_it_should() {
+    let world = World::new().await;
+    let operator = world.operator();
+    let mut scheduled = spec(1);
+    scheduled["schedule"] = json!({"interval": "1s", "concurrencyPolicy": "Replace", "failedRunsHistoryLimit": 3});
+    world.pipeline(&scheduled);
+    eventually("three runs", SOON, || world.runs().len() >= 3).await;
+    let cancelled = || {
+        let runs = world.runs();
+        let objects = runs.iter().filter_map(|run| world.api.object(&path("pipelineruns", run)));
+        objects.filter(|run| run["spec"]["cancel"] == true).count()
+    };
+    eventually("those before are cancelled", SOON, || cancelled() >= 2).await;
+    scheduled["schedule"]["suspend"] = json!(true);
+    scheduled["schedule"]["failedRunsHistoryLimit"] = json!(1);
+    world.pipeline(&scheduled);
+    eventually("it stops", SOON, || world.told()["nextScheduleTime"].is_null()).await;
+    for run in world.runs() {
+        if world.api.object(&path("pipelineruns", &run)).is_some() {
+            world.api.edit(&path("pipelineruns", &run), |object| object["spec"]["cancel"] = json!(true));
+        }
+    }
+    world.until_runs(1).await;
+    world.api.delete(&path("pipelines", "etl"));
+    world.until_runs(1).await;
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_is_anothers_is_left_alone() {
+    let world = World::new().await;
+    world.pipeline(&spec(1));
+    let operator = world.operator();
+    world.until_runs(1).await;
+    operator.end().await;
+    let name = world.runs().remove(0);
+    world.api.delete(&path("pipelineruns", &name));
+    world.api.delete(&path("pipelines", "etl"));
+    world.api.put(
+        &path("pipelineruns", &name),
+        json!({"metadata": {"name": name, "namespace": "team"}, "spec": {"pipelineRef": "other"}}),
+    );
+    world.pipeline(&spec(1));
+    let operator = world.operator_with(2, daskade::controller::Namespaces::All);
+    world.until_runs(2).await;
+    assert!(world.runs().contains(&format!("{name}-2")), "{:?}", world.runs());
+    operator.end().await;
+}

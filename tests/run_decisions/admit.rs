@@ -1,0 +1,153 @@
+//! What is refused before a run starts, and what is written down of one that may start.
+
+use daskade::api::cluster::DaskClusterSpec;
+use daskade::runs::admit::{Admission, Charter, World, admit};
+use daskade::runs::facts::Place;
+use serde_json::{Value, json};
+
+use crate::support::UID;
+
+/// One Pipeline `p` (and a `bad` one), one DaskCluster `c` with storage and a GPU group, one address.
+struct Around;
+
+impl World for Around {
+    fn pipeline(&self, name: &str) -> Option<Value> {
+        let spec = json!({"steps": [{"name": "a", "call": "m:f", "cache": {"enabled": true}}]});
+        let good =
+            json!({"steps": [{"name": "a", "call": "m:f"}], "cluster": {"ref": "c"}, "deadlines": {"start": "1h"}});
+        let spec = match name {
+            "p" => good,
+            "bad" => spec,
+            _ => return None,
+        };
+        Some(
+            json!({"apiVersion": "daskade.dev/v1alpha1", "kind": "Pipeline", "metadata": {"name": name}, "spec": spec}),
+        )
+    }
+
+    fn cluster(&self, name: &str) -> Option<DaskClusterSpec> {
+        let spec = json!({"workers": [{"name": "cpu"}, {"name": "gpu", "gpu": {"count": 1}}], "storage": {"url": "s3://bucket/c"}});
+        (name == "c").then(|| serde_json::from_value(spec).unwrap())
+    }
+
+    fn allows(&self, address: &str) -> bool {
+        address == "tls://dask.example.com:8786"
+    }
+}
+
+fn ask(spec: Value) -> Admission {
+    let meta = json!({"name": "r", "namespace": "team", "uid": UID, "deletionTimestamp": null, "finalizers": []});
+    admit(
+        &json!({"apiVersion": "daskade.dev/v1alpha1", "kind": "PipelineRun", "metadata": meta, "spec": spec, "status": {}}),
+        &Around,
+    )
+}
+
+fn charter(spec: Value) -> Charter {
+    match ask(spec) {
+        Admission::Ready(charter) => *charter,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refused(spec: Value) -> String {
+    match ask(spec) {
+        Admission::Invalid(problems) => problems.join("\n"),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn steps() -> Value {
+    json!([{"name": "a", "call": "m:f"}])
+}
+
+#[test]
+fn a_pipeline_is_resolved_with_the_runs_own_deadlines_and_the_clusters_storage() {
+    let it = charter(json!({"pipelineRef": "p", "deadlines": {"active": "2h"}}));
+    assert_eq!(it.place, Place::Shared("c".into()));
+    assert_eq!(it.storage.url, "s3://bucket/c");
+    let deadlines = it.run.pipeline.deadlines.clone().unwrap();
+    assert_eq!(
+        (deadlines.start.unwrap().to_string(), deadlines.active.unwrap().to_string()),
+        ("1h".into(), "2h".into())
+    );
+    assert_eq!((it.run.uid.as_str(), it.run.name.as_str()), (UID, "r"));
+    // What is stored and read back is the same to the byte: the journal compares its digest.
+    let back: Charter = serde_json::from_value(serde_json::to_value(&it).unwrap()).unwrap();
+    assert_eq!(back.run.to_bytes().unwrap(), it.run.to_bytes().unwrap());
+}
+
+#[test]
+fn a_cluster_of_its_own_gets_the_pipelines_storage() {
+    let storage = json!({"url": "s3://bucket/p", "secretRef": "keys"});
+    let template = json!({"template": {"storage": {"url": "s3://bucket/other"}}});
+    let it = charter(json!({"pipelineSpec": {"steps": steps(), "storage": storage, "cluster": template}}));
+    assert_eq!(it.place, Place::Own);
+    assert_eq!(it.run.cluster.storage.as_ref().unwrap().secret_ref.as_deref(), Some("keys"));
+    assert_eq!(it.run.cluster.workers[0].name, "default");
+    let it = charter(json!({"pipelineSpec": {"steps": steps(), "storage": storage}}));
+    assert_eq!((it.place, it.storage.url.as_str()), (Place::Own, "s3://bucket/p"));
+}
+
+#[test]
+fn every_problem_is_told_with_object_and_field() {
+    for (spec, parts) in [
+        (json!({"pipelineRef": "bad"}), &["Pipeline bad: spec.steps[0].cache: NotImplemented"][..]),
+        (json!({"pipelineSpec": {"steps": steps()}, "select": {"only": ["a"]}}), &["spec.select: NotImplemented"][..]),
+        (json!({"pipelineSpec": {"steps": steps()}}), &["spec.pipelineSpec.storage: MissingField"][..]),
+        (
+            json!({"pipelineSpec": {"steps": [{"name": "a", "call": "m:f", "resources": {"GPU": 2}}], "cluster": {"ref": "c"}},
+                "params": {"x": 1}}),
+            &["UnsatisfiableResources"][..],
+        ),
+        (
+            json!({"pipelineSpec": {"steps": steps(), "code": {"path": "flow"}, "cluster": {"ref": "c"},
+                "storage": {"url": "s3://bucket/x", "secretRef": "keys"}}}),
+            &["spec.pipelineSpec.code.path: InvalidValue", "spec.pipelineSpec.storage.secretRef: Conflict"][..],
+        ),
+        (
+            json!({"pipelineSpec": {"steps": steps(), "cluster": {"address": "tls://other:8786"}}}),
+            &[
+                "cluster.address: NotAllowed",
+                "--allow-address",
+                "cluster.tls.secretRef: MissingField",
+                "storage: MissingField",
+            ][..],
+        ),
+        (json!({"pipelineSpec": {"steps": []}}), &["spec.pipelineSpec.steps"][..]),
+        (
+            json!({"pipelineSpec": {"steps": steps(), "deadlines": {"finally": "1m"}}}),
+            &["deadlines.finally: NotImplemented"][..],
+        ),
+    ] {
+        let told = refused(spec.clone());
+        for part in parts {
+            assert!(told.contains(part), "{part} in {told} of {spec}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_there_yet_is_waited_for() {
+    for (spec, reason) in [
+        (json!({"pipelineRef": "later"}), "PipelineNotFound"),
+        (json!({"pipelineSpec": {"steps": steps(), "cluster": {"ref": "later"}}}), "ClusterNotFound"),
+    ] {
+        match ask(spec) {
+            Admission::Waits(trouble) => {
+                assert_eq!(trouble.reason, reason);
+                assert!(trouble.message.contains("later"), "{}", trouble.message);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_address_that_is_allowed_is_used_with_its_secret() {
+    let cluster = json!({"address": "tls://dask.example.com:8786", "tls": {"secretRef": "dask"}});
+    let spec = json!({"steps": steps(), "cluster": cluster, "storage": {"url": "s3://bucket/x"}});
+    let address = "tls://dask.example.com:8786".to_owned();
+    let place = Place::Address { address, secret: Some("dask".into()) };
+    assert_eq!(charter(json!({"pipelineSpec": spec})).place, place);
+}

@@ -1,0 +1,6 @@
+//! What is decided about a PipelineRun, and what its status says: tables of facts.
+
+mod admit;
+mod plan;
+mod status;
+mod support;
