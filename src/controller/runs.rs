@@ -14,7 +14,7 @@ use super::backoff::{delay, jittered};
 use super::board::{Board, Waiters};
 use super::cache::{Kind, Record};
 use super::certificates::Certificates;
-use super::charter::Stored;
+use super::charter::{Stored, revision_name};
 use super::drive::{Drive, End};
 use super::error::{Class, PassError};
 use super::events::{Events, notes};
@@ -242,8 +242,10 @@ impl Work<'_> {
         if let Some(stored) = &self.memory.stored {
             return SpecFact::Frozen(stored.frozen());
         }
-        let Some(name) = &run.status.revision else { return SpecFact::Valid };
-        match self.writer.read_charter(name).await {
+        // What is held was written down before, whether or not that was told.
+        let held = run.held.then(|| revision_name(&run.name, &run.uid));
+        let Some(name) = run.status.revision.clone().or(held) else { return SpecFact::Valid };
+        match self.writer.read_charter(&name).await {
             Ok(Ok(stored)) => {
                 let frozen = stored.frozen();
                 self.memory.stored = Some(stored);

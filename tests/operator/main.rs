@@ -11,6 +11,7 @@ mod namespaces;
 mod objects;
 mod process;
 mod reconcile;
+mod runs;
 mod scheduler;
 mod watches;
 mod world;
