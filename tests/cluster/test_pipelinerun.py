@@ -310,14 +310,14 @@ def test_a_leader_that_is_stopped_loses_the_run_to_another_and_does_not_take_it_
     try:
         until("the other leads", second.leads, 60)
         led = time.monotonic()
-        until("the run is open again", lambda: '"epoch":2' in second.log.read_text(), 30, every=0.1)
+        until("the run is open again", lambda: '"epoch":2,"resumed"' in second.log.read_text(), 30, every=0.1)
         took = time.monotonic() - led
     finally:
         operator.process.send_signal(signal.SIGCONT)
     assert took < 5, took
     assert wait_end(space, "l")["results"] == {"sum": 120}
     assert ledger.executions() == {**{f"slow/{i}": 1 for i in range(16)}, "add/0": 1}
-    assert '"epoch":3' not in operator.log.read_text() + second.log.read_text(), "it was opened once by each"
+    assert '"epoch":3,"resumed"' not in operator.log.read_text() + second.log.read_text(), "it was opened once by each"
     assert_clean(space, "l")
     second.stop()
     until("the first leads again", operator.leads, 60)
