@@ -120,6 +120,8 @@ mod tests {
         of(spec)
     }
 
+    type Edit = fn(&mut Value);
+
     #[test]
     fn the_hash_of_a_version_never_changes() {
         // A change here makes every pipeline everywhere run again after an update: make a new version instead.
@@ -129,7 +131,7 @@ mod tests {
     #[test]
     fn what_does_not_matter_to_a_run_changes_nothing() {
         let known = of(base());
-        let same: [(&str, fn(&mut Value)); 10] = [
+        let same: [(&str, Edit); 10] = [
             ("schedule", |spec| spec["schedule"] = json!({"cron": "@daily", "suspend": true})),
             ("triggers", |spec| spec["triggers"] = json!({"onChange": false})),
             ("empty lists", |spec| {
@@ -166,7 +168,7 @@ mod tests {
     #[test]
     fn what_matters_to_a_run_changes_it() {
         let mut seen = std::collections::BTreeSet::from([of(base())]);
-        let changes: [(&str, fn(&mut Value)); 9] = [
+        let changes: [(&str, Edit); 9] = [
             ("code", |spec| spec["code"]["files"]["flow.py"] = json!("def inc(x): return x + 2\n")),
             ("a default", |spec| spec["params"][0]["default"] = json!(101)),
             ("an empty default is not none", |spec| drop(spec["params"][1].as_object_mut().unwrap().remove("default"))),
