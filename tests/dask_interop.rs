@@ -210,6 +210,7 @@ async fn a_run_goes_from_installation_to_its_closing_record() {
     let slot = [&b"\x92\x92"[..], b"\xc7\x03\x01\x92\x02\x00", b"\x02\x80"].concat();
     let list = [&b"\x92\x91"[..], b"\xd6\x01\x93\x01\x00\x00", b"\x80"].concat();
     let open = Open {
+        lead: None,
         run: "interop".into(),
         name: "interop".into(),
         epoch: None,

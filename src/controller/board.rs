@@ -86,16 +86,24 @@ impl Board {
         self.lock().entry(cluster.clone()).or_insert_with(Post::new).seat.subscribe()
     }
 
-    /// A pass over a cluster found this.
-    pub fn publish(&self, cluster: &Key, target: Option<&Target>, status: &DaskClusterStatus) {
-        let standing = Standing {
-            seated: target.is_some(),
-            scheduler: trouble(status, "SchedulerReady"),
-            workers: trouble(status, "WorkersReady"),
-        };
+    /// Which scheduler a cluster has now.
+    pub fn seat(&self, cluster: &Key, target: Option<&Target>) {
+        self.change(cluster, |post| {
+            post.aim(target);
+            Standing { seated: target.is_some(), ..post.standing.clone() }
+        });
+    }
+
+    /// What a pass over a cluster tells of it.
+    pub fn tell(&self, cluster: &Key, status: &DaskClusterStatus) {
+        let (scheduler, workers) = (trouble(status, "SchedulerReady"), trouble(status, "WorkersReady"));
+        self.change(cluster, |post| Standing { seated: post.standing.seated, scheduler, workers });
+    }
+
+    fn change(&self, cluster: &Key, how: impl FnOnce(&mut Post) -> Standing) {
         let mut posts = self.lock();
         let post = posts.entry(cluster.clone()).or_insert_with(Post::new);
-        post.aim(target);
+        let standing = how(post);
         let news = post.standing != standing;
         post.standing = standing;
         drop(posts);

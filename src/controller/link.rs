@@ -78,11 +78,6 @@ impl Link {
         self.target.borrow().uid == uid
     }
 
-    /// Which scheduler it asks.
-    pub fn target(&self) -> Target {
-        self.target.borrow().clone()
-    }
-
     /// What it said last, and a number that grows with every change of that.
     pub fn state(&self) -> (SchedulerFact, u64) {
         self.state.borrow().clone()

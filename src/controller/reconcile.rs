@@ -384,16 +384,25 @@ impl Work<'_> {
             let tls = credentials.client.clone();
             Some(Target { pod: pod.name.clone(), uid: pod.uid.clone(), address, tls, lead })
         });
+        let board = &self.context.board;
         match (target, &self.memory.link) {
-            (Some(target), Some(link)) if link.asks(&target.uid) => link.aim(target),
+            (Some(target), Some(link)) if link.asks(&target.uid) => {
+                board.seat(self.key, Some(&target));
+                link.aim(target);
+            }
             (Some(target), _) => {
+                // Runs need not wait for its first word.
+                board.seat(self.key, Some(&target));
                 let link = Link::start(target, self.key.clone(), self.context.sink.queue.clone());
                 link.heard(FIRST_WORD).await;
                 self.memory.link = Some(link);
             }
             // Certificates that cannot be read now are no reason to give up a connection that works.
             (None, Some(_)) if pod.is_some_and(asked) => {}
-            (None, _) => self.memory.link = None,
+            (None, _) => {
+                self.memory.link = None;
+                board.seat(self.key, None);
+            }
         }
     }
 
@@ -516,8 +525,7 @@ impl Work<'_> {
             desired: status.workers_desired.unwrap_or(0) as usize,
             workers: status.workers_ready.unwrap_or(0) as usize,
         };
-        let target = self.memory.link.as_ref().map(Link::target);
-        self.context.board.publish(self.key, target.as_ref(), status);
+        self.context.board.tell(self.key, status);
         if *status == cluster.status {
             return Ok(());
         }

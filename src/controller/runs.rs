@@ -14,7 +14,7 @@ use super::backoff::{delay, jittered};
 use super::board::{Board, Waiters};
 use super::cache::{Kind, Record};
 use super::certificates::Certificates;
-use super::charter::Stored;
+use super::charter::{Stored, revision_name};
 use super::drive::{Drive, End};
 use super::error::{Class, PassError};
 use super::events::{Events, notes};
@@ -84,6 +84,8 @@ pub(super) struct Memory {
     done: Option<Box<Report>>,
     /// The scheduler of a run that is on no DaskCluster.
     outside: Option<watch::Sender<Option<Seat>>>,
+    /// What it waited for, until a step ran.
+    waited: Option<String>,
     /// When its cancellation was first seen.
     cancelled: Option<Instant>,
     /// Passes in a row that failed.
@@ -194,6 +196,11 @@ impl Work<'_> {
             planned = plan(&run, &facts);
         }
         self.carry_out(&run, &mut planned, &mut facts).await;
+        if planned.word.waits() {
+            self.memory.waited = Some(planned.word.message.clone());
+        } else if matches!(&facts.drive, DriveFact::Live(live) if live.counts.running > 0) {
+            self.memory.waited = None;
+        }
         let told = self.tell(&run, &facts, &planned).await?;
         if let Some(error) = self.error {
             return Err(error);
@@ -242,8 +249,10 @@ impl Work<'_> {
         if let Some(stored) = &self.memory.stored {
             return SpecFact::Frozen(stored.frozen());
         }
-        let Some(name) = &run.status.revision else { return SpecFact::Valid };
-        match self.writer.read_charter(name).await {
+        // What is held was written down before, whether or not that was told.
+        let held = run.held.then(|| revision_name(&run.name, &run.uid));
+        let Some(name) = run.status.revision.clone().or(held) else { return SpecFact::Valid };
+        match self.writer.read_charter(&name).await {
             Ok(Ok(stored)) => {
                 let frozen = stored.frozen();
                 self.memory.stored = Some(stored);
@@ -290,7 +299,16 @@ impl Work<'_> {
         let owned = owned.is_some_and(|(_, ours, goes)| ours && !goes);
         let cancelled = run.spec.cancel.then(|| *self.memory.cancelled.get_or_insert_with(Instant::now));
         let cancelling = cancelled.map(|at| at.elapsed()).unwrap_or_default();
-        Facts { now: self.now, spec, cluster, owned, drive, cancelling, trouble: None }
+        Facts {
+            now: self.now,
+            spec,
+            cluster,
+            owned,
+            drive,
+            cancelling,
+            waited: self.memory.waited.clone(),
+            trouble: None,
+        }
     }
 
     async fn cluster(&mut self, place: &Place, owned: Option<&(String, bool, bool)>) -> ClusterFact {

@@ -80,6 +80,9 @@ impl Sinks {
     }
 }
 
+/// What the cache keeps of an object; nothing of one that is not ours.
+type Reader<T> = fn(&T) -> Option<(Key, Record)>;
+
 /// One kind in one namespace, or in all.
 struct Feed {
     sink: Sink,
@@ -120,7 +123,7 @@ pub(super) fn start(
             None => Api::all_with(client.clone(), &kind.resource()),
         }
     };
-    let roots: [(Kind, fn(&DynamicObject) -> Option<(Key, Record)>); 3] =
+    let roots: [(Kind, Reader<DynamicObject>); 3] =
         [(Kind::Cluster, read_cluster), (Kind::Pipeline, read_pipeline), (Kind::Run, read_run)];
     for (kind, read) in roots {
         let (api, config) = (objects(kind), config.clone());
@@ -166,7 +169,7 @@ impl Kind {
 
 impl Feed {
     /// Never ends; what goes wrong is told once and tried again.
-    async fn run<T, S>(mut self, open: impl Fn() -> S, read: fn(&T) -> Option<(Key, Record)>)
+    async fn run<T, S>(mut self, open: impl Fn() -> S, read: Reader<T>)
     where
         T: Resource,
         S: Stream<Item = watcher::Result<Event<T>>> + Send,
@@ -190,12 +193,7 @@ impl Feed {
         }
     }
 
-    fn take<T: Resource>(
-        &mut self,
-        event: Event<T>,
-        listed: &mut Option<Listed>,
-        read: fn(&T) -> Option<(Key, Record)>,
-    ) {
+    fn take<T: Resource>(&mut self, event: Event<T>, listed: &mut Option<Listed>, read: Reader<T>) {
         match event {
             Event::Init => {
                 *listed = Some(Listed::new());
@@ -242,7 +240,7 @@ impl Feed {
         }
     }
 
-    fn put<T: Resource>(&mut self, object: &T, read: fn(&T) -> Option<(Key, Record)>) -> Option<(Key, String)> {
+    fn put<T: Resource>(&mut self, object: &T, read: Reader<T>) -> Option<(Key, String)> {
         let meta = object.meta();
         let Some((key, record)) = read(object) else {
             // Not, or no longer, of a cluster.

@@ -47,6 +47,8 @@ pub struct Facts {
     pub drive: DriveFact,
     /// How long ago its cancellation was first seen.
     pub cancelling: Duration,
+    /// What it waited for when it was last seen to wait, if no step has run since.
+    pub waited: Option<String>,
     /// What Kubernetes refused in this pass.
     pub trouble: Option<Trouble>,
 }

@@ -76,6 +76,14 @@ pub struct Word {
     pub stalled: bool,
 }
 
+impl Word {
+    /// Whether the run waits for something that a person may want to know of.
+    pub fn waits(&self) -> bool {
+        let usual = ["Running", "Pending", "Finalizing", "Suspended"];
+        matches!(self.state, State::Pending | State::Running) && !usual.contains(&self.reason.as_str())
+    }
+}
+
 /// One word for the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -93,7 +101,7 @@ pub fn plan(run: &Run, facts: &Facts) -> Plan {
         return tidy(run, facts);
     }
     if let DriveFact::Done(report) = &facts.drive {
-        return end(ended_word(run, report));
+        return end(ended_word(facts.waited.as_deref(), report));
     }
     if let Some(since) = run.deleting {
         return close(run, facts, since);
@@ -318,7 +326,7 @@ fn waiting(word: Word, wake: Option<Duration>) -> Plan {
     }
 }
 
-fn ended_word(run: &Run, report: &Report) -> Word {
+fn ended_word(waited: Option<&str>, report: &Report) -> Word {
     let (reason, message) = match report.outcome {
         RunOutcome::Succeeded => ("Succeeded".to_owned(), "all steps ended well".to_owned()),
         RunOutcome::Cancelled => return cancelled(),
@@ -326,20 +334,13 @@ fn ended_word(run: &Run, report: &Report) -> Word {
             // `StepFailed` is the command's word for what the condition calls Failed.
             let reason = report.reason.clone().filter(|reason| reason != "StepFailed");
             let mut message = report.message.clone().unwrap_or_else(|| "a step failed".to_owned());
-            if let Some(waited) = waited(run).filter(|_| reason.as_deref() == Some("DeadlineExceeded")) {
+            if let Some(waited) = waited.filter(|_| reason.as_deref() == Some("DeadlineExceeded")) {
                 message = format!("{message}; it waited: {waited}");
             }
             (reason.unwrap_or_else(|| "Failed".to_owned()), message)
         }
     };
     Word { state: State::Ended(report.outcome), reason, message, stalled: report.outcome == RunOutcome::Failed }
-}
-
-/// What the status said last that the run waits for.
-fn waited(run: &Run) -> Option<&str> {
-    let usual = ["Running", "Pending", "Finalizing"];
-    let found = run.status.conditions.iter().find(|condition| condition.type_ == "Succeeded")?;
-    (!usual.contains(&found.reason.as_str())).then_some(found.message.as_str())
 }
 
 fn failed(reason: &str, message: String) -> Word {

@@ -96,6 +96,9 @@ mod tests {
 
     use super::*;
 
+    /// What it is, and how it is made.
+    type Edit = (&'static str, fn(&mut Value));
+
     fn of(spec: Value) -> String {
         hash(&serde_json::from_value(spec).unwrap())
     }
@@ -129,7 +132,7 @@ mod tests {
     #[test]
     fn what_does_not_matter_to_a_run_changes_nothing() {
         let known = of(base());
-        let same: [(&str, fn(&mut Value)); 10] = [
+        let same: [Edit; 10] = [
             ("schedule", |spec| spec["schedule"] = json!({"cron": "@daily", "suspend": true})),
             ("triggers", |spec| spec["triggers"] = json!({"onChange": false})),
             ("empty lists", |spec| {
@@ -166,7 +169,7 @@ mod tests {
     #[test]
     fn what_matters_to_a_run_changes_it() {
         let mut seen = std::collections::BTreeSet::from([of(base())]);
-        let changes: [(&str, fn(&mut Value)); 9] = [
+        let changes: [Edit; 9] = [
             ("code", |spec| spec["code"]["files"]["flow.py"] = json!("def inc(x): return x + 2\n")),
             ("a default", |spec| spec["params"][0]["default"] = json!(101)),
             ("an empty default is not none", |spec| drop(spec["params"][1].as_object_mut().unwrap().remove("default"))),

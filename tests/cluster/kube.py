@@ -272,7 +272,8 @@ class Operator:
         assert self.process is not None
         if self.process.poll() is not None:
             raise AssertionError(f"the operator ended: {self.log.read_text()[-3000:]}")
-        return "daskade_leader 1" in self.metrics()
+        # The help of the metric begins alike.
+        return "daskade_leader 1" in self.metrics().splitlines()
 
     def metrics(self) -> str:
         address = f"http://127.0.0.1:{self.port}/metrics"

@@ -254,6 +254,35 @@ def test_why_a_run_waits_is_told_in_one_line_and_a_suspended_run_stops(space: Na
     assert ledger.executions() == {"slow/0": 1, "slow/1": 1, "add/0": 1}
 
 
+def test_a_storage_that_refuses_is_told_and_a_cancelled_run_does_not_wait_for_it(space: Namespace) -> None:
+    s3 = S3(space)
+    keys = {"AWS_ACCESS_KEY_ID": "daskade-test", "AWS_SECRET_ACCESS_KEY": "wrong"}
+    space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "wrong"}, "stringData": keys})
+    where = template(s3, "a")
+    where["storage"]["secretRef"] = "wrong"
+    start(space, "a", pipelineSpec=diamond(**where), params={"n": 2})
+    until("it is refused", lambda: succeeded(space, "a").get("reason") == "AccessDenied", 120)
+    told = status(space, "a")
+    assert told["state"] == "Pending"
+    assert next(found["status"] for found in told["conditions"] if found["type"] == "Stalled") == "True"
+    space.patch("pipelinerun", "a", {"spec": {"cancel": True}})
+    wait_end(space, "a", "Cancelled", 30)
+    assert_clean(space, "a")
+
+
+def test_steps_that_fit_no_node_are_told_in_kubernetes_words_until_the_deadline(space: Namespace) -> None:
+    s3 = S3(space)
+    nowhere = {"name": "cpu", "autoscale": {"min": 0, "max": 1}, "nodeSelector": {"daskade.dev/nowhere": "yes"}}
+    spec = diamond(**template(s3, "u", nowhere), deadlines={"start": "40s"})
+    start(space, "u", pipelineSpec=spec, params={"n": 2})
+    until("it waits for a node", lambda: succeeded(space, "u").get("reason") == "Unschedulable", 60)
+    assert "didn't match" in succeeded(space, "u")["message"]
+    wait_end(space, "u", "DeadlineExceeded", 60)
+    message = succeeded(space, "u")["message"]
+    assert "deadlines.start" in message and "didn't match" in message
+    assert_clean(space, "u")
+
+
 def test_the_operator_is_killed_and_the_run_goes_on_without_a_step_run_twice(space: Namespace, operator: Operator) -> None:
     s3 = S3(space)
     ledger = Ledger(s3, "k")
@@ -266,6 +295,32 @@ def test_the_operator_is_killed_and_the_run_goes_on_without_a_step_run_twice(spa
     # The workers were never disturbed: nothing ran twice, committed or not.
     assert ledger.executions() == {**{f"slow/{i}": 1 for i in range(12)}, "add/0": 1}
     assert_clean(space, "k")
+
+
+def test_a_leader_that_is_stopped_loses_the_run_to_another_and_does_not_take_it_back(
+    space: Namespace, operator: Operator, installed: Path, tmp_path: Path
+) -> None:
+    s3 = S3(space)
+    ledger = Ledger(s3, "l")
+    start(space, "l", pipelineSpec=ledger_pipeline(ledger, 16, 2.0, **template(s3, "l")))
+    wait_progress(space, "l", 2)
+    second = Operator(Path(os.environ["DASKADE_BIN"]), tmp_path, installed, *operator.options, leads=False)
+    assert operator.process is not None
+    operator.process.send_signal(signal.SIGSTOP)
+    try:
+        until("the other leads", second.leads, 60)
+        led = time.monotonic()
+        until("the run is open again", lambda: '"epoch":2,"resumed"' in second.log.read_text(), 30, every=0.1)
+        took = time.monotonic() - led
+    finally:
+        operator.process.send_signal(signal.SIGCONT)
+    assert took < 5, took
+    assert wait_end(space, "l")["results"] == {"sum": 120}
+    assert ledger.executions() == {**{f"slow/{i}": 1 for i in range(16)}, "add/0": 1}
+    assert '"epoch":3,"resumed"' not in operator.log.read_text() + second.log.read_text(), "it was opened once by each"
+    assert_clean(space, "l")
+    second.stop()
+    until("the first leads again", operator.leads, 60)
 
 
 def test_scheduler_and_worker_are_deleted_and_no_committed_step_runs_twice(space: Namespace) -> None:

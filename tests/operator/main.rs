@@ -13,6 +13,7 @@ mod people;
 mod pipelines;
 mod process;
 mod reconcile;
+mod runs;
 mod scheduler;
 mod watches;
 mod world;

@@ -1,5 +1,5 @@
-//! A scheduler with our runtime, as far as the operator knows it: answers for the cluster, drains, retires. Records what it
-//! was told.
+//! A scheduler with our runtime, as far as the operator knows it: answers for the cluster, drains, retires, and carries out
+//! runs of one step. Records what it was told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,6 +32,23 @@ pub struct State {
     /// Workers that were closed: they do not come back.
     pub closed: BTreeSet<String>,
     version: u64,
+    /// By uid.
+    pub journals: Journals,
+    /// Steps that were handed over do not end.
+    pub held: bool,
+}
+
+/// What a storage keeps of runs: shared by schedulers that follow each other.
+pub type Journals = Arc<Mutex<BTreeMap<String, Journal>>>;
+
+/// Of one run of one step.
+#[derive(Debug, Clone, Default)]
+pub struct Journal {
+    pub epoch: u64,
+    pub committed: bool,
+    pub closed: Option<Value>,
+    /// Times that its step was handed over.
+    pub submits: u32,
 }
 
 /// The double. It ends with its last clone's task.
@@ -47,8 +64,8 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 impl Scheduler {
     /// Each has an address of this machine for itself, since the port is always the same.
-    pub async fn start() -> Self {
-        let state = Arc::new(Mutex::new(State { version: 1, clients: 1, ..State::default() }));
+    pub async fn start(journals: Journals) -> Self {
+        let state = Arc::new(Mutex::new(State { version: 1, clients: 1, journals, ..State::default() }));
         let changed = Arc::new(watch::Sender::new(1));
         loop {
             let next = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -147,9 +164,72 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<wat
                 changed.send_replace(state.version);
                 json!({"status": "OK", "closed": closed, "busy": busy})
             }
+            "daskade-hello" => json!({"status": "OK", "protocol": [1, 1], "runtime": "abc", "instance": instance,
+                "dask": "2025.1.0", "python": "3.12.1", "runs": {}}),
+            "daskade-read" => json!({"status": "OK", "serializer": "json", "size": 2, "digest": "d", "path": null,
+                "bytes": null, "json": null}),
+            "daskade-events" => return follow(&mut stream, &call, &state, &instance).await,
+            "daskade-open" | "daskade-submit" | "daskade-record" | "daskade-stop" | "daskade-close"
+            | "daskade-forget" => run(&lock(&state), &call, &instance),
             _ => continue,
         };
         send(&mut stream, &reply).await;
+    }
+}
+
+/// An operation of a run.
+fn run(state: &State, call: &Value, instance: &str) -> Value {
+    let refused = |reason: &str| json!({"status": "error", "reason": reason, "message": "refused by the double"});
+    let uid = call["run"].as_str().unwrap_or_default().to_owned();
+    let mut journals = state.journals.lock().expect("no panic while it was held");
+    let op = call["op"].as_str().unwrap_or_default();
+    if op == "daskade-open" {
+        let create = call["create"] == true;
+        if journals.contains_key(&uid) == create {
+            return refused(if create { "RunExists" } else { "RunNotFound" });
+        }
+        let journal = journals.entry(uid).or_default();
+        journal.epoch += 1;
+        let committed = if journal.committed { json!([[0, -1, 1, null, null]]) } else { json!([]) };
+        let snapshot = json!({"committed": committed, "final": journal.closed});
+        return json!({"status": "OK", "epoch": journal.epoch, "instance": instance, "cursor": 0, "snapshot": snapshot});
+    }
+    let Some(journal) = journals.get_mut(&uid) else { return refused("RunNotFound") };
+    if op != "daskade-forget" && call["epoch"] != journal.epoch {
+        return refused("StaleEpoch");
+    }
+    match op {
+        "daskade-submit" => journal.submits += 1,
+        "daskade-close" => journal.closed = Some(call["final"].clone()),
+        _ => {}
+    }
+    json!({"status": "OK"})
+}
+
+/// The stream of a run's events: its step ends soon after it was handed over.
+async fn follow(stream: &mut TcpStream, call: &Value, state: &Mutex<State>, instance: &str) {
+    let uid = call["run"].as_str().unwrap_or_default();
+    let mut told = 0;
+    loop {
+        let mut events = Vec::new();
+        {
+            let state = lock(state);
+            let mut journals = state.journals.lock().expect("no panic while it was held");
+            let Some(journal) = journals.get_mut(uid).filter(|journal| call["epoch"] == journal.epoch) else { return };
+            if journal.submits > 0 && told == 0 {
+                events.push(json!({"k": "started", "n": 1, "s": 0, "i": -1, "a": 1, "w": "w", "t": 1.0}));
+            }
+            if journal.submits > 0 && told <= 1 && !state.held {
+                journal.committed = true;
+                events.push(
+                    json!({"k": "finished", "n": 2, "s": 0, "i": -1, "a": 1, "w": "w", "t0": 1.0, "t1": 2.0, "z": 1}),
+                );
+                events.push(json!({"k": "committed", "n": 3, "tasks": [[0, -1, 1]], "seg": 1}));
+            }
+        }
+        told += events.len();
+        send(stream, &json!({"instance": instance, "events": events, "seq": told})).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

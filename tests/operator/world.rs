@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::api::{Api, Recorded};
 use crate::eventually;
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Journal, Journals, Scheduler};
 
 pub const SOON: Duration = Duration::from_secs(20);
 
@@ -33,6 +33,7 @@ pub struct World {
 struct Kubelet {
     /// By namespace, cluster and pod.
     schedulers: Mutex<BTreeMap<String, Scheduler>>,
+    journals: Journals,
     idle: AtomicBool,
     /// Pods that never end.
     hung: Mutex<BTreeSet<String>>,
@@ -48,6 +49,10 @@ pub struct Operator {
 
 pub fn cluster_path(namespace: &str, name: &str) -> String {
     format!("/apis/daskade.dev/v1alpha1/namespaces/{namespace}/daskclusters/{name}")
+}
+
+pub fn run_path(namespace: &str, name: &str) -> String {
+    format!("/apis/daskade.dev/v1alpha1/namespaces/{namespace}/pipelineruns/{name}")
 }
 
 pub fn core_path(namespace: &str, kind: &str, name: &str) -> String {
@@ -85,6 +90,36 @@ impl World {
     pub fn create(&self, namespace: &str, name: &str, spec: &Value) {
         let object = json!({"metadata": {"name": name, "namespace": namespace}, "spec": spec});
         self.api.put(&cluster_path(namespace, name), object);
+    }
+
+    /// A PipelineRun, as a person applies it.
+    pub fn create_run(&self, namespace: &str, name: &str, spec: &Value) {
+        let object = json!({"metadata": {"name": name, "namespace": namespace}, "spec": spec});
+        self.api.put(&run_path(namespace, name), object);
+    }
+
+    /// The condition `Succeeded` of a run: status, reason, message.
+    pub fn succeeded(&self, namespace: &str, name: &str) -> [String; 3] {
+        let object = self.api.object(&run_path(namespace, name)).unwrap_or_default();
+        let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let found = conditions.into_iter().find(|condition| condition["type"] == "Succeeded").unwrap_or_default();
+        ["status", "reason", "message"].map(|key| found[key].as_str().unwrap_or_default().to_owned())
+    }
+
+    pub async fn until_run(&self, namespace: &str, name: &str, reason: &str) {
+        let end = Instant::now() + SOON;
+        while self.succeeded(namespace, name)[1] != reason {
+            let told = self.api.object(&run_path(namespace, name)).unwrap_or_default()["status"].clone();
+            assert!(Instant::now() < end, "{namespace}/{name} is not {reason}: {told:#}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// What the storage has of a run.
+    pub fn journal(&self, namespace: &str, name: &str) -> Journal {
+        let uid = self.api.object(&run_path(namespace, name)).unwrap_or_default()["metadata"]["uid"].clone();
+        let journals = self.kubelet.journals.lock().unwrap();
+        journals.get(uid.as_str().unwrap_or_default()).cloned().unwrap_or_default()
     }
 
     pub fn operator(&self) -> Operator {
@@ -241,7 +276,7 @@ async fn step(api: &Api, kubelet: &Kubelet, path: &str, pod: &Value) {
     }
     let mut ip = "127.0.0.2".to_owned();
     if meta["labels"]["dask.org/component"] == "scheduler" {
-        let scheduler = Scheduler::start().await;
+        let scheduler = Scheduler::start(kubelet.journals.clone()).await;
         ip.clone_from(&scheduler.ip);
         kubelet.schedulers.lock().unwrap().insert(format!("{namespace}/{name}"), scheduler);
     }

@@ -138,6 +138,16 @@ fn deadlines_end_a_run_that_nobody_else_can_end() {
     known.now = at(820);
     assert_eq!(pass(&mut it, &known).word.state, State::Ended(RunOutcome::Failed));
 
+    // Why no step began is told with the end.
+    let mut late = report(RunOutcome::Failed);
+    (late.reason, late.message) = (Some("DeadlineExceeded".into()), Some("no step had started".into()));
+    (known.drive, known.waited) = (DriveFact::Done(Box::new(late)), Some("0/3 nodes fit".into()));
+    let word = plan(&run(), &known).word;
+    assert_eq!(
+        (word.reason.as_str(), word.message.as_str()),
+        ("DeadlineExceeded", "no step had started; it waited: 0/3 nodes fit")
+    );
+
     // What it names does not come.
     let mut known = facts(SpecFact::Waits(trouble("PipelineNotFound", false)));
     assert_eq!(plan(&run(), &known).word.state, State::Pending);

@@ -41,6 +41,7 @@ pub fn facts(spec: SpecFact) -> Facts {
         owned: false,
         drive: DriveFact::None,
         cancelling: Duration::ZERO,
+        waited: None,
         trouble: None,
     }
 }

@@ -1,0 +1,199 @@
+//! Runs of pipelines against the doubles: in which order things are written, and what a new leader makes of what it finds.
+
+use std::time::Duration;
+
+use http::Method;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use crate::api::{Fault, Recorded};
+use crate::eventually;
+use crate::world::{SOON, World, cluster_path, plain, run_path};
+
+/// One step, on a cluster of its own.
+fn pipeline() -> Value {
+    json!({
+        "steps": [{"name": "a", "call": "m:f"}],
+        "cluster": {"template": plain(1)},
+        "storage": {"url": "s3://bucket/p", "secretRef": "keys"},
+    })
+}
+
+/// Writes about a run: `create controllerrevisions`, `hold`, `status Succeeded`, …
+fn told(request: &Recorded) -> Option<String> {
+    let parts: Vec<&str> = request.path.split('/').skip(6).collect();
+    Some(match (&request.method, parts.as_slice()) {
+        (&Method::POST, ["controllerrevisions"]) => "freeze".to_owned(),
+        (&Method::POST, ["daskclusters"]) => "make cluster".to_owned(),
+        (&Method::DELETE, ["daskclusters", _]) => "delete cluster".to_owned(),
+        (&Method::DELETE, ["pipelineruns", _]) => "delete run".to_owned(),
+        (_, ["pipelineruns", _, "status"]) => {
+            format!("status {}", request.body[1]["value"]["state"].as_str().unwrap_or_default())
+        }
+        (_, ["pipelineruns", _]) => {
+            let finalizers = request.body["metadata"]["finalizers"].as_array().map_or(0, Vec::len);
+            if finalizers > 0 { "hold".to_owned() } else { "let go".to_owned() }
+        }
+        _ => return None,
+    })
+}
+
+fn lines(world: &World) -> Vec<String> {
+    let mut lines: Vec<String> = world.writes().iter().filter_map(told).collect();
+    lines.dedup();
+    lines
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_is_written_down_made_room_for_held_driven_and_cleaned_up_after_in_this_order() {
+    let world = World::new().await;
+    let operator = world.operator();
+    world.create_run("team", "r", &json!({"pipelineSpec": pipeline(), "params": {}}));
+    world.until_run("team", "r", "Succeeded").await;
+    eventually("its cluster is gone", SOON, || world.api.object(&cluster_path("team", "r")).is_none()).await;
+    world.until_quiet().await;
+    let made: Vec<String> = lines(&world).into_iter().filter(|line| !line.starts_with("status P")).collect();
+    let made: Vec<&str> = made.iter().map(String::as_str).filter(|line| *line != "status Running").collect();
+    assert_eq!(made, ["freeze", "make cluster", "hold", "status Succeeded", "delete cluster", "let go"]);
+    let run = world.api.object(&run_path("team", "r")).expect("the run");
+    let status = &run["status"];
+    assert_eq!((&status["progress"], &status["state"]), (&json!("1/1"), &json!("Succeeded")));
+    assert_eq!(run["metadata"]["finalizers"], json!([]));
+    let revision = world.api.paths("/controllerrevisions/r-").remove(0);
+    let revision = world.api.object(&revision).expect("the revision");
+    assert_eq!(revision["metadata"]["ownerReferences"][0]["uid"], run["metadata"]["uid"]);
+    assert_eq!(revision["metadata"]["name"], status["revision"]);
+    let created = world.writes().into_iter().find(|write| told(write).as_deref() == Some("make cluster"));
+    let created = created.expect("the cluster").body;
+    assert_eq!(created["metadata"]["ownerReferences"][0]["uid"], run["metadata"]["uid"]);
+    assert_eq!(created["spec"]["storage"], json!({"url": "s3://bucket/p", "secretRef": "keys"}));
+
+    // Another look, and another operator, find nothing to do.
+    let before = world.writes().len();
+    operator.end().await;
+    let operator = world.operator_with(2, daskade::controller::Namespaces::All);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(world.writes().len(), before, "{:?}", &world.writes()[before..]);
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_leader_goes_on_with_a_run_that_is_open_and_hands_nothing_over_twice() {
+    let world = World::new().await;
+    let first = world.operator();
+    world.create("team", "c", &shared());
+    world.until_ready("team", "c").await;
+    let scheduler = world.scheduler("team", "c");
+    scheduler.change(|state| state.held = true);
+    world.create_run("team", "r", &json!({"pipelineSpec": on_shared()}));
+    eventually("its step was handed over", SOON, || world.journal("team", "r").submits == 1).await;
+    first.kill();
+    let second = world.operator_with(2, daskade::controller::Namespaces::All);
+    eventually("it is open anew", SOON, || world.journal("team", "r").epoch == 2).await;
+    scheduler.change(|state| state.held = false);
+    world.until_run("team", "r", "Succeeded").await;
+    let opens: Vec<Value> = scheduler.calls("daskade-open");
+    let asked: Vec<Value> = opens.iter().map(|open| json!([open["create"], open["lead"], open["reopen"]])).collect();
+    assert_eq!(asked, [json!([false, 1, false]), json!([true, 1, false]), json!([false, 2, false])]);
+    assert_eq!(lines(&world).iter().filter(|line| *line == "freeze").count(), 1);
+    second.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_was_closed_before_that_was_told_is_told_and_not_run_again() {
+    let world = World::new().await;
+    let first = world.operator();
+    world.create("team", "c", &shared());
+    world.until_ready("team", "c").await;
+    let scheduler = world.scheduler("team", "c");
+    scheduler.change(|state| state.held = true);
+    world.create_run("team", "r", &json!({"pipelineSpec": on_shared()}));
+    world.until_run("team", "r", "Running").await;
+    world.api.fault(Fault { part: "/pipelineruns/r/status".into(), status: 503, ..Fault::default() });
+    scheduler.change(|state| state.held = false);
+    eventually("it is closed", SOON, || world.journal("team", "r").closed.is_some()).await;
+    first.kill();
+    world.api.heal();
+    assert_eq!(world.succeeded("team", "r")[1], "Running");
+    let submits = world.journal("team", "r").submits;
+    let second = world.operator_with(2, daskade::controller::Namespaces::All);
+    world.until_run("team", "r", "Succeeded").await;
+    assert_eq!(world.journal("team", "r").submits, submits);
+    second.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_lease_a_run_is_driven_no_more() {
+    let world = World::new().await;
+    let operator = world.operator();
+    world.create("team", "c", &shared());
+    world.until_ready("team", "c").await;
+    let scheduler = world.scheduler("team", "c");
+    scheduler.change(|state| state.held = true);
+    world.create_run("team", "r", &json!({"pipelineSpec": on_shared()}));
+    world.until_run("team", "r", "Running").await;
+    operator.grant.lose();
+    sleep(Duration::from_millis(300)).await;
+    let writes = world.writes().len();
+    scheduler.change(|state| state.held = false);
+    sleep(Duration::from_secs(1)).await;
+    assert!(world.journal("team", "r").closed.is_none(), "nobody closes it");
+    assert_eq!(world.writes().len(), writes);
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_or_missing_is_told_and_nothing_is_made() {
+    let world = World::new().await;
+    let operator = world.operator();
+    world.create_run("team", "wrong", &json!({"pipelineSpec": {"steps": [{"name": "a", "call": "m:f"}]}}));
+    world.until_run("team", "wrong", "Invalid").await;
+    assert!(world.succeeded("team", "wrong")[2].contains("spec.pipelineSpec.storage: MissingField"));
+    world.create_run("team", "early", &json!({"pipelineSpec": on_shared()}));
+    world.until_run("team", "early", "ClusterNotFound").await;
+    // Somebody else's cluster has the name of a run.
+    world.create("team", "taken", &plain(0));
+    world.until_ready("team", "taken").await;
+    world.create_run("team", "taken", &json!({"pipelineSpec": pipeline()}));
+    world.until_run("team", "taken", "NameConflict").await;
+    world.until_quiet().await;
+    assert!(
+        world
+            .api
+            .object(&cluster_path("team", "taken"))
+            .is_some_and(|it| it["metadata"]["deletionTimestamp"].is_null())
+    );
+    let made = lines(&world);
+    assert!(!made.iter().any(|line| ["make cluster", "hold", "delete cluster"].contains(&line.as_str())), "{made:?}");
+    // What was waited for comes.
+    world.create("team", "c", &shared());
+    world.until_run("team", "early", "Succeeded").await;
+    assert!(world.api.object(&cluster_path("team", "c")).is_some(), "it is not the run's to delete");
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_of_one_step_on_a_warm_cluster_costs_few_writes() {
+    let world = World::new().await;
+    let operator = world.operator();
+    world.create("team", "c", &shared());
+    world.until_ready("team", "c").await;
+    world.until_quiet().await;
+    let before = world.api.requests().iter().filter(|request| request.method != Method::GET).count();
+    world.create_run("team", "r", &json!({"pipelineSpec": on_shared()}));
+    world.until_run("team", "r", "Succeeded").await;
+    world.until_quiet().await;
+    let after = world.api.requests().iter().filter(|request| request.method != Method::GET).count();
+    assert!(after - before <= 8, "{} writes, Events among them: {:?}", after - before, lines(&world));
+    operator.end().await;
+}
+
+fn shared() -> Value {
+    let mut spec = plain(1);
+    spec["storage"] = json!({"url": "s3://bucket/c"});
+    spec
+}
+
+fn on_shared() -> Value {
+    json!({"steps": [{"name": "a", "call": "m:f"}], "cluster": {"ref": "c"}})
+}
