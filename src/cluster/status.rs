@@ -1,6 +1,6 @@
 //! The status of a cluster: computed from what is known, and equal for equal knowledge.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
@@ -17,6 +17,8 @@ use crate::api::{
 
 /// Bytes of one message: with 32 groups and all conditions a status stays below 64 KiB.
 const MESSAGE: usize = 1000;
+/// Two beginnings of idle time that are no further apart are one.
+const SAME_IDLE: SignedDuration = SignedDuration::from_secs(3);
 /// Bytes of a version.
 const VERSION: usize = 100;
 
@@ -65,7 +67,7 @@ pub fn build_status(cluster: &Cluster, templates: &Templates, facts: &Facts, pla
             ca_fingerprint: facts.tls.ca_fingerprint.clone(),
             expires: facts.tls.expires.map(second),
         }),
-        idle_since: answers.and_then(|state| state.idle_since).map(second),
+        idle_since: answers.and_then(|state| state.idle_since).map(|since| same_idle(before, since)),
         incarnation: (plan.incarnation > 0).then_some(plan.incarnation),
     }
 }
@@ -258,6 +260,15 @@ fn version(text: &str) -> String {
 fn clipped(text: &str, most: usize) -> String {
     let end = (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// The beginning of the same idle time is found anew by whoever asks the scheduler first, a moment off.
+fn same_idle(before: &DaskClusterStatus, since: Timestamp) -> String {
+    let told = before
+        .idle_since
+        .as_ref()
+        .filter(|told| told.parse::<Timestamp>().is_ok_and(|told| since.duration_since(told).abs() <= SAME_IDLE));
+    told.cloned().unwrap_or_else(|| second(since))
 }
 
 fn second(time: Timestamp) -> String {

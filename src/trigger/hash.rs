@@ -96,6 +96,9 @@ mod tests {
 
     use super::*;
 
+    /// What it is, and how it is made.
+    type Edit = (&'static str, fn(&mut Value));
+
     fn of(spec: Value) -> String {
         hash(&serde_json::from_value(spec).unwrap())
     }
@@ -120,8 +123,6 @@ mod tests {
         of(spec)
     }
 
-    type Edit = fn(&mut Value);
-
     #[test]
     fn the_hash_of_a_version_never_changes() {
         // A change here makes every pipeline everywhere run again after an update: make a new version instead.
@@ -131,7 +132,7 @@ mod tests {
     #[test]
     fn what_does_not_matter_to_a_run_changes_nothing() {
         let known = of(base());
-        let same: [(&str, Edit); 10] = [
+        let same: [Edit; 10] = [
             ("schedule", |spec| spec["schedule"] = json!({"cron": "@daily", "suspend": true})),
             ("triggers", |spec| spec["triggers"] = json!({"onChange": false})),
             ("empty lists", |spec| {
@@ -168,7 +169,7 @@ mod tests {
     #[test]
     fn what_matters_to_a_run_changes_it() {
         let mut seen = std::collections::BTreeSet::from([of(base())]);
-        let changes: [(&str, Edit); 9] = [
+        let changes: [Edit; 9] = [
             ("code", |spec| spec["code"]["files"]["flow.py"] = json!("def inc(x): return x + 2\n")),
             ("a default", |spec| spec["params"][0]["default"] = json!(101)),
             ("an empty default is not none", |spec| drop(spec["params"][1].as_object_mut().unwrap().remove("default"))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from typing import Any
 
@@ -222,3 +223,24 @@ def test_kubectl_shows_what_people_look_for(pipeline: Pipeline) -> None:
     assert "True" in shown and run in shown, shown
     shown = kubectl("-n", pipeline.space.name, "get", "dpr", "-o", "wide")
     assert run in shown and "etl" in shown.split("\n")[1].split(), shown
+
+
+def test_people_make_follow_and_end_runs_by_the_command(pipeline: Pipeline, operator: Operator) -> None:
+    def daskade(*words: str) -> subprocess.CompletedProcess[str]:
+        words = (*words, "-n", pipeline.space.name)
+        return subprocess.run([str(operator.binary), *words], capture_output=True, text=True, timeout=90, check=False)
+
+    pipeline.apply(triggers={"onChange": False}, params=[{"name": "n", "type": "integer"}])
+    until("it is accepted", lambda: pipeline.condition("Accepted").get("status") == "True", 20)
+    said = daskade("submit", "etl")
+    assert (said.returncode, "MissingParameter" in said.stderr) == (2, True), said.stderr
+    run = daskade("submit", "etl", "-p", "n=3").stdout.strip()
+    assert pipeline.runs("manual") == [run]
+    until("the status names it", lambda: pipeline.status().get("active") == [run], 20)
+    until("it waits for its cluster", lambda: "absent" in daskade("status", run).stdout, 30)
+    assert run in daskade("runs").stdout
+    assert daskade("cancel", run).returncode == 0
+    until("it has ended", lambda: "Cancelled" in daskade("status", run).stdout, 60)
+    assert daskade("status", run, "--watch", "-o", "json").returncode == 0
+    said = daskade("status", run[:-1])
+    assert (said.returncode, f"did you mean {run}?" in said.stderr) == (2, True), said.stderr
