@@ -94,14 +94,13 @@ def test_an_older_epoch_is_refused_everywhere(dask: Cluster, storage: str) -> No
 
 
 def test_a_leader_that_is_older_than_one_heard_opens_nothing(dask: Cluster, storage: str) -> None:
-    run = Run(dask.address, storage, [step("one", "operator:add", args(1, 2))]).open(lead=7)
+    steps = [step("one", "operator:add", args(1, 2))]
+    run = Run(dask.address, storage, steps).open(lead=7)
     with pytest.raises(RpcError) as refused:
-        Run(dask.address, storage, [step("one", "operator:add", args(1, 2))], uid=run.uid).open(create=False, lead=6)
+        Run(dask.address, storage, steps, uid=run.uid).open(create=False, lead=6)
     assert refused.value.reason == "StaleLeader"
     # Who was heard keeps the run; the next leader takes it over.
     events = run.follow()
     run.submit((0, -1))
     events.wait_for("committed")
-    assert Run(dask.address, storage, [step("one", "operator:add", args(1, 2))], uid=run.uid).open(
-        create=False, lead=8
-    ).epoch == 2
+    assert Run(dask.address, storage, steps, uid=run.uid).open(create=False, lead=8).epoch == 2
