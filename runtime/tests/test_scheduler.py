@@ -91,3 +91,16 @@ def test_an_older_epoch_is_refused_everywhere(dask: Cluster, storage: str) -> No
         run.open(create=False, epoch=1)
     assert refused.value.reason == "StaleEpoch"
     newer.close()
+
+
+def test_a_leader_that_is_older_than_one_heard_opens_nothing(dask: Cluster, storage: str) -> None:
+    steps = [step("one", "operator:add", args(1, 2))]
+    run = Run(dask.address, storage, steps).open(lead=7)
+    with pytest.raises(RpcError) as refused:
+        Run(dask.address, storage, steps, uid=run.uid).open(create=False, lead=6)
+    assert refused.value.reason == "StaleLeader"
+    # Who was heard keeps the run; the next leader takes it over.
+    events = run.follow()
+    run.submit((0, -1))
+    events.wait_for("committed")
+    assert Run(dask.address, storage, steps, uid=run.uid).open(create=False, lead=8).epoch == 2

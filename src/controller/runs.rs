@@ -44,6 +44,8 @@ const PERIOD: Duration = Duration::from_secs(60);
 const COUNTS: Duration = Duration::from_secs(5);
 /// How long a run that is being opened is not told of: mostly it is open by then, and that is told.
 const OPENING: Duration = Duration::from_secs(1);
+/// Secrets of users show up unseen: this is how often they are looked for while they are missing.
+const MISSING_SECRET: Duration = Duration::from_secs(10);
 /// Longest pause between two tries to open a run.
 const LONGEST: Duration = Duration::from_secs(30);
 /// How long a scheduler may take to let go of a run.
@@ -150,7 +152,8 @@ impl Runs {
         tracing::Span::current().record("uid", &run.uid).record("generation", run.generation);
         let uid = record.uid.clone();
         let writer = Writer { client: &self.client, cache: &self.sink.cache, key, uid: &uid };
-        let work = Work { runs: self, key, memory, writer, record, value, now: (self.clock)(), error: None };
+        let work =
+            Work { runs: self, key, memory, writer, record, value, now: (self.clock)(), soon: None, error: None };
         work.run(run).await
     }
 }
@@ -165,6 +168,8 @@ struct Work<'a> {
     /// The run as JSON.
     value: Value,
     now: Timestamp,
+    /// A moment to look again.
+    soon: Option<Duration>,
     /// The first error: the pass goes on to tell of it, and is tried again.
     error: Option<PassError>,
 }
@@ -209,9 +214,13 @@ impl Work<'_> {
         if !matches!(planned.word.state, State::Ended(_)) {
             self.take_away(&run, &planned).await?;
         }
+        if planned.word.state == State::AsWritten {
+            // Of what has ended nothing is needed.
+            *self.memory = Memory { uid: std::mem::take(&mut self.memory.uid), ..Memory::default() };
+        }
         let idle = planned.word.state == State::AsWritten || planned.word.state == State::Suspended;
         let period = (!idle).then(|| jittered(PERIOD, self.key));
-        let again = planned.wake.into_iter().chain(told).chain(period).min();
+        let again = planned.wake.into_iter().chain(told).chain(period).chain(self.soon).min();
         let outcome = match planned.word.state {
             State::Pending => Outcome::Waiting,
             _ => Outcome::Settled,
@@ -236,6 +245,8 @@ impl Work<'_> {
                 tracing::info!(reason = trouble.reason, again = ?pause, "the run cannot be driven now: {}", trouble.message);
                 self.memory.broken = Some((trouble, (!last).then(|| Instant::now() + pause)));
                 self.memory.drive = None;
+                // Its certificates may have been renewed.
+                self.memory.outside = None;
             }
             None => {}
         }
@@ -358,6 +369,7 @@ impl Work<'_> {
         let tls = match secret {
             None => None,
             Some(secret) => {
+                self.soon = Some(MISSING_SECRET);
                 let field = "spec.cluster.tls.secretRef";
                 let read = self.runs.certificates.of_secret(&self.key.namespace, secret, field, self.now).await;
                 match read {

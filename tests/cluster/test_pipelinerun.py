@@ -305,21 +305,23 @@ def test_a_leader_that_is_stopped_loses_the_run_to_another_and_does_not_take_it_
     start(space, "l", pipelineSpec=ledger_pipeline(ledger, 16, 2.0, **template(s3, "l")))
     wait_progress(space, "l", 2)
     second = Operator(Path(os.environ["DASKADE_BIN"]), tmp_path, installed, *operator.options, leads=False)
+    opened = f'"{space.name}/l","epoch":'
     assert operator.process is not None
     operator.process.send_signal(signal.SIGSTOP)
     try:
         until("the other leads", second.leads, 60)
         led = time.monotonic()
-        until("the run is open again", lambda: '"epoch":2,"resumed"' in second.log.read_text(), 30, every=0.1)
+        until("the run is open again", lambda: f"{opened}2" in second.log.read_text(), 30, every=0.1)
         took = time.monotonic() - led
+        operator.process.send_signal(signal.SIGCONT)
+        assert took < 5, took
+        assert wait_end(space, "l")["results"] == {"sum": 120}
+        assert ledger.executions() == {**{f"slow/{i}": 1 for i in range(16)}, "add/0": 1}
+        assert f"{opened}3" not in operator.log.read_text() + second.log.read_text(), "it was opened once by each"
+        assert_clean(space, "l")
     finally:
         operator.process.send_signal(signal.SIGCONT)
-    assert took < 5, took
-    assert wait_end(space, "l")["results"] == {"sum": 120}
-    assert ledger.executions() == {**{f"slow/{i}": 1 for i in range(16)}, "add/0": 1}
-    assert '"epoch":3,"resumed"' not in operator.log.read_text() + second.log.read_text(), "it was opened once by each"
-    assert_clean(space, "l")
-    second.stop()
+        second.stop()
     until("the first leads again", operator.leads, 60)
 
 
@@ -341,6 +343,28 @@ def test_scheduler_and_worker_are_deleted_and_no_committed_step_runs_twice(space
     # Two workers with one step each were lost twice: what they ran may have run again, and nothing else.
     assert sum(executions.values()) <= 17 + 4, executions
     assert_clean(space, "w")
+
+
+def test_a_scheduler_outside_is_used_where_the_operator_allows_it(space: Namespace, operator: Operator) -> None:
+    """The scheduler of a cluster that the run knows by its address alone, with the certificates of its clients."""
+    s3 = S3(space)
+    space.cluster("e", {"name": "cpu", "replicas": 1}, storage=s3.storage("e"))
+    space.wait_ready("e")
+    operator.stop()
+    operator.start(*operator.options, "--allow-address", "tls://10.*:8786")
+    try:
+        address = f"tls://{space.scheduler_ip('e')}:8786"
+        where = {"cluster": {"address": address, "tls": {"secretRef": "later"}}, "storage": {"url": s3.url("outside")}}
+        ledger = Ledger(s3, "outside")
+        start(space, "o", pipelineSpec=ledger_pipeline(ledger, 3, 0.1, **where))
+        until("it waits for the Secret", lambda: succeeded(space, "o").get("reason") == "SecretNotFound", 60)
+        data = (space.find("secret", "e-client-tls") or {})["data"]
+        space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "later"}, "data": data})
+        assert wait_end(space, "o")["results"] == {"sum": 3}
+        assert ledger.executions() == {"slow/0": 1, "slow/1": 1, "slow/2": 1, "add/0": 1}
+    finally:
+        operator.stop()
+        operator.start()
 
 
 def test_a_deleted_run_leaves_nothing_open_on_a_shared_cluster(space: Namespace) -> None:
