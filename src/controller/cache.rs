@@ -118,6 +118,11 @@ impl Cache {
         self.lock().keys().cloned().collect()
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Uids of all objects.
     pub fn uids(&self) -> HashSet<String> {
         self.lock().values().filter_map(|entry| Some(entry.root.as_ref()?.uid.clone())).collect()

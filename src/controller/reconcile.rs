@@ -33,6 +33,9 @@ use crate::telemetry::metrics::{self, Metrics, Outcome};
 
 /// Every cluster is looked at about this often even if nothing happens: its Secrets are read, which no watch shows.
 const PERIOD: Duration = Duration::from_secs(60);
+/// With many clusters less often, so that together they are looked at once in this time: a look is two requests, and most
+/// of what an operator at rest does.
+const SHARE: Duration = Duration::from_millis(200);
 /// What a change of counts alone waits since the status was last written: pods come one by one.
 const COUNTS: Duration = Duration::from_secs(1);
 /// How long a pass waits for the first word of a scheduler that should answer, so that an operator that has just begun
@@ -110,6 +113,13 @@ impl Controller for Context {
     }
 }
 
+impl Context {
+    /// How often each cluster is looked at even if nothing happens.
+    fn period(&self) -> Duration {
+        PERIOD.max(SHARE.saturating_mul(u32::try_from(self.sink.cache.len()).unwrap_or(u32::MAX)))
+    }
+}
+
 /// Looks at one cluster and does what is to be done.
 async fn reconcile(context: &Context, key: &Key, memory: &mut Memory) -> Done {
     match pass(context, key, memory).await {
@@ -151,10 +161,10 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
         let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
         left.filter(|_| revision == entry.revision && answer == heard)
     });
-    let look = memory.secrets.is_none_or(|at| at.elapsed() >= PERIOD.mul_f64(0.7));
+    let look = memory.secrets.is_none_or(|at| at.elapsed() >= context.period().mul_f64(0.7));
     if let Some(left) = unchanged.filter(|_| !look) {
         // This turn took the moment for which the last pass had asked.
-        return Ok(Done { outcome: Outcome::Settled, again: Some(left.min(jittered(PERIOD, key))), gone: false });
+        return Ok(Done { outcome: Outcome::Settled, again: Some(left.min(jittered(context.period(), key))), gone: false });
     }
     let object = read_object(key, record);
     tracing::Span::current().record("uid", &object.cluster.uid).record("generation", object.cluster.generation);
@@ -290,7 +300,7 @@ impl Work<'_> {
     }
 
     fn done(&self, outcome: Outcome) -> Done {
-        let period = jittered(PERIOD, self.key);
+        let period = jittered(self.context.period(), self.key);
         let again = self.waits.iter().min().map_or(period, |wait| (*wait).min(period));
         Done { outcome, again: Some(again), gone: false }
     }
@@ -308,7 +318,7 @@ impl Work<'_> {
     }
 
     async fn credentials(&mut self, cluster: &Cluster, check: bool) -> Credentials {
-        let check = check || self.memory.secrets.is_none_or(|at| at.elapsed() >= PERIOD.mul_f64(0.7));
+        let check = check || self.memory.secrets.is_none_or(|at| at.elapsed() >= self.context.period().mul_f64(0.7));
         match self.context.certificates.ensure(cluster, self.now, check).await {
             Ok(credentials) => {
                 if check {

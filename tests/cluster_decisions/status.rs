@@ -8,7 +8,7 @@ use daskade::cluster::status::{build_status, invalid_status};
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 
-use crate::support::{cluster, facts, now, templates};
+use crate::support::{cluster, cluster_with, facts, now, templates};
 
 fn told(cluster: &Cluster, facts: &Facts) -> DaskClusterStatus {
     let templates = templates(cluster);
@@ -119,6 +119,20 @@ fn counts_are_of_groups_and_their_sums() {
     assert_eq!(status.versions.and_then(|versions| versions.python).as_deref(), Some("3.12.1"));
     let plain = told(&cluster(json!({"tls": {"mode": "Disabled"}})), &facts(&[], "unknown"));
     assert_eq!((plain.address.as_deref(), plain.tls), (Some("tcp://c-scheduler.n:8786"), None));
+}
+
+#[test]
+fn an_idle_time_that_begins_a_moment_off_is_the_same() {
+    let facts = facts(&["scheduler-1", "cpu-0-2"], "answers idle=90");
+    for (told_before, expected) in [
+        ("2025-01-01T11:58:29Z", "2025-01-01T11:58:29Z"),
+        ("2025-01-01T11:58:33Z", "2025-01-01T11:58:33Z"),
+        ("2025-01-01T11:58:26Z", "2025-01-01T11:58:30Z"),
+        ("2025-01-01T11:50:00Z", "2025-01-01T11:58:30Z"),
+    ] {
+        let before = cluster_with(cpu(1), json!({"idleSince": told_before}));
+        assert_eq!(told(&before, &facts).idle_since.as_deref(), Some(expected));
+    }
 }
 
 fn trouble(reason: &'static str, stalled: bool) -> Trouble {
