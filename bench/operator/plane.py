@@ -31,6 +31,9 @@ PODS = "127.1.0.1/16"
 SYSTEM = "daskade-system"
 Object = dict[str, Any]
 
+# Memory for time: on two cores the API server is what limits, for every operator alike.
+GOGC = "400"
+
 # What the audit log keeps: every request of the operators that are measured, without bodies.
 AUDIT = """apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -241,7 +244,7 @@ class Plane:
             str(self.bin / "etcd"), "--data-dir", str(self.folder / "etcd"), "--listen-client-urls", etcd,
             "--advertise-client-urls", etcd, "--listen-peer-urls", "http://127.0.0.1:2380", "--unsafe-no-fsync",
             "--quota-backend-bytes", str(6 << 30), "--log-level", "warn",
-        ])
+        ], GOGC=GOGC)
         pki = self.pki
         self.run("kube-apiserver", [
             str(self.bin / "kube-apiserver"), f"--etcd-servers={etcd}", "--bind-address=127.0.0.1",
@@ -253,7 +256,7 @@ class Plane:
             # Nobody would take the taint of a node away that it puts on new ones.
             "--disable-admission-plugins=TaintNodesByCondition",
             f"--audit-policy-file={self.folder}/audit.yaml", f"--audit-log-path={self.audit}",
-        ])
+        ], GOGC=GOGC)
         self.api = Api(pki)
 
         def ready() -> bool:

@@ -257,6 +257,10 @@ fn settings(options: &OperatorOptions, own_namespace: String) -> controller::Set
             .map(|_| own::LABELS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()),
         certificate_lifetime: options.certificate_lifetime.to_std(),
         concurrency: options.max_concurrent,
+        limits: controller::Limits {
+            runs_per_namespace: options.max_runs_per_namespace,
+            workers_per_cluster: options.max_workers_per_cluster,
+        },
         allowed_addresses: options.allow_address.clone(),
     }
 }

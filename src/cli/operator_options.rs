@@ -78,6 +78,12 @@ pub(super) struct OperatorOptions {
         value_parser = address_pattern
     )]
     pub allow_address: Vec<Regex>,
+    /// Runs that are carried out at once in one namespace; the others wait, the older ones first [default: no limit]
+    #[arg(long, value_name = "N", env = "DASKADE_MAX_RUNS_PER_NAMESPACE", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_runs_per_namespace: Option<u32>,
+    /// Workers that the groups of one cluster may ask for together [default: no limit]
+    #[arg(long, value_name = "N", env = "DASKADE_MAX_WORKERS_PER_CLUSTER", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_workers_per_cluster: Option<u32>,
     /// Name of the lease: operators with the same lease and namespace take turns
     #[arg(long, value_name = "NAME", env = "DASKADE_LEASE_NAME", default_value = "daskade-operator", value_parser = subdomain)]
     pub lease_name: String,

@@ -12,4 +12,4 @@ pub mod trouble;
 mod validate;
 
 pub use group::{DEFAULT_GROUP, effective_groups, memory_bytes, offers, threads};
-pub use validate::{validate, validate_named};
+pub use validate::{too_many_workers, validate, validate_named};

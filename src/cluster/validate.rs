@@ -45,6 +45,18 @@ pub fn validate_named(name: &str, spec: &DaskClusterSpec, at: &str) -> Vec<Probl
     problems
 }
 
+/// The groups of a cluster may ask for more workers than whoever runs the operator allows.
+pub fn too_many_workers(spec: &DaskClusterSpec, most: Option<u32>, at: &str) -> Option<Problem> {
+    let wanted = |group: &WorkerGroup| group.autoscale.as_ref().map_or(group.replicas.unwrap_or(1), |scale| scale.max);
+    let wanted: u64 = super::effective_groups(spec).iter().map(|group| u64::from(wanted(group))).sum();
+    let most = most.filter(|most| wanted > u64::from(*most))?;
+    let message = format!("the groups ask for up to {wanted} workers, and the operator allows {most} per cluster");
+    Some(
+        Problem::new("LimitExceeded", format!("{at}.workers"), message)
+            .help("lower replicas or autoscale.max of the groups"),
+    )
+}
+
 /// Where our own volumes are mounted, and what their names begin with.
 const OUR_FOLDERS: [&str; 2] = ["/opt/daskade", "/etc/daskade"];
 const OUR_VOLUMES: &str = "daskade-";

@@ -1,6 +1,7 @@
 //! The shell of the operator: everything that talks to Kubernetes.
 
 mod apply;
+mod around;
 mod authorities;
 mod backoff;
 mod board;
@@ -29,6 +30,7 @@ mod run;
 mod run_writes;
 mod runs;
 mod scope;
+mod turnstile;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,6 +52,7 @@ use self::pipelines::Pipelines;
 use self::reconcile::Context;
 use self::runs::Runs;
 use self::scope::Scope;
+use self::turnstile::Turnstile;
 use self::watch::Sinks;
 use crate::cluster::build::{self, Peer};
 use crate::local::environment::{RUNTIME_DIGEST, runtime_zip};
@@ -81,6 +84,16 @@ pub struct Settings {
     pub concurrency: u16,
     /// Addresses of schedulers that are no DaskClusters and that runs may use.
     pub allowed_addresses: Vec<Regex>,
+    pub limits: Limits,
+}
+
+/// What tenants may not go beyond; none: no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Runs that are carried out at once in one namespace.
+    pub runs_per_namespace: Option<u32>,
+    /// Workers that the groups of one cluster may ask for together.
+    pub workers_per_cluster: Option<u32>,
 }
 
 /// Why the controllers ended; reads after "failed to".
@@ -111,8 +124,9 @@ pub async fn run(
     let (scope, waits) = watches(&client, &settings.namespaces, &sinks, &mut background);
     let (events, publish) = Events::start(client.clone(), metrics.clone());
     background.spawn(publish);
-    let Settings { image, own_namespace, own_labels, certificate_lifetime, concurrency, allowed_addresses, .. } =
-        settings;
+    let Settings {
+        image, own_namespace, own_labels, certificate_lifetime, concurrency, allowed_addresses, limits, ..
+    } = settings;
     let operator = own_labels.map(|labels| Peer { namespace: own_namespace.clone(), labels });
     let certificates = CertificateSettings {
         operator_namespace: own_namespace,
@@ -146,9 +160,12 @@ pub async fn run(
         metrics: metrics.clone(),
         scope: scope.clone(),
         allowed: allowed_addresses,
+        turnstile: Turnstile::new(limits.runs_per_namespace.map(|most| most as usize)),
+        most_workers: limits.workers_per_cluster,
         clock: Timestamp::now,
     });
     let context = Arc::new(Context {
+        most_workers: limits.workers_per_cluster,
         client,
         settings: build::Settings { image, runtime: runtime_zip(), runtime_digest: RUNTIME_DIGEST, operator },
         lead,

@@ -25,9 +25,9 @@ use super::watch::Sink;
 use crate::api::status::DaskClusterStatus;
 use crate::cluster::build::{self, PodTemplates, build_children, build_runtime, build_templates};
 use crate::cluster::facts::{Cluster, Facts, Phase, PodFact, Refusal, Role, SchedulerFact, TlsFact};
-use crate::cluster::names;
 use crate::cluster::plan::{Plan, Templates, plan};
 use crate::cluster::status::{build_status, invalid_status};
+use crate::cluster::{names, too_many_workers};
 use crate::dask::{Address, Scheme};
 use crate::telemetry::metrics::{self, Metrics, Outcome};
 
@@ -68,6 +68,8 @@ pub(super) struct Context {
     pub events: Events,
     pub metrics: Arc<Metrics>,
     pub scope: Scope,
+    /// Workers that one cluster may ask for.
+    pub most_workers: Option<u32>,
     /// The time.
     pub clock: fn() -> Timestamp,
 }
@@ -164,9 +166,14 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
     let look = memory.secrets.is_none_or(|at| at.elapsed() >= context.period().mul_f64(0.7));
     if let Some(left) = unchanged.filter(|_| !look) {
         // This turn took the moment for which the last pass had asked.
-        return Ok(Done { outcome: Outcome::Settled, again: Some(left.min(jittered(context.period(), key))), gone: false });
+        return Ok(Done {
+            outcome: Outcome::Settled,
+            again: Some(left.min(jittered(context.period(), key))),
+            gone: false,
+        });
     }
-    let object = read_object(key, record);
+    let mut object = read_object(key, record);
+    object.problems.extend(too_many_workers(&object.cluster.spec, context.most_workers, "spec"));
     tracing::Span::current().record("uid", &object.cluster.uid).record("generation", object.cluster.generation);
     if object.deleting {
         // Kubernetes collects the children by their owner.

@@ -33,6 +33,9 @@ pub(super) trait Controller: Send + Sync + 'static {
     /// Looks at one object and does what is to be done.
     fn reconcile(&self, key: &Key, memory: &mut Self::Memory) -> impl Future<Output = Done> + Send;
 
+    /// This process begins to lead, or does no more: nothing has had its turn yet.
+    fn begin(&self) {}
+
     /// What it does besides while this process leads. Never ends.
     fn lead_on(&self) -> impl Future<Output = ()> + Send {
         std::future::pending()
@@ -123,6 +126,7 @@ pub(super) async fn follow_lead<C: Controller>(controller: Arc<C>) {
     loop {
         let epoch = *epochs.borrow_and_update();
         controller.memories().clear();
+        controller.begin();
         if epoch.is_none() {
             if epochs.changed().await.is_err() {
                 return std::future::pending().await;

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::apply::Writer;
+use super::around::Around;
 use super::backoff::{delay, jittered};
 use super::board::{Board, Waiters};
 use super::cache::{Kind, Record};
@@ -25,8 +26,8 @@ use super::queue::Key;
 use super::run::{Controller, Done};
 use super::run_writes::own_cluster;
 use super::scope::Scope;
+use super::turnstile::{Full, Turnstile};
 use super::watch::Sink;
-use crate::api::cluster::DaskClusterSpec;
 use crate::cluster::facts::Trouble;
 use crate::cluster::names;
 use crate::dask::ops::Forget;
@@ -69,6 +70,9 @@ pub(super) struct Runs {
     pub scope: Scope,
     /// Addresses of schedulers outside that may be used.
     pub allowed: Vec<regex::Regex>,
+    pub turnstile: Turnstile,
+    /// Workers that one cluster may ask for.
+    pub most_workers: Option<u32>,
     /// The time.
     pub clock: fn() -> Timestamp,
 }
@@ -120,6 +124,18 @@ impl Controller for Runs {
         }
     }
 
+    /// Runs that have begun have their places before any other asks for one.
+    fn begin(&self) {
+        self.turnstile.clear();
+        for key in self.sink.cache.keys() {
+            let Some(record) = self.sink.cache.entry(&key).and_then(|entry| entry.root) else { continue };
+            let run = read_run(&key, &record, &record.json());
+            if !run.has_ended() && !run.spec.suspend && (run.held || run.status.revision.is_some()) {
+                self.turnstile.hold(&key);
+            }
+        }
+    }
+
     fn sink(&self) -> &Sink {
         &self.sink
     }
@@ -138,9 +154,19 @@ impl Controller for Runs {
 }
 
 impl Runs {
+    /// A run needs its place no more: the next ones have their turn.
+    fn leave(&self, key: &Key) {
+        for next in self.turnstile.leave(key) {
+            self.sink.queue.add(next);
+        }
+    }
+
     async fn pass(&self, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
         let gone = Done { outcome: Outcome::Settled, again: None, gone: true };
-        let Some(record) = self.sink.cache.entry(key).and_then(|entry| entry.root) else { return Ok(gone) };
+        let Some(record) = self.sink.cache.entry(key).and_then(|entry| entry.root) else {
+            self.leave(key);
+            return Ok(gone);
+        };
         if memory.uid != record.uid {
             *memory = Memory { uid: record.uid.clone(), ..Memory::default() };
         }
@@ -183,6 +209,7 @@ impl Work<'_> {
             (spec, charter) = self.admit();
         }
         let mut facts = self.facts(&run, spec).await;
+        facts.full = self.place(&run, &facts.spec);
         let mut planned = plan(&run, &facts);
         if planned.freeze
             && let Some(charter) = charter
@@ -279,6 +306,25 @@ impl Work<'_> {
         }
     }
 
+    /// Takes or gives back its place among the runs of its namespace; why there is none for it.
+    fn place(&self, run: &Run, spec: &SpecFact) -> Option<Trouble> {
+        let turnstile = &self.runs.turnstile;
+        let goes = !run.has_ended() && run.deleting.is_none() && !run.spec.suspend && !run.spec.cancel;
+        match spec {
+            SpecFact::Frozen(_) if !run.has_ended() && !run.spec.suspend => turnstile.hold(self.key),
+            SpecFact::Valid if goes => {
+                if let Err(Full { most, before }) = turnstile.enter(self.key, run.created) {
+                    let before =
+                        if before == 0 { String::new() } else { format!("; {before} older ones wait before it") };
+                    let message = format!("the operator carries out {most} runs of a namespace at once{before}");
+                    return Some(Trouble { reason: "RunLimit", message, stalled: false });
+                }
+            }
+            _ => self.runs.leave(self.key),
+        }
+        None
+    }
+
     fn admit(&self) -> (SpecFact, Option<Box<Charter>>) {
         match admit::admit(&self.value, &Around { runs: self.runs, key: self.key }) {
             Admission::Ready(charter) => (SpecFact::Valid, Some(charter)),
@@ -319,6 +365,7 @@ impl Work<'_> {
             cancelling,
             waited: self.memory.waited.clone(),
             trouble: None,
+            full: None,
         }
     }
 
@@ -532,30 +579,5 @@ impl Work<'_> {
             self.runs.events.publish(Kind::Run, self.key, &run.uid, note);
         }
         Ok(None)
-    }
-}
-
-/// What the run may refer to.
-struct Around<'a> {
-    runs: &'a Runs,
-    key: &'a Key,
-}
-
-impl admit::World for Around<'_> {
-    fn pipeline(&self, name: &str) -> Option<Value> {
-        let key = Key::new(self.key.namespace.clone(), name);
-        self.runs.waiters.wait(Kind::Pipeline, &key, self.key);
-        Some(self.runs.pipelines.cache.entry(&key)?.root?.json())
-    }
-
-    fn cluster(&self, name: &str) -> Option<DaskClusterSpec> {
-        let key = Key::new(self.key.namespace.clone(), name);
-        self.runs.waiters.wait(Kind::Cluster, &key, self.key);
-        let spec = self.runs.clusters.cache.entry(&key)?.root?.json();
-        serde_json::from_value(spec.get("spec")?.clone()).ok()
-    }
-
-    fn allows(&self, address: &str) -> bool {
-        self.runs.allowed.iter().any(|pattern| pattern.is_match(address))
     }
 }

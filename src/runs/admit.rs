@@ -9,7 +9,7 @@ use crate::api::pipeline::{ClusterChoice, PipelineSpec};
 use crate::api::run::PipelineRun;
 use crate::api::storage::Storage;
 use crate::cluster::facts::Trouble;
-use crate::cluster::{effective_groups, validate_named};
+use crate::cluster::{effective_groups, too_many_workers, validate_named};
 use crate::manifest::{self, Mode, Object};
 use crate::problem::Problem;
 use crate::run::{Frozen, run_deadlines};
@@ -39,6 +39,8 @@ pub trait World {
     fn pipeline(&self, name: &str) -> Option<Value>;
     /// The spec of the DaskCluster of this name in the run's namespace.
     fn cluster(&self, name: &str) -> Option<DaskClusterSpec>;
+    /// Workers that one cluster may ask for.
+    fn most_workers(&self) -> Option<u32>;
     /// Whether schedulers at this address may be used.
     fn allows(&self, address: &str) -> bool;
 }
@@ -147,7 +149,9 @@ fn place(
         return Ok(Placed { place: Place::Shared(cluster.clone()), choice: Some(choice), spec: Some(found), storage });
     }
     let mut made = choice.template.unwrap_or_default();
-    problems.extend(validate_named(name, &made, &format!("{at}.cluster.template")));
+    let template = format!("{at}.cluster.template");
+    problems.extend(validate_named(name, &made, &template));
+    problems.extend(too_many_workers(&made, world.most_workers(), &template));
     if let Some(storage) = &spec.storage {
         made.storage = Some(storage.clone());
     }

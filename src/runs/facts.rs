@@ -51,6 +51,8 @@ pub struct Facts {
     pub waited: Option<String>,
     /// What Kubernetes refused in this pass.
     pub trouble: Option<Trouble>,
+    /// Why it may not begin yet: its namespace has as many runs as it may have.
+    pub full: Option<Trouble>,
 }
 
 /// What the run is to do.

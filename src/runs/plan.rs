@@ -129,6 +129,10 @@ pub fn plan(run: &Run, facts: &Facts) -> Plan {
             }
             waiting(troubled(State::Pending, trouble), Some(Duration::from_secs(left.unsigned_abs())))
         }
+        // Before it is written down, since its deadlines count from then.
+        SpecFact::Valid if facts.full.is_some() => {
+            waiting(facts.full.as_ref().map_or_else(cancelled, |full| troubled(State::Pending, full)), None)
+        }
         SpecFact::Valid | SpecFact::Invalid(_) => {
             let word = match &facts.trouble {
                 Some(trouble) => troubled(State::Pending, trouble),

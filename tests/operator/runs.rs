@@ -100,6 +100,49 @@ async fn a_new_leader_goes_on_with_a_run_that_is_open_and_hands_nothing_over_twi
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_more_runs_than_a_namespace_may_have_at_once_the_younger_wait_also_after_a_restart() {
+    let mut world = World::new().await;
+    world.limits.runs_per_namespace = Some(1);
+    let first = world.operator();
+    world.create("team", "c", &shared());
+    world.until_ready("team", "c").await;
+    let scheduler = world.scheduler("team", "c");
+    scheduler.change(|state| state.held = true);
+    world.create_run("team", "b-first", &json!({"pipelineSpec": on_shared()}));
+    eventually("it runs", SOON, || world.journal("team", "b-first").submits == 1).await;
+    world.create_run("team", "a-second", &json!({"pipelineSpec": on_shared()}));
+    let reason = |name: &str| {
+        let run = world.api.object(&run_path("team", name)).unwrap_or_default();
+        run["status"]["conditions"][0]["reason"].as_str().unwrap_or_default().to_owned()
+    };
+    eventually("the second one waits", SOON, || reason("a-second") == "RunLimit").await;
+    first.kill();
+    let second = world.operator_with(2, daskade::controller::Namespaces::All);
+    eventually("the first one is open anew", SOON, || world.journal("team", "b-first").epoch == 2).await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!((reason("a-second").as_str(), world.journal("team", "a-second").submits), ("RunLimit", 0));
+    scheduler.change(|state| state.held = false);
+    for name in ["b-first", "a-second"] {
+        world.until_run("team", name, "Succeeded").await;
+    }
+    second.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_asks_for_more_workers_than_allowed_is_refused_with_the_numbers() {
+    let mut world = World::new().await;
+    world.limits.workers_per_cluster = Some(2);
+    let operator = world.operator();
+    world.create("team", "c", &plain(3));
+    world.until_reason("team", "c", "Invalid").await;
+    let told = world.condition("team", "c", "Ready")["message"].as_str().unwrap_or_default().to_owned();
+    assert!(told.contains("spec.workers: LimitExceeded") && told.contains('3') && told.contains('2'), "{told}");
+    world.create("team", "d", &plain(2));
+    world.until_ready("team", "d").await;
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_was_closed_before_that_was_told_is_told_and_not_run_again() {
     let world = World::new().await;
     let first = world.operator();

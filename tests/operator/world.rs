@@ -24,6 +24,8 @@ pub const SOON: Duration = Duration::from_secs(20);
 
 pub struct World {
     pub api: Api,
+    /// Of operators to come.
+    pub limits: controller::Limits,
     kubelet: Arc<Kubelet>,
     task: JoinHandle<()>,
 }
@@ -73,7 +75,7 @@ impl World {
         let api = Api::start().await;
         let kubelet = Arc::new(Kubelet::default());
         let task = tokio::spawn(run(api.clone(), kubelet.clone()));
-        Self { api, kubelet, task }
+        Self { api, limits: controller::Limits::default(), kubelet, task }
     }
 
     /// Starts and ends no pods, or does again.
@@ -140,6 +142,7 @@ impl World {
             certificate_lifetime: Duration::from_secs(90 * 86_400),
             concurrency: 4,
             allowed_addresses: Vec::new(),
+            limits: self.limits,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let run = controller::run(client, settings, lead, async { drop(stopped.await) }, metrics.clone());

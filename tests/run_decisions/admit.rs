@@ -30,6 +30,10 @@ impl World for Around {
         (name == "c").then(|| serde_json::from_value(spec).unwrap())
     }
 
+    fn most_workers(&self) -> Option<u32> {
+        Some(20)
+    }
+
     fn allows(&self, address: &str) -> bool {
         address == "tls://dask.example.com:8786"
     }
@@ -95,6 +99,11 @@ fn every_problem_is_told_with_object_and_field() {
         (json!({"pipelineRef": "bad"}), &["Pipeline bad: spec.steps[0].cache: NotImplemented"][..]),
         (json!({"pipelineSpec": {"steps": steps()}, "select": {"only": ["a"]}}), &["spec.select: NotImplemented"][..]),
         (json!({"pipelineSpec": {"steps": steps()}}), &["spec.pipelineSpec.storage: MissingField"][..]),
+        (
+            json!({"pipelineSpec": {"steps": steps(), "storage": {"url": "s3://bucket/p"}, "cluster": {"template": {"workers": [
+                {"name": "a", "replicas": 11}, {"name": "b", "autoscale": {"max": 10}}]}}}}),
+            &["spec.pipelineSpec.cluster.template.workers: LimitExceeded", "21", "20"],
+        ),
         (
             json!({"pipelineSpec": {"steps": [{"name": "a", "call": "m:f", "resources": {"GPU": 2}}], "cluster": {"ref": "c"}},
                 "params": {"x": 1}}),

@@ -115,6 +115,18 @@ fn a_suspended_run_leaves_its_scheduler_and_gives_its_cluster_back() {
 }
 
 #[test]
+fn a_run_beyond_the_limit_of_its_namespace_waits_before_it_is_written_down() {
+    let mut known = facts(SpecFact::Valid);
+    known.full = Some(trouble("RunLimit", false));
+    let mut it = run();
+    let planned = pass(&mut it, &known);
+    assert!(!planned.freeze && planned.cluster == ClusterStep::Keep && planned.drive == DriveStep::Keep);
+    assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "RunLimit".into()));
+    it.spec.cancel = true;
+    assert_eq!(pass(&mut it, &known).word.state, State::Ended(RunOutcome::Cancelled));
+}
+
+#[test]
 fn deadlines_end_a_run_that_nobody_else_can_end() {
     let mut known = facts(frozen(Place::Own));
     known.cluster = ClusterFact::Waits(trouble("QuotaExceeded", false));

@@ -43,6 +43,7 @@ pub fn facts(spec: SpecFact) -> Facts {
         cancelling: Duration::ZERO,
         waited: None,
         trouble: None,
+        full: None,
     }
 }
 
