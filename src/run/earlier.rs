@@ -23,7 +23,13 @@ pub(super) async fn ask(connection: &Connection, spec: &RunSpec) -> Result<Optio
         pipeline: pipeline(spec),
         wanted: spec.reuse.run.as_deref(),
     };
-    let earlier = connection.call(&ask).await?;
+    let earlier = match connection.call(&ask).await {
+        Err(dask::Error::UnknownOp { .. }) => {
+            let message = "the runtime in the scheduler is of a release that does not know select and reuse";
+            return Err(refusal("RuntimeVersion", message.to_owned()));
+        }
+        answer => answer?,
+    };
     if let Some(wanted) = spec.reuse.run.as_deref().filter(|_| earlier.runs.is_empty()) {
         let message = format!("spec.reuse.run: there is no earlier run {wanted} of {}", whose(spec));
         return Err(refusal("ReuseNotFound", message));

@@ -120,6 +120,20 @@ def test_reuse_finishes_what_a_failed_run_left(cli: Cli, flows: Callable[..., Pa
     assert done.json["steps"]["cached"] == 4
 
 
+def test_a_resumed_run_keeps_what_it_took_over(cli: Cli, flows: Callable[..., Path], ledger: Path) -> None:
+    broken = Path(f"{ledger}.broken")
+    broken.touch()
+    flow = flows(CODE, steps(ledger))
+    assert cli.run(flow).code == 1
+    ran(ledger)
+    second = cli.run(flow, "--reuse", "-o", "json")
+    assert (second.code, second.json["steps"]["cached"], ran(ledger)) == (1, 4, ["square2"]), second
+    broken.unlink()
+    done = cli("resume", second.json["uid"], "--python", cli.python, "-o", "json")
+    assert done.code == 0 and done.json["results"] == RESULT, done
+    assert (ran(ledger), done.json["steps"]["cached"]) == (["large", "square2", "total"], 4)
+
+
 def test_an_object_that_is_gone_is_made_again(cli: Cli, flows: Callable[..., Path], ledger: Path) -> None:
     flow = flows(CODE, steps(ledger))
     first = cli.run(flow, "-o", "json")
