@@ -10,7 +10,8 @@ use daskade::api::pipeline::PipelineSpec;
 use daskade::local::packing;
 use daskade::pipeline::{RunInfo, validate};
 use daskade::run::{
-    Counts, DriveError, Fabric, Note, Observer, Patience, Report, RunOutcome, RunSpec, Seat, Start, StorageSpec, drive,
+    Counts, DriveError, Fabric, Note, Observer, Patience, Report, Reuse, RunOutcome, RunSpec, Seat, Start, StorageSpec,
+    drive,
 };
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -135,6 +136,9 @@ fn run_of_one_step(start: Start, patience: Patience) -> RunSpec {
         plan,
         spec: b"{}".to_vec(),
         spec_digest: "digest".to_owned(),
+        image: None,
+        pipeline: None,
+        reuse: Reuse::default(),
         code: packing::pack_files(&Default::default()).expect("no code"),
         storage: StorageSpec { url: "file:///nowhere".to_owned(), ..StorageSpec::default() },
         start,

@@ -92,6 +92,8 @@ class Folded:
     last."""
     committed: dict[tuple[int, int], tuple[Any, ...]] = field(default_factory=dict)
     """(step, item) → (attempt, handle, worker, t0, t1, lens, json) of the first commit."""
+    adopted: dict[tuple[int, int], str] = field(default_factory=dict)
+    """(step, item) → run that made the output, for those of ``committed`` that an earlier run made."""
     lengths: dict[int, int] = field(default_factory=dict)
     skipped: dict[tuple[int, int], tuple[str, str]] = field(default_factory=dict)
     """(step, item) → (reason, message)."""
@@ -117,7 +119,10 @@ class Folded:
             kind = record[0]
             if kind == "committed":
                 _, step, item, attempt, handle, worker, t0, t1, lens, json = record[:10]
-                self.committed.setdefault((step, item), (attempt, handle, worker, t0, t1, lens, json))
+                if (step, item) not in self.committed:
+                    self.committed[step, item] = (attempt, handle, worker, t0, t1, lens, json)
+                    if len(record) > 10 and type(record[10]) is str:
+                        self.adopted[step, item] = record[10]
             elif kind == "length":
                 self.lengths.setdefault(record[1], record[2])
             elif kind == "failed":

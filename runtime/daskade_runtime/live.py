@@ -54,6 +54,7 @@ class LiveRun:
         self.ended = False
         self.parked: list[Attempt] = []
         self.state = RunState(self.uid, request["steps"], self._ready)
+        self.adopted: dict[run_.Task, None] = {}
         self.lengths: dict[int, int] = {}
         self.skipped: dict[run_.Task, tuple[str, str]] = {}
         self.refused: dict[run_.Task, tuple[str, str]] = {}
@@ -82,6 +83,7 @@ class LiveRun:
         for (s, i), (a, handle, _w, _t0, _t1, lens, json) in folded.committed.items():
             if (s, i) not in self.state.outputs:
                 self.state.finish(s, i, Output(a, handle, lens, json_value(json), True))
+        self.adopted.update(dict.fromkeys(folded.adopted))
         self.lengths.update(folded.lengths)
         for (s, i), why in folded.skipped.items():
             self.skipped[s, i] = why
@@ -124,6 +126,7 @@ class LiveRun:
             "committed": committed,
             "finished": finished,
             "submitted": [[a.s, a.i, a.a] for a in self.state.current.values() if a.state != run_.GONE],
+            "adopted": [list(task) for task in self.adopted],
             "lengths": [[s, n] for s, n in self.lengths.items()],
             "skipped": [[s, i, *why] for (s, i), why in self.skipped.items()],
             "refused": [[s, i, *why] for (s, i), why in self.refused.items()],
@@ -207,6 +210,14 @@ class LiveRun:
             self.committer.add(record, size=100)
             if kind != "length":
                 self.state.hole(record[1], record[2])
+
+    def adopt(self, s: int, i: int, handle: Any, lens: Any, json: str | bytes | None, origin: str) -> None:
+        """The output of an earlier run, ``origin``, is this task's."""
+        t = now()
+        size = 200 + len(handle.get("b") or b"") + len(handle.get("x") or b"") + 40 * (handle.get("n") or 0)
+        self.committer.add(["committed", s, i, 1, handle, None, t, t, lens, json, origin], (s, i, 1), size)
+        self.adopted[s, i] = None
+        self.state.finish(s, i, Output(1, handle, lens, json_value(json), False))
 
     # ------------------------------------------------ what the workers say
 

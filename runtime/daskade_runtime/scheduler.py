@@ -22,7 +22,9 @@ from daskade_runtime.attempt import run_attempts
 from daskade_runtime.cluster import ClusterView
 from daskade_runtime.commit import in_thread
 from daskade_runtime.dispatch import Dispatcher
+from daskade_runtime.earlier import Earlier, mark
 from daskade_runtime.events import Subscriber, now
+from daskade_runtime.fetch import object_key
 from daskade_runtime.journal import Journal, JournalError, read_all
 from daskade_runtime.live import LiveRun, json_value
 from daskade_runtime.operation import Reply, operation
@@ -63,6 +65,7 @@ class Runtime:
         self.client: Any = None
         self.dispatcher: Any = None
         self.cluster: Any = None
+        self.earlier = Earlier(self)
         self.closing = False
 
     async def start(self) -> None:
@@ -98,7 +101,7 @@ class Runtime:
             }
         )
         self.cluster = ClusterView(self)
-        self.s.handlers.update(self.cluster.handlers())
+        self.s.handlers.update({**self.cluster.handlers(), **self.earlier.handlers()})
         self._background(self.cluster.note_use())
         self._background(self._watch_fence())
         log.info("daskade runtime %s is ready, instance %s", self.digest[:12], self.instance)
@@ -200,6 +203,8 @@ class Runtime:
         code_key = f"runs/{uid}/code/{code.get('digest')}.zip"
         if data is not None and len(data) > CODE_INLINE:
             await in_thread(store.put, code_key, data)
+        if create:
+            await mark(store, request.get("pipeline"), str(request.get("name") or uid), uid)
         journal, folded = await in_thread(Journal.open, store, uid, epoch, create, opened)
         live = LiveRun(self, request, store, journal, folded)
         if live.code.get("digest") and not live.code.get("zip"):
@@ -298,7 +303,7 @@ class Runtime:
         handle = msgpack.unpackb(output.handle, raw=False, strict_map_key=False)
         data = handle.get("b")
         if data is None and handle["z"] <= max:
-            data = await in_thread(live.store.get, f"runs/{run}/{handle['u']}")
+            data = await in_thread(live.store.get, object_key(run, handle["u"]))
             if hashlib.sha256(data).digest() != handle["d"]:
                 raise Refused(
                     "CorruptOutput", f"the stored output of step {step}, item {item} has another digest"
@@ -499,6 +504,7 @@ class Runtime:
         if self.runs.get(live.uid) is live:
             del self.runs[live.uid]
         self._locks.pop(live.uid, None)
+        self.earlier.forget(live.uid)
         live.end()
         self.workers.listen(live)
         self.workers.tell_all({"op": "daskade-drop", "run": live.uid})

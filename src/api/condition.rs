@@ -107,6 +107,8 @@ pub const CONDITION_REASONS: &[Reason] = &[
     ("NoSuchBucket", "The bucket does not exist."),
     ("NoConditionalPut", "The storage cannot create an object only where none is."),
     ("RecordUnreadable", "The run's journal cannot be read; it is not overwritten."),
+    ("OutputMissing", "The run's selection needs an output that no earlier run has; the message names the step."),
+    ("ReuseNotFound", "There is no earlier run of the name in `spec.reuse.run`."),
     ("WorkerLost", "A step lost its worker more often than is borne."),
     ("RunCreated", "Event of a Pipeline: a run was made; the message says why."),
     (
@@ -153,6 +155,8 @@ pub const PROBLEM_REASONS: &[Reason] = &[
     ("DuplicateDependency", "A step names a dependency twice."),
     ("DuplicateParameter", "Two parameters have one name."),
     ("UnknownStep", "A reference to a step that does not exist; the help has the nearest name."),
+    ("UnknownTag", "A selection names a tag that no step has; the help has the nearest one."),
+    ("EmptySelection", "No step fits all parts of a run's selection."),
     ("UnknownOutput", "A reference to an output that the step does not declare; the message lists those it does."),
     ("UnknownWorkerGroup", "`workerGroup` names a group that the cluster does not have."),
     ("NotUpstream", "A reference to a step that cannot have run before."),

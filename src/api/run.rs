@@ -66,10 +66,10 @@ pub struct PipelineRunSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "schema::params")]
     pub params: BTreeMap<String, Value>,
-    /// Run a part of the pipeline. Not implemented yet: refused.
+    /// Run a part of the pipeline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub select: Option<Select>,
-    /// Take outputs of earlier runs where nothing changed. Not implemented yet: refused.
+    /// Take outputs of earlier runs where nothing changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reuse: Option<Reuse>,
     /// While true no step runs: running ones are stopped and run again afterwards, and a cluster that was made for the run is
@@ -90,7 +90,8 @@ pub struct PipelineRunSpec {
     pub retention: Option<Retention>,
 }
 
-/// Which steps to run. Parts that are given must all hold; what the chosen steps need from others is loaded.
+/// Which steps to run; `finally` steps do in any case. Parts that are given must all hold. What the chosen steps need from
+/// others is loaded from an earlier run: that of `reuse.run`, or the latest one of the pipeline that has all of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Select {
@@ -106,7 +107,7 @@ pub struct Select {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::step_names")]
     pub to: Vec<String>,
-    /// Steps that read these inputs (paths), and all that come after them.
+    /// Steps that read these inputs (paths), and all that come after them. Not implemented yet: refused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000), inner(length(min = 1, max = 1024)))]
     pub from_inputs: Vec<String>,
@@ -115,7 +116,7 @@ pub struct Select {
     #[schemars(schema_with = "schema::tags")]
     pub tags: Vec<String>,
     /// Versions of inputs and earlier outputs to load, by path or step name: a run's name or UID, for example
-    /// `{model: train-3f2a}`.
+    /// `{model: train-3f2a}`. Not implemented yet: refused.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 1000))]
     pub load_versions: BTreeMap<String, String>,
@@ -125,16 +126,16 @@ pub struct Select {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Reuse {
-    /// `None` (default) or `Missing`: run only the steps whose content key or declared output does not exist.
+    /// `None` (default) or `Missing`: run only the steps whose output no earlier run has made from the same inputs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<ReuseMode>,
-    /// Name of the run whose outputs are taken. Default: all earlier runs of the pipeline.
+    /// Name or UID of the run whose outputs are taken. Default: the earlier runs of the pipeline, the newest first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::object_ref")]
     pub run: Option<String>,
 }
 
-/// `None` (default) or `Missing`: run only the steps whose content key or declared output does not exist.
+/// `None` (default) or `Missing`: run only the steps whose output no earlier run has made from the same inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum ReuseMode {

@@ -31,11 +31,36 @@ pub(super) struct RunOptions {
     #[arg(long, value_name = "FILE", env = "DASKADE_PARAMS_FILE")]
     pub params_file: Option<PathBuf>,
     #[command(flatten)]
+    pub part: PartOptions,
+    #[command(flatten)]
     pub storage: StorageOptions,
     #[command(flatten)]
     pub cluster: ClusterOptions,
     #[command(flatten)]
     pub show: ShowOptions,
+}
+
+/// Which steps run; these take the place of the same fields of a PipelineRun.
+#[derive(Debug, Args)]
+pub(super) struct PartOptions {
+    /// Run only this step (repeatable); what it needs is loaded from an earlier run
+    #[arg(long, value_name = "STEP")]
+    pub only: Vec<String>,
+    /// Run this step and all that come after it (repeatable)
+    #[arg(long, value_name = "STEP")]
+    pub from: Vec<String>,
+    /// Run this step and all that come before it (repeatable)
+    #[arg(long, value_name = "STEP")]
+    pub to: Vec<String>,
+    /// Run the steps with this tag (repeatable)
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<String>,
+    /// Take outputs of earlier runs where nothing changed; run the rest
+    #[arg(long, env = "DASKADE_REUSE")]
+    pub reuse: bool,
+    /// Take outputs of this earlier run only: its uid or name
+    #[arg(long, value_name = "RUN", env = "DASKADE_REUSE_RUN")]
+    pub reuse_run: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::options::{ClusterOptions, RunOptions, StorageOptions};
+use super::options::{ClusterOptions, PartOptions, RunOptions, StorageOptions};
 use super::{Failure, validate};
 use crate::api::cluster::DaskClusterSpec;
 use crate::api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
+use crate::api::run::{PipelineRunSpec, Reuse, ReuseMode, Select};
 use crate::cluster;
 use crate::local::fleet::GroupSpec;
 use crate::local::home::{Home, StorageNote};
@@ -83,14 +84,51 @@ pub(super) fn request(options: &RunOptions) -> Result<Request, Failure> {
     let code = pack_code(&spec, &folder)?;
     let place = format!("{}: Pipeline {}", chosen.file.display(), chosen.name);
     let name = options.name.clone().unwrap_or_else(|| chosen.name.clone());
-    let frozen =
-        Frozen { format: Frozen::FORMAT, uid: uuid::Uuid::new_v4().to_string(), name, pipeline: spec, params, cluster };
+    let (select, reuse) = part(&options.part, chosen.run);
+    let frozen = Frozen {
+        format: Frozen::FORMAT,
+        uid: uuid::Uuid::new_v4().to_string(),
+        name,
+        pipeline: spec,
+        params,
+        cluster,
+        pipeline_name: Some(chosen.pipeline.clone()),
+        select,
+        reuse,
+    };
     let plan = plan(&frozen, &place)?;
     Ok(Request { frozen, plan, code })
 }
 
+/// The part of the pipeline that runs, and what it takes from earlier runs: options go before fields of the run.
+fn part(options: &PartOptions, run: Option<&PipelineRunSpec>) -> (Option<Select>, Option<Reuse>) {
+    let mut select = run.and_then(|run| run.select.clone()).unwrap_or_default();
+    let given = |field: &mut Vec<String>, option: &Vec<String>| {
+        if !option.is_empty() {
+            field.clone_from(option);
+        }
+    };
+    given(&mut select.only, &options.only);
+    given(&mut select.from, &options.from);
+    given(&mut select.to, &options.to);
+    given(&mut select.tags, &options.tags);
+    let select = (select != Select::default()).then_some(select);
+    let mut reuse = run.and_then(|run| run.reuse.clone()).unwrap_or_default();
+    if options.reuse_run.is_some() {
+        reuse.run.clone_from(&options.reuse_run);
+    }
+    // To name a run and to take nothing from it cannot be meant.
+    if options.reuse || (options.reuse_run.is_some() && select.is_none()) {
+        reuse.mode = Some(ReuseMode::Missing);
+    }
+    (select, (reuse != Reuse::default()).then_some(reuse))
+}
+
 struct Chosen<'a> {
     name: String,
+    /// Name of the pipeline.
+    pipeline: String,
+    run: Option<&'a PipelineRunSpec>,
     file: PathBuf,
     spec: &'a PipelineSpec,
     params: Map<String, Value>,
@@ -104,7 +142,8 @@ fn choose<'a>(loaded: &'a [Loaded], wanted: Option<&str>) -> Result<Chosen<'a>, 
         if let Object::Pipeline(pipeline) = &item.object {
             let name = pipeline.metadata.name.clone().unwrap_or_default();
             let file = item.file.clone();
-            candidates.push(Chosen { name, file, spec: &pipeline.spec, params: Map::new(), deadlines: None });
+            let (pipeline, spec) = (name.clone(), &pipeline.spec);
+            candidates.push(Chosen { name, pipeline, run: None, file, spec, params: Map::new(), deadlines: None });
         }
     }
     // A PipelineRun in the files says with which parameters to run; it stands for its pipeline.
@@ -114,7 +153,8 @@ fn choose<'a>(loaded: &'a [Loaded], wanted: Option<&str>) -> Result<Chosen<'a>, 
         let name = run.metadata.name.clone().unwrap_or_default();
         let deadlines = run.spec.deadlines.as_ref();
         if let Some(spec) = &run.spec.pipeline_spec {
-            candidates.push(Chosen { name, file: item.file.clone(), spec, params, deadlines });
+            let (pipeline, file) = (name.clone(), item.file.clone());
+            candidates.push(Chosen { name, pipeline, run: Some(&run.spec), file, spec, params, deadlines });
         } else if let Some(reference) = &run.spec.pipeline_ref {
             let Some(at) = candidates.iter().position(|candidate| candidate.name == *reference) else {
                 return Err(Failure::bad_input(format!(
@@ -123,6 +163,7 @@ fn choose<'a>(loaded: &'a [Loaded], wanted: Option<&str>) -> Result<Chosen<'a>, 
                 )));
             };
             candidates[at].params = params;
+            candidates[at].run = Some(&run.spec);
             candidates[at].deadlines = deadlines;
         }
     }

@@ -36,8 +36,14 @@ struct Job {
     created: f64,
 }
 
-pub(super) async fn run(options: RunOptions) -> Result<(), Failure> {
+pub(super) async fn run(mut options: RunOptions) -> Result<(), Failure> {
     let home = home()?;
+    if let Some(wanted) = &mut options.part.reuse_run
+        && let Some(note) = home.find_note(wanted).map_err(|error| read_notes(&error))?
+    {
+        // A name of this machine, or the beginning of a uid, means the latest run of it here.
+        *wanted = note.uid;
+    }
     let Request { frozen, plan, code } = request::request(&options)?;
     let storage = request::storage(&options.storage, Some(&frozen.pipeline), None, &home)?;
     home.write_request(&frozen.uid, &request::written(&frozen)?.0, &code.zip)
@@ -147,6 +153,9 @@ async fn carry_out(
         spec,
         spec_digest: digest,
         code: job.code.clone(),
+        image: job.frozen.cluster.image.clone(),
+        pipeline: job.frozen.pipeline_name.clone(),
+        reuse: job.frozen.reuse(),
         storage: StorageSpec {
             url: job.storage.url.clone(),
             endpoint: job.storage.endpoint.clone(),

@@ -131,6 +131,9 @@ impl Stored {
             spec,
             spec_digest,
             code,
+            image: run.cluster.image.clone(),
+            pipeline: run.pipeline_name.clone(),
+            reuse: run.reuse(),
             storage: StorageSpec {
                 url: frozen.storage_url.clone(),
                 endpoint: storage.endpoint.clone(),

@@ -135,8 +135,16 @@ impl Observer for Teller {
 }
 
 /// What the journal or the runtime refuses and will refuse again.
-const FOR_EVER: [&str; 6] =
-    ["SpecMismatch", "RecordUnreadable", "UnsupportedDask", "InvalidRun", "CodeMismatch", "NoConditionalPut"];
+const FOR_EVER: [&str; 8] = [
+    "SpecMismatch",
+    "RecordUnreadable",
+    "UnsupportedDask",
+    "InvalidRun",
+    "CodeMismatch",
+    "NoConditionalPut",
+    "OutputMissing",
+    "ReuseNotFound",
+];
 /// What only a person can help.
 const STALLED: [&str; 3] = ["AccessDenied", "NoSuchBucket", "StorageFull"];
 

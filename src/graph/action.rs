@@ -68,6 +68,8 @@ pub enum SkipReason {
     UpstreamSkipped,
     /// An input is a hole that `continueOnFailure` allows, and this task needs the value.
     UpstreamHole,
+    /// The run is of a part of the pipeline to which it does not belong.
+    NotSelected,
     /// An input failed for good.
     UpstreamFailed,
     /// Another step failed and the run ends at the first failure.
@@ -83,6 +85,7 @@ impl SkipReason {
             Self::WhenFalse => "WhenFalse",
             Self::UpstreamSkipped => "UpstreamSkipped",
             Self::UpstreamHole => "UpstreamHole",
+            Self::NotSelected => "NotSelected",
             Self::UpstreamFailed => "UpstreamFailed",
             Self::FailFast => "FailFast",
             Self::Cancelled => "Cancelled",
@@ -96,6 +99,7 @@ impl SkipReason {
             Self::WhenFalse,
             Self::UpstreamSkipped,
             Self::UpstreamHole,
+            Self::NotSelected,
             Self::UpstreamFailed,
             Self::FailFast,
             Self::Cancelled,
@@ -112,7 +116,7 @@ impl SkipReason {
 
     /// Whether a list of all items may have a hole for this reason.
     pub const fn is_tolerated(self) -> bool {
-        matches!(self, Self::WhenFalse | Self::UpstreamSkipped | Self::UpstreamHole)
+        matches!(self, Self::WhenFalse | Self::UpstreamSkipped | Self::UpstreamHole | Self::NotSelected)
     }
 }
 

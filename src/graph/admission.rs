@@ -208,7 +208,7 @@ impl RunState {
         let mut after = BTreeSet::new();
         for source in node.spec.map.iter().flatten() {
             match source {
-                MapSource::Len(_) => {}
+                MapSource::Len(_) | MapSource::Recorded => {}
                 MapSource::Items(up) => {
                     data.insert(TaskDep::Task(TaskId::item(*up, key.slot)));
                 }

@@ -226,7 +226,7 @@ fn link(steps: Vec<StepSpec>, ranks: &[u32]) -> Vec<Node> {
             let wanted = match source {
                 MapSource::Output { lens_slot, .. } => lens_slot as usize + 1,
                 MapSource::Flatten(_) => 1,
-                MapSource::Len(_) | MapSource::Items(_) => 0,
+                MapSource::Len(_) | MapSource::Recorded | MapSource::Items(_) => 0,
             };
             up.lens_wanted = up.lens_wanted.max(wanted);
         }
@@ -246,7 +246,7 @@ fn link_up(spec: StepSpec, rank: u32, finally: &[bool]) -> Node {
     }
     for source in spec.map.iter().flatten() {
         match source {
-            MapSource::Len(_) => {}
+            MapSource::Len(_) | MapSource::Recorded => {}
             MapSource::Items(step) => {
                 items.insert(*step);
             }

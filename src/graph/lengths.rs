@@ -70,6 +70,7 @@ impl RunState {
     fn source_length(&mut self, source: MapSource) -> Length {
         match source {
             MapSource::Len(len) => Length::Known(u64::from(len)),
+            MapSource::Recorded => Length::Unknown,
             MapSource::Items(up) => {
                 let up = &self.steps[up.0 as usize];
                 match up.len.filter(|_| up.len_problem.is_none()) {

@@ -384,7 +384,7 @@ impl RunState {
 /// The reason of a task that is skipped because an input was skipped for `reason`.
 fn inherited(reason: SkipReason) -> SkipReason {
     match reason {
-        SkipReason::WhenFalse | SkipReason::UpstreamSkipped => SkipReason::UpstreamSkipped,
+        SkipReason::WhenFalse | SkipReason::UpstreamSkipped | SkipReason::NotSelected => SkipReason::UpstreamSkipped,
         SkipReason::UpstreamHole => SkipReason::UpstreamHole,
         SkipReason::UpstreamFailed | SkipReason::FailFast | SkipReason::Cancelled | SkipReason::DeadlineExceeded => {
             SkipReason::UpstreamFailed

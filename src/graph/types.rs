@@ -64,6 +64,8 @@ pub struct StepSpec {
 pub enum MapSource {
     /// As many elements as known before the run.
     Len(u32),
+    /// As many as the journal says: the step does not run, an earlier run did.
+    Recorded,
     /// Element-wise over a mapped step: item `i` needs only item `i`.
     Items(StepIx),
     /// A list inside the output of an unmapped step, whose length is entry `lens_slot` of the reported `lens`.
@@ -76,7 +78,7 @@ impl MapSource {
     /// The step that it reads, if any.
     pub fn step(self) -> Option<StepIx> {
         match self {
-            Self::Len(_) => None,
+            Self::Len(_) | Self::Recorded => None,
             Self::Items(step) | Self::Output { step, .. } | Self::Flatten(step) => Some(step),
         }
     }

@@ -146,6 +146,7 @@ fn stop_reason(reason: SkipReason) -> StopReason {
         SkipReason::WhenFalse
         | SkipReason::UpstreamSkipped
         | SkipReason::UpstreamHole
+        | SkipReason::NotSelected
         | SkipReason::UpstreamFailed
         | SkipReason::FailFast => StopReason::UpstreamFailed,
     }

@@ -169,7 +169,7 @@ impl RunState {
             return None;
         }
         Some(match *dag.step(task.step)?.map.as_ref()?.get(source)? {
-            MapSource::Len(_) => Element::Index(item),
+            MapSource::Len(_) | MapSource::Recorded => Element::Index(item),
             MapSource::Items(up) => Element::Output(TaskId::item(up, item)),
             MapSource::Output { step: up, .. } => Element::Entry { task: TaskId::whole(up), index: item },
             MapSource::Flatten(up) => {

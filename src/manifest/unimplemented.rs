@@ -60,8 +60,8 @@ const TABLE: &[Row] = &[
     never(PIPELINE, "finally.*.output.ifExists"),
     never(PIPELINE, "deadlines.finally"),
     never(RUN, "deadlines.finally"),
-    never(RUN, "select"),
-    never(RUN, "reuse"),
+    never(RUN, "select.fromInputs"),
+    never(RUN, "select.loadVersions"),
     never(RUN, "retention"),
     local(CLUSTER, "suspend", "a local cluster lives as long as its run"),
     local(CLUSTER, "scheduler.env", "set the variables in the shell"),
@@ -176,12 +176,12 @@ mod tests {
     #[test]
     fn a_run_is_searched_with_its_pipeline_and_false_is_no_use() {
         let spec = json!({
-            "suspend": true, "cancel": false, "select": { "only": ["a"] },
+            "suspend": true, "cancel": false, "select": { "only": ["a"], "fromInputs": ["s3://a/b"] },
             "pipelineSpec": { "steps": [{ "name": "a", "call": "m:f", "cache": { "enabled": true } }] }
         });
         assert_eq!(
             check("PipelineRun", spec, Mode::Local),
-            ["spec.select", "spec.suspend", "spec.pipelineSpec.steps[0].cache"]
+            ["spec.select.fromInputs", "spec.suspend", "spec.pipelineSpec.steps[0].cache"]
         );
     }
 

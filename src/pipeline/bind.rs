@@ -10,7 +10,7 @@ use super::{
     flow::{Flow, FlowSource, FlowStep, FlowVar},
     limits::{ITEMS, KNOWN_BYTES, TEMPLATE_BYTES, TOTAL_ITEMS, json_size},
     params,
-    plan::{Plan, PlanStep, PlanVar, ResultSpec, VarSource},
+    plan::{Part, Plan, PlanStep, PlanVar, ResultSpec, VarSource},
     wire::StepDef,
 };
 use crate::{
@@ -60,14 +60,25 @@ impl Flow {
             let vars = plan_vars(step, known);
             let mut encoder = Encoder::new(self, &lengths, &scope, found);
             encoder.arguments(step);
-            let (args, slots) = encoder.finish();
+            let (template, slots) = encoder.finish();
+            let args = template.clone().into_bytes();
             written += args.len();
             if written > TEMPLATE_BYTES {
                 break;
             }
             specs.push(self.engine_step(step, &vars));
             let def = step_def(step, args);
-            steps.push(PlanStep { def, mapped: step.map.is_some(), vars, slots, when: step.when.clone() });
+            let (mapped, tags) = (step.map.is_some(), step.spec.tags.clone());
+            steps.push(PlanStep {
+                def,
+                mapped,
+                vars,
+                slots,
+                when: step.when.clone(),
+                template,
+                tags,
+                part: Part::Runs,
+            });
         }
         if written > TEMPLATE_BYTES {
             let message = format!("the arguments of all steps together are larger than {} MiB", TEMPLATE_BYTES >> 20);
@@ -83,7 +94,9 @@ impl Flow {
             let problem = |error: crate::graph::DagError| Problem::new(error.category(), "", error.to_string());
             errors.into_iter().map(problem).collect::<Vec<_>>()
         })?;
-        Ok(Plan { dag, limits, params: Value::Object(params), steps, index: self.index.clone(), run: info, results })
+        let requirements = self.requirements.clone();
+        let (params, index) = (Value::Object(params), self.index.clone());
+        Ok(Plan { dag, limits, params, steps, index, run: info, results, requirements })
     }
 
     /// The lists of variables that are known now, by step and variable.

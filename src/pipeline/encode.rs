@@ -42,8 +42,8 @@ impl<'a> Encoder<'a> {
     }
 
     /// The template and what its slots hold.
-    pub fn finish(self) -> (Vec<u8>, Vec<Slot>) {
-        (self.template.into_bytes(), self.slots)
+    pub fn finish(self) -> (Template, Vec<Slot>) {
+        (self.template, self.slots)
     }
 
     /// Writes `[positional, keyword]`.

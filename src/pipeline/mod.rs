@@ -9,6 +9,7 @@ mod encode;
 pub mod expr;
 mod fields;
 mod flow;
+mod key;
 pub mod limits;
 mod mentions;
 mod node;
@@ -17,6 +18,7 @@ mod params;
 mod placement;
 mod plan;
 mod refs;
+mod select;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -27,8 +29,9 @@ pub use self::{
     check::check,
     expr::{ExprError, Gather, PathPart},
     flow::Flow,
+    key::{Key, Keyring, Known},
     params::read as read_parameter,
-    plan::{Computed, Plan, ResultSource, ResultSpec, Results},
+    plan::{Computed, Part, Plan, ResultSource, ResultSpec, Results},
     validate::validate,
     wire::{Reference, StepDef, Template},
 };

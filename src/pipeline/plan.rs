@@ -24,6 +24,7 @@ pub struct Plan {
     pub(super) index: BTreeMap<String, StepIx>,
     pub(super) run: Map<String, Value>,
     pub(super) results: Vec<ResultSpec>,
+    pub(super) requirements: Vec<String>,
 }
 
 /// What the plan needs to know of the run so far.
@@ -45,6 +46,20 @@ pub(super) struct PlanStep {
     pub vars: Vec<PlanVar>,
     pub slots: Vec<Slot>,
     pub when: Option<Expr>,
+    /// The arguments as in `def`.
+    pub template: Template,
+    pub tags: Vec<String>,
+    pub part: Part,
+}
+
+/// What becomes of a step in a run of a part of the pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Runs,
+    /// It does not run; steps that do need its output, which is an earlier run's.
+    Loaded,
+    /// It does not run, and nobody needs it.
+    LeftOut,
 }
 
 /// A variable of `map`.
@@ -103,6 +118,16 @@ impl Plan {
         self.steps.get(step.0 as usize).is_some_and(|step| step.mapped)
     }
 
+    /// Whether a step runs in this run.
+    pub fn part(&self, step: StepIx) -> Part {
+        self.steps.get(step.0 as usize).map_or(Part::LeftOut, |step| step.part)
+    }
+
+    /// How a step is defined.
+    pub fn step_def(&self, step: StepIx) -> Option<&StepDef> {
+        self.steps.get(step.0 as usize).map(|step| &step.def)
+    }
+
     /// The steps as the runtime is told, in order of their indices.
     pub fn step_defs(&self) -> Vec<StepDef> {
         self.steps.iter().map(|step| step.def.clone()).collect()
@@ -149,6 +174,10 @@ impl Plan {
 
     /// The values that differ from task to task, encoded; `None` if the step has none.
     pub fn values(&self, task: TaskId, results: &dyn Results) -> Result<Option<Vec<u8>>, ExprError> {
+        Ok(self.filled(task, results)?.map(Template::into_bytes))
+    }
+
+    pub(super) fn filled(&self, task: TaskId, results: &dyn Results) -> Result<Option<Template>, ExprError> {
         let Some(step) = self.steps.get(task.step.0 as usize) else { return Ok(None) };
         if step.slots.is_empty() {
             return Ok(None);
@@ -161,7 +190,7 @@ impl Plan {
                 Slot::Text(text) => template.value(&self.evaluate(step, text, task, results)?),
             }
         }
-        Ok(Some(template.into_bytes()))
+        Ok(Some(template))
     }
 
     fn evaluate(&self, step: &PlanStep, text: &Text, task: TaskId, results: &dyn Results) -> Result<Value, ExprError> {

@@ -2,6 +2,7 @@
 //! extension values.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use rmp::encode;
 use serde_json::Value;
@@ -55,16 +56,36 @@ pub enum Reference {
     Element { step: StepIx, item: i64, index: u32 },
 }
 
+/// A part of a template.
+pub(super) enum Piece<'a> {
+    Values(&'a [u8]),
+    Reference(&'a Reference),
+}
+
 /// Writes a template, outermost value first: an array or map is followed by its entries.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Template {
     bytes: Vec<u8>,
+    /// The references among the bytes, in order: where each begins and ends.
+    references: Vec<(Range<usize>, Reference)>,
 }
 
 impl Template {
     /// The bytes written.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
+    }
+
+    /// The values and references in order, as a digest is taken of them.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
+        let mut at = 0;
+        let parts = self.references.iter().flat_map(move |(range, reference)| {
+            let before = &self.bytes[at..range.start];
+            at = range.end;
+            [Piece::Values(before), Piece::Reference(reference)]
+        });
+        let end = self.references.last().map_or(0, |(range, _)| range.end);
+        parts.chain(std::iter::once(Piece::Values(&self.bytes[end..])))
     }
 
     /// Begins an array of `len` entries.
@@ -111,6 +132,7 @@ impl Template {
 
     /// Writes a reference.
     pub fn reference(&mut self, reference: &Reference) {
+        let start = self.bytes.len();
         let mut inner = Self::default();
         match reference {
             Reference::Output { step, item, path } => {
@@ -144,6 +166,7 @@ impl Template {
         }
         written(encode::write_ext_meta(&mut self.bytes, bounded(inner.bytes.len()), REFERENCE));
         self.bytes.append(&mut inner.bytes);
+        self.references.push((start..self.bytes.len(), reference.clone()));
     }
 
     fn ints(&mut self, values: &[i64]) {

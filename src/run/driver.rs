@@ -48,7 +48,12 @@ pub struct RunSpec {
     pub spec: Vec<u8>,
     pub spec_digest: String,
     pub code: Code,
+    /// Image of the workers, where they are made for the run.
+    pub image: Option<String>,
     pub storage: StorageSpec,
+    /// Name of the pipeline: later runs of it find this one.
+    pub pipeline: Option<String>,
+    pub reuse: Reuse,
     pub start: Start,
     /// Whether a run that was closed goes on when it is opened again, to try anew what failed; otherwise how it was closed is
     /// all that is told.
@@ -73,6 +78,15 @@ pub enum Start {
     Again,
     /// Nobody knows: who opened it may have been gone before that was written down.
     Either,
+}
+
+/// What a run takes from earlier ones besides what its selection needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reuse {
+    /// Outputs with the same content key.
+    pub missing: bool,
+    /// Name or uid of the only run that counts. Default: all of the pipeline.
+    pub run: Option<String>,
 }
 
 /// Where a run is kept; credentials are the workers' own.

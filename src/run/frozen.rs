@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::api::cluster::DaskClusterSpec;
 use crate::api::pipeline::{Deadlines, PipelineSpec};
+use crate::api::run::{Reuse, ReuseMode, Select};
 use crate::api::step::Step;
 use crate::pipeline::{self, Plan, RunInfo};
 use crate::problem::Problem;
@@ -24,6 +25,13 @@ pub struct Frozen {
     pub params: Map<String, Value>,
     /// The workers of a local run; in Kubernetes those of the cluster when the run began.
     pub cluster: DaskClusterSpec,
+    /// Name of the pipeline: runs of the same one can be reused. Unknown for runs of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub select: Option<Select>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reuse: Option<Reuse>,
 }
 
 impl Frozen {
@@ -49,7 +57,22 @@ impl Frozen {
     /// Checks and lowers the specification, whose fields stand below `at`; all problems together.
     pub fn plan(&self, at: &str) -> Result<Plan, Vec<Problem>> {
         let flow = pipeline::validate(&self.pipeline, at)?;
-        flow.bind(&self.params, &RunInfo { name: self.name.clone(), uid: self.uid.clone() })
+        let plan = flow.bind(&self.params, &RunInfo { name: self.name.clone(), uid: self.uid.clone() })?;
+        let reuse = self.reuse();
+        if reuse.run.is_some() && !reuse.missing && self.select.is_none() {
+            let problem = Problem::new("Conflict", "spec.reuse.run", "nothing is taken from an earlier run");
+            return Err(vec![problem.help("add mode: Missing, or a select")]);
+        }
+        match &self.select {
+            Some(select) => plan.select(select, "spec.select"),
+            None => Ok(plan),
+        }
+    }
+
+    /// What is taken from earlier runs.
+    pub fn reuse(&self) -> super::Reuse {
+        let reuse = self.reuse.clone().unwrap_or_default();
+        super::Reuse { missing: reuse.mode == Some(ReuseMode::Missing), run: reuse.run }
     }
 }
 

@@ -4,16 +4,20 @@
 //! and starts from the runtime's snapshot of the journal.
 
 mod driver;
+mod earlier;
 mod fabric;
 mod facts;
 mod frozen;
 mod install;
+mod pulse;
+mod replay;
 pub mod report;
 mod restore;
+mod reuse;
 mod session;
 mod wire;
 
-pub use driver::{DriveError, Patience, RunSpec, START_DEADLINE, Start, StorageSpec, drive};
+pub use driver::{DriveError, Patience, Reuse, RunSpec, START_DEADLINE, Start, StorageSpec, drive};
 pub use fabric::{Fabric, Seat, TlsPaths};
 pub use frozen::{Frozen, run_deadlines};
 pub use report::{Counts, Failure, Note, Observer, Report, ResultValue, RunOutcome};

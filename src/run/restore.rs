@@ -1,6 +1,8 @@
 //! From the runtime's snapshot of a run to the events that bring a fresh engine to the same point.
 
-use crate::dask::ops::Snapshot;
+use std::collections::HashSet;
+
+use crate::dask::ops::{Item, Snapshot};
 use crate::graph::{Event, SkipReason, StepIx, TaskId};
 
 use super::wire::{failure_class, task_id};
@@ -10,9 +12,11 @@ use super::wire::{failure_class, task_id};
 pub(super) fn events(snapshot: &Snapshot) -> Vec<Event> {
     let mut events = Vec::new();
     events.extend(snapshot.lengths.iter().map(|(step, len)| Event::MapLength { step: StepIx(*step), len: *len }));
+    let adopted: HashSet<Item> = snapshot.adopted.iter().copied().collect();
     for done in &snapshot.committed {
-        let lens = done.lens.clone().unwrap_or_default();
-        events.push(Event::Committed { task: task_id(done.task), lens });
+        let (task, lens) = (task_id(done.task), done.lens.clone().unwrap_or_default());
+        let cached = adopted.contains(&Item { step: done.task.step, item: done.task.item });
+        events.push(if cached { Event::Cached { task, lens } } else { Event::Committed { task, lens } });
     }
     // Items before whole steps: the decision on a step ends those of its items that have not ended.
     let mut skipped: Vec<_> = snapshot.skipped.iter().collect();

@@ -10,17 +10,19 @@ use tokio::time::{Instant, sleep_until};
 use super::driver::{DriveError, RunSpec};
 use super::fabric::Access;
 use super::facts::{Facts, View};
+use super::pulse::pulse;
 use super::report::{Counts, Failure, Note, Observer, Report, ResultValue, read_closing, summary, task_name};
-use super::wire::{address, decision, failure_class, step_def, submit_item, task_id};
-use super::{Fabric, Start, restore};
+use super::reuse::Reusable;
+use super::wire::{address, decision, failure_class, step_def, storage, submit_item, task_id};
+use super::{Fabric, Start, earlier, restore};
 use crate::dask::ops::{
-    Close, Code, FollowEvents, Hello, Open, Opened, ReadOutput, Record, Records, RuntimeInfo, Settings, Stop, Storage,
-    Submit, SubmitItem, TaskAddr,
+    Close, Code, FollowEvents, Hello, Open, Opened, ReadOutput, Record, Records, RuntimeInfo, Settings, Stop, Submit,
+    SubmitItem, TaskAddr,
 };
 use crate::dask::{self, Address, Connection, Deadlines, EventBatch, RuntimeEvent};
 use crate::graph::{self, Action, Event, RunState, StepIx, TaskId, TaskStatus};
 use crate::local::Endpoint;
-use crate::pipeline::{ExprError, ResultSource, ResultSpec};
+use crate::pipeline::{ExprError, Part, ResultSource, ResultSpec};
 
 /// The runtime protocol that this version speaks.
 const PROTOCOL: u32 = 1;
@@ -32,10 +34,6 @@ const INSTALL_WAIT: Duration = Duration::from_secs(30);
 const BEAT: f64 = 3.0;
 /// Workers come and go: only what is blocked for longer is worth a word.
 const BLOCKED_PATIENCE: Duration = Duration::from_secs(8);
-/// How often a scheduler is asked whether it lives, and how long it may take to answer: a loaded one may be busy for
-/// seconds with one message.
-const PULSE: Duration = Duration::from_secs(3);
-const PULSE_PATIENCE: Duration = Duration::from_secs(12);
 /// Failures kept for the report.
 const MAX_FAILURES: usize = 20;
 
@@ -89,7 +87,8 @@ impl Session<'_> {
         lead: Option<u64>,
     ) -> Result<Report, Ended> {
         let connection = self.connect(address, tls, foreign).await?;
-        let opened = self.open(&connection, lead).await?;
+        let mut reusable = earlier::ask(&connection, self.spec).await.map_err(classify)?;
+        let opened = self.open(&connection, lead, reusable.as_ref()).await?;
         *self.opened_before = true;
         if let Some(closed) = &opened.snapshot.closed {
             let known = self.closing.take().or_else(|| read_closing(closed).filter(|_| !self.spec.reopen));
@@ -97,7 +96,7 @@ impl Session<'_> {
                 return Ok(report);
             }
         }
-        self.follow(&connection, opened).await
+        self.follow(&connection, opened, &mut reusable).await
     }
 
     async fn connect(
@@ -143,11 +142,17 @@ impl Session<'_> {
         }
     }
 
-    async fn open(&mut self, connection: &Connection, lead: Option<u64>) -> Result<Opened, Ended> {
+    async fn open(
+        &mut self,
+        connection: &Connection,
+        lead: Option<u64>,
+        reusable: Option<&Reusable>,
+    ) -> Result<Opened, Ended> {
         let mut create = !*self.opened_before && !*self.tried_to_open;
         loop {
             let open = self.open_request(create, lead);
             if create {
+                earlier::check(self.spec, reusable).map_err(classify)?;
                 *self.tried_to_open = true;
             }
             match connection.call(&open).await {
@@ -172,7 +177,6 @@ impl Session<'_> {
 
     fn open_request(&self, create: bool, lead: Option<u64>) -> Open {
         let spec = self.spec;
-        let storage = &spec.storage;
         Open {
             run: spec.uid.clone(),
             name: spec.name.clone(),
@@ -183,12 +187,8 @@ impl Session<'_> {
             reopen: self.spec.reopen && self.closing.is_none(),
             spec: spec.spec.clone(),
             spec_digest: spec.spec_digest.clone(),
-            storage: Storage {
-                url: storage.url.clone(),
-                endpoint: storage.endpoint.clone(),
-                region: storage.region.clone(),
-                ..Storage::default()
-            },
+            storage: storage(&spec.storage),
+            pipeline: spec.pipeline.clone(),
             code: Code { digest: spec.code.digest.clone(), zip: Some(spec.code.zip.clone()) },
             steps: spec.plan.step_defs().into_iter().map(|step| step_def(step, spec.ignore_resources)).collect(),
             settings: Settings {
@@ -201,13 +201,18 @@ impl Session<'_> {
     }
 
     /// Runs the engine on an open run until its end.
-    async fn follow(&mut self, connection: &Connection, mut opened: Opened) -> Result<Report, Ended> {
+    async fn follow(
+        &mut self,
+        connection: &Connection,
+        mut opened: Opened,
+        reusable: &mut Option<Reusable>,
+    ) -> Result<Report, Ended> {
         let plan = &self.spec.plan;
         let mut facts = Facts::default();
         let mut state = RunState::new(&plan.dag, seed(&self.spec.uid));
         let snapshot = std::mem::take(&mut opened.snapshot);
         let restored = restore::events(&snapshot);
-        facts.resumed = snapshot.committed.len() as u64;
+        facts.resumed = snapshot.committed.len().saturating_sub(snapshot.adopted.len()) as u64;
         for done in snapshot.committed.into_iter().chain(snapshot.finished) {
             let id = task_id(done.task);
             facts.finished(id, done.lens.unwrap_or_default(), done.json);
@@ -215,6 +220,8 @@ impl Session<'_> {
         for event in restored {
             self.apply(&mut state, &event);
         }
+        let known = (&mut state, &mut facts);
+        earlier::settle(connection, &opened, self.spec, reusable, &snapshot.adopted, known).await.map_err(classify)?;
         self.observer.note(Note::Opened { epoch: opened.epoch, resumed: facts.resumed });
 
         let mut follow = FollowEvents::new(&self.spec.uid, opened.epoch, opened.cursor, &opened.instance);
@@ -228,7 +235,7 @@ impl Session<'_> {
             let start = self.spec.start_deadline.filter(|_| !facts.begun);
             let deadline = start.into_iter().chain(self.spec.deadline).min();
             limits.deadline_ms = deadline.map(|deadline| deadline.as_millis() as u64);
-            let (finish, wake_at) = self.act(connection, &opened, &mut state, &mut facts, &limits).await?;
+            let (finish, wake_at) = self.act(connection, &opened, (&mut state, &mut facts), reusable, &limits).await?;
             self.observer.counts(counts(&state, &facts));
             if let Some(outcome) = finish {
                 return self.close(connection, &opened, &state, &facts, outcome).await;
@@ -261,8 +268,8 @@ impl Session<'_> {
         &mut self,
         connection: &Connection,
         opened: &Opened,
-        state: &mut RunState,
-        facts: &mut Facts,
+        (state, facts): (&mut RunState, &mut Facts),
+        reusable: &mut Option<Reusable>,
         limits: &graph::Limits,
     ) -> Result<(Option<graph::RunOutcome>, Option<u64>), Ended> {
         let plan = &self.spec.plan;
@@ -274,6 +281,7 @@ impl Session<'_> {
             let mut stops: Vec<TaskAddr> = Vec::new();
             let mut records: Vec<Record> = Vec::new();
             let mut decided: Vec<Event> = Vec::new();
+            let mut adopted = Vec::new();
             for action in planned.actions {
                 match action {
                     Action::Decide { task } => {
@@ -285,6 +293,14 @@ impl Session<'_> {
                     }
                     Action::Submit { task, attempt, deps, priority } => {
                         let view = View { facts, state, dag: &plan.dag };
+                        if let Some(reusable) = reusable
+                            && let Some(taken) = reusable.take(plan, task, &view)
+                        {
+                            reusable.note(&taken, facts);
+                            adopted.push(taken.item);
+                            decided.push(taken.event);
+                            continue;
+                        }
                         match plan.values(task, &view) {
                             Ok(values) => submits.push(submit_item(task, attempt, priority, values, &deps)),
                             Err(error) => decided.push(Event::Refused { task, reason: error.to_string() }),
@@ -312,6 +328,7 @@ impl Session<'_> {
             if !records.is_empty() {
                 connection.call(&Records { run, epoch, records: &records }).await.map_err(classify)?;
             }
+            earlier::adopt(connection, opened, self.spec, &adopted).await.map_err(classify)?;
             for items in submits.chunks(SUBMIT_CHUNK) {
                 connection.call(&Submit { run, epoch, items }).await.map_err(classify)?;
             }
@@ -472,6 +489,9 @@ impl Session<'_> {
         let missing = || Ok(ResultValue::Missing { why: Some(error.to_string()) });
         let ResultSource::Step { step, item, path, .. } = &result.source else { return missing() };
         let plan = &self.spec.plan;
+        if plan.part(*step) == Part::LeftOut {
+            return Ok(ResultValue::Missing { why: None });
+        }
         let run = format!("{}/runs/{}", self.spec.storage.url, self.spec.uid);
         if plan.is_mapped(*step) && item.is_none() {
             return Ok(ResultValue::Stored { uri: run, size: 0, serializer: "list".to_owned() });
@@ -487,7 +507,12 @@ impl Session<'_> {
         }
         let read = ReadOutput::new(&self.spec.uid, step.0, *item, 0);
         let output = connection.call(&read).await.map_err(classify)?;
-        let uri = output.path.map_or_else(|| format!("{run}/journal"), |path| format!("{run}/{path}"));
+        let uri = match output.path {
+            None => format!("{run}/journal"),
+            // Of an earlier run.
+            Some(path) if path.starts_with('/') => format!("{}{path}", self.spec.storage.url),
+            Some(path) => format!("{run}/{path}"),
+        };
         Ok(ResultValue::Stored { uri, size: output.size, serializer: output.serializer })
     }
 
@@ -500,24 +525,6 @@ impl Session<'_> {
 
     fn now(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
-    }
-}
-
-/// Completes when the scheduler does not answer any more. Opening a run and closing it may take minutes while storage is
-/// slow, and a stopped process keeps its connections: only asking tells whether it lives.
-async fn pulse(address: &Address, tls: Option<&dask::Tls>) -> String {
-    let cause = async {
-        let connection = Connection::connect(address, tls, Deadlines::default()).await?;
-        loop {
-            match connection.call_within(&Hello {}, PULSE_PATIENCE).await {
-                Ok(_) | Err(dask::Error::UnknownOp { .. }) => tokio::time::sleep(PULSE).await,
-                Err(error) => return Err::<std::convert::Infallible, dask::Error>(error),
-            }
-        }
-    };
-    match cause.await {
-        Err(error) => error.to_string(),
-        Ok(never) => match never {},
     }
 }
 

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-use crate::dask::ops::{Decided, PathPart, StepDef, SubmitItem, TaskAddr, TaskDep};
+use super::StorageSpec;
+use crate::dask::ops::{Decided, PathPart, StepDef, Storage, SubmitItem, TaskAddr, TaskDep};
 use crate::graph::{self, FailureClass, StepIx, TaskId};
 use crate::pipeline;
 
@@ -41,6 +42,16 @@ pub(super) fn submit_item(
         }
     }
     SubmitItem { task: address(task, attempt), priority, values: values.map(Bytes::from), data_deps, after_deps }
+}
+
+/// Where the runtime finds the storage.
+pub(super) fn storage(spec: &StorageSpec) -> Storage {
+    Storage {
+        url: spec.url.clone(),
+        endpoint: spec.endpoint.clone(),
+        region: spec.region.clone(),
+        ..Storage::default()
+    }
 }
 
 /// A step's definition as the runtime takes it.

@@ -57,7 +57,12 @@ pub fn admit(object: &Value, world: &dyn World) -> Admission {
         Ok(found) => found,
         Err(admission) => return admission,
     };
-    let prefixed = |problems: Vec<Problem>| problems.iter().map(|problem| format!("{told}{problem}")).collect();
+    // These fields are the run's own, whosever the others are.
+    let own = |problem: &Problem| ["spec.select", "spec.reuse"].iter().any(|path| problem.path.starts_with(path));
+    let prefixed = |problems: Vec<Problem>| {
+        let texts = problems.iter().map(|p| if own(p) { p.to_string() } else { format!("{told}{p}") });
+        texts.collect()
+    };
     let mut problems = Vec::new();
     let placed = match place(&name, &spec, at, world, &mut problems) {
         Ok(placed) => placed,
@@ -68,8 +73,17 @@ pub fn admit(object: &Value, world: &dyn World) -> Admission {
     // Both mean nothing to one run.
     (pipeline.triggers, pipeline.schedule) = (None, None);
     let params: Map<String, Value> = run.spec.params.clone().into_iter().collect();
-    let frozen =
-        Frozen { format: Frozen::FORMAT, uid, name, pipeline, params, cluster: placed.spec.unwrap_or_default() };
+    let frozen = Frozen {
+        format: Frozen::FORMAT,
+        uid,
+        pipeline_name: Some(run.spec.pipeline_ref.clone().unwrap_or_else(|| name.clone())),
+        name,
+        pipeline,
+        params,
+        cluster: placed.spec.unwrap_or_default(),
+        select: run.spec.select.clone(),
+        reuse: run.spec.reuse.clone(),
+    };
     if let Err(more) = frozen.plan(at) {
         problems.extend(more);
     }

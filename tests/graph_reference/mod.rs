@@ -119,6 +119,7 @@ fn items_of(spec: &StepSpec, ends: &[StepEnd], seed: u64) -> Option<usize> {
         .iter()
         .map(|source| match source {
             MapSource::Len(len) => *len,
+            MapSource::Recorded => 0,
             MapSource::Items(up) => ends[up.0 as usize].tasks.len() as u32,
             MapSource::Output { step, lens_slot } => Sim::lens_of(seed, TaskId::whole(*step))[*lens_slot as usize],
             MapSource::Flatten(up) => {

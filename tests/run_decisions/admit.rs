@@ -97,7 +97,14 @@ fn a_cluster_of_its_own_gets_the_pipelines_storage() {
 fn every_problem_is_told_with_object_and_field() {
     for (spec, parts) in [
         (json!({"pipelineRef": "bad"}), &["Pipeline bad: spec.steps[0].cache: NotImplemented"][..]),
-        (json!({"pipelineSpec": {"steps": steps()}, "select": {"only": ["a"]}}), &["spec.select: NotImplemented"][..]),
+        (
+            json!({"pipelineSpec": {"steps": steps()}, "select": {"fromInputs": ["p"]}}),
+            &["spec.select.fromInputs: NotImplemented"][..],
+        ),
+        (
+            json!({"pipelineSpec": {"steps": steps(), "cluster": {"ref": "c"}}, "select": {"only": ["aa"]}}),
+            &["spec.select.only[0]: UnknownStep"][..],
+        ),
         (json!({"pipelineSpec": {"steps": steps()}}), &["spec.pipelineSpec.storage: MissingField"][..]),
         (
             json!({"pipelineSpec": {"steps": steps(), "storage": {"url": "s3://bucket/p"}, "cluster": {"template": {"workers": [

@@ -15,6 +15,8 @@ pub type Final = serde_json::Map<String, serde_json::Value>;
 pub struct Snapshot {
     /// Never run again.
     pub committed: Vec<Done>,
+    /// Those of `committed` that an earlier run made: step, item.
+    pub adopted: Vec<Item>,
     /// Not committed yet; only on a live runtime.
     pub finished: Vec<Done>,
     /// Waiting or running; only on a live runtime.
@@ -44,6 +46,24 @@ pub struct Done {
     pub lens: Option<Vec<u32>>,
     /// The result, if it was wanted.
     pub json: Option<Json>,
+}
+
+/// A task: `[step, item]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "(u32, i64)")]
+pub struct Item {
+    /// Index of the step.
+    pub step: u32,
+    /// Index of the item; `None` for a step that is not mapped.
+    pub item: Option<u32>,
+}
+
+impl TryFrom<(u32, i64)> for Item {
+    type Error = String;
+
+    fn try_from((step, item): (u32, i64)) -> Result<Item, String> {
+        Ok(Item { step, item: item_from_wire(item)? })
+    }
 }
 
 /// A task about which the engine decided: `[step, item, reason, message]`.

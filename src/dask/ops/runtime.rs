@@ -64,6 +64,9 @@ pub struct Open {
     pub code: Code,
     /// In the order of their indices.
     pub steps: Vec<StepDef>,
+    /// Name of the pipeline: later runs of it find this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<String>,
     /// Bounds.
     pub settings: Settings,
 }

@@ -117,6 +117,7 @@ fn records_are_written_as_tuples() {
 fn a_run_is_opened_with_exactly_the_agreed_fields() {
     let open = Open {
         lead: None,
+        pipeline: None,
         run: "u".into(),
         name: "n".into(),
         epoch: None,

@@ -1,0 +1,170 @@
+"""Outputs of earlier runs: where those runs are, what they committed, and which of it a run takes over.
+
+Facts only: which earlier output stands for which task is said by the driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from daskade_runtime.commit import in_thread
+from daskade_runtime.events import now
+from daskade_runtime.fetch import object_key
+from daskade_runtime.journal import Folded, JournalError, check_run, read_all
+from daskade_runtime.live import LiveRun, json_value
+from daskade_runtime.operation import Reply, operation
+from daskade_runtime.run import Refused
+from daskade_runtime.storage import Store, open_store
+
+# Earlier runs that are read at most, newest first, and bytes of their journals: all is held in memory.
+RUNS = 16
+JOURNAL_BYTES = 64 << 20
+# Marks of runs that are looked through for one of a given name.
+MARKS = 10_000
+# Runs for which earlier ones were read and that were not opened yet.
+KEPT = 64
+_LAST_MILLISECOND = 10**13 - 1
+
+
+def mark_key(pipeline: str, name: str, uid: str, t: float) -> str:
+    """Key of the empty object by which a pipeline's runs are found: the newest run is first in order."""
+    left = max(_LAST_MILLISECOND - int(t * 1000), 0)
+    return f"pipelines/{_short(pipeline)}/{left:013d}-{_short(name)}-{check_run(uid)}"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass
+class Past:
+    """An earlier run as its journal tells, and which of its outputs are not in storage any more."""
+
+    uid: str
+    folded: Folded
+    gone: set[tuple[int, int]] = field(default_factory=set)
+
+    def told(self) -> dict[str, Any]:
+        """What the driver decides by; handles stay here."""
+        opened, folded = self.folded.opened, self.folded
+        spec = opened.get("spec") or b""
+        return {
+            "uid": self.uid,
+            "name": opened.get("name") or "",
+            "spec": spec.encode() if isinstance(spec, str) else spec,
+            "code": (opened.get("code") or {}).get("digest") or "",
+            "committed": [[s, i, v[0], v[5], json_value(v[6])] for (s, i), v in folded.committed.items()],
+            "lengths": [[s, n] for s, n in folded.lengths.items()],
+            "skipped": [[s, i, why[0], why[1] or ""] for (s, i), why in folded.skipped.items()],
+            "gone": [list(task) for task in self.gone],
+        }
+
+
+def read_past(store: Store, run: str, pipeline: str, wanted: str | None) -> list[Past]:
+    """Earlier runs of ``pipeline``, newest first; with ``wanted`` the newest of that name or uid alone."""
+    folder = f"pipelines/{_short(pipeline)}"
+    uids: list[str] = []
+    if wanted is not None:
+        with contextlib.suppress(JournalError):
+            uids.append(check_run(wanted))
+    for seen, (key, _) in enumerate(store.list(folder)):
+        left, _, rest = key.rpartition("/")[2].partition("-")
+        name, _, uid = rest.partition("-")
+        if left and uid and uid not in (run, *uids) and (wanted is None or name == _short(wanted)):
+            uids.append(uid)
+        if seen >= MARKS or len(uids) > 4 * RUNS:
+            break
+    found: list[Past] = []
+    room = JOURNAL_BYTES
+    for uid in uids:
+        if len(found) == (RUNS if wanted is None else 1):
+            break
+        # One that cannot be read is no reason not to run.
+        with contextlib.suppress(JournalError):
+            size = sum(size for _, size in store.list(f"runs/{check_run(uid)}/journal"))
+            if size > room and found:
+                break
+            room -= size
+            found.append(Past(uid, read_all(store, uid)))
+    _look_for_objects(store, found)
+    return found
+
+
+def _look_for_objects(store: Store, found: list[Past]) -> None:
+    """Notes outputs whose object is gone or has another size: one listing per folder of data."""
+    sizes: dict[str, dict[str, int]] = {}
+    for past in found:
+        for task, (_, handle, *_rest) in past.folded.committed.items():
+            if handle.get("b") is not None:
+                continue
+            key = object_key(past.uid, str(handle.get("u")))
+            folder = "/".join(key.split("/")[:3])
+            if folder not in sizes:
+                sizes[folder] = dict(store.list(folder))
+            if sizes[folder].get(key) != handle["z"]:
+                past.gone.add(task)
+
+
+class Earlier:
+    """The two operations, and what was read for runs that are about to begin or live."""
+
+    def __init__(self, runtime: Any) -> None:
+        self.runtime = runtime
+        self._known: dict[str, dict[str, Past]] = {}
+
+    def handlers(self) -> dict[str, Any]:
+        return {"daskade-earlier": self.earlier, "daskade-adopt": self.adopt}
+
+    def forget(self, run: str) -> None:
+        """The run is not open here any more."""
+        self._known.pop(run, None)
+
+    @operation
+    async def earlier(
+        self, *, run: str, storage: Any, pipeline: str, wanted: str | None = None, **_: Any
+    ) -> Reply:
+        """What earlier runs have committed."""
+        found = await in_thread(read_past, open_store(storage), run, pipeline, wanted)
+        self._known.pop(run, None)
+        for waiting in [uid for uid in self._known if uid not in self.runtime.runs][:-KEPT]:
+            del self._known[waiting]
+        self._known[run] = {past.uid: past for past in found}
+        return {"status": "OK", "runs": [past.told() for past in found]}
+
+    @operation
+    async def adopt(self, *, run: str, epoch: int, items: Any, **_: Any) -> Reply:
+        """Takes outputs over: ``[step, item, their run, their step, their item]`` each. All or nothing."""
+        live: LiveRun = self.runtime.live(run, epoch)
+        known = self._known.get(run, {})
+        taken = []
+        for s, i, uid, past_s, past_i in items:
+            past = known.get(uid)
+            committed = past.folded.committed.get((past_s, past_i)) if past is not None else None
+            if past is None or committed is None or not 0 <= s < len(live.state.steps):
+                raise Refused(
+                    "NotFound", f"no output of step {past_s}, item {past_i} of run {uid} is known here"
+                )
+            taken.append(
+                (s, i, past.folded.adopted.get((past_s, past_i), uid), _from(uid, committed[1]), committed)
+            )
+        for s, i, origin, handle, (_, _, _, _, _, lens, json) in taken:
+            if (s, i) not in live.state.outputs:
+                live.adopt(s, i, handle, lens, json, origin)
+        return {"status": "OK"}
+
+
+def _from(uid: str, handle: dict[str, Any]) -> dict[str, Any]:
+    """The handle as another run than ``uid`` reads it: its path is below the storage url."""
+    path = handle.get("u")
+    if path is not None and not path.startswith("/"):
+        path = f"/runs/{uid}/{path}"
+    return {**handle, "u": path, "w": None}
+
+
+async def mark(store: Store, pipeline: str | None, name: str, uid: str) -> None:
+    """Makes the run one that later runs of the pipeline find."""
+    if pipeline:
+        await in_thread(store.put, mark_key(pipeline, name, uid, now()), b"")

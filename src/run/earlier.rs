@@ -1,0 +1,140 @@
+//! Carries out what [`reuse`](super::reuse) decides: asks the runtime for earlier runs, and takes their outputs over.
+
+use super::driver::RunSpec;
+use super::facts::{Facts, View};
+use super::reuse::{Reusable, Taken};
+use super::wire::{decision, storage};
+use crate::dask::ops::{Adopt, AdoptItem, Earlier, Item, Opened, Record, Records};
+use crate::dask::{self, Connection};
+use crate::graph::{Event, RunState, SkipReason, StepIx, TaskId};
+use crate::pipeline::{Keyring, Part};
+
+/// Outputs per message to the runtime.
+const CHUNK: usize = 5000;
+
+/// What earlier runs have for `spec`; `None` if it wants nothing of them.
+pub(super) async fn ask(connection: &Connection, spec: &RunSpec) -> Result<Option<Reusable>, dask::Error> {
+    if !loads(spec) && !spec.reuse.missing {
+        return Ok(None);
+    }
+    let ask = Earlier {
+        run: &spec.uid,
+        storage: storage(&spec.storage),
+        pipeline: pipeline(spec),
+        wanted: spec.reuse.run.as_deref(),
+    };
+    let earlier = match connection.call(&ask).await {
+        Err(dask::Error::UnknownOp { .. }) => {
+            let message = "the runtime in the scheduler is of a release that does not know select and reuse";
+            return Err(refusal("RuntimeVersion", message.to_owned()));
+        }
+        answer => answer?,
+    };
+    if let Some(wanted) = spec.reuse.run.as_deref().filter(|_| earlier.runs.is_empty()) {
+        let message = format!("spec.reuse.run: there is no earlier run {wanted} of {}", whose(spec));
+        return Err(refusal("ReuseNotFound", message));
+    }
+    let keys = Keyring::new(&spec.plan, &spec.code.digest, spec.image.as_deref());
+    Ok(Some(Reusable::new(earlier, keys, spec.reuse.missing)))
+}
+
+/// Refuses a new run whose selection needs what nobody has: before anything of it exists.
+pub(super) fn check(spec: &RunSpec, reusable: Option<&Reusable>) -> Result<(), dask::Error> {
+    match reusable.map(|reusable| reusable.source(&spec.plan, &whose(spec))) {
+        Some(Err(why)) if loads(spec) => Err(refusal("OutputMissing", why)),
+        _ => Ok(()),
+    }
+}
+
+/// Ends the steps that do not run: loaded from an earlier run where others need them, else left out. Without effect on
+/// what an earlier session has settled.
+pub(super) async fn settle(
+    connection: &Connection,
+    opened: &Opened,
+    spec: &RunSpec,
+    reusable: &mut Option<Reusable>,
+    adopted: &[Item],
+    (state, facts): (&mut RunState, &mut Facts),
+) -> Result<(), dask::Error> {
+    let plan = &spec.plan;
+    let (mut records, mut taken, mut events) = (Vec::new(), Vec::new(), Vec::new());
+    for (step, _) in plan.dag.steps() {
+        let part = plan.part(step);
+        if part == Part::Runs || has_ended(state, step) {
+            continue;
+        }
+        let source = match (part, reusable.as_ref()) {
+            (Part::Loaded, Some(reusable)) => {
+                Some(reusable.source(plan, &whose(spec)).map_err(|why| refusal("OutputMissing", why))?)
+            }
+            _ => None,
+        };
+        let mut skip = |task: TaskId| {
+            let reason = SkipReason::NotSelected;
+            records.push(Record::Skipped(decision(task, reason.name(), String::new())));
+            events.push(Event::Skipped { task, reason });
+        };
+        let (Some(source), Some(reusable)) = (source, reusable.as_mut()) else {
+            skip(TaskId::whole(step));
+            continue;
+        };
+        let (len, outputs, holes) = reusable.load(plan, step, source);
+        holes.into_iter().for_each(&mut skip);
+        if let Some(len) = len {
+            records.insert(0, Record::Length { step: step.0, len });
+            events.insert(0, Event::MapLength { step, len });
+        }
+        outputs.iter().for_each(|output| reusable.note(output, facts));
+        taken.extend(outputs);
+    }
+    let (run, epoch) = (spec.uid.as_str(), opened.epoch);
+    if !records.is_empty() {
+        connection.call(&Records { run, epoch, records: &records }).await?;
+    }
+    let items: Vec<AdoptItem> = taken.iter().map(|taken: &Taken| taken.item.clone()).collect();
+    adopt(connection, opened, spec, &items).await?;
+    for event in events.into_iter().chain(taken.into_iter().map(|taken| taken.event)) {
+        if let Err(error) = state.apply(&plan.dag, &event, 0) {
+            tracing::debug!(%error, "a step that does not run has ended already");
+        }
+    }
+    if let Some(reusable) = reusable {
+        reusable.restore(plan, adopted, &View { facts, state, dag: &plan.dag });
+    }
+    Ok(())
+}
+
+/// Makes earlier outputs this run's.
+pub(super) async fn adopt(
+    connection: &Connection,
+    opened: &Opened,
+    spec: &RunSpec,
+    items: &[AdoptItem],
+) -> Result<(), dask::Error> {
+    for items in items.chunks(CHUNK) {
+        connection.call(&Adopt { run: &spec.uid, epoch: opened.epoch, items }).await?;
+    }
+    Ok(())
+}
+
+fn has_ended(state: &RunState, step: StepIx) -> bool {
+    let Some(summary) = state.step_summary(step) else { return true };
+    let counts = summary.counts;
+    counts.total == counts.done + counts.failed + counts.skipped + counts.cancelled
+}
+
+fn loads(spec: &RunSpec) -> bool {
+    spec.plan.dag.steps().any(|(step, _)| spec.plan.part(step) == Part::Loaded)
+}
+
+fn pipeline(spec: &RunSpec) -> &str {
+    spec.pipeline.as_deref().unwrap_or(&spec.name)
+}
+
+fn whose(spec: &RunSpec) -> String {
+    format!("pipeline {} in {}", pipeline(spec), spec.storage.url)
+}
+
+fn refusal(reason: &str, message: String) -> dask::Error {
+    dask::Error::Refused { op: "daskade-earlier", reason: reason.to_owned(), message }
+}

@@ -1,0 +1,70 @@
+//! An earlier run, brought back from its specification and journal far enough to know its outputs and their keys.
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::Value;
+
+use super::Frozen;
+use super::facts::{Facts, View};
+use super::wire::task_id;
+use crate::dask::ops::EarlierRun;
+use crate::graph::{Event, RunState, SkipReason, StepIx, TaskId};
+use crate::pipeline::{Key, Keyring, Plan, Results};
+
+/// An earlier run.
+pub(super) struct Past {
+    pub uid: String,
+    pub name: String,
+    pub plan: Plan,
+    pub keys: Keyring,
+    /// What it made and is still there.
+    pub outputs: HashMap<TaskId, PastOutput>,
+    /// Tasks that it had no output of by right.
+    pub holes: HashSet<TaskId>,
+    pub lengths: HashMap<StepIx, u32>,
+}
+
+/// What is known of an output besides its handle, which stays with the runtime.
+pub(super) struct PastOutput {
+    pub lens: Vec<u32>,
+    pub json: Option<Value>,
+}
+
+impl Past {
+    /// `None` if this version cannot read or does not accept its specification: nothing of it is reused then.
+    ///
+    /// Keys are worked out in the order of the journal, in which inputs come first: what was not committed by then was a
+    /// hole for whoever read it, even if the run was resumed and made it later.
+    pub fn replay(run: EarlierRun) -> Option<Self> {
+        let frozen: Frozen = serde_json::from_slice(&run.spec).ok().filter(|f: &Frozen| f.format == Frozen::FORMAT)?;
+        let plan = frozen.plan("spec").ok()?;
+        let mut state = RunState::new(&plan.dag, 0);
+        let mut facts = Facts::default();
+        let mut keys = Keyring::new(&plan, &run.code, frozen.cluster.image.as_deref());
+        for (step, len) in &run.lengths {
+            state.apply(&plan.dag, &Event::MapLength { step: StepIx(*step), len: *len }, 0).ok()?;
+        }
+        let mut outputs = HashMap::new();
+        for done in run.committed {
+            let (id, lens) = (task_id(done.task), done.lens.unwrap_or_default());
+            let key = key_of(&plan, &mut keys, id, &View { facts: &facts, state: &state, dag: &plan.dag });
+            facts.finished(id, lens.clone(), done.json.clone());
+            state.apply(&plan.dag, &Event::Committed { task: id, lens: lens.clone() }, 0).ok()?;
+            if let Some(key) = key {
+                keys.insert(id, key);
+            }
+            outputs.insert(id, PastOutput { lens, json: done.json });
+        }
+        for gone in run.gone {
+            outputs.remove(&TaskId { step: StepIx(gone.step), item: gone.item });
+        }
+        let skipped = run.skipped.iter().filter(|s| SkipReason::parse(&s.reason).is_some_and(SkipReason::is_tolerated));
+        let holes = skipped.map(|skipped| TaskId { step: StepIx(skipped.step), item: skipped.item }).collect();
+        let lengths = plan.dag.steps().filter_map(|(step, _)| Some((step, state.step_len(step)?))).collect();
+        Some(Self { uid: run.uid, name: run.name, plan, keys, outputs, holes, lengths })
+    }
+}
+
+fn key_of(plan: &Plan, keys: &mut Keyring, task: TaskId, view: &View<'_>) -> Option<Key> {
+    keys.work_out(plan, task, &|other| !view.has_output(other), view)
+}

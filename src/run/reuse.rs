@@ -1,0 +1,264 @@
+//! Which outputs of earlier runs a run takes: those that its selection needs, and those with the same content key.
+//! Decisions only; see [`earlier`](super::earlier) for how they are carried out.
+
+use std::collections::{HashMap, HashSet};
+
+use super::facts::{Facts, View};
+use super::replay::{Past, PastOutput};
+use crate::dask::ops::{AdoptItem, EarlierRuns, Item};
+use crate::graph::{Event, StepIx, StepState, TaskId, TaskStatus};
+use crate::pipeline::{Key, Keyring, Part, Plan};
+
+/// What earlier runs have left for this one.
+pub(super) struct Reusable {
+    /// Newest first.
+    runs: Vec<Past>,
+    found: HashMap<(Key, Option<u32>), (usize, TaskId)>,
+    anywhere: HashMap<Key, (usize, TaskId)>,
+    /// Of this run: tasks whose output is an earlier run's.
+    keys: Keyring,
+    /// Take what has the same key.
+    missing: bool,
+}
+
+/// An output that is taken over.
+pub(super) struct Taken {
+    pub item: AdoptItem,
+    pub event: Event,
+}
+
+impl Reusable {
+    /// `keys` is empty; `missing`: whatever has the same key is taken.
+    pub fn new(earlier: EarlierRuns, keys: Keyring, missing: bool) -> Self {
+        let runs: Vec<Past> = earlier.runs.into_iter().filter_map(Past::replay).collect();
+        let (mut found, mut anywhere) = (HashMap::new(), HashMap::new());
+        for (at, run) in runs.iter().enumerate().filter(|_| missing) {
+            let mut tasks: Vec<TaskId> = run.outputs.keys().copied().collect();
+            tasks.sort_by_key(|task| (task.step, task.item));
+            for task in tasks {
+                if let Some(key) = run.keys.get(task) {
+                    found.entry((key, task.item)).or_insert((at, task));
+                    anywhere.entry(key).or_insert((at, task));
+                }
+            }
+        }
+        Self { runs, found, anywhere, keys, missing }
+    }
+
+    /// Learns the keys of what was taken over before the scheduler was lost, in that order.
+    pub fn restore(&mut self, plan: &Plan, adopted: &[Item], view: &View<'_>) {
+        for task in adopted.iter().map(|item| TaskId { step: StepIx(item.step), item: item.item }) {
+            if let Some(key) = self.keys.work_out(plan, task, &|other| is_hole(view, other), view) {
+                self.keys.insert(task, key);
+            }
+        }
+    }
+
+    /// The earlier output that stands for `task`, about to be submitted. Only if everything before it was taken over
+    /// too: what comes after a step that runs, runs.
+    pub fn take(&mut self, plan: &Plan, task: TaskId, view: &View<'_>) -> Option<Taken> {
+        if !self.missing {
+            return None;
+        }
+        let key = self.keys.work_out(plan, task, &|other| is_hole(view, other), view)?;
+        let place = self.found.get(&(key, task.item)).or_else(|| self.anywhere.get(&key))?;
+        let (run, theirs) = (&self.runs[place.0], place.1);
+        let output = run.outputs.get(&theirs)?;
+        let wanted = plan.step_def(task.step)?.result;
+        let had = run.plan.step_def(theirs.step)?.result;
+        if wanted > had && output.json.is_none() {
+            return None;
+        }
+        let taken = taken(run, task, theirs, output);
+        self.keys.insert(task, key);
+        Some(taken)
+    }
+
+    /// The newest run that has all outputs that the selection of `plan` needs, or why there is none. `whose`: the
+    /// pipeline and its storage, for the message.
+    pub fn source(&self, plan: &Plan, whose: &str) -> Result<usize, String> {
+        let needed = || plan.dag.steps().map(|(step, _)| step).filter(|step| plan.part(*step) == Part::Loaded);
+        let lacks = |run: &Past| needed().find_map(|step| run.lacks(plan, step).map(|why| (step, why)));
+        if let Some(at) = self.runs.iter().position(|run| lacks(run).is_none()) {
+            return Ok(at);
+        }
+        let help = "select the step too, or run the whole pipeline once";
+        let (step, why) = match self.runs.first() {
+            Some(latest) => {
+                let (step, why) = lacks(latest).unwrap_or((StepIx(0), String::new()));
+                (Some(step), format!("the latest, {} ({}), {why}", latest.name, latest.uid))
+            }
+            None => (needed().next(), "there is no earlier run".to_owned()),
+        };
+        let name = step.map_or("", |step| plan.step_name(step));
+        Err(format!(
+            "the selection needs the output of step {name}, and no earlier run of {whose} has all it needs: {why}; {help}"
+        ))
+    }
+
+    /// What `step`, which does not run, gets from run number `source`: its length, if it is mapped, outputs, and items
+    /// without one.
+    pub fn load(&mut self, plan: &Plan, step: StepIx, source: usize) -> (Option<u32>, Vec<Taken>, Vec<TaskId>) {
+        let Some(run) = self.runs.get(source) else { return (None, Vec::new(), Vec::new()) };
+        let Some(theirs) = run.plan.step_index(plan.step_name(step)) else { return (None, Vec::new(), Vec::new()) };
+        let len = run.lengths.get(&theirs).copied().filter(|_| plan.is_mapped(step));
+        let items: Vec<Option<u32>> = len.map_or_else(|| vec![None], |len| (0..len).map(Some).collect());
+        let (mut outputs, mut holes) = (Vec::new(), Vec::new());
+        for item in items {
+            let (task, past) = (TaskId { step, item }, TaskId { step: theirs, item });
+            match run.outputs.get(&past) {
+                Some(output) => outputs.push(taken(run, task, past, output)),
+                None => holes.push(task),
+            }
+            if let Some(key) = run.keys.get(past) {
+                self.keys.insert(task, key);
+            }
+        }
+        (len, outputs, holes)
+    }
+
+    /// Notes what an output says, as if its task had run here.
+    pub fn note(&self, taken: &Taken, facts: &mut Facts) {
+        let Event::Cached { task, lens } = &taken.event else { return };
+        let theirs = TaskId { step: StepIx(taken.item.theirs.step), item: taken.item.theirs.item };
+        let run = self.runs.iter().find(|run| run.uid == taken.item.uid);
+        let json = run.and_then(|run| run.outputs.get(&theirs)).and_then(|output| output.json.clone());
+        facts.finished(*task, lens.clone(), json);
+    }
+}
+
+impl Past {
+    /// Why `step` of `plan` cannot be loaded from it.
+    fn lacks(&self, plan: &Plan, step: StepIx) -> Option<String> {
+        let name = plan.step_name(step);
+        let Some(theirs) = self.plan.step_index(name) else { return Some(format!("has no step {name}")) };
+        if plan.is_mapped(step) != self.plan.is_mapped(theirs) {
+            return Some(format!("has {name} with another map"));
+        }
+        let (wanted, had) = (plan.step_def(step)?, self.plan.step_def(theirs)?);
+        if wanted.container && !had.container || wanted.lens.iter().any(|lens| !had.lens.contains(lens)) {
+            return Some(format!("did not store the output of {name} so that single entries can be read"));
+        }
+        let items: HashSet<Option<u32>> = match self.lengths.get(&theirs) {
+            Some(len) if plan.is_mapped(step) => (0..*len).map(Some).collect(),
+            None if plan.is_mapped(step) => return Some(format!("did not come to {name}")),
+            _ => [None].into(),
+        };
+        let whole = self.holes.contains(&TaskId::whole(theirs));
+        for item in items {
+            let task = TaskId { step: theirs, item };
+            match self.outputs.get(&task) {
+                Some(output) if wanted.result == 2 && output.json.is_none() => {
+                    return Some(format!("did not keep the result of {name}"));
+                }
+                Some(_) => {}
+                None if item.is_some() && (self.holes.contains(&task) || whole) => {}
+                None => return Some(format!("has no output of {name}, or it is not in storage any more")),
+            }
+        }
+        // Lengths are told apart by their places.
+        (wanted.lens != had.lens).then(|| format!("did not store the output of {name} as it is needed"))
+    }
+}
+
+fn taken(run: &Past, task: TaskId, theirs: TaskId, output: &PastOutput) -> Taken {
+    let item = |task: TaskId| Item { step: task.step.0, item: task.item };
+    Taken {
+        item: AdoptItem { task: item(task), uid: run.uid.clone(), theirs: item(theirs) },
+        event: Event::Cached { task, lens: output.lens.clone() },
+    }
+}
+
+/// Whether a task of this run, or a mapped step as a whole, has ended without an output.
+fn is_hole(view: &View<'_>, task: TaskId) -> bool {
+    match view.state.task_view(view.dag, task) {
+        Some(view) => matches!(view.status, TaskStatus::Failed | TaskStatus::Skipped(_)),
+        None => {
+            let summary = view.state.step_summary(task.step);
+            summary.is_some_and(|summary| matches!(summary.state, StepState::Failed | StepState::Skipped(_)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, Value, json};
+
+    use super::*;
+    use crate::dask::ops::EarlierRun;
+    use crate::graph::RunState;
+    use crate::run::Frozen;
+
+    fn frozen(uid: &str, steps: Value, select: Value) -> Frozen {
+        let pipeline = json!({"steps": steps});
+        serde_json::from_value(json!({
+            "format": Frozen::FORMAT, "uid": uid, "name": "flow", "pipeline": pipeline, "params": Map::new(),
+            "cluster": {}, "select": select
+        }))
+        .unwrap()
+    }
+
+    fn steps() -> Value {
+        json!([
+            {"name": "load", "call": "m:f"},
+            {"name": "each", "call": "m:g", "map": {"x": "$(steps.load.output)"}},
+            {"name": "sum", "call": "m:h", "args": ["$(steps.each.output)"]}
+        ])
+    }
+
+    /// A run that committed these tasks of [`steps`]; `load` gave a list of two.
+    fn past(uid: &str, committed: &[(u32, i64)], gone: &[(u32, i64)]) -> EarlierRun {
+        let done = committed.iter().map(|(s, i)| {
+            let lens = if *s == 0 { json!([2]) } else { Value::Null };
+            json!([s, i, 1, lens, null])
+        });
+        let run = json!({
+            "uid": uid, "name": "flow", "spec": [], "code": "c", "committed": done.collect::<Vec<_>>(),
+            "lengths": [[1, 2]], "skipped": [], "gone": gone
+        });
+        let spec = serde_json::to_vec(&frozen(uid, steps(), Value::Null)).unwrap();
+        EarlierRun { spec: spec.into(), ..serde_json::from_value(run).unwrap() }
+    }
+
+    fn reusable(plan: &Plan, runs: Vec<EarlierRun>) -> Reusable {
+        Reusable::new(EarlierRuns { runs }, Keyring::new(plan, "c", None), true)
+    }
+
+    const ALL: [(u32, i64); 4] = [(0, -1), (1, 0), (1, 1), (2, -1)];
+
+    #[test]
+    fn a_selection_is_loaded_from_the_latest_run_that_has_all_it_needs() {
+        let plan = frozen("new", steps(), json!({"only": ["sum"]})).plan("spec").unwrap();
+        let partly = past("partly", &ALL[..2], &[]);
+        let mut runs = reusable(&plan, vec![partly.clone(), past("whole", &ALL, &[])]);
+        assert_eq!(runs.source(&plan, "p"), Ok(1));
+        let (len, taken, holes) = runs.load(&plan, StepIx(1), 1);
+        assert_eq!((len, taken.len(), holes.len()), (Some(2), 2, 0));
+        assert!(taken.iter().all(|taken| taken.item.uid == "whole"));
+
+        let why = reusable(&plan, vec![partly]).source(&plan, "p").unwrap_err();
+        assert!(why.contains("step each") && why.contains("partly"), "{why}");
+        let cut = past("cut", &ALL, &[(1, 1)]);
+        assert!(reusable(&plan, vec![cut]).source(&plan, "p").is_err(), "an item is not in storage any more");
+        assert!(reusable(&plan, Vec::new()).source(&plan, "p").unwrap_err().contains("no earlier run"));
+    }
+
+    #[test]
+    fn a_task_is_taken_only_behind_inputs_that_were_taken() {
+        let plan = frozen("new", steps(), Value::Null).plan("spec").unwrap();
+        let mut runs = reusable(&plan, vec![past("old", &ALL, &[(1, 1)])]);
+        let (mut state, mut facts) = (RunState::new(&plan.dag, 0), Facts::default());
+        let each = |item| TaskId::item(StepIx(1), item);
+        for (task, is_taken) in
+            [(TaskId::whole(StepIx(0)), true), (each(0), true), (each(1), false), (TaskId::whole(StepIx(2)), false)]
+        {
+            let taken = runs.take(&plan, task, &View { facts: &facts, state: &state, dag: &plan.dag });
+            assert_eq!(taken.is_some(), is_taken, "{task:?}");
+            if let Some(taken) = taken {
+                runs.note(&taken, &mut facts);
+                state.apply(&plan.dag, &taken.event, 0).unwrap();
+            }
+        }
+        assert_eq!(state.counts().cached, 2);
+    }
+}
