@@ -11,6 +11,7 @@ use tokio::time::{interval, sleep};
 use super::connection::{Connection, failed};
 use super::scheduler::Scheduler;
 use super::show::{ended, state, word};
+use crate::api::storage::Storage;
 use crate::cli::lines::Printed;
 use crate::cli::logs::MAX_LINES;
 use crate::cli::options::{LogsOptions, StorageOptions};
@@ -21,7 +22,7 @@ use crate::dask::ops::{FollowEvents, StoredLogs};
 use crate::dask::{Error, Events, RuntimeEvent};
 use crate::local::home::StorageNote;
 use crate::problem::nearest;
-use crate::runs::admit::Charter;
+use crate::run::Frozen;
 use crate::store::{LogFilter, LogLine, Logs};
 
 /// How often the run itself is looked at while its lines are followed.
@@ -112,13 +113,14 @@ impl About {
                 Err(error) => return Err(failed(&format!("read the ControllerRevision {revision}"), &error)),
             }
         }
-        let charter: Option<Charter> = serde_json::from_value(data).ok();
-        let steps = match &charter {
-            Some(charter) => charter.run.steps().map(|step| step.name.clone()).collect(),
+        let frozen: Option<Frozen> = serde_json::from_value(data["run"].take()).ok();
+        let stored: Option<Storage> = serde_json::from_value(data["storage"].take()).ok();
+        let steps = match &frozen {
+            Some(frozen) => frozen.steps().map(|step| step.name.clone()).collect(),
             None => inline_steps(run),
         };
         let told = word(run, "/status/storageUrl").rsplit_once("/runs/").map(|(url, _)| url.to_owned());
-        let noted = charter.map(|charter| charter.storage).map(|storage| StorageNote {
+        let noted = stored.map(|storage| StorageNote {
             url: storage.url.trim_end_matches('/').to_owned(),
             endpoint: storage.endpoint,
             region: storage.region,
