@@ -263,7 +263,7 @@ async fn a_run_goes_from_installation_to_its_closing_record() {
         }
         if !reconnected {
             reconnected = true;
-            let again = FollowEvents { since: events.cursor(), ..follow.clone() };
+            let again = FollowEvents { since: Some(events.cursor()), ..follow.clone() };
             events = connection.follow(&again).await.expect("a second stream");
         }
     }

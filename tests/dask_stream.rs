@@ -106,12 +106,32 @@ async fn a_new_connection_goes_on_where_the_last_one_ended() {
         since
     })
     .await;
-    let again = FollowEvents { since: events.cursor(), ..follow() };
+    let again = FollowEvents { since: Some(events.cursor()), ..follow() };
     let mut events = connection.follow_here(&again).await.expect("a stream");
     let read = events.next().await.expect("events");
     assert_eq!((read.events.len(), read.repeated, read.cursor), (4, 2, 9));
     assert_eq!(category(events.next().await), "closed");
     assert_eq!(peer.await.expect("the script ends"), json!(5));
+}
+
+#[tokio::test]
+async fn one_who_looks_on_begins_with_what_comes_next() {
+    let (connection, peer) = greeted(LONG, async |mut stream| {
+        let since = asked(&mut stream).await["since"].clone();
+        let mut hello = batch(1, 0);
+        hello["seq"] = json!(41);
+        send(&mut stream, &hello).await;
+        send(&mut stream, &batch(42, 43)).await;
+        asked(&mut stream).await;
+        since
+    })
+    .await;
+    let look = FollowEvents { since: None, ..follow() };
+    let mut events = connection.follow_here(&look).await.expect("a stream");
+    let read = events.next().await.expect("events");
+    assert_eq!((read.events.len(), read.repeated, read.cursor), (2, 0, 43));
+    assert_eq!(category(events.next().await), "closed");
+    assert_eq!(peer.await.expect("the script ends"), json!(null));
 }
 
 #[tokio::test]

@@ -142,9 +142,8 @@ class Subscriber:
                 if batch:
                     self.at = batch[-1]["n"]
                 elif self.ended and (self.at >= log.seq or self.last is not None):
-                    await comm.write(
-                        {"instance": instance, "events": [self.last] if self.last else [], "seq": log.seq}
-                    )
+                    rest = [*self._take_logs(), *([self.last] if self.last else [])]
+                    await comm.write({"instance": instance, "events": rest, "seq": log.seq})
                     return
                 lines = self._take_logs()
                 if batch or lines:

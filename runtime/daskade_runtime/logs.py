@@ -26,6 +26,8 @@ PENDING_CAP = 32 << 20
 WRITE_EVERY = 2.0
 RETRY_CAP = 30.0
 _LINE_COST = 100
+# Bytes of log objects in one answer, beyond which the next answer goes on.
+ANSWER = 4 << 20
 
 Line = tuple[float, str, str]  # time, stream, text
 
@@ -238,6 +240,19 @@ class LogHub:
             self._pending -= sum(len(line[5]) + _LINE_COST for line in lines[:count])
             del lines[:count]
         return True
+
+
+def stored(store: Store, run: str, after: str | None) -> tuple[list[tuple[str, bytes]], bool]:
+    """Log objects of a run in order of their keys, greater than ``after``, and whether there are more."""
+    found: list[tuple[str, bytes]] = []
+    size = 0
+    for key, _ in store.list(f"runs/{run}/logs/", after):
+        if size >= ANSWER:
+            return found, True
+        data = store.get(key)
+        size += len(data)
+        found.append((key, data))
+    return found, False
 
 
 def _text(line: bytes) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import distributed
 import msgpack
 
-from daskade_runtime import PROTOCOL, versions
+from daskade_runtime import PROTOCOL, logs, versions
 from daskade_runtime.attempt import run_attempts
 from daskade_runtime.cluster import ClusterView
 from daskade_runtime.commit import in_thread
@@ -94,6 +94,7 @@ class Runtime:
                 "daskade-close": self.close,
                 "daskade-forget": self.forget,
                 "daskade-read": self.read,
+                "daskade-logs": self.stored_logs,
                 "daskade-events": self.events,
                 "daskade-run": self.run_definition,
                 "daskade-handle": self.handle,
@@ -317,6 +318,17 @@ class Runtime:
             "bytes": data if data is not None and len(data) <= max else None,
             "json": None if output.json is None else output.json[0],
         }
+
+    @operation
+    async def stored_logs(self, *, run: str, after: str | None = None, **_: Any) -> Reply:
+        """Log objects of a run that is open here, for those who may not read its storage."""
+        live = self.runs.get(run)
+        if live is None:
+            raise Refused("RunNotFound", f"run {run} is not open on this scheduler")
+        if after is None:
+            await self.workers.flush(run)
+        objects, more = await in_thread(logs.stored, live.store, run, after)
+        return {"status": "OK", "objects": objects, "more": more}
 
     @operation
     async def run_definition(self, *, run: str, **_: Any) -> Reply:

@@ -221,3 +221,14 @@ def test_a_worker_name_makes_a_safe_key(tmp_path: Path) -> None:
     made.close()
     (path,) = (tmp_path / "runs/r/logs").iterdir()
     assert path.name.startswith("tcp-1.2.3.4-5-..-x-")
+
+
+def test_stored_lines_come_in_bounded_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "ANSWER", 10)
+    store = open_store({"url": f"file://{tmp_path}"})
+    assert logs.stored(store, "r", None) == ([], False)
+    for n in range(3):
+        store.put(f"runs/r/logs/w-{n}.jsonl", b"12345678")
+    first, more = logs.stored(store, "r", None)
+    assert ([key[-7:] for key, _ in first], more) == (["0.jsonl", "1.jsonl"], True)
+    assert logs.stored(store, "r", first[-1][0]) == ([("runs/r/logs/w-2.jsonl", b"12345678")], False)

@@ -2,6 +2,7 @@
 //! not work, 130 cancelled.
 
 mod finish;
+mod lines;
 mod logs;
 mod operator;
 mod operator_options;
@@ -40,9 +41,10 @@ struct Cli {
 enum Command {
     /// Run a pipeline on this machine, or on a Dask cluster given by its address
     Run(Box<options::RunOptions>),
-    /// Go on with a run that was interrupted or has failed; what is committed does not run again
+    /// Go on with a run that was interrupted or has failed; what is committed does not run again. With -n, --context or
+    /// --kube: with a run in Kubernetes that is suspended
     Resume(Box<options::ResumeOptions>),
-    /// Show the log lines of a run's steps
+    /// Show the log lines of a run's steps; with -n, --context or --kube of a run in Kubernetes
     Logs(options::LogsOptions),
     /// List the runs of this machine, or with -n, --context or --kube those in Kubernetes
     Runs(options::RunsOptions),
@@ -52,6 +54,8 @@ enum Command {
     Status(options::StatusOptions),
     /// End a run in Kubernetes; steps that have ended stay committed
     Cancel(options::CancelOptions),
+    /// Open Dask's dashboard of a run or a DaskCluster in Kubernetes on this machine, until Ctrl-C
+    Dashboard(options::DashboardOptions),
     /// Check manifests without running anything
     Validate(options::ValidateOptions),
     /// Print the custom resource definitions
@@ -114,13 +118,16 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Run(options) => on_one_thread(run::run(*options)),
+        Command::Resume(options) if options.is_remote() => on_one_thread(remote::resume(&options.remote, &options.run)),
         Command::Resume(options) => on_one_thread(run::resume(*options)),
+        Command::Logs(options) if options.is_remote() => on_one_thread(remote::logs(&options)),
         Command::Logs(options) => on_one_thread(logs::logs(options)),
         Command::Runs(options) if options.is_remote() => on_one_thread(remote::runs(&options.remote, options.output)),
         Command::Runs(options) => on_one_thread(async { runs::runs(&options) }),
         Command::Submit(options) => on_one_thread(remote::submit(options)),
         Command::Status(options) => on_one_thread(remote::status(options)),
         Command::Cancel(options) => on_one_thread(remote::cancel(options)),
+        Command::Dashboard(options) => on_one_thread(remote::dashboard(options)),
         Command::Validate(options) => on_one_thread(async { validate::validate(&options) }),
         Command::Crd(options) => on_one_thread(async { validate::crd(&options) }),
         Command::Operator(options) => operator::operator(*options),

@@ -65,14 +65,26 @@ pub(super) struct PartOptions {
 
 #[derive(Debug, Args)]
 pub(super) struct ResumeOptions {
-    /// The run: its uid, the beginning of it, or its name
+    /// The run: its uid, the beginning of it, or its name; in Kubernetes the name of one that is suspended
     pub run: String,
+    /// A run in Kubernetes, in the namespace of the kubeconfig
+    #[arg(long)]
+    pub kube: bool,
+    #[command(flatten)]
+    pub remote: KubeOptions,
     #[command(flatten)]
     pub storage: StorageOptions,
     #[command(flatten)]
     pub cluster: ClusterOptions,
     #[command(flatten)]
     pub show: ShowOptions,
+}
+
+impl ResumeOptions {
+    /// Whether a run in Kubernetes is meant.
+    pub fn is_remote(&self) -> bool {
+        self.kube || self.remote.is_given()
+    }
 }
 
 #[derive(Debug, Args)]
@@ -126,7 +138,7 @@ pub(super) struct ShowOptions {
 
 #[derive(Debug, Args)]
 pub(super) struct LogsOptions {
-    /// The run: its uid, the beginning of it, or its name
+    /// The run: its uid, the beginning of it, or its name; in Kubernetes its name
     pub run: String,
     /// Only this step
     pub step: Option<String>,
@@ -136,8 +148,20 @@ pub(super) struct LogsOptions {
     /// Go on until the run ends
     #[arg(long, short)]
     pub follow: bool,
+    /// A run in Kubernetes, in the namespace of the kubeconfig
+    #[arg(long)]
+    pub kube: bool,
+    #[command(flatten)]
+    pub remote: KubeOptions,
     #[command(flatten)]
     pub storage: StorageOptions,
+}
+
+impl LogsOptions {
+    /// Whether a run in Kubernetes is meant.
+    pub fn is_remote(&self) -> bool {
+        self.kube || self.remote.is_given()
+    }
 }
 
 #[derive(Debug, Args)]
@@ -155,7 +179,7 @@ pub(super) struct RunsOptions {
 impl RunsOptions {
     /// Whether runs in Kubernetes are meant.
     pub fn is_remote(&self) -> bool {
-        self.kube || self.remote.namespace.is_some() || self.remote.context.is_some()
+        self.kube || self.remote.is_given()
     }
 }
 
@@ -168,6 +192,12 @@ pub(super) struct KubeOptions {
     /// Context of the kubeconfig [default: its current one]
     #[arg(long)]
     pub context: Option<String>,
+}
+
+impl KubeOptions {
+    fn is_given(&self) -> bool {
+        self.namespace.is_some() || self.context.is_some()
+    }
 }
 
 #[derive(Debug, Args)]
@@ -212,6 +242,18 @@ pub(super) struct StatusOptions {
 pub(super) struct CancelOptions {
     /// Name of the run
     pub run: String,
+    #[command(flatten)]
+    pub kube: KubeOptions,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DashboardOptions {
+    /// A run that has its cluster, or a DaskCluster
+    #[arg(value_name = "RUN|CLUSTER")]
+    pub what: String,
+    /// Port on this machine, 0 for any that is free
+    #[arg(long, default_value_t = 0)]
+    pub port: u16,
     #[command(flatten)]
     pub kube: KubeOptions,
 }

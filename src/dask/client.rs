@@ -119,10 +119,10 @@ impl Connection {
     /// Turns this connection into the stream of a run's events. Other clones of it can make no more calls.
     pub async fn follow_here(self, follow: &FollowEvents) -> Result<Events, Error> {
         let (batches, inbox) = mpsc::channel(BATCHES);
-        let (acknowledge, acknowledged) = watch::channel(follow.since);
+        let (acknowledge, acknowledged) = watch::channel(follow.since.unwrap_or(0));
         let follower = Follower { batches, acknowledged, waiting: VecDeque::new() };
         self.send(Request::Follow { follow: follow.clone(), follower }).await?;
-        Ok(Events { inbox, acknowledge, cursor: follow.since, ended: None, connection: self })
+        Ok(Events { inbox, acknowledge, cursor: follow.since.unwrap_or(0), ended: None, connection: self })
     }
 
     /// Puts our runtime into a scheduler that was started without it, and waits until it answers.

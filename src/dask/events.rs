@@ -177,6 +177,12 @@ pub struct EventBatch {
     pub repeated: u64,
 }
 
+/// Number of the last event that there is, from a message of the stream.
+pub(super) fn read_last(body: &[u8]) -> Result<u64, Error> {
+    let last = msgpack::find(body, "seq")?.and_then(msgpack::unsigned);
+    last.ok_or_else(|| Error::protocol("a message of the event stream tells no last number"))
+}
+
 /// Reads one message of the stream. `cursor` is the number of the last event that was seen.
 pub(super) fn read_batch(body: &[u8], instance: &str, cursor: u64) -> Result<EventBatch, Error> {
     let field = |key| msgpack::find(body, key).map_err(Error::from);

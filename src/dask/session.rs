@@ -101,7 +101,8 @@ enum State {
 #[derive(Debug)]
 struct Following {
     instance: String,
-    cursor: u64,
+    /// None until the first message tells it to one who looks on.
+    cursor: Option<u64>,
     acknowledged: u64,
     patience: Duration,
     heard: Instant,
@@ -249,7 +250,7 @@ impl Session {
 
     fn acknowledge(&mut self, number: u64) {
         let State::Following(following) = &mut self.state else { return };
-        let number = number.min(following.cursor);
+        let number = number.min(following.cursor.unwrap_or(0));
         if number > following.acknowledged {
             following.acknowledged = number;
             self.transmit.extend(message::encode(&Acknowledgement { ack: number }));
@@ -278,7 +279,7 @@ impl Following {
         Following {
             instance: follow.instance,
             cursor: follow.since,
-            acknowledged: follow.since,
+            acknowledged: follow.since.unwrap_or(0),
             patience: beat.saturating_mul(SILENT_BEATS).min(Duration::from_secs(3600)),
             heard: now,
         }
@@ -291,9 +292,13 @@ impl Following {
         if let Some(error) = ops::refusal(FollowEvents::OP, message) {
             return Err(error);
         }
-        let batch = events::read_batch(message.body(), &self.instance, self.cursor)?;
+        let cursor = match self.cursor {
+            Some(cursor) => cursor,
+            None => events::read_last(message.body())?,
+        };
+        let batch = events::read_batch(message.body(), &self.instance, cursor)?;
         self.heard = now;
-        self.cursor = batch.cursor;
+        self.cursor = Some(batch.cursor);
         let is_new = !batch.events.is_empty() || batch.unknown > 0;
         Ok(is_new.then_some(batch))
     }

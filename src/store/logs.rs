@@ -39,7 +39,8 @@ pub struct Logs {
 }
 
 impl LogFilter {
-    fn wants(&self, line: &LogLine) -> bool {
+    /// Whether a line is asked for.
+    pub fn wants(&self, line: &LogLine) -> bool {
         self.step.as_ref().is_none_or(|step| *step == line.step)
             && self.item.is_none_or(|item| item == line.item)
             && self.attempt.is_none_or(|attempt| attempt == line.attempt)
@@ -47,6 +48,16 @@ impl LogFilter {
 }
 
 impl Logs {
+    /// The lines of log objects that were read elsewhere.
+    pub fn of<'a>(objects: impl IntoIterator<Item = &'a [u8]>, filter: &LogFilter, limit: usize) -> Self {
+        let mut logs = Self::default();
+        for object in objects {
+            logs.add(object, filter, limit);
+        }
+        logs.sort();
+        logs
+    }
+
     /// Adds the lines of one object.
     pub(super) fn add(&mut self, data: &[u8], filter: &LogFilter, limit: usize) {
         for line in data.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# The oracle of tests/survival.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from kube import RUN, Namespace, Operator, install, kubectl, uninstall
 

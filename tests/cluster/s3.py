@@ -1,4 +1,4 @@
-"""A real S3 server (SeaweedFS) in a pod."""
+"""A real S3 server (SeaweedFS) in a pod, which can be cut off and killed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import hmac
 import json
 import os
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
+from datetime import datetime
 from xml.etree import ElementTree
 
 from kube import Namespace, Object, kubectl, until
@@ -17,6 +19,16 @@ IMAGE = os.environ.get("DASKADE_TEST_S3_IMAGE", "localhost/s3:test")
 PORT = 8333
 KEY, SECRET = "daskade-test", "only-in-a-test"
 BUCKET = "runs"
+# The first process of a pod gets no signal from inside of it, so the server is the second. It is started again after the
+# pause that whoever killed it wrote down.
+SERVE = """
+while :; do
+    weed "$@" &
+    echo $! > /data/pid
+    wait $!
+    sleep "$(cat /data/pause 2>/dev/null || echo 1)"
+done
+"""
 
 
 class S3:
@@ -45,17 +57,55 @@ class S3:
 
     def keys(self, prefix: str) -> list[str]:
         """Names of the objects below a prefix of the bucket, by the server's own word."""
-        found: list[str] = []
+        return list(self.written(prefix))
+
+    def written(self, prefix: str) -> dict[str, float]:
+        """The same with the time of each one's writing by the server's clock, in seconds since 1970, cut to what it tells."""
+        found: dict[str, float] = {}
         marker = ""
         while True:
             query = {"list-type": "2", "prefix": prefix, **({"continuation-token": marker} if marker else {})}
-            tree = ElementTree.fromstring(self._get(f"/{BUCKET}", query))
-            found += [str(key.text) for key in tree.iterfind("{*}Contents/{*}Key")]
+            try:
+                tree = ElementTree.fromstring(self._get(f"/{BUCKET}", query))
+            except urllib.error.HTTPError as error:
+                if error.code == 404:
+                    # The first who writes makes the bucket.
+                    return found
+                raise
+            for entry in tree.iterfind("{*}Contents"):
+                at = datetime.fromisoformat(str(entry.findtext("{*}LastModified")).replace("Z", "+00:00"))
+                found[str(entry.findtext("{*}Key"))] = at.timestamp()
             marker = tree.findtext("{*}NextContinuationToken") or ""
             if not marker:
                 return found
 
-    def _get(self, path: str, query: dict[str, str]) -> bytes:
+    def read(self, key: str) -> bytes:
+        """One object."""
+        return self._get(f"/{BUCKET}/{key}", {})
+
+    def stop(self) -> None:
+        """Connections are taken and nothing is answered, as behind a network that swallows packets, until `go_on`."""
+        self._signal("STOP")
+
+    def go_on(self) -> None:
+        self._signal("CONT")
+
+    def kill(self, seconds: float) -> None:
+        """The server dies, refuses connections for so long, and starts again with what it had."""
+        command = f"echo {seconds} > /data/pause && kill -KILL $(cat /data/pid)"
+        kubectl("-n", self._space.name, "exec", "s3", "--", "sh", "-c", command)
+
+    def answers(self) -> bool:
+        try:
+            self._get(f"/{BUCKET}", {"list-type": "2", "prefix": "nothing/"}, 2)
+        except OSError:
+            return False
+        return True
+
+    def _signal(self, name: str) -> None:
+        kubectl("-n", self._space.name, "exec", "s3", "--", "sh", "-c", f"kill -{name} $(cat /data/pid)")
+
+    def _get(self, path: str, query: dict[str, str], patience: float = 30) -> bytes:
         """A signed request (AWS signature, version 4)."""
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         host = self.endpoint.removeprefix("http://")
@@ -73,7 +123,7 @@ class S3:
         request.add_header("x-amz-content-sha256", empty)
         signed = f"AWS4-HMAC-SHA256 Credential={KEY}/{scope}, SignedHeaders={names}, Signature={key.hex()}"
         request.add_header("Authorization", signed)
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=patience) as answer:
             return bytes(answer.read())
 
     def environ(self) -> dict[str, str]:
@@ -93,7 +143,7 @@ class S3:
         container: Object = {
             "name": "s3",
             "image": IMAGE,
-            "command": ["weed", "-logtostderr=true", "server", *options],
+            "command": ["sh", "-c", SERVE, "serve", "-logtostderr=true", "server", *options],
             "workingDir": "/data",
             "env": [{"name": "HOME", "value": "/data"}, {"name": "GOMEMLIMIT", "value": "200MiB"}],
             "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1},

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from s3 import S3
 
-from kube import Namespace, Object, Operator, kubectl, until
+from kube import TOP, Namespace, Object, Operator, kubectl, until
 
 
 class Pipeline:
@@ -244,3 +249,32 @@ def test_people_make_follow_and_end_runs_by_the_command(pipeline: Pipeline, oper
     assert daskade("status", run, "--watch", "-o", "json").returncode == 0
     said = daskade("status", run[:-1])
     assert (said.returncode, f"did you mean {run}?" in said.stderr) == (2, True), said.stderr
+
+
+@pytest.mark.skipif(not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="pods' addresses are not reachable from here")
+def test_the_example_is_applied_and_there_is_one_finished_run(space: Namespace, tmp_path: Path) -> None:
+    """From `kubectl apply` to the end: nothing is given but a storage, and a small n."""
+    s3 = S3(space)
+    example = yaml.safe_load((TOP / "examples/diamond.yaml").read_text())
+    example["spec"]["params"][0]["default"] = 8
+    example["spec"]["storage"] = s3.storage("diamond")
+    file = tmp_path / "diamond.yaml"
+    file.write_text(json.dumps(example))
+    kubectl("-n", space.name, "apply", "-f", str(file))
+    pipeline = Pipeline(space, "diamond")
+    (run,) = pipeline.settled(1)
+    until("it has ended", lambda: pipeline.ended(run), 180)
+    shown = kubectl("-n", space.name, "get", "dpr", "--no-headers").split()
+    assert shown[:3] == [run, "Succeeded", "25/25"], shown
+    assert pipeline.run(run)["status"]["results"] == {"total": 56}
+    until("its cluster is gone", lambda: not space.list("daskclusters"), 60)
+    until("and its pods", lambda: not space.list("pods", "daskade.dev/cluster"), 60)
+    uid = pipeline.run(run)["metadata"]["uid"]
+    kept = s3.keys(f"diamond/runs/{uid}/")
+    assert any("/journal/" in key for key in kept), kept
+
+    # The same again is no change.
+    said = kubectl("-n", space.name, "apply", "-f", str(file))
+    assert "unchanged" in said, said
+    assert pipeline.settled(1) == [run]
+    assert pipeline.status()["lastRun"] == run

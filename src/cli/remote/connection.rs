@@ -2,8 +2,8 @@
 
 use kube::api::DynamicObject;
 use kube::config::KubeConfigOptions;
-use kube::core::ApiResource;
-use kube::{Api, Client, Config};
+use kube::core::{ApiResource, NamespaceResourceScope};
+use kube::{Api, Client, Config, Resource};
 use serde_json::{Value, json};
 
 use crate::api::{Pipeline, PipelineRun};
@@ -64,6 +64,14 @@ impl Connection {
             None => format!("; list them by daskade runs -n {}", self.namespace),
         };
         Failure::bad_input(format!("there is no run {name} in the namespace {}{hint}", self.namespace))
+    }
+
+    /// Objects of Kubernetes' own.
+    pub fn typed<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
     }
 
     fn api(&self, resource: &ApiResource) -> Api<DynamicObject> {

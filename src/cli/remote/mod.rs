@@ -1,10 +1,18 @@
 //! Runs in Kubernetes, with the kubeconfig and the rights of whoever runs the command.
 
 mod connection;
+mod dashboard;
+mod logs;
+mod resume;
+mod scheduler;
 mod show;
 mod submit;
+mod tunnel;
 
 pub(super) use self::{
+    dashboard::dashboard,
+    logs::logs,
+    resume::resume,
     show::{cancel, runs, status},
     submit::submit,
 };

@@ -192,7 +192,7 @@ fn condition(run: &Value) -> Option<&Value> {
 }
 
 /// Whether it has ended, and well.
-fn ended(run: &Value) -> Option<bool> {
+pub(super) fn ended(run: &Value) -> Option<bool> {
     match condition(run)?["status"].as_str()? {
         "True" => Some(true),
         "False" => Some(false),
@@ -200,7 +200,7 @@ fn ended(run: &Value) -> Option<bool> {
     }
 }
 
-fn state(run: &Value) -> &str {
+pub(super) fn state(run: &Value) -> &str {
     match word(run, "/status/state") {
         "" if run.pointer("/spec/suspend").is_some_and(|suspend| *suspend == json!(true)) => "Suspended",
         "" => "Pending",
@@ -220,7 +220,7 @@ fn old(run: &Value) -> String {
     made.map(|made| age(Timestamp::now().duration_since(made).as_secs_f64())).unwrap_or_default()
 }
 
-fn word<'a>(value: &'a Value, path: &str) -> &'a str {
+pub(super) fn word<'a>(value: &'a Value, path: &str) -> &'a str {
     value.pointer(path).and_then(Value::as_str).unwrap_or_default()
 }
 

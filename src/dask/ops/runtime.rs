@@ -275,8 +275,8 @@ pub struct FollowEvents {
     pub run: String,
     /// From [`Opened`].
     pub epoch: u64,
-    /// Events after this one.
-    pub since: u64,
+    /// Events after this one; none: those from now on, for one who looks on and holds no events back.
+    pub since: Option<u64>,
     /// The scheduler process that `since` belongs to.
     pub instance: String,
     /// How many events may be on the way without being acknowledged.
@@ -293,12 +293,44 @@ impl FollowEvents {
         FollowEvents {
             run: run.to_owned(),
             epoch,
-            since,
+            since: Some(since),
             instance: instance.to_owned(),
             window: 4000,
             beat: 5.0,
             logs: false,
         }
+    }
+
+    /// Events and log lines from now on, for one who looks on.
+    pub fn looking_on(run: &str, epoch: u64, instance: &str) -> FollowEvents {
+        FollowEvents { since: None, logs: true, ..FollowEvents::new(run, epoch, 0, instance) }
+    }
+}
+
+/// `daskade-logs`: log objects of an open run as its storage has them, in order of their keys.
+#[derive(Debug, Clone, Serialize)]
+pub struct StoredLogs {
+    /// Unique id of the run.
+    pub run: String,
+    /// Only those with a key beyond this one.
+    pub after: Option<String>,
+}
+
+/// Answer of [`StoredLogs`]: about four megabytes, or one object.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct LogObjects {
+    /// Keys and contents.
+    pub objects: Vec<(String, serde_bytes::ByteBuf)>,
+    /// Whether there are more after the last one.
+    pub more: bool,
+}
+
+impl Operation for StoredLogs {
+    const OP: &'static str = "daskade-logs";
+    type Reply = LogObjects;
+
+    fn deadline(deadlines: &Deadlines) -> Duration {
+        deadlines.slow
     }
 }
 

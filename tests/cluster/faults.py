@@ -1,0 +1,174 @@
+"""What is done to a run on pods. Each fault gives the moment from which its recovery counts, in seconds since 1970."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+import urllib.error
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from evidence import Case
+from s3 import S3
+
+from kube import Namespace, Operator, kubectl, until
+
+STATE = Path(os.environ.get("CLUSTER_DIR", "/var/tmp/daskade-cluster"))
+# How long a storage is away, in seconds; `./test full` makes it a minute.
+OUTAGE = float(os.environ.get("DASKADE_TEST_OUTAGE", "20"))
+
+
+@dataclass
+class Scene:
+    """A run under way, and what there is to strike at."""
+
+    space: Namespace
+    run: str
+    case: Case
+    s3: S3
+    operator: Operator
+    rng: random.Random
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``again``: executions that it may cost beyond one per task. ``aim``: seconds in which the run should be back.
+    ``replaced``: the run is back with the first step on a pod that was not there before. ``lag``: seconds for which those
+    that are cut off may begin another step. ``options``: of the operator, from before the run on.
+    """
+
+    strike: Callable[[Scene], float]
+    again: int
+    aim: float
+    replaced: bool = False
+    lag: float = 0.0
+    options: tuple[str, ...] = ()
+    width: int = 6
+    seconds: float = 1.0
+
+
+def kill_operator(scene: Scene) -> float:
+    """Killed and started again. It counts from its lease on, and it is back when the run is open."""
+    operator = scene.operator
+    before = operator.log.stat().st_size
+    operator.stop(signal.SIGKILL)
+    operator.start()
+    led = time.time()
+
+    def opened() -> float | None:
+        with operator.log.open("rb") as log:
+            log.seek(before)
+            for line in log.read().decode().splitlines():
+                if "the run is open" in line and f'"{scene.space.name}/{scene.run}"' in line:
+                    return datetime.fromisoformat(json.loads(line)["timestamp"].replace("Z", "+00:00")).timestamp()
+        return None
+
+    took = float(until("the run is open again", opened, 60, every=0.1)) - led
+    print(f"\n  {'operator, run open after its lease':34} {max(took, 0.0):5.1f} s (aim 5 s)")
+    assert took <= 15, took
+    return led
+
+
+def delete_scheduler(scene: Scene) -> float:
+    return _delete(scene, [pod["metadata"]["name"] for pod in scene.space.pods(scene.run, "scheduler")])
+
+
+def delete_worker(scene: Scene) -> float:
+    """One that has a step."""
+    ended = {mark.pod for mark in scene.case.marks() if mark.end is None}
+    workers = scene.space.workers(scene.run)
+    return _delete(scene, [scene.rng.choice(sorted(ended.intersection(workers)) or workers)])
+
+
+def delete_workers(scene: Scene) -> float:
+    return _delete(scene, scene.space.workers(scene.run))
+
+
+def _delete(scene: Scene, pods: list[str]) -> float:
+    """At once, or with what a pod does when it is asked to end."""
+    how = scene.rng.choice([["--force", "--grace-period=0"], ["--grace-period=2"]])
+    kubectl("-n", scene.space.name, "delete", "pod", *pods, "--wait=false", *how)
+    return time.time()
+
+
+def drain_node(scene: Scene) -> float:
+    """Its pods are evicted, and none comes back until the node takes pods again."""
+    node = scene.space.pods(scene.run, "scheduler")[0]["spec"]["nodeName"]
+    before = {pod["metadata"]["uid"] for pod in scene.space.pods(scene.run)}
+    selector = f"--pod-selector=daskade.dev/cluster={scene.run}"
+    try:
+        kubectl("drain", node, selector, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s")
+        time.sleep(1.0)
+    finally:
+        kubectl("uncordon", node)
+    now = time.time()
+    assert not before & {pod["metadata"]["uid"] for pod in scene.space.pods(scene.run)}, "no pod was left out"
+    return now
+
+
+def stop_storage(scene: Scene) -> float:
+    scene.s3.stop()
+    time.sleep(OUTAGE)
+    scene.s3.go_on()
+    return time.time()
+
+
+def kill_storage(scene: Scene) -> float:
+    scene.s3.kill(OUTAGE)
+    time.sleep(OUTAGE)
+    until("the storage is back", scene.s3.answers, 60, every=0.1)
+    return time.time()
+
+
+def rotate_certificates(scene: Scene) -> float:
+    """Others in place of all that the cluster has, while nothing is replaced."""
+    before = scene.space.status(scene.run)["tls"]["expires"]
+    pods = {pod["metadata"]["uid"] for pod in scene.space.pods(scene.run)}
+    until("they are renewed", lambda: scene.space.status(scene.run)["tls"]["expires"] > before, 60)
+    now = time.time()
+    assert pods == {pod["metadata"]["uid"] for pod in scene.space.pods(scene.run)}
+    return now
+
+
+def restart_api_server(scene: Scene) -> float:
+    """Killed, away for three seconds, started as it was."""
+    file = STATE / "kube-apiserver.pid"
+    pid = int(file.read_text())
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
+    folder = os.readlink(f"/proc/{pid}/cwd")
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(3.0)
+    with (STATE / "log/kube-apiserver.log").open("ab") as log:
+        options = {"cwd": folder, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
+        started = subprocess.Popen(words, **options)
+    file.write_text(f"{started.pid}\n")
+
+    def ready() -> bool:
+        try:
+            return kubectl("get", "--raw", "/readyz").strip() == "ok"
+        except (AssertionError, urllib.error.URLError):
+            return False
+
+    until("the API server is ready", ready, 60, every=0.2)
+    return time.time()
+
+
+FAULTS = {
+    "operator": Fault(kill_operator, again=0, aim=5),
+    "scheduler": Fault(delete_scheduler, again=6, aim=20, lag=1.0),
+    "worker": Fault(delete_worker, again=3, aim=10, replaced=True),
+    "workers": Fault(delete_workers, again=6, aim=10, replaced=True),
+    "drain": Fault(drain_node, again=6, aim=20, replaced=True),
+    "storage-hangs": Fault(stop_storage, again=0, aim=10, width=8),
+    "storage-gone": Fault(kill_storage, again=0, aim=10, width=8),
+    "certificates": Fault(
+        rotate_certificates, again=0, aim=5, width=22, seconds=2.0, options=("--certificate-lifetime", "1m")
+    ),
+    "api-server": Fault(restart_api_server, again=0, aim=5, width=8),
+}
