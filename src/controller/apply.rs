@@ -224,7 +224,12 @@ impl Writer<'_> {
         if let Some((key, record)) = answer
             && key == *self.key
         {
-            self.cache.put(kind, &key, name, Record { unseen: Some(Instant::now()), ..record });
+            let record = Record { unseen: Some(Instant::now()), ..record };
+            if kind.is_root() {
+                self.cache.renew(kind, &key, record);
+            } else {
+                self.cache.put(kind, &key, name, record);
+            }
         }
     }
 

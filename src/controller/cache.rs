@@ -131,34 +131,18 @@ impl Cache {
     /// A watch showed an object, or the API server answered a write of ours with it (`record.unseen`). Tells whether that
     /// is news; an older version than the known one never is.
     pub fn put(&self, kind: Kind, key: &Key, name: &str, record: Record) -> bool {
+        store(self.lock().entry(key.clone()).or_default(), kind, name, record)
+    }
+
+    /// The API server answered a write of ours to an object that is looked at for itself. The answer may come after the
+    /// watch has shown its end, or another object of its name: then it is about the past, and must not bring it back.
+    pub fn renew(&self, kind: Kind, key: &Key, record: Record) {
         let mut entries = self.lock();
-        let entry = entries.entry(key.clone()).or_default();
-        let known = match kind {
-            kind if kind.is_root() => entry.root.as_mut(),
-            _ => entry.children.get_mut(&(kind, name.to_owned())),
-        };
-        if let Some(known) = known {
-            if known.uid == record.uid && is_older(&record.version, &known.version) {
-                return false;
-            }
-            if record.unseen.is_none() && known.uid == record.uid {
-                known.unseen = None;
-            }
-            if known.uid == record.uid && known.version == record.version {
-                return false;
-            }
-            let same = known.uid == record.uid && known.owner == record.owner && known.body == record.body;
-            *known = record;
-            if same {
-                return false;
-            }
-        } else if kind.is_root() {
-            entry.root = Some(record);
-        } else {
-            entry.children.insert((kind, name.to_owned()), record);
+        if let Some(entry) = entries.get_mut(key)
+            && entry.root.as_ref().is_some_and(|known| known.uid == record.uid)
+        {
+            store(entry, kind, &key.name, record);
         }
-        entry.revision += 1;
-        true
     }
 
     /// An object is gone; tells whether it was known. With a uid: only if it is that one.
@@ -240,6 +224,36 @@ fn is_fresh(record: &Record) -> bool {
     record.unseen.is_some_and(|since| since.elapsed() < UNSEEN)
 }
 
+/// Puts a record into an entry; tells whether that is news.
+fn store(entry: &mut Entry, kind: Kind, name: &str, record: Record) -> bool {
+    let known = match kind {
+        kind if kind.is_root() => entry.root.as_mut(),
+        _ => entry.children.get_mut(&(kind, name.to_owned())),
+    };
+    if let Some(known) = known {
+        if known.uid == record.uid && is_older(&record.version, &known.version) {
+            return false;
+        }
+        if record.unseen.is_none() && known.uid == record.uid {
+            known.unseen = None;
+        }
+        if known.uid == record.uid && known.version == record.version {
+            return false;
+        }
+        let same = known.uid == record.uid && known.owner == record.owner && known.body == record.body;
+        *known = record;
+        if same {
+            return false;
+        }
+    } else if kind.is_root() {
+        entry.root = Some(record);
+    } else {
+        entry.children.insert((kind, name.to_owned()), record);
+    }
+    entry.revision += 1;
+    true
+}
+
 /// Versions of one object can be compared as numbers since Kubernetes 1.35, and could be in fact ever since.
 fn is_older(version: &str, known: &str) -> bool {
     matches!((version.parse::<u64>(), known.parse::<u64>()), (Ok(version), Ok(known)) if version < known)
@@ -284,6 +298,22 @@ mod tests {
         assert!(!cache.remove(Kind::Service, &key(), "s", Some("1")), "the deletion of the one before comes late");
         assert!(cache.remove(Kind::Service, &key(), "s", Some("2")));
         assert!(cache.keys().is_empty());
+    }
+
+    #[test]
+    fn a_late_answer_brings_nothing_back() {
+        let cache = Cache::default();
+        let root =
+            |cache: &Cache| cache.entry(&key()).and_then(|entry| entry.root).map(|root| (root.uid, root.version));
+        cache.put(Kind::Cluster, &key(), "c", record("1", "10", "a"));
+        cache.renew(Kind::Cluster, &key(), written("1", "11", "b"));
+        assert_eq!(root(&cache), Some(("1".to_owned(), "11".to_owned())));
+        cache.remove(Kind::Cluster, &key(), "c", Some("1"));
+        cache.renew(Kind::Cluster, &key(), written("1", "12", "c"));
+        assert!(cache.keys().is_empty(), "it is gone");
+        cache.put(Kind::Cluster, &key(), "c", record("2", "14", "a"));
+        cache.renew(Kind::Cluster, &key(), written("1", "13", "d"));
+        assert_eq!(root(&cache), Some(("2".to_owned(), "14".to_owned())), "another one has its name");
     }
 
     #[tokio::test(start_paused = true)]

@@ -143,7 +143,7 @@ pub(super) async fn write_status(
     match api.patch_status(&key.name, &params(), &Patch::<()>::Json(patch)).await {
         Ok(object) => {
             if let Some((_, record)) = watch::read_pipeline(&object) {
-                cache.put(Kind::Pipeline, key, &key.name, Record { unseen: Some(Instant::now()), ..record });
+                cache.renew(Kind::Pipeline, key, Record { unseen: Some(Instant::now()), ..record });
             }
             Ok(())
         }

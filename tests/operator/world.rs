@@ -17,11 +17,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::api::{Api, Recorded};
-use crate::eventually;
 use crate::scheduler::{Journal, Journals, Scheduler};
 
-/// Seconds on a machine that has nothing else to do; a busy one takes a while.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(20);
 
 pub struct World {
     pub api: Api,
@@ -170,7 +168,17 @@ impl World {
             let ready = self.condition(namespace, name, "Ready");
             ready["status"] == "True" && ready["observedGeneration"] == object["metadata"]["generation"]
         };
-        eventually(&format!("{namespace}/{name} is ready"), SOON, is_ready).await;
+        let end = Instant::now() + SOON;
+        while !is_ready() {
+            let status = || self.object(namespace, name)["status"].clone();
+            assert!(
+                Instant::now() < end,
+                "{namespace}/{name} is not ready: {:#}; {:?}",
+                status(),
+                self.pods(namespace)
+            );
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub async fn until_reason(&self, namespace: &str, name: &str, reason: &str) {
