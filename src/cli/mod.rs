@@ -60,7 +60,7 @@ enum Command {
     Validate(options::ValidateOptions),
     /// Print the custom resource definitions
     Crd(options::CrdOptions),
-    /// Turn DaskClusters into running Dask clusters: the process in Kubernetes
+    /// Carry out DaskClusters, PipelineRuns and Pipelines: the process in Kubernetes
     Operator(Box<operator_options::OperatorOptions>),
 }
 

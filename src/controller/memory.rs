@@ -15,8 +15,6 @@ use crate::cluster::facts::{SchedulerFact, TlsFact};
 pub(super) struct Memory {
     pub uid: String,
     pub link: Option<Link>,
-    /// Passes in a row that failed.
-    pub failures: u32,
     /// Highest number of a pod that was ever planned.
     pub incarnation: u64,
     /// When its Secrets were last looked at.
@@ -50,10 +48,18 @@ pub(super) struct Totals {
     pub unreachable: usize,
 }
 
+/// Of one object of any kind.
+#[derive(Debug, Default)]
+pub(super) struct Kept<M> {
+    /// Passes in a row that failed.
+    pub failures: u32,
+    pub memory: M,
+}
+
 /// Of all objects of a kind.
 #[derive(Debug)]
 pub(super) struct Memories<M> {
-    all: Mutex<HashMap<Key, M>>,
+    all: Mutex<HashMap<Key, Kept<M>>>,
 }
 
 impl<M> Default for Memories<M> {
@@ -64,12 +70,12 @@ impl<M> Default for Memories<M> {
 
 impl<M: Default> Memories<M> {
     /// For a pass, which puts it back unless the object is gone. What a pass that panics took is lost.
-    pub fn take(&self, key: &Key) -> M {
+    pub fn take(&self, key: &Key) -> Kept<M> {
         self.lock().remove(key).unwrap_or_default()
     }
 
-    pub fn put(&self, key: &Key, memory: M) {
-        self.lock().insert(key.clone(), memory);
+    pub fn put(&self, key: &Key, kept: Kept<M>) {
+        self.lock().insert(key.clone(), kept);
     }
 
     /// Forgets everything; connections to schedulers end.
@@ -78,7 +84,7 @@ impl<M: Default> Memories<M> {
         drop(all);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, M>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Kept<M>>> {
         // Memories are moved in and out as a whole.
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -87,7 +93,7 @@ impl<M: Default> Memories<M> {
 impl Memories<Memory> {
     pub fn totals(&self) -> Totals {
         let mut totals = Totals::default();
-        for memory in self.lock().values() {
+        for Kept { memory, .. } in self.lock().values() {
             let Tally { ready, desired, workers } = memory.tally;
             totals.ready += usize::from(ready);
             totals.not_ready += usize::from(!ready);

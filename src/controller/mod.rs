@@ -47,9 +47,9 @@ use self::board::Board;
 use self::certificates::{CertificateSettings, Certificates};
 use self::events::Events;
 use self::lead::Lead;
-use self::memory::Memories;
 use self::pipelines::Pipelines;
 use self::reconcile::Context;
+use self::run::Desk;
 use self::runs::Runs;
 use self::scope::Scope;
 use self::turnstile::Turnstile;
@@ -138,26 +138,20 @@ pub async fn run(
     sinks.waiters.lead_to(sinks.runs.queue.clone());
     let pipelines = Arc::new(Pipelines {
         client: client.clone(),
-        lead: lead.clone(),
-        sink: sinks.pipelines.clone(),
-        memories: Memories::default(),
+        desk: Desk::new(sinks.pipelines.clone(), lead.clone(), metrics.clone()),
         events: events.clone(),
-        metrics: metrics.clone(),
         scope: scope.clone(),
         clock: Timestamp::now,
     });
     let runs = Arc::new(Runs {
         client: client.clone(),
-        lead: lead.clone(),
-        sink: sinks.runs.clone(),
+        desk: Desk::new(sinks.runs.clone(), lead.clone(), metrics.clone()),
         clusters: sinks.clusters.clone(),
         pipelines: sinks.pipelines.clone(),
         waiters: sinks.waiters.clone(),
         board: board.clone(),
         certificates: certificates.clone(),
-        memories: Memories::default(),
         events: events.clone(),
-        metrics: metrics.clone(),
         scope: scope.clone(),
         allowed: allowed_addresses,
         turnstile: Turnstile::new(limits.runs_per_namespace.map(|most| most as usize)),
@@ -168,13 +162,10 @@ pub async fn run(
         most_workers: limits.workers_per_cluster,
         client,
         settings: build::Settings { image, runtime: runtime_zip(), runtime_digest: RUNTIME_DIGEST, operator },
-        lead,
-        sink: sinks.clusters,
-        memories: Memories::default(),
+        desk: Desk::new(sinks.clusters, lead, metrics),
         certificates,
         board,
         events,
-        metrics,
         scope,
         clock: Timestamp::now,
     });

@@ -1,6 +1,5 @@
 //! One pass over one Pipeline: its runs, what [`trigger::plan`] decides about them, and what to tell.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,17 +11,14 @@ use super::cache::{Entry, Kind, Record};
 use super::error::{Class, PassError};
 use super::events::{Events, Note, notes};
 use super::gather::problems_text;
-use super::lead::Lead;
-use super::memory::Memories;
 use super::pipeline_writes::{Made, Writer};
 use super::queue::Key;
-use super::run::{Controller, Done};
+use super::run::{Controller, Desk, Done};
 use super::scope::Scope;
-use super::watch::Sink;
 use crate::api::status::PipelineStatus;
 use crate::cluster::names::QUEUE_LABEL;
 use crate::problem::Problem;
-use crate::telemetry::metrics::{self, Metrics, Outcome};
+use crate::telemetry::metrics::{self, Outcome};
 use crate::trigger::{self, Action, Cause, Facts, Plan, Subject, Timing, Trouble};
 
 /// Every Pipeline is looked at about this often even if nothing happens: moments are kept by a clock that may stand still
@@ -34,11 +30,8 @@ const ROUNDS: usize = 10;
 /// What passes share.
 pub(super) struct Pipelines {
     pub client: Client,
-    pub lead: Lead,
-    pub sink: Sink,
-    pub memories: Memories<Memory>,
+    pub desk: Desk<Memory>,
     pub events: Events,
-    pub metrics: Arc<Metrics>,
     pub scope: Scope,
     /// The time.
     pub clock: fn() -> Timestamp,
@@ -47,8 +40,6 @@ pub(super) struct Pipelines {
 /// What is remembered of a Pipeline from one pass to the next.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    /// Passes in a row that failed.
-    failures: u32,
     /// What the checks said of a uid and generation.
     checked: Option<(String, i64, Result<(), String>)>,
 }
@@ -58,46 +49,8 @@ impl Controller for Pipelines {
 
     const NAME: metrics::Controller = metrics::Controller::Pipeline;
 
-    async fn reconcile(&self, key: &Key, memory: &mut Memory) -> Done {
-        match self.pass(key, memory).await {
-            Ok(done) => {
-                memory.failures = 0;
-                done
-            }
-            Err(error) => {
-                memory.failures = memory.failures.saturating_add(1);
-                let class = error.class();
-                match class {
-                    Class::Conflict | Class::Fenced => tracing::debug!(class = ?class, "failed to {error}"),
-                    // Told once; the status goes on telling it.
-                    _ if memory.failures == 1 => tracing::warn!(class = ?class, "failed to {error}"),
-                    _ => tracing::debug!(class = ?class, failures = memory.failures, "failed to {error}"),
-                }
-                Done { outcome: class.outcome(), again: class.again(key, memory.failures), gone: false }
-            }
-        }
-    }
-
-    fn sink(&self) -> &Sink {
-        &self.sink
-    }
-
-    fn memories(&self) -> &Memories<Memory> {
-        &self.memories
-    }
-
-    fn lead(&self) -> &Lead {
-        &self.lead
-    }
-
-    fn metrics(&self) -> &Metrics {
-        &self.metrics
-    }
-}
-
-impl Pipelines {
     async fn pass(&self, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
-        let entry = self.sink.cache.entry(key).unwrap_or_default();
+        let entry = self.desk.sink.cache.entry(key).unwrap_or_default();
         let Some(record) = &entry.root else {
             // Its runs go on by themselves.
             return Ok(Done { outcome: Outcome::Settled, again: None, gone: true });
@@ -121,7 +74,7 @@ impl Pipelines {
                 return Ok(Done { outcome: Outcome::Invalid, again: Some(jittered(PERIOD, key)), gone: false });
             }
         }
-        let writer = Writer { client: &self.client, cache: &self.sink.cache, key, subject: &subject, spec: &spec };
+        let writer = Writer { client: &self.client, cache: &self.desk.sink.cache, key, subject: &subject, spec: &spec };
         let timing = subject.spec.schedule.as_ref().and_then(|schedule| Timing::read(schedule, subject.created).ok());
         let mut facts = Facts::default();
         let mut made: Vec<Note> = Vec::new();
@@ -130,7 +83,7 @@ impl Pipelines {
         let mut planned = Plan::default();
         for round in 0..=ROUNDS {
             facts.now = (self.clock)();
-            facts.runs = runs(&self.sink.cache.entry(key).unwrap_or_default());
+            facts.runs = runs(&self.desk.sink.cache.entry(key).unwrap_or_default());
             planned = trigger::plan(&subject, timing.as_ref(), &facts);
             if planned.actions.is_empty() || error.is_some() || round == ROUNDS {
                 break;
@@ -170,6 +123,12 @@ impl Pipelines {
         Ok(Done { outcome: Outcome::Settled, again: Some(again), gone: false })
     }
 
+    fn desk(&self) -> &Desk<Memory> {
+        &self.desk
+    }
+}
+
+impl Pipelines {
     /// Writes the status if it says something new, and publishes what happened.
     async fn tell(
         &self,
@@ -185,7 +144,7 @@ impl Pipelines {
         if *status == subject.status {
             return Ok(());
         }
-        super::pipeline_writes::write_status(&self.client, &self.sink.cache, key, &subject.uid, status).await?;
+        super::pipeline_writes::write_status(&self.client, &self.desk.sink.cache, key, &subject.uid, status).await?;
         later.into_iter().for_each(publish);
         notes(&subject.status.conditions, &status.conditions).into_iter().for_each(publish);
         Ok(())

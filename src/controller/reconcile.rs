@@ -12,16 +12,14 @@ use super::backoff::jittered;
 use super::board::Board;
 use super::cache::{Entry, Kind};
 use super::certificates::{Certificates, Credentials};
-use super::error::{Class, PassError};
+use super::error::PassError;
 use super::events::{Events, notes};
 use super::gather::{Object, gather_pods, problems_text, read_object};
-use super::lead::Lead;
 use super::link::{Link, Target};
-use super::memory::{Memories, Memory, Tally};
+use super::memory::{Memory, Tally};
 use super::queue::Key;
-use super::run::{Controller, Done};
+use super::run::{Controller, Desk, Done};
 use super::scope::Scope;
-use super::watch::Sink;
 use crate::api::status::DaskClusterStatus;
 use crate::cluster::build::{self, PodTemplates, build_children, build_runtime, build_templates};
 use crate::cluster::facts::{Cluster, Facts, Phase, PodFact, Refusal, Role, SchedulerFact, TlsFact};
@@ -29,7 +27,7 @@ use crate::cluster::plan::{Plan, Templates, plan};
 use crate::cluster::status::{build_status, invalid_status};
 use crate::cluster::{names, too_many_workers};
 use crate::dask::{Address, Scheme};
-use crate::telemetry::metrics::{self, Metrics, Outcome};
+use crate::telemetry::metrics::{self, Outcome};
 
 /// Every cluster is looked at about this often even if nothing happens: its Secrets are read, which no watch shows.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -59,14 +57,11 @@ const SWEEP_AGAIN: Duration = Duration::from_secs(60);
 pub(super) struct Context {
     pub client: Client,
     pub settings: build::Settings,
-    pub lead: Lead,
-    pub sink: Sink,
-    pub memories: Memories<Memory>,
+    pub desk: Desk<Memory>,
     pub certificates: Arc<Certificates>,
     /// For runs.
     pub board: Arc<Board>,
     pub events: Events,
-    pub metrics: Arc<Metrics>,
     pub scope: Scope,
     /// Workers that one cluster may ask for.
     pub most_workers: Option<u32>,
@@ -79,14 +74,18 @@ impl Controller for Context {
 
     const NAME: metrics::Controller = metrics::Controller::DaskCluster;
 
-    async fn reconcile(&self, key: &Key, memory: &mut Memory) -> Done {
-        reconcile(self, key, memory).await
+    async fn pass(&self, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
+        let ended = pass(self, key, memory).await;
+        if ended.is_err() {
+            memory.settled = None;
+        }
+        ended
     }
 
     /// Removes authorities of clusters that are gone, from time to time.
     async fn lead_on(&self) {
         loop {
-            let known = || self.sink.cache.uids();
+            let known = || self.desk.sink.cache.uids();
             let pause = match self.certificates.sweep(|namespace| self.scope.watches(namespace), known).await {
                 Ok(()) => SWEEP,
                 Err(error) => {
@@ -98,55 +97,21 @@ impl Controller for Context {
         }
     }
 
-    fn sink(&self) -> &Sink {
-        &self.sink
-    }
-
-    fn memories(&self) -> &Memories<Memory> {
-        &self.memories
-    }
-
-    fn lead(&self) -> &Lead {
-        &self.lead
-    }
-
-    fn metrics(&self) -> &Metrics {
-        &self.metrics
+    fn desk(&self) -> &Desk<Memory> {
+        &self.desk
     }
 }
 
 impl Context {
     /// How often each cluster is looked at even if nothing happens.
     fn period(&self) -> Duration {
-        PERIOD.max(SHARE.saturating_mul(u32::try_from(self.sink.cache.len()).unwrap_or(u32::MAX)))
+        PERIOD.max(SHARE.saturating_mul(u32::try_from(self.desk.sink.cache.len()).unwrap_or(u32::MAX)))
     }
 }
 
 /// Looks at one cluster and does what is to be done.
-async fn reconcile(context: &Context, key: &Key, memory: &mut Memory) -> Done {
-    match pass(context, key, memory).await {
-        Ok(done) => {
-            memory.failures = 0;
-            done
-        }
-        Err(error) => {
-            memory.failures = memory.failures.saturating_add(1);
-            memory.settled = None;
-            let class = error.class();
-            let again = class.again(key, memory.failures);
-            match class {
-                Class::Conflict | Class::Fenced => tracing::debug!(class = ?class, "failed to {error}"),
-                // Told once; the status goes on telling it.
-                _ if memory.failures == 1 => tracing::warn!(class = ?class, "failed to {error}"),
-                _ => tracing::debug!(class = ?class, failures = memory.failures, "failed to {error}"),
-            }
-            Done { outcome: class.outcome(), again, gone: false }
-        }
-    }
-}
-
 async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
-    let Some(entry) = context.sink.cache.entry(key) else { return forget(context, key, memory).await };
+    let Some(entry) = context.desk.sink.cache.entry(key) else { return forget(context, key, memory).await };
     let Some(record) = &entry.root else { return forget(context, key, memory).await };
     if memory.uid != record.uid {
         forget(context, key, memory).await?;
@@ -186,7 +151,7 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
         context,
         key,
         memory,
-        writer: Writer { client: &context.client, cache: &context.sink.cache, key, uid: &uid },
+        writer: Writer { client: &context.client, cache: &context.desk.sink.cache, key, uid: &uid },
         now: (context.clock)(),
         refused: Vec::new(),
         error: None,
@@ -283,7 +248,7 @@ impl Work<'_> {
         self.prune(&cluster, &entry, &facts, &hashes).await;
 
         // What was written is in the cache now.
-        let after = self.context.sink.cache.entry(self.key).unwrap_or_default();
+        let after = self.context.desk.sink.cache.entry(self.key).unwrap_or_default();
         facts.pods = gather_pods(&after, &cluster.uid, self.now).0;
         facts.refused = std::mem::take(&mut self.refused);
         facts.tls = credentials.fact.clone();
@@ -300,7 +265,7 @@ impl Work<'_> {
         self.memory.tls = credentials.fact;
         let until = self.waits.iter().min().copied().unwrap_or(Duration::from_secs(24 * 3600));
         // What came in during the pass was asked for in the queue, and is looked at then.
-        let still = self.context.sink.cache.revision(self.key) == entry.revision;
+        let still = self.context.desk.sink.cache.revision(self.key) == entry.revision;
         self.memory.settled = still.then(|| (entry.revision, heard, Instant::now() + until));
         let outcome = if self.memory.tally.ready { Outcome::Settled } else { Outcome::Waiting };
         Ok(self.done(outcome))
@@ -403,7 +368,7 @@ impl Work<'_> {
         let may_ask = |pod: &&PodFact| (pod.ready || asked(pod)) && (!tls || credentials.client.is_some());
         let target = pod.filter(may_ask).and_then(|pod| {
             let address = Address::new(scheme, pod.ip.as_deref()?, names::SCHEDULER_PORT).ok()?;
-            let lead = self.context.lead.check().ok()?;
+            let lead = self.context.desk.lead.check().ok()?;
             let tls = credentials.client.clone();
             Some(Target { pod: pod.name.clone(), uid: pod.uid.clone(), address, tls, lead })
         });
@@ -416,7 +381,7 @@ impl Work<'_> {
             (Some(target), _) => {
                 // Runs need not wait for its first word.
                 board.seat(self.key, Some(&target));
-                let link = Link::start(target, self.key.clone(), self.context.sink.queue.clone());
+                let link = Link::start(target, self.key.clone(), self.context.desk.sink.queue.clone());
                 link.heard(FIRST_WORD).await;
                 self.memory.link = Some(link);
             }

@@ -7,6 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tracing::Instrument;
 
+use super::error::{Class, PassError};
 use super::lead::Lead;
 use super::memory::{Memories, Totals};
 use super::queue::Key;
@@ -31,7 +32,7 @@ pub(super) trait Controller: Send + Sync + 'static {
     const NAME: metrics::Controller;
 
     /// Looks at one object and does what is to be done.
-    fn reconcile(&self, key: &Key, memory: &mut Self::Memory) -> impl Future<Output = Done> + Send;
+    fn pass(&self, key: &Key, memory: &mut Self::Memory) -> impl Future<Output = Result<Done, PassError>> + Send;
 
     /// This process begins to lead, or does no more: nothing has had its turn yet.
     fn begin(&self) {}
@@ -41,10 +42,21 @@ pub(super) trait Controller: Send + Sync + 'static {
         std::future::pending()
     }
 
-    fn sink(&self) -> &Sink;
-    fn memories(&self) -> &Memories<Self::Memory>;
-    fn lead(&self) -> &Lead;
-    fn metrics(&self) -> &Metrics;
+    fn desk(&self) -> &Desk<Self::Memory>;
+}
+
+/// What giving turns takes.
+pub(super) struct Desk<M> {
+    pub sink: Sink,
+    pub memories: Memories<M>,
+    pub lead: Lead,
+    pub metrics: Arc<Metrics>,
+}
+
+impl<M> Desk<M> {
+    pub fn new(sink: Sink, lead: Lead, metrics: Arc<Metrics>) -> Self {
+        Self { sink, memories: Memories::default(), lead, metrics }
+    }
 }
 
 /// How a pass ended.
@@ -66,7 +78,7 @@ pub(super) async fn dispatch<C: Controller>(controller: Arc<C>, concurrency: usi
             biased;
             () = &mut stop => break,
             Some(_) = passes.join_next(), if !passes.is_empty() => {}
-            key = controller.sink().queue.next(), if passes.len() < concurrency => {
+            key = controller.desk().sink.queue.next(), if passes.len() < concurrency => {
                 passes.spawn(turn(controller.clone(), key));
             }
         }
@@ -79,8 +91,8 @@ pub(super) async fn dispatch<C: Controller>(controller: Arc<C>, concurrency: usi
 
 /// One turn of an object: everything around a pass.
 async fn turn<C: Controller>(controller: Arc<C>, key: Key) {
-    let queue = &controller.sink().queue;
-    if controller.lead().check().is_err() {
+    let queue = &controller.desk().sink.queue;
+    if controller.desk().lead.check().is_err() {
         // Once this process leads, all have their turn.
         queue.done(&key);
         return;
@@ -96,12 +108,17 @@ async fn turn<C: Controller>(controller: Arc<C>, key: Key) {
         outcome = tracing::field::Empty
     );
     let begun = Instant::now();
-    let mut memory = controller.memories().take(&key);
-    let ended = isolate(controller.reconcile(&key, &mut memory)).instrument(span.clone()).await;
+    let mut kept = controller.desk().memories.take(&key);
+    let pass = async {
+        let ended = controller.pass(&key, &mut kept.memory).await;
+        kept.failures = if ended.is_ok() { 0 } else { kept.failures.saturating_add(1) };
+        ended.unwrap_or_else(|error| failed(&key, kept.failures, &error))
+    };
+    let ended = isolate(pass).instrument(span.clone()).await;
     let outcome = match ended {
         Ok(Done { outcome, again, gone }) => {
-            if !gone && controller.lead().check().is_ok() {
-                controller.memories().put(&key, memory);
+            if !gone && controller.desk().lead.check().is_ok() {
+                controller.desk().memories.put(&key, kept);
             }
             if let Some(again) = again {
                 queue.add_after(key.clone(), again);
@@ -115,17 +132,29 @@ async fn turn<C: Controller>(controller: Arc<C>, key: Key) {
         }
     };
     span.record("outcome", tracing::field::debug(outcome));
-    controller.metrics().observe_reconcile(C::NAME, outcome, begun.elapsed());
+    controller.desk().metrics.observe_reconcile(C::NAME, outcome, begun.elapsed());
     queue.done(&key);
+}
+
+/// What follows from a pass that failed, for the n-th time in a row.
+fn failed(key: &Key, failures: u32, error: &PassError) -> Done {
+    let class = error.class();
+    match class {
+        Class::Conflict | Class::Fenced => tracing::debug!(class = ?class, "failed to {error}"),
+        // Told once; the status goes on telling it.
+        _ if failures == 1 => tracing::warn!(class = ?class, "failed to {error}"),
+        _ => tracing::debug!(class = ?class, failures, "failed to {error}"),
+    }
+    Done { outcome: class.outcome(), again: class.again(key, failures), gone: false }
 }
 
 /// When this process begins to lead, all objects have their turn; when it leads no more, everything is forgotten. Ends
 /// with the lease.
 pub(super) async fn follow_lead<C: Controller>(controller: Arc<C>) {
-    let mut epochs = controller.lead().epochs();
+    let mut epochs = controller.desk().lead.epochs();
     loop {
         let epoch = *epochs.borrow_and_update();
-        controller.memories().clear();
+        controller.desk().memories.clear();
         controller.begin();
         if epoch.is_none() {
             if epochs.changed().await.is_err() {
@@ -133,8 +162,8 @@ pub(super) async fn follow_lead<C: Controller>(controller: Arc<C>) {
             }
             continue;
         }
-        for key in controller.sink().cache.keys() {
-            controller.sink().queue.add(key);
+        for key in controller.desk().sink.cache.keys() {
+            controller.desk().sink.queue.add(key);
         }
         tokio::select! {
             changed = epochs.changed() => if changed.is_err() {
@@ -148,10 +177,10 @@ pub(super) async fn follow_lead<C: Controller>(controller: Arc<C>) {
 /// Keeps the sums in the metrics. Never ends.
 pub(super) async fn count(context: Arc<Context>) {
     loop {
-        let Totals { ready, not_ready, desired, workers, connected, unreachable } = context.memories.totals();
-        context.metrics.set_clusters(ready, not_ready);
-        context.metrics.set_workers(desired, workers);
-        context.metrics.set_schedulers(connected, unreachable);
+        let Totals { ready, not_ready, desired, workers, connected, unreachable } = context.desk.memories.totals();
+        context.desk.metrics.set_clusters(ready, not_ready);
+        context.desk.metrics.set_workers(desired, workers);
+        context.desk.metrics.set_schedulers(connected, unreachable);
         tokio::time::sleep(COUNT).await;
     }
 }

@@ -17,13 +17,11 @@ use super::cache::{Kind, Record};
 use super::certificates::Certificates;
 use super::charter::{Stored, revision_name};
 use super::drive::{Drive, End};
-use super::error::{Class, PassError};
+use super::error::PassError;
 use super::events::{Events, notes};
 use super::gather::read_run;
-use super::lead::Lead;
-use super::memory::Memories;
 use super::queue::Key;
-use super::run::{Controller, Done};
+use super::run::{Controller, Desk, Done};
 use super::run_writes::own_cluster;
 use super::scope::Scope;
 use super::turnstile::{Full, Turnstile};
@@ -37,7 +35,7 @@ use crate::runs::admit::{self, Admission, Charter};
 use crate::runs::facts::{ClusterFact, DriveFact, Facts, Place, Run, SpecFact};
 use crate::runs::plan::{ClusterStep, DriveStep, Hold, Plan, State, plan};
 use crate::runs::status::{build_status, says_the_same};
-use crate::telemetry::metrics::{self, Metrics, Outcome};
+use crate::telemetry::metrics::{self, Outcome};
 
 /// Every run that has not ended is looked at about this often even if nothing happens.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -57,16 +55,13 @@ const PROBLEMS: usize = 10;
 /// What passes share.
 pub(super) struct Runs {
     pub client: Client,
-    pub lead: Lead,
-    pub sink: Sink,
+    pub desk: Desk<Memory>,
     pub clusters: Sink,
     pub pipelines: Sink,
     pub waiters: Arc<Waiters>,
     pub board: Arc<Board>,
     pub certificates: Arc<Certificates>,
-    pub memories: Memories<Memory>,
     pub events: Events,
-    pub metrics: Arc<Metrics>,
     pub scope: Scope,
     /// Addresses of schedulers outside that may be used.
     pub allowed: Vec<regex::Regex>,
@@ -94,8 +89,6 @@ pub(super) struct Memory {
     waited: Option<String>,
     /// When its cancellation was first seen.
     cancelled: Option<Instant>,
-    /// Passes in a row that failed.
-    failures: u32,
     status_written: Option<Instant>,
     opening: Option<Instant>,
 }
@@ -105,65 +98,9 @@ impl Controller for Runs {
 
     const NAME: metrics::Controller = metrics::Controller::PipelineRun;
 
-    async fn reconcile(&self, key: &Key, memory: &mut Memory) -> Done {
-        match self.pass(key, memory).await {
-            Ok(done) => {
-                memory.failures = 0;
-                done
-            }
-            Err(error) => {
-                memory.failures = memory.failures.saturating_add(1);
-                let class = error.class();
-                match class {
-                    Class::Conflict | Class::Fenced => tracing::debug!(class = ?class, "failed to {error}"),
-                    _ if memory.failures == 1 => tracing::warn!(class = ?class, "failed to {error}"),
-                    _ => tracing::debug!(class = ?class, failures = memory.failures, "failed to {error}"),
-                }
-                Done { outcome: class.outcome(), again: class.again(key, memory.failures), gone: false }
-            }
-        }
-    }
-
-    /// Runs that have begun have their places before any other asks for one.
-    fn begin(&self) {
-        self.turnstile.clear();
-        for key in self.sink.cache.keys() {
-            let Some(record) = self.sink.cache.entry(&key).and_then(|entry| entry.root) else { continue };
-            let run = read_run(&key, &record, &record.json());
-            if !run.has_ended() && !run.spec.suspend && (run.held || run.status.revision.is_some()) {
-                self.turnstile.hold(&key);
-            }
-        }
-    }
-
-    fn sink(&self) -> &Sink {
-        &self.sink
-    }
-
-    fn memories(&self) -> &Memories<Memory> {
-        &self.memories
-    }
-
-    fn lead(&self) -> &Lead {
-        &self.lead
-    }
-
-    fn metrics(&self) -> &Metrics {
-        &self.metrics
-    }
-}
-
-impl Runs {
-    /// A run needs its place no more: the next ones have their turn.
-    fn leave(&self, key: &Key) {
-        for next in self.turnstile.leave(key) {
-            self.sink.queue.add(next);
-        }
-    }
-
     async fn pass(&self, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
         let gone = Done { outcome: Outcome::Settled, again: None, gone: true };
-        let Some(record) = self.sink.cache.entry(key).and_then(|entry| entry.root) else {
+        let Some(record) = self.desk.sink.cache.entry(key).and_then(|entry| entry.root) else {
             self.leave(key);
             return Ok(gone);
         };
@@ -177,10 +114,35 @@ impl Runs {
         let run = read_run(key, &record, &value);
         tracing::Span::current().record("uid", &run.uid).record("generation", run.generation);
         let uid = record.uid.clone();
-        let writer = Writer { client: &self.client, cache: &self.sink.cache, key, uid: &uid };
+        let writer = Writer { client: &self.client, cache: &self.desk.sink.cache, key, uid: &uid };
         let work =
             Work { runs: self, key, memory, writer, record, value, now: (self.clock)(), soon: None, error: None };
         work.run(run).await
+    }
+
+    /// Runs that have begun have their places before any other asks for one.
+    fn begin(&self) {
+        self.turnstile.clear();
+        for key in self.desk.sink.cache.keys() {
+            let Some(record) = self.desk.sink.cache.entry(&key).and_then(|entry| entry.root) else { continue };
+            let run = read_run(&key, &record, &record.json());
+            if !run.has_ended() && !run.spec.suspend && (run.held || run.status.revision.is_some()) {
+                self.turnstile.hold(&key);
+            }
+        }
+    }
+
+    fn desk(&self) -> &Desk<Memory> {
+        &self.desk
+    }
+}
+
+impl Runs {
+    /// A run needs its place no more: the next ones have their turn.
+    fn leave(&self, key: &Key) {
+        for next in self.turnstile.leave(key) {
+            self.desk.sink.queue.add(next);
+        }
     }
 }
 
@@ -433,7 +395,7 @@ impl Work<'_> {
                 }
             }
         };
-        let lead = self.runs.lead.check().unwrap_or(0);
+        let lead = self.runs.desk.lead.check().unwrap_or(0);
         let seat = Seat { address: address.to_owned(), tls, generation: 1, lead, foreign: true };
         self.memory.outside = Some(watch::Sender::new(Some(seat)));
         ClusterFact::Answers(None)
@@ -498,7 +460,7 @@ impl Work<'_> {
             });
             let before = self.memory.broken.take().map(|(trouble, _)| trouble);
             self.memory.opening = before.is_none().then(Instant::now);
-            let drive = Drive::start(spec, fabric, self.key.clone(), self.runs.sink.queue.clone(), before);
+            let drive = Drive::start(spec, fabric, self.key.clone(), self.runs.desk.sink.queue.clone(), before);
             self.memory.drive = Some(drive);
         }
         if let Some(drive) = self.memory.drive.as_ref().filter(|_| cancel) {
@@ -530,7 +492,7 @@ impl Work<'_> {
         let names = self.value.pointer("/metadata/finalizers").and_then(Value::as_array);
         let names: Vec<String> = names.into_iter().flatten().filter_map(Value::as_str).map(ToOwned::to_owned).collect();
         // A write of this pass has made another version.
-        let entry = self.runs.sink.cache.entry(self.key).and_then(|entry| entry.root);
+        let entry = self.runs.desk.sink.cache.entry(self.key).and_then(|entry| entry.root);
         let version = entry.map_or_else(|| self.record.version.clone(), |record| record.version);
         self.writer.hold(hold, &names, &version).await
     }

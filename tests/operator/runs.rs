@@ -8,6 +8,7 @@ use tokio::time::sleep;
 
 use crate::api::{Fault, Recorded};
 use crate::eventually;
+use crate::scheduler::Scheduler;
 use crate::world::{SOON, World, cluster_path, plain, run_path};
 
 /// One step, on a cluster of its own.
@@ -42,6 +43,15 @@ fn lines(world: &World) -> Vec<String> {
     let mut lines: Vec<String> = world.writes().iter().filter_map(told).collect();
     lines.dedup();
     lines
+}
+
+/// Makes the cluster [`on_shared`] runs on; steps begin there, and do not end as long as `held` stays.
+async fn holding(world: &World) -> Scheduler {
+    world.create("team", "c", &shared());
+    world.until_ready("team", "c").await;
+    let scheduler = world.scheduler("team", "c");
+    scheduler.change(|state| state.held = true);
+    scheduler
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -81,10 +91,7 @@ async fn a_run_is_written_down_made_room_for_held_driven_and_cleaned_up_after_in
 async fn a_new_leader_goes_on_with_a_run_that_is_open_and_hands_nothing_over_twice() {
     let world = World::new().await;
     let first = world.operator();
-    world.create("team", "c", &shared());
-    world.until_ready("team", "c").await;
-    let scheduler = world.scheduler("team", "c");
-    scheduler.change(|state| state.held = true);
+    let scheduler = holding(&world).await;
     world.create_run("team", "r", &json!({"pipelineSpec": on_shared()}));
     eventually("its step was handed over", SOON, || world.journal("team", "r").submits == 1).await;
     first.kill();
@@ -104,10 +111,7 @@ async fn of_more_runs_than_a_namespace_may_have_at_once_the_younger_wait_also_af
     let mut world = World::new().await;
     world.limits.runs_per_namespace = Some(1);
     let first = world.operator();
-    world.create("team", "c", &shared());
-    world.until_ready("team", "c").await;
-    let scheduler = world.scheduler("team", "c");
-    scheduler.change(|state| state.held = true);
+    let scheduler = holding(&world).await;
     world.create_run("team", "b-first", &json!({"pipelineSpec": on_shared()}));
     eventually("it runs", SOON, || world.journal("team", "b-first").submits == 1).await;
     world.create_run("team", "a-second", &json!({"pipelineSpec": on_shared()}));
@@ -146,10 +150,7 @@ async fn a_cluster_that_asks_for_more_workers_than_allowed_is_refused_with_the_n
 async fn a_run_that_was_closed_before_that_was_told_is_told_and_not_run_again() {
     let world = World::new().await;
     let first = world.operator();
-    world.create("team", "c", &shared());
-    world.until_ready("team", "c").await;
-    let scheduler = world.scheduler("team", "c");
-    scheduler.change(|state| state.held = true);
+    let scheduler = holding(&world).await;
     world.create_run("team", "r", &json!({"pipelineSpec": on_shared()}));
     world.until_run("team", "r", "Running").await;
     world.api.fault(Fault { part: "/pipelineruns/r/status".into(), status: 503, ..Fault::default() });
@@ -169,10 +170,7 @@ async fn a_run_that_was_closed_before_that_was_told_is_told_and_not_run_again() 
 async fn without_the_lease_a_run_is_driven_no_more() {
     let world = World::new().await;
     let operator = world.operator();
-    world.create("team", "c", &shared());
-    world.until_ready("team", "c").await;
-    let scheduler = world.scheduler("team", "c");
-    scheduler.change(|state| state.held = true);
+    let scheduler = holding(&world).await;
     world.create_run("team", "r", &json!({"pipelineSpec": on_shared()}));
     world.until_run("team", "r", "Running").await;
     operator.grant.lose();
