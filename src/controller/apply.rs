@@ -171,11 +171,11 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Fails if the DaskCluster is another one by now, or has another spec.
-    pub async fn confirm(&self, generation: i64) -> Result<(), PassError> {
+    /// Fails if the object that is looked at is another one by now, or has another spec.
+    pub async fn confirm(&self, kind: Kind, generation: i64) -> Result<(), PassError> {
         let name = &self.key.name;
-        let found = self.objects(Kind::Cluster).get_metadata_opt(name).await;
-        let found = found.map_err(|error| PassError::api("read", Kind::Cluster, name, error))?;
+        let found = self.objects(kind).get_metadata_opt(name).await;
+        let found = found.map_err(|error| PassError::api("read", kind, name, error))?;
         let is_known = |meta: &ObjectMeta| {
             meta.uid.as_deref() == Some(self.uid)
                 && meta.generation.is_none_or(|live| live == generation)

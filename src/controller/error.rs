@@ -26,7 +26,7 @@ pub enum PassError {
     #[error("make {kind} {name}: that of the deleted DaskCluster of the same name is still there")]
     Leftover { kind: Kind, name: String },
     /// The watch lags behind: it will show what has changed.
-    #[error("take something away: the DaskCluster has changed in the meantime")]
+    #[error("do what was planned: the object has changed in the meantime")]
     Behind,
     #[error("{0}")]
     Certificates(#[from] super::certificates::Error),

@@ -1,7 +1,6 @@
-//! Writes of a Pipeline's controller: runs, and the Pipeline's status. Each is harmless if done twice, and its answer goes
+//! Writes of a Pipeline's controller about its runs. Each is harmless if done twice, and its answer goes
 //! into the cache, so that the next round knows of it even if the watch lags.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -11,11 +10,10 @@ use super::cache::{Cache, Kind, Record};
 use super::error::PassError;
 use super::queue::Key;
 use super::{follow, watch};
-use crate::api::status::PipelineStatus;
 use crate::cluster::names::MANAGER;
 use crate::trigger::{Cause, PIPELINE_LABEL, QUEUED_ANNOTATION, Subject, build_run};
 
-/// Writes for one Pipeline.
+/// Writes about the runs of one Pipeline.
 pub(super) struct Writer<'a> {
     pub client: &'a Client,
     /// Of Pipelines.
@@ -38,19 +36,6 @@ pub(super) enum Made {
 }
 
 impl Writer<'_> {
-    /// Fails if the Pipeline is another one by now, or has another spec.
-    pub async fn confirm(&self) -> Result<(), PassError> {
-        let name = &self.key.name;
-        let found = objects(self.client, self.key, Kind::Pipeline).get_metadata_opt(name).await;
-        let found = found.map_err(|error| PassError::api("read", Kind::Pipeline, name, error))?;
-        let is_known = |meta: &ObjectMeta| {
-            meta.uid.as_deref() == Some(&*self.subject.uid)
-                && meta.generation.is_none_or(|live| live == self.subject.generation)
-                && meta.deletion_timestamp.is_none()
-        };
-        if found.is_some_and(|found| is_known(&found.metadata)) { Ok(()) } else { Err(PassError::Behind) }
-    }
-
     pub async fn create(&self, name: &str, cause: &Cause, queued: bool) -> Result<Made, PassError> {
         let built = build_run(self.subject, self.spec, name, cause, queued);
         let failed = |verb: &'static str, error| PassError::api(verb, Kind::Run, name, error);
@@ -122,34 +107,6 @@ impl Writer<'_> {
 
     fn forget(&self, name: &str, uid: &str) {
         self.cache.remove(Kind::RunOf, self.key, name, Some(uid));
-    }
-}
-
-/// Replaces the status.
-pub(super) async fn write_status(
-    client: &Client,
-    cache: &Cache,
-    key: &Key,
-    uid: &str,
-    status: &PipelineStatus,
-) -> Result<(), PassError> {
-    let failed = |error| PassError::api("write the status of", Kind::Pipeline, &key.name, error);
-    let patch = json!([
-        {"op": "test", "path": "/metadata/uid", "value": uid},
-        {"op": "add", "path": "/status", "value": status},
-    ]);
-    let patch = serde_json::from_value(patch).map_err(|error| failed(kube::Error::SerdeError(error)))?;
-    let api = objects(client, key, Kind::Pipeline);
-    match api.patch_status(&key.name, &params(), &Patch::<()>::Json(patch)).await {
-        Ok(object) => {
-            if let Some((_, record)) = watch::read_pipeline(&object) {
-                cache.renew(Kind::Pipeline, key, Record { unseen: Some(Instant::now()), ..record });
-            }
-            Ok(())
-        }
-        // Deleted in the meantime: nobody is left to be told.
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(failed(error)),
     }
 }
 

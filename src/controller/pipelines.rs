@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use kube::Client;
 use serde_json::Value;
 
+use super::apply;
 use super::backoff::jittered;
 use super::cache::{Entry, Kind, Record};
 use super::error::{Class, PassError};
@@ -89,7 +90,7 @@ impl Controller for Pipelines {
                 break;
             }
             if !std::mem::replace(&mut confirmed, true) {
-                writer.confirm().await?;
+                self.own(key, &subject.uid).confirm(Kind::Pipeline, subject.generation).await?;
             }
             for action in &planned.actions {
                 match act(&writer, action, &mut facts).await {
@@ -129,6 +130,11 @@ impl Controller for Pipelines {
 }
 
 impl Pipelines {
+    /// Writes of the Pipeline itself.
+    fn own<'a>(&'a self, key: &'a Key, uid: &'a str) -> apply::Writer<'a> {
+        apply::Writer { client: &self.client, cache: &self.desk.sink.cache, key, uid }
+    }
+
     /// Writes the status if it says something new, and publishes what happened.
     async fn tell(
         &self,
@@ -144,7 +150,7 @@ impl Pipelines {
         if *status == subject.status {
             return Ok(());
         }
-        super::pipeline_writes::write_status(&self.client, &self.desk.sink.cache, key, &subject.uid, status).await?;
+        self.own(key, &subject.uid).write_status(Kind::Pipeline, status).await?;
         later.into_iter().for_each(publish);
         notes(&subject.status.conditions, &status.conditions).into_iter().for_each(publish);
         Ok(())

@@ -400,7 +400,7 @@ impl Work<'_> {
         if known.is_some_and(|(generation, at)| generation == cluster.generation && at.elapsed() < CONFIRMED) {
             return Ok(());
         }
-        self.writer.confirm(cluster.generation).await?;
+        self.writer.confirm(Kind::Cluster, cluster.generation).await?;
         self.memory.confirmed = Some((cluster.generation, Instant::now()));
         Ok(())
     }
