@@ -160,7 +160,8 @@ def restart_api_server(scene: Scene) -> float:
 
 
 FAULTS = {
-    "operator": Fault(kill_operator, again=0, aim=5),
+    # What was handed to the scheduler goes on without an operator: there has to be more than it does meanwhile.
+    "operator": Fault(kill_operator, again=0, aim=5, width=8, seconds=2.0),
     "scheduler": Fault(delete_scheduler, again=6, aim=20, lag=1.0),
     "worker": Fault(delete_worker, again=3, aim=10, replaced=True),
     "workers": Fault(delete_workers, again=6, aim=10, replaced=True),
