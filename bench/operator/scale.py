@@ -406,7 +406,7 @@ def scale(options: argparse.Namespace) -> int:
 
 
 def profile(plane: Plane, operator: Daskade, options: argparse.Namespace) -> None:
-    """Where the operator's time goes while clusters come: twice, since one may be a fluke."""
+    """Where the time goes while clusters come: the operator's by perf, and the API server's as it tells it itself."""
     namespace = "bench-profile"
     plane.namespace(namespace)
     data = plane.folder / "perf.data"
@@ -416,6 +416,8 @@ def profile(plane: Plane, operator: Daskade, options: argparse.Namespace) -> Non
     except FileNotFoundError:
         say("no profile: perf is not installed")
         return
+    server = threading.Thread(target=profile_server, args=(plane,))
+    server.start()
     make, path = our_cluster(options), CLUSTERS.format(namespace)
     plane.api.create(path, [make(n) for n in range(300)])
     end = time.monotonic() + 300
@@ -427,6 +429,17 @@ def profile(plane: Plane, operator: Daskade, options: argparse.Namespace) -> Non
         shown = subprocess.run(["perf", "report", "-i", str(data), "--stdio", *kind], capture_output=True, text=True)
         lines = [line.rstrip() for line in shown.stdout.splitlines() if line.strip() and not line.startswith("#")]
         print("\n".join(lines[:60]), file=sys.stderr)
+    server.join()
+
+
+def profile_server(plane: Plane) -> None:
+    """Of 15 seconds: what its functions cost with all that they call."""
+    data = plane.folder / "kube-apiserver.prof"
+    link = plane.api.connection()
+    link.request("GET", "/debug/pprof/profile?seconds=15")
+    data.write_bytes(link.getresponse().read())
+    words = ["go", "tool", "pprof", "-top", "-cum", "-nodecount=150", str(plane.bin / "kube-apiserver"), str(data)]
+    print(subprocess.run(words, capture_output=True, text=True).stdout, file=sys.stderr)
 
 
 def amount(counts: dict[str, int], count: int) -> str:

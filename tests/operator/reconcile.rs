@@ -42,7 +42,7 @@ async fn configuration_comes_before_workloads_and_everything_only_once() {
     let made: Vec<String> = lines(&writes).into_iter().filter(|line| !line.starts_with("status")).collect();
     let runtime = world.api.paths("/configmaps/c-runtime-").remove(0);
     let expected = [
-        &format!("apply configmaps {}", runtime.rsplit('/').next().unwrap()),
+        &format!("create configmaps {}", runtime.rsplit('/').next().unwrap()),
         "apply networkpolicies c-scheduler",
         "apply networkpolicies c-worker",
         "apply services c-scheduler",
@@ -217,6 +217,14 @@ async fn a_foreign_object_with_a_childs_name_is_never_touched() {
     let of_conflicts = |pod: &String| !pod.starts_with("d-");
     assert_eq!(world.pods("team").iter().filter(|pod| of_conflicts(pod)).count(), 0, "nothing runs half made");
     assert_eq!([&service, &policy, &secret].map(|path| world.api.object(path)), before);
+
+    // The ConfigMap is made without being looked for first; its name is known from another cluster's.
+    let map = world.api.paths("/configmaps/d-runtime-").remove(0).replace("/d-runtime-", "/e-runtime-");
+    world.api.put(&map, foreign);
+    let before = world.api.object(&map);
+    world.create("team", "e", &plain(1));
+    world.until_reason("team", "e", "NameConflict").await;
+    assert_eq!(world.api.object(&map), before);
     assert!(
         operator.metric("daskade_reconcile_duration_seconds_count{controller=\"daskcluster\",outcome=\"forbidden\"}")
             >= 2.0
