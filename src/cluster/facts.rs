@@ -56,6 +56,7 @@ pub struct PodFact {
     pub slot: Slot,
     /// Hash of the template that it was made from.
     pub template: String,
+    pub base: Base,
     /// Fingerprint of the certificate that it was told to show.
     pub certificate: Option<String>,
     pub phase: Phase,
@@ -68,6 +69,14 @@ pub struct PodFact {
     pub trouble: Option<Trouble>,
     /// Restarts of its container.
     pub restarts: u32,
+}
+
+/// What workers have to have in common with their scheduler.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Base {
+    pub image: String,
+    /// Name of the ConfigMap with the runtime.
+    pub runtime: String,
 }
 
 /// A pod's phase.

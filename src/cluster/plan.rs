@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     effective_groups,
-    facts::{Cluster, Facts, Phase, PodFact, Role, SchedulerFact, SchedulerState, Slot},
+    facts::{Base, Cluster, Facts, Phase, PodFact, Role, SchedulerFact, SchedulerState, Slot},
     scale::{Desired, desired},
 };
 use crate::api::cluster::SchedulerRollout;
@@ -48,8 +48,8 @@ pub struct Plan {
     pub incarnation: u64,
     /// Look again after this time even if nothing happens.
     pub wake: Option<Duration>,
-    /// The scheduler's pod should be replaced, and waits until nothing uses the cluster.
-    pub scheduler_waits: bool,
+    /// The scheduler's pod should be replaced, and waits until nothing uses the cluster: what it is made of.
+    pub scheduler_waits: Option<Base>,
     /// Its pod is replaced because nothing uses the cluster: worth asking once more, since a client may just have come.
     pub scheduler_unused: bool,
     /// Workers should go, and the scheduler cannot be asked.
@@ -211,7 +211,7 @@ impl Pass<'_> {
             self.delete(pod, "the spec of the scheduler has changed");
             self.create(Role::Scheduler);
         } else {
-            self.plan.scheduler_waits = true;
+            self.plan.scheduler_waits = Some(pod.base.clone());
         }
     }
 

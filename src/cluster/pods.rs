@@ -3,7 +3,8 @@
 use k8s_openapi::api::core::v1::Pod;
 
 use super::{
-    facts::{Phase, PodFact},
+    build::RUNTIME_VOLUME,
+    facts::{Base, Phase, PodFact},
     names, trouble,
 };
 
@@ -32,6 +33,7 @@ pub fn read_pod(pod: &Pod, now: jiff::Timestamp) -> Option<PodFact> {
             .and_then(|map| map.get(names::TEMPLATE_ANNOTATION))
             .cloned()
             .unwrap_or_default(),
+        base: read_base(pod),
         certificate: meta.annotations.as_ref().and_then(|map| map.get(names::CERTIFICATE_ANNOTATION)).cloned(),
         phase,
         ready: ready && phase == Phase::Running,
@@ -46,6 +48,15 @@ pub fn read_pod(pod: &Pod, now: jiff::Timestamp) -> Option<PodFact> {
             .map(|container| container.restart_count.max(0) as u32)
             .sum(),
     })
+}
+
+fn read_base(pod: &Pod) -> Base {
+    let Some(spec) = &pod.spec else { return Base::default() };
+    let mut volumes = spec.volumes.iter().flatten().filter(|volume| volume.name == RUNTIME_VOLUME);
+    Base {
+        image: spec.containers.first().and_then(|container| container.image.clone()).unwrap_or_default(),
+        runtime: volumes.next().and_then(|volume| Some(volume.config_map.as_ref()?.name.clone())).unwrap_or_default(),
+    }
 }
 
 /// When a deletion was asked for: Kubernetes writes the time at which the grace will be over.

@@ -137,7 +137,7 @@ fn scheduler_word(cluster: &Cluster, facts: &Facts, plan: &Plan) -> Word {
         return word("False", trouble.reason, trouble.message.clone());
     }
     match (&facts.scheduler, pod) {
-        (SchedulerFact::Answers(_), Some(_)) if plan.scheduler_waits => {
+        (SchedulerFact::Answers(_), Some(_)) if plan.scheduler_waits.is_some() => {
             let message = "it answers; its pod is of an older spec and is replaced once no run, client or task uses the \
                            cluster (scheduler.rollout: Immediately does not wait)";
             word("True", "WaitingForIdle", message.to_owned())
@@ -213,7 +213,7 @@ fn words(
     };
     let ready = Word { kind: ConditionType::Ready, status, reason: cause.reason, message: cause.message.clone() };
     let outdated = groups.iter().any(|group| group.outdated.is_some());
-    let working = !cluster.spec.suspend && (behind || outdated || plan.scheduler_waits) && stalled.is_none();
+    let working = !cluster.spec.suspend && (behind || outdated || plan.scheduler_waits.is_some()) && stalled.is_none();
     let reconciling = Word {
         kind: ConditionType::Reconciling,
         status: if working { "True" } else { "False" },

@@ -239,6 +239,10 @@ impl Work<'_> {
                 credentials = self.credentials(&cluster, true).await;
             }
             if credentials.fact.trouble.is_none() && self.error.as_ref().is_none_or(|error| !is_about_secrets(error)) {
+                let templates = match &planned.scheduler_waits {
+                    Some(base) => templates.beside(base),
+                    None => templates,
+                };
                 let used = self.create(&planned, &templates, credentials.fact.fingerprint.as_deref()).await;
                 planned.incarnation = planned.incarnation.max(used);
             }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use daskade::cluster::build::{Peer, Settings, build_children, build_runtime, build_templates};
 use daskade::cluster::facts::{Cluster, Role, Slot};
+use daskade::cluster::pods::read_pod;
 use daskade::cluster::{effective_groups, names, validate_named};
 use daskade::manifest::to_yaml;
 use serde_json::{Value, json};
@@ -296,6 +297,26 @@ fn the_network_is_closed_but_for_those_who_need_it() {
     // An operator outside the cluster has no name there.
     let policies = build_children(&cluster, &settings(false)).policies;
     assert_eq!(rules(&policies[0]), ["worker, client -> 8786", "client -> 8787", "anybody -> 8786"]);
+}
+
+#[test]
+fn workers_beside_an_earlier_scheduler_have_its_runtime_and_its_image_unless_they_have_their_own() {
+    let group = |name: &str| json!({"name": name, "replicas": 1});
+    let mut own = group("own");
+    own["image"] = json!("c/d:1");
+    let spec = |image: &str| json!({"image": image, "workers": [group("x"), own]});
+    let build = |image: &str, digest: &'static str| {
+        build_templates(&cluster(spec(image)), &Settings { runtime_digest: digest, ..settings(true) }, None)
+    };
+    let old = build("a/b:1", "0123456789abcdef");
+    let slot = Slot { role: Role::Scheduler, incarnation: 1 };
+    let mut pod = old.pod(&slot, None).unwrap();
+    pod["metadata"]["uid"] = json!("as the API server gives it");
+    let base = read_pod(&serde_json::from_value(pod).unwrap(), jiff::Timestamp::UNIX_EPOCH).unwrap().base;
+    let new = build("a/b:2", "fedcba9876543210");
+    assert_eq!(new.clone().beside(&base).hashes().groups, old.hashes().groups);
+    assert_ne!(new.hashes().groups, old.hashes().groups);
+    assert_eq!(new.clone().beside(&base).hashes().scheduler, new.hashes().scheduler);
 }
 
 #[test]

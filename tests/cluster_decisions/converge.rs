@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use daskade::cluster::facts::{
-    Cluster, Facts, Phase, PodFact, Role, SchedulerFact, SchedulerState, Slot, TlsFact, WorkerFact,
+    Base, Cluster, Facts, Phase, PodFact, Role, SchedulerFact, SchedulerState, Slot, TlsFact, WorkerFact,
 };
 use daskade::cluster::names;
 use daskade::cluster::plan::{Plan, Templates, plan};
@@ -197,6 +197,7 @@ impl Pod {
             name,
             slot,
             template: template.to_owned(),
+            base: Base::default(),
             certificate: None,
             phase: Phase::Pending,
             ready: false,
@@ -292,7 +293,7 @@ proptest! {
             let facts = world.facts();
             let plan = plan(&cluster, &templates, &facts);
             check_harmless(&world, &facts, &plan, cluster.spec.suspend);
-            quiet = if is_nothing(&plan) && !plan.scheduler_waits && !plan.blind { quiet + 1 } else { 0 };
+            quiet = if is_nothing(&plan) && plan.scheduler_waits.is_none() && !plan.blind { quiet + 1 } else { 0 };
             if quiet > 3 && pass > 20 && plan.wake.is_none() {
                 check_reached(&world, &cluster, &templates);
                 return Ok(());

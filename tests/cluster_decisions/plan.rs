@@ -20,7 +20,7 @@ fn lines(plan: &Plan) -> Vec<String> {
     lines.extend(plan.retire.iter().map(|name| format!("retire {}", short(name))));
     lines.extend(plan.create.iter().map(|slot| format!("create {}", short(&names::pod("c", slot)))));
     lines.extend(plan.blind.then(|| "blind".to_owned()));
-    lines.extend(plan.scheduler_waits.then(|| "waits".to_owned()));
+    lines.extend(plan.scheduler_waits.as_ref().map(|_| "waits".to_owned()));
     lines.extend(plan.wake.map(|wake| format!("wake {}", wake.as_secs())));
     lines
 }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use daskade::cluster::effective_groups;
 use daskade::cluster::facts::{
-    Ask, Cluster, Facts, Phase, PodFact, Recent, Role, SchedulerFact, SchedulerState, Slot, TlsFact, WorkerFact,
+    Ask, Base, Cluster, Facts, Phase, PodFact, Recent, Role, SchedulerFact, SchedulerState, Slot, TlsFact, WorkerFact,
 };
 use daskade::cluster::plan::Templates;
 use jiff::{SignedDuration, Timestamp};
@@ -76,6 +76,7 @@ fn pod_fact(text: &str) -> (PodFact, Option<WorkerFact>) {
         name: format!("c-{name}"),
         uid: format!("uid-{name}"),
         template: "new".to_owned(),
+        base: Base::default(),
         certificate: None,
         phase: Phase::Running,
         ready: true,

@@ -1,9 +1,10 @@
 //! The whole operator against the double: what it makes, in which order, and that it then leaves everything alone.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::api::Recorded;
@@ -293,6 +294,32 @@ async fn a_scheduler_to_which_a_client_has_just_come_is_not_replaced() {
     assert!(world.pods("team").contains(&"c-scheduler-1".to_owned()));
     scheduler.change(|state| state.unseen = 0);
     eventually("it is replaced", SOON, || !world.pods("team").contains(&"c-scheduler-1".to_owned())).await;
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_comes_while_the_scheduler_is_in_use_has_its_image() {
+    let world = World::new().await;
+    let operator = world.operator();
+    world.create("team", "c", &plain(2));
+    world.until_ready("team", "c").await;
+    let images = || -> BTreeMap<String, Value> {
+        let pods = world.pods("team").into_iter();
+        let image = |pod: &String| world.api.object(&core_path("team", "pods", pod));
+        pods.filter_map(|pod| Some((pod.clone(), image(&pod)?["spec"]["containers"][0]["image"].clone()))).collect()
+    };
+    world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["image"] = json!("example.org/worker:2"));
+    eventually("it waits", SOON, || world.condition("team", "c", "SchedulerReady")["reason"] == "WaitingForIdle").await;
+    world.api.delete(&core_path("team", "pods", "c-cpu-0-2"));
+    eventually("another is there", SOON, || images().contains_key("c-cpu-0-4")).await;
+    assert!(images().values().all(|image| image == "example.org/worker:1"), "{:?}", images());
+    world.until_ready("team", "c").await;
+    world.scheduler("team", "c").change(|state| state.clients = 0);
+    eventually("all have the new image", SOON, || {
+        let images = images();
+        images.len() == 3 && images.values().all(|image| image == "example.org/worker:2")
+    })
+    .await;
     operator.end().await;
 }
 

@@ -14,7 +14,7 @@ use crate::{
     },
     cluster::{
         effective_groups,
-        facts::{Cluster, Role, Slot},
+        facts::{Base, Cluster, Role, Slot},
         memory_bytes, names, offers, threads,
     },
 };
@@ -25,6 +25,8 @@ const SCHEDULER_GRACE: i64 = 30;
 const WORKER_GRACE: i64 = 300;
 /// What is left of the grace for closing down after the last task.
 const CLOSING: i64 = 5;
+/// The volume with the runtime.
+pub const RUNTIME_VOLUME: &str = "daskade-runtime";
 const RUNTIME_FOLDER: &str = "/opt/daskade";
 const TMP: &str = "/tmp";
 /// Where Python looks for modules.
@@ -64,6 +66,10 @@ pub fn build_templates(cluster: &Cluster, settings: &Settings, queue: Option<&st
 }
 
 impl Template {
+    fn image(&mut self) -> Option<&mut Value> {
+        self.spec.pointer_mut("/containers/0/image")
+    }
+
     fn new(spec: Value, labels: BTreeMap<String, String>) -> Template {
         let text = json!([spec, labels]).to_string();
         let hash = hex::encode(&Sha256::digest(text.as_bytes())[..8]);
@@ -72,6 +78,24 @@ impl Template {
 }
 
 impl PodTemplates {
+    /// With workers as they have to be beside a scheduler of an earlier template that cannot be replaced yet: with its
+    /// runtime, and with its image unless they have one of their own.
+    pub fn beside(mut self, scheduler: &Base) -> PodTemplates {
+        let common = self.scheduler.image().cloned();
+        for template in self.groups.values_mut() {
+            if let Some(image) = template.image().filter(|image| Some(&**image) == common.as_ref()) {
+                *image = json!(scheduler.image);
+            }
+            for volume in template.spec["volumes"].as_array_mut().into_iter().flatten() {
+                if volume["name"] == RUNTIME_VOLUME {
+                    volume["configMap"]["name"] = json!(scheduler.runtime);
+                }
+            }
+            *template = Template::new(template.spec.take(), std::mem::take(&mut template.labels));
+        }
+        self
+    }
+
     /// The pod for a slot; none for a group that the spec does not have. `certificate` is the fingerprint of what it shows.
     pub fn pod(&self, slot: &Slot, certificate: Option<&str>) -> Option<Value> {
         let template = match &slot.role {
@@ -216,9 +240,9 @@ fn base(cluster: &Cluster, settings: &Settings, parts: Parts<'_>) -> Value {
     let Parts { component, image, mut args, env, volumes, resources, grace, probes, service_account, ports } = parts;
     let storage = cluster.spec.storage.as_ref();
     let secret = tls_secret(cluster);
-    let mut mounts = vec![json!({"name": "daskade-runtime", "mountPath": RUNTIME_FOLDER, "readOnly": true})];
+    let mut mounts = vec![json!({"name": RUNTIME_VOLUME, "mountPath": RUNTIME_FOLDER, "readOnly": true})];
     let runtime = names::runtime(&cluster.name, settings.runtime_digest);
-    let mut sources = vec![json!({"name": "daskade-runtime", "configMap": {"name": runtime}})];
+    let mut sources = vec![json!({"name": RUNTIME_VOLUME, "configMap": {"name": runtime}})];
     // The root is read-only. Somebody may want another disk for it, or a bound.
     if !volumes.iter().any(|volume| volume.mount_path.trim_end_matches('/') == TMP) {
         mounts.push(json!({"name": "daskade-tmp", "mountPath": TMP}));
