@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
 import urllib.error
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -34,13 +37,16 @@ class Scene:
     s3: S3
     operator: Operator
     rng: random.Random
+    # What puts everything back as it was, when all has been judged.
+    after: list[Callable[[], object]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Fault:
     """``again``: executions that it may cost beyond one per task. ``aim``: seconds in which the run should be back.
     ``replaced``: the run is back with the first step on a pod that was not there before. ``lag``: seconds for which those
-    that are cut off may begin another step. ``options``: of the operator, from before the run on.
+    that are cut off may begin another step. ``options``: of the operator, from before the run on. ``stays``: no other pod
+    may do any of the work.
     """
 
     strike: Callable[[Scene], float]
@@ -49,16 +55,73 @@ class Fault:
     replaced: bool = False
     lag: float = 0.0
     options: tuple[str, ...] = ()
+    stays: bool = False
     width: int = 6
     seconds: float = 1.0
 
 
 def kill_operator(scene: Scene) -> float:
-    """Killed and started again. It counts from its lease on, and it is back when the run is open."""
-    operator = scene.operator
+    """Killed and started again. It counts from its lease on."""
+    before = scene.operator.log.stat().st_size
+    scene.operator.stop(signal.SIGKILL)
+    scene.operator.start()
+    return _opened(scene, scene.operator, before)
+
+
+def upgrade_operator(scene: Scene) -> float:
+    """Another version, with another runtime, takes over from one that ends as it should."""
+    operator, binary = scene.operator, scene.operator.binary
     before = operator.log.stat().st_size
-    operator.stop(signal.SIGKILL)
+    operator.stop()
+    operator.binary = _other_version(binary, operator.folder)
+    scene.after.extend([operator.stop, lambda: setattr(operator, "binary", binary), operator.start])
     operator.start()
+    return _opened(scene, operator, before)
+
+
+def _other_version(binary: Path, folder: Path) -> Path:
+    """The same program with a runtime that has another digest: its archive has another comment."""
+    image, mark = binary.read_bytes(), b"daskade_runtime"
+    # The end of an archive: its signature, four counts, size and place of its directory, its comment.
+    end = re.search(rb"PK\x05\x06.{8}(.{4})(.{4})\x0f\0" + mark, image, re.DOTALL)
+    assert end, "the binary has no runtime"
+    directory, before = (int.from_bytes(part, "little") for part in end.groups())
+    archive = image[end.start() - directory - before : end.end()]
+    other = archive.removesuffix(mark) + mark.upper()
+    old, new = (hashlib.sha256(data).hexdigest().encode() for data in (archive, other))
+    assert old in image
+    made = folder / "daskade-other"
+    made.write_bytes(image.replace(archive, other).replace(old, new))
+    made.chmod(0o755)
+    return made
+
+
+def lose_leadership(scene: Scene) -> float:
+    """It hangs beyond its lease, another takes over, and then it wakes up and finds that out."""
+    first = scene.operator
+    assert first.process is not None
+    folder = first.folder / f"second-{scene.run}"
+    folder.mkdir()
+    second = Operator(first.binary, folder, first.config, *first.options, leads=False)
+
+    def undo() -> None:
+        second.stop()
+        with contextlib.suppress(AssertionError):
+            until("the first leads again", first.leads, 30)
+            return
+        first.start()
+
+    scene.after.append(undo)
+    first.process.send_signal(signal.SIGSTOP)
+    try:
+        until("the other leads", second.leads, 60, every=0.1)
+        return _opened(scene, second, 0)
+    finally:
+        first.process.send_signal(signal.SIGCONT)
+
+
+def _opened(scene: Scene, operator: Operator, before: int) -> float:
+    """It counts from now on, when the operator has its lease; it is back when the run is open."""
     led = time.time()
 
     def opened() -> float | None:
@@ -162,6 +225,8 @@ def restart_api_server(scene: Scene) -> float:
 FAULTS = {
     # What was handed to the scheduler goes on without an operator: there has to be more than it does meanwhile.
     "operator": Fault(kill_operator, again=0, aim=5, width=8, seconds=2.0),
+    "leadership": Fault(lose_leadership, again=0, aim=5, stays=True, width=8, seconds=2.0),
+    "upgrade": Fault(upgrade_operator, again=0, aim=5, stays=True, width=8, seconds=2.0),
     "scheduler": Fault(delete_scheduler, again=6, aim=20, lag=1.0),
     "worker": Fault(delete_worker, again=3, aim=10, replaced=True),
     "workers": Fault(delete_workers, again=6, aim=10, replaced=True),

@@ -55,8 +55,22 @@ def survive(space: Namespace, operator: Operator, name: str, seed: int, fault: F
     until(f"{count} steps began", lambda: len(case.marks()) >= count, every=0.1)
     time.sleep(rng.uniform(0, fault.seconds))
     known = {mark.pod for mark in case.marks()}
+    scene = Scene(space, run, case, s3, operator, rng)
+    try:
+        judge(scene, name, seed, count, fault, known)
+    finally:
+        for undo in scene.after:
+            undo()
 
-    since = fault.strike(Scene(space, run, case, s3, operator, rng))
+
+def judge(scene: Scene, name: str, seed: int, count: int, fault: Fault, known: set[str]) -> None:
+    space, run, case = scene.space, scene.run, scene.case
+    pods = {pod["metadata"]["uid"] for pod in space.pods(run)}
+    since = fault.strike(scene)
+    if fault.stays:
+        # Whatever the next operator would have otherwise: the run's pods are its pods to the end.
+        until("almost all is done", lambda: len(case.marks()) >= 2 * fault.width, 120, every=0.2)
+        assert pods == {pod["metadata"]["uid"] for pod in space.pods(run)}
     told = wait_end(space, run)
     marks = case.marks()
     after = [mark for mark in marks if mark.start > since + fault.lag]
