@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .last_modified_time(DateTime::default())
         .unix_permissions(0o644);
     // By which a test makes another version of it.
-    writer.set_comment("daskade_runtime");
+    writer.set_comment("daskade_runtime")?;
     for file in &files {
         println!("cargo:rerun-if-changed={}", file.display());
         let name = file.strip_prefix(&root)?.to_str().ok_or("a file name in runtime/ is not UTF-8")?;

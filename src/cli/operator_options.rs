@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use clap::{Args, ValueEnum};
 use regex::Regex;
 
+use crate::api::storage::{STORAGE_URL_PATTERN, Storage};
 use crate::api::{Duration, schema::IMAGE_PATTERN};
 use crate::controller::Namespaces;
 use crate::telemetry::log;
@@ -56,6 +57,31 @@ pub(super) struct OperatorOptions {
     /// Image of clusters that name none
     #[arg(long, value_name = "IMAGE", env = "DASKADE_IMAGE", default_value = IMAGE, value_parser = image)]
     pub image: String,
+    /// Storage of runs that name none and whose cluster is made for them; each namespace has a folder of its name below it
+    /// [default: none, a run has to name one]
+    #[arg(long, value_name = "URL", env = "DASKADE_DEFAULT_STORAGE_URL", value_parser = storage_url)]
+    pub default_storage_url: Option<String>,
+    /// Address of its S3 service where it is not AWS
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "DASKADE_DEFAULT_STORAGE_ENDPOINT",
+        requires = "default_storage_url",
+        value_parser = service
+    )]
+    pub default_storage_endpoint: Option<String>,
+    /// Region of its bucket
+    #[arg(long, value_name = "REGION", env = "DASKADE_DEFAULT_STORAGE_REGION", requires = "default_storage_url")]
+    pub default_storage_region: Option<String>,
+    /// Secret of the run's own namespace with its credentials
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "DASKADE_DEFAULT_STORAGE_SECRET",
+        requires = "default_storage_url",
+        value_parser = subdomain
+    )]
+    pub default_storage_secret: Option<String>,
     /// Life of the certificates that are issued, 1m to 365d; each is renewed at half of it
     #[arg(long, value_name = "TIME", env = "DASKADE_CERTIFICATE_LIFETIME", default_value = "90d", value_parser = lifetime)]
     pub certificate_lifetime: Duration,
@@ -112,6 +138,17 @@ impl OperatorOptions {
             LogFormat::Text => log::Format::Text,
         };
         log::Settings { format, filter: self.log.clone(), otlp: self.otlp_endpoint.clone() }
+    }
+
+    /// Where runs go that name no storage.
+    pub(super) fn default_storage(&self) -> Option<Storage> {
+        Some(Storage {
+            url: self.default_storage_url.clone()?,
+            endpoint: self.default_storage_endpoint.clone(),
+            region: self.default_storage_region.clone(),
+            secret_ref: self.default_storage_secret.clone(),
+            service_account_name: None,
+        })
     }
 
     /// Which namespaces are served.
@@ -171,6 +208,21 @@ fn address_pattern(text: &str) -> Result<Regex, &'static str> {
 
 fn filter(text: &str) -> Result<String, String> {
     log::check_filter(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
+fn storage_url(text: &str) -> Result<String, &'static str> {
+    match Regex::new(STORAGE_URL_PATTERN) {
+        // A folder is a volume of each cluster's own; it cannot be everybody's default.
+        Ok(form) if form.is_match(text) && !text.starts_with("file:") && text.len() <= 900 => Ok(text.to_owned()),
+        _ => Err("is no bucket with a prefix; write it as s3://bucket/prefix"),
+    }
+}
+
+fn service(text: &str) -> Result<String, &'static str> {
+    match url::Url::parse(text) {
+        Ok(url) if ["http", "https"].contains(&url.scheme()) && url.has_host() => Ok(text.to_owned()),
+        _ => Err("is no address of an S3 service; write it as https://s3.example.com:9000"),
+    }
 }
 
 fn endpoint(text: &str) -> Result<String, &'static str> {

@@ -6,6 +6,7 @@ use super::cache::Kind;
 use super::queue::Key;
 use super::runs::Runs;
 use crate::api::cluster::DaskClusterSpec;
+use crate::api::storage::Storage;
 use crate::runs::admit::World;
 
 /// What the run may refer to.
@@ -26,6 +27,13 @@ impl World for Around<'_> {
         self.runs.waiters.wait(Kind::Cluster, &key, self.key);
         let spec = self.runs.clusters.cache.entry(&key)?.root?.json();
         serde_json::from_value(spec.get("spec")?.clone()).ok()
+    }
+
+    fn storage(&self) -> Option<Storage> {
+        let mut storage = self.runs.storage.clone()?;
+        // Tenants that share a bucket are told apart.
+        storage.url = format!("{}/{}", storage.url.trim_end_matches('/'), self.key.namespace);
+        Some(storage)
     }
 
     fn most_workers(&self) -> Option<u32> {

@@ -54,6 +54,7 @@ use self::runs::Runs;
 use self::scope::Scope;
 use self::turnstile::Turnstile;
 use self::watch::Sinks;
+use crate::api::storage::Storage;
 use crate::cluster::build::{self, Peer};
 use crate::local::environment::{RUNTIME_DIGEST, runtime_zip};
 use crate::telemetry::metrics::Metrics;
@@ -73,6 +74,8 @@ pub enum Namespaces {
 pub struct Settings {
     /// Image of clusters that name none.
     pub image: String,
+    /// Where runs that name no storage, on clusters made for them, keep their data: each namespace below it, by its name.
+    pub storage: Option<Storage>,
     pub namespaces: Namespaces,
     /// Where the operator keeps what tenants must not see, and where it runs.
     pub own_namespace: String,
@@ -125,7 +128,15 @@ pub async fn run(
     let (events, publish) = Events::start(client.clone(), metrics.clone());
     background.spawn(publish);
     let Settings {
-        image, own_namespace, own_labels, certificate_lifetime, concurrency, allowed_addresses, limits, ..
+        image,
+        storage,
+        own_namespace,
+        own_labels,
+        certificate_lifetime,
+        concurrency,
+        allowed_addresses,
+        limits,
+        ..
     } = settings;
     let operator = own_labels.map(|labels| Peer { namespace: own_namespace.clone(), labels });
     let certificates = CertificateSettings {
@@ -153,6 +164,7 @@ pub async fn run(
         certificates: certificates.clone(),
         events: events.clone(),
         scope: scope.clone(),
+        storage,
         allowed: allowed_addresses,
         turnstile: Turnstile::new(limits.runs_per_namespace.map(|most| most as usize)),
         most_workers: limits.workers_per_cluster,

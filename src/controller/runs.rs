@@ -26,6 +26,7 @@ use super::run_writes::own_cluster;
 use super::scope::Scope;
 use super::turnstile::{Full, Turnstile};
 use super::watch::Sink;
+use crate::api::storage::Storage;
 use crate::cluster::facts::Trouble;
 use crate::cluster::names;
 use crate::dask::ops::Forget;
@@ -63,6 +64,8 @@ pub(super) struct Runs {
     pub certificates: Arc<Certificates>,
     pub events: Events,
     pub scope: Scope,
+    /// Where runs that name no storage keep their data; each namespace below it.
+    pub storage: Option<Storage>,
     /// Addresses of schedulers outside that may be used.
     pub allowed: Vec<regex::Regex>,
     pub turnstile: Turnstile,

@@ -23,8 +23,8 @@ pub struct Code {
 pub enum PackError {
     #[error("read {path}: {source}")]
     Read { path: String, source: io::Error },
-    #[error("pack {path}: the code is larger than {} MiB; put it into the image or on S3", MAX_CODE >> 20)]
-    TooLarge { path: String },
+    #[error("pack {path}: the code is larger than {} KiB; put it into the image or on S3", most >> 10)]
+    TooLarge { path: String, most: u64 },
     #[error("pack {path}: {source}")]
     Zip { path: String, source: io::Error },
 }
@@ -35,18 +35,25 @@ pub fn pack_files(files: &BTreeMap<String, String>) -> Result<Code, PackError> {
     pack(entries, "spec.code.files")
 }
 
-/// Packs a folder: every file but caches, version control and environments. A single `.py` file is packed alone.
+/// Packs a folder, or a single file.
 pub fn pack_path(path: &Path) -> Result<Code, PackError> {
+    pack(read_path(path, MAX_CODE)?, &path.display().to_string())
+}
+
+/// What a folder holds: every file but caches, version control and environments, by relative names. Of a single file, it alone.
+/// `most`: bytes of all together.
+pub fn read_path(path: &Path, most: u64) -> Result<BTreeMap<String, Vec<u8>>, PackError> {
     let read = |path: &Path, source| PackError::Read { path: path.display().to_string(), source };
+    let too_large = || PackError::TooLarge { path: path.display().to_string(), most };
     let mut entries = BTreeMap::new();
     let metadata = fs::metadata(path).map_err(|source| read(path, source))?;
     if metadata.is_file() {
-        if metadata.len() > MAX_CODE {
-            return Err(PackError::TooLarge { path: path.display().to_string() });
+        if metadata.len() > most {
+            return Err(too_large());
         }
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         entries.insert(name, fs::read(path).map_err(|source| read(path, source))?);
-        return pack(entries, &path.display().to_string());
+        return Ok(entries);
     }
     let mut total = 0;
     let mut folders: Vec<PathBuf> = vec![path.to_owned()];
@@ -62,15 +69,15 @@ pub fn pack_path(path: &Path) -> Result<Code, PackError> {
                 folders.push(found);
             } else if kind.is_file() {
                 total += entry.metadata().map_err(|source| read(&found, source))?.len();
-                if total > MAX_CODE {
-                    return Err(PackError::TooLarge { path: path.display().to_string() });
+                if total > most {
+                    return Err(too_large());
                 }
                 let relative = found.strip_prefix(path).unwrap_or(&found).to_string_lossy().into_owned();
                 entries.insert(relative, fs::read(&found).map_err(|source| read(&found, source))?);
             }
         }
     }
-    pack(entries, &path.display().to_string())
+    Ok(entries)
 }
 
 /// Code that was packed before.

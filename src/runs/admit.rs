@@ -39,6 +39,8 @@ pub trait World {
     fn pipeline(&self, name: &str) -> Option<Value>;
     /// The spec of the DaskCluster of this name in the run's namespace.
     fn cluster(&self, name: &str) -> Option<DaskClusterSpec>;
+    /// Where runs of the namespace keep their data if nothing else is said.
+    fn storage(&self) -> Option<Storage>;
     /// Workers that one cluster may ask for.
     fn most_workers(&self) -> Option<u32>;
     /// Whether schedulers at this address may be used.
@@ -169,9 +171,11 @@ fn place(
     if let Some(storage) = &spec.storage {
         made.storage = Some(storage.clone());
     }
+    made.storage = made.storage.or_else(|| world.storage());
     let storage = made.storage.clone();
     if storage.is_none() {
-        let problem = Problem::new("MissingField", format!("{at}.storage"), "a run in Kubernetes needs a storage");
+        let message = "a run in Kubernetes needs a storage, and the operator has no default";
+        let problem = Problem::new("MissingField", format!("{at}.storage"), message);
         problems.push(problem.help("say where outputs and journal go: storage: {url: \"s3://bucket/prefix\"}"));
     }
     made.workers = effective_groups(&made);

@@ -253,14 +253,14 @@ class Operator:
         self, binary: Path, folder: Path, config: Path, *options: str, scope: tuple[str, ...] = SCOPE, leads: bool = True
     ) -> None:
         self.folder, self.options, self.binary, self.config, self.scope = folder, options, binary, config, scope
-        self.port = free_port()
+        self.image, self.port = IMAGE, free_port()
         self.log = folder / "operator.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.start(leads=leads)
 
     def start(self, *options: str, leads: bool = True) -> None:
         """Starts it, with other options than its own if some are given, and waits until it leads."""
-        words = [str(self.binary), "operator", *self.scope, "--image", IMAGE, "--listen", f"127.0.0.1:{self.port}"]
+        words = [str(self.binary), "operator", *self.scope, "--image", self.image, "--listen", f"127.0.0.1:{self.port}"]
         words += ["--lease-duration", "5s", *(options or self.options)]
         environment = {**os.environ, "KUBECONFIG": str(self.config)}
         with self.log.open("ab") as log:

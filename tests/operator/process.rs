@@ -140,6 +140,12 @@ fn a_bad_option_ends_it_at_once_with_its_name() {
         (vec!["--log-format", "xml"], "'--log-format <LOG_FORMAT>'"),
         (vec!["--log", "a=b=c"], "'--log <FILTER>'"),
         (vec!["--image", "not an image"], "'--image <IMAGE>'"),
+        (vec!["--default-storage-url", "file:///data"], "'--default-storage-url <URL>'"),
+        (
+            vec!["--default-storage-url", "s3://b/c", "--default-storage-endpoint", "s3.example.com"],
+            "'--default-storage-endpoint <URL>'",
+        ),
+        (vec!["--default-storage-secret", "s3"], "--default-storage-url <URL>"),
         (vec!["--certificate-lifetime", "1s"], "must be from 1m to 365d"),
         (vec!["--certificate-lifetime", "10 parsecs"], "'--certificate-lifetime <TIME>'"),
         (vec!["--lease-duration", "3500ms"], "must be whole seconds"),

@@ -140,6 +140,7 @@ impl World {
             own_labels: None,
             certificate_lifetime: Duration::from_secs(90 * 86_400),
             concurrency: 4,
+            storage: None,
             allowed_addresses: Vec::new(),
             limits: self.limits,
         };

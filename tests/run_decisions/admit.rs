@@ -1,14 +1,15 @@
 //! What is refused before a run starts, and what is written down of one that may start.
 
 use daskade::api::cluster::DaskClusterSpec;
+use daskade::api::storage::Storage;
 use daskade::runs::admit::{Admission, Charter, World, admit};
 use daskade::runs::facts::Place;
 use serde_json::{Value, json};
 
 use crate::support::UID;
 
-/// One Pipeline `p` (and a `bad` one), one DaskCluster `c` with storage and a GPU group, one address.
-struct Around;
+/// One Pipeline `p` (and a `bad` one), one DaskCluster `c` with storage and a GPU group, one address; the operator's default.
+struct Around(Option<&'static str>);
 
 impl World for Around {
     fn pipeline(&self, name: &str) -> Option<Value> {
@@ -30,6 +31,10 @@ impl World for Around {
         (name == "c").then(|| serde_json::from_value(spec).unwrap())
     }
 
+    fn storage(&self) -> Option<Storage> {
+        self.0.map(|url| Storage { url: url.to_owned(), ..Storage::default() })
+    }
+
     fn most_workers(&self) -> Option<u32> {
         Some(20)
     }
@@ -40,10 +45,14 @@ impl World for Around {
 }
 
 fn ask(spec: Value) -> Admission {
+    ask_with(spec, None)
+}
+
+fn ask_with(spec: Value, default: Option<&'static str>) -> Admission {
     let meta = json!({"name": "r", "namespace": "team", "uid": UID, "deletionTimestamp": null, "finalizers": []});
     admit(
         &json!({"apiVersion": "daskade.dev/v1alpha1", "kind": "PipelineRun", "metadata": meta, "spec": spec, "status": {}}),
-        &Around,
+        &Around(default),
     )
 }
 
@@ -79,6 +88,25 @@ fn a_pipeline_is_resolved_with_the_runs_own_deadlines_and_the_clusters_storage()
     // What is stored and read back is the same to the byte: the journal compares its digest.
     let back: Charter = serde_json::from_value(serde_json::to_value(&it).unwrap()).unwrap();
     assert_eq!(back.run.to_bytes().unwrap(), it.run.to_bytes().unwrap());
+}
+
+#[test]
+fn the_operators_storage_is_for_those_who_name_none_and_whose_cluster_is_their_own() {
+    let default = Some("s3://all/team");
+    let own = |url: &str, spec: Value| match ask_with(spec, default) {
+        Admission::Ready(charter) => {
+            assert_eq!(charter.storage.url, url);
+            assert_eq!(charter.run.cluster.storage.unwrap().url, url, "its pods reach it");
+        }
+        other => panic!("{other:?}"),
+    };
+    own("s3://all/team", json!({"pipelineSpec": {"steps": steps()}}));
+    own("s3://bucket/p", json!({"pipelineSpec": {"steps": steps(), "storage": {"url": "s3://bucket/p"}}}));
+    let template = json!({"template": {"storage": {"url": "s3://bucket/t"}}});
+    own("s3://bucket/t", json!({"pipelineSpec": {"steps": steps(), "cluster": template}}));
+    let outside = json!({"address": "tls://dask.example.com:8786", "tls": {"secretRef": "t"}});
+    let refused = ask_with(json!({"pipelineSpec": {"steps": steps(), "cluster": outside}}), default);
+    assert!(matches!(refused, Admission::Invalid(_)), "its pods have no such identity: {refused:?}");
 }
 
 #[test]

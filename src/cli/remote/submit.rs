@@ -1,5 +1,6 @@
 //! `submit`: a run by hand.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -8,16 +9,19 @@ use serde_json::{Map, Value, json};
 
 use super::connection::{Connection, failed};
 use super::show;
-use crate::api::pipeline::PipelineSpec;
+use crate::api::pipeline::{Code, PipelineSpec};
 use crate::api::{API_VERSION, PipelineRun};
 use crate::cli::options::{Output, SubmitOptions};
 use crate::cli::{Failure, request, validate};
+use crate::local::packing;
 use crate::manifest::{self, Mode, Object};
 use crate::names::{OBJECT_NAME_MAX, check_label};
 use crate::pipeline;
 use crate::problem::Problem;
 use crate::trigger::{PIPELINE_LABEL, TRIGGER_LABEL};
 
+/// Bytes of code that a run carries: an object of Kubernetes holds 1.5 MiB, and the run's code is in two.
+const MOST_CODE: u64 = 1 << 20;
 /// Characters that tell runs of one pipeline apart.
 const SUFFIX: usize = 5;
 
@@ -88,25 +92,49 @@ fn of_file(options: &SubmitOptions) -> Result<Value, Failure> {
     match &chosen.object {
         Object::Pipeline(object) => {
             let name = object.metadata.name.clone().unwrap_or_default();
-            let spec = PipelineSpec { triggers: None, schedule: None, ..object.spec.clone() };
-            if spec.code.as_ref().is_some_and(|code| code.path.is_some()) {
-                let problem =
-                    Problem::new("Conflict", "spec.code.path", "a folder beside the manifest is not in the cluster");
-                told(file, vec![problem.help("use code.files, or an image with the code")])?;
-            }
+            let mut spec = PipelineSpec { triggers: None, schedule: None, ..object.spec.clone() };
+            told(file, bring_code(&mut spec, "spec", chosen))?;
             let params = given(options, &spec, Map::new())?;
             told(file, pipeline::check(&spec, "spec", Some(params.clone())))?;
             let mut run = named(options, &name)?;
             run["spec"] = json!({"pipelineSpec": spec, "params": params});
             Ok(run)
         }
-        Object::PipelineRun(object) => of_run(options, object, file),
+        Object::PipelineRun(object) => of_run(options, object, chosen),
         Object::DaskCluster(_) => Err(Failure::bad_input(format!("{file}: a DaskCluster cannot be run"))),
     }
 }
 
-fn of_run(options: &SubmitOptions, object: &PipelineRun, file: &str) -> Result<Value, Failure> {
+/// Puts a folder beside the manifest into the run, since nobody in the cluster sees it.
+fn bring_code(spec: &mut PipelineSpec, at: &str, chosen: &manifest::Loaded) -> Vec<Problem> {
+    let Some(path) = spec.code.as_ref().and_then(|code| code.path.clone()) else { return Vec::new() };
+    let at = format!("{at}.code.path");
+    let folder = chosen.file.parent().unwrap_or(Path::new(""));
+    let found = match packing::read_path(&folder.join(path), MOST_CODE) {
+        Ok(found) => found,
+        Err(error) => return vec![Problem::new("InvalidValue", at, format!("failed to {error}"))],
+    };
+    let mut files = BTreeMap::new();
+    let mut problems = Vec::new();
+    for (name, bytes) in found {
+        match String::from_utf8(bytes) {
+            Ok(text) => drop(files.insert(name, text)),
+            Err(_) => {
+                let problem = Problem::new("InvalidValue", &at, format!("the file {name} is no text"));
+                problems.push(problem.help("a run carries text only: put the file into the image or on S3"));
+            }
+        }
+    }
+    spec.code = Some(Code { files: Some(files), ..Code::default() });
+    problems
+}
+
+fn of_run(options: &SubmitOptions, object: &PipelineRun, chosen: &manifest::Loaded) -> Result<Value, Failure> {
+    let file = &options.what;
     let mut spec = object.spec.clone();
+    if let Some(inline) = &mut spec.pipeline_spec {
+        told(file, bring_code(inline, "spec.pipelineSpec", chosen))?;
+    }
     let known = spec.pipeline_spec.clone().unwrap_or_default();
     let params = given(options, &known, spec.params.clone().into_iter().collect())?;
     if spec.pipeline_spec.is_some() {

@@ -1,0 +1,62 @@
+"""Examples of this project that need more than the worker image, unchanged, on an operator with defaults."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from s3 import S3
+
+from kube import Namespace, Operator, kubectl, until
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="pods' addresses are not reachable from here"
+)
+TOP = Path(__file__).resolve().parents[2]
+IMAGE = os.environ.get("DASKADE_TEST_FLIGHTS_IMAGE", "localhost/flights:test")
+# Departures in the first two months of 2013, as the package's own table has them.
+FLIGHTS = 27_004 + 24_951
+
+
+def test_flights_are_submitted_as_they_are_by_the_plugin_of_kubectl(
+    space: Namespace, operator: Operator, tmp_path: Path
+) -> None:
+    """The manifest names no storage and no image, and its code is a folder beside it."""
+    s3 = S3(space)
+    where = ["--default-storage-url", s3.url("all"), "--default-storage-endpoint", s3.endpoint]
+    where += ["--default-storage-region", "us-east-1", "--default-storage-secret", "s3"]
+    (tmp_path / "kubectl-daskade").symlink_to(operator.binary.resolve())
+    usual = operator.image
+    operator.stop()
+    try:
+        operator.image = IMAGE
+        operator.start(*operator.options, *where)
+        words = ["kubectl", "daskade", "submit", str(TOP / "examples/flights.yaml"), "-n", space.name]
+        words += ["-p", "months=[1, 2]", "-p", "rounds=5", "--wait", "-o", "json"]
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        run = subprocess.Popen(words, env={**os.environ, "PATH": path}, **pipes)
+        try:
+            gpus = until("a worker with a GPU", lambda: space.list("pods", "daskade.dev/gpu=1"), 120)
+            assert gpus[0]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+            out, err = run.communicate(timeout=280)
+        finally:
+            run.kill()
+        assert run.returncode == 0, (out, err)
+        told = json.loads(out)
+        assert told["steps"]["done"] == told["steps"]["total"], told
+        (made,) = space.list("pipelineruns")
+        report = made["status"]["results"]["report"]
+        assert sum(row["flights"] for row in report["carriers"]) == FLIGHTS, report
+        uid = made["metadata"]["uid"]
+        assert s3.keys(f"all/{space.name}/runs/{uid}/journal/"), "each namespace has a folder of its own"
+        until("its cluster is gone", lambda: not space.list("daskclusters"), 60)
+        said = kubectl("-n", space.name, "get", "dpr", "--no-headers").split()
+        assert said[1] == "Succeeded", said
+    finally:
+        operator.image = usual
+        operator.stop()
+        operator.start()
