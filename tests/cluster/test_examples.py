@@ -8,7 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from s3 import S3
+from test_pipelinerun import SMALL, wait_end
 
 from kube import Namespace, Operator, kubectl, until
 
@@ -60,3 +62,26 @@ def test_flights_are_submitted_as_they_are_by_the_plugin_of_kubectl(
         operator.image = usual
         operator.stop()
         operator.start()
+
+
+def test_the_guides_pipeline_runs_by_its_schedule_with_a_worker_that_has_a_gpu(
+    space: Namespace, operator: Operator
+) -> None:
+    """examples/nightly.yaml with a storage that is there and a moment that is now."""
+    s3 = S3(space)
+    nightly = yaml.safe_load((TOP / "examples/nightly.yaml").read_text())
+    nightly["spec"]["storage"] = s3.storage("nightly")
+    nightly["spec"]["schedule"] = {**nightly["spec"]["schedule"], "cron": None, "timeZone": None, "interval": "1h"}
+    nightly["spec"]["cluster"]["template"]["scheduler"] = {"resources": SMALL}
+    for group in nightly["spec"]["cluster"]["template"]["workers"]:
+        group["resources"] = {**SMALL, "limits": {"memory": "512Mi"}}
+    space.apply(nightly)
+    gpus = until("a worker with a GPU", lambda: space.list("pods", "daskade.dev/gpu=1"), 120)
+    assert gpus[0]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    (run,) = space.list("pipelineruns")
+    told = wait_end(space, run["metadata"]["name"])
+    assert told["results"] == {"report": {"weights": [1.0, -2.0, 3.0, 0.5]}}
+    until("its cluster is gone", lambda: not space.list("daskclusters"), 60)
+    pipeline = space.find("pipeline", "nightly") or {}
+    assert pipeline["status"]["lastRun"] == run["metadata"]["name"]
+    assert pipeline["status"]["nextScheduleTime"]
