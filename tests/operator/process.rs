@@ -142,7 +142,7 @@ fn a_bad_option_ends_it_at_once_with_its_name() {
         (vec!["--image", "not an image"], "'--image <IMAGE>'"),
         (vec!["--default-storage-url", "file:///data"], "'--default-storage-url <URL>'"),
         (
-            vec!["--default-storage-url", "s3://b/c", "--default-storage-endpoint", "s3.example.com"],
+            vec!["--default-storage-url", "s3://bucket/c", "--default-storage-endpoint", "s3.example.com"],
             "'--default-storage-endpoint <URL>'",
         ),
         (vec!["--default-storage-secret", "s3"], "--default-storage-url <URL>"),
