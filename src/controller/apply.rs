@@ -49,56 +49,56 @@ impl Writer<'_> {
         {
             return Ok(false);
         }
-        if kind == Kind::ConfigMap {
-            return self.create_config_map(name, built).await;
-        }
-        let api = self.objects(kind);
-        let uid = match known {
-            Some(known) => Some(known.uid.clone()),
-            None => {
-                let found = api.get_metadata_opt(name).await;
-                match found.map_err(|error| PassError::api("read", kind, name, error))? {
-                    Some(found) => Some(self.own(kind, name, &found.metadata)?),
-                    None => None,
-                }
-            }
-        };
-        let mut wanted = built.clone();
-        // Of an object that is there: only if it is still the same one.
-        if let (Some(uid), Some(metadata)) = (&uid, wanted.get_mut("metadata").and_then(Value::as_object_mut)) {
-            metadata.insert("uid".to_owned(), json!(uid));
-        }
-        // What somebody else wrote into our own object goes. A new one is made without force: should an object of that
-        // name have come up in this moment, the fields that differ are refused.
-        let params = PatchParams { force: uid.is_some(), ..PatchParams::apply(names::MANAGER) };
-        let failed = |error| PassError::api("apply", kind, name, error);
-        let answer = api.patch(name, &params, &Patch::Apply(&wanted)).await.map_err(failed)?;
-        self.keep(kind, name, watch::read_child(&answer));
+        let Some(known) = known else { return self.create(kind, name, built).await };
+        self.change(kind, name, built, &known.uid).await?;
         Ok(true)
     }
 
-    /// Makes a ConfigMap that never changes. Not by an apply: the API server reads what is applied as YAML, twice, which for
-    /// one of this size was a seventh of its time. Only the metadata comes back.
-    async fn create_config_map(&self, name: &str, built: &Value) -> Result<bool, PassError> {
-        let kind = Kind::ConfigMap;
+    /// Not by an apply, which would overwrite what somebody else made of that name in part, and which the API server reads as
+    /// YAML, twice: that was a seventh of its time when clusters came.
+    async fn create(&self, kind: Kind, name: &str, built: &Value) -> Result<bool, PassError> {
         let failed = |error| PassError::api("create", kind, name, error);
         let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
         let body = serde_json::to_vec(built).map_err(|error| failed(kube::Error::SerdeError(error)))?;
         let api = self.objects(kind);
         let request = kube::core::Request::new(api.resource_url()).create(&params, body);
         let mut request = request.map_err(|error| failed(kube::Error::BuildRequest(error)))?;
-        request.headers_mut().insert(ACCEPT, HeaderValue::from_static(METADATA));
-        let (meta, is_new) = match self.client.request::<PartialObjectMeta<DynamicObject>>(request).await {
-            Ok(answer) => (answer.metadata, true),
+        let answer = if kind == Kind::ConfigMap {
+            // Its content need not come back.
+            request.headers_mut().insert(ACCEPT, HeaderValue::from_static(METADATA));
+            let answer = self.client.request::<PartialObjectMeta<DynamicObject>>(request).await;
+            answer.map(|answer| watch::read_metadata(&answer.metadata, Body::Nothing))
+        } else {
+            self.client.request::<DynamicObject>(request).await.map(|answer| watch::read_child(&answer))
+        };
+        match answer {
+            Ok(answer) => self.keep(kind, name, answer),
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
                 let found = api.get_metadata(name).await.map_err(|error| PassError::api("read", kind, name, error))?;
-                self.own(kind, name, &found.metadata)?;
-                (found.metadata, false)
+                let uid = self.own(kind, name, &found.metadata)?;
+                if kind == Kind::ConfigMap {
+                    // What it holds is in its name, and cannot be changed.
+                    self.keep(kind, name, watch::read_metadata(&found.metadata, Body::Nothing));
+                    return Ok(false);
+                }
+                self.change(kind, name, built, &uid).await?;
             }
             Err(error) => return Err(failed(error)),
-        };
-        self.keep(kind, name, watch::read_metadata(&meta, Body::Nothing));
-        Ok(is_new)
+        }
+        Ok(true)
+    }
+
+    /// Makes one of ours as it was built, if it is still that one; what somebody else wrote into it goes.
+    async fn change(&self, kind: Kind, name: &str, built: &Value, uid: &str) -> Result<(), PassError> {
+        let mut wanted = built.clone();
+        if let Some(metadata) = wanted.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.insert("uid".to_owned(), json!(uid));
+        }
+        let params = PatchParams::apply(names::MANAGER).force();
+        let answer = self.objects(kind).patch(name, &params, &Patch::Apply(&wanted)).await;
+        let answer = answer.map_err(|error| PassError::api("apply", kind, name, error))?;
+        self.keep(kind, name, watch::read_child(&answer));
+        Ok(())
     }
 
     /// Makes a pod. One of that name that is the cluster's already is as good.

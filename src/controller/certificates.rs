@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
@@ -272,7 +272,8 @@ impl Certificates {
     ) -> Result<Result<Identity, Trouble>, Error> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &cluster.namespace);
         let bundle = chain.bundle(now);
-        if let Some(secret) = get(&api, name).await? {
+        let found = get(&api, name).await?;
+        if let Some(secret) = &found {
             if !secret.owner_references().iter().any(|owner| owner.uid == cluster.uid) {
                 let message = format!(
                     "the Secret {name} is not this cluster's and is not touched; rename or delete it, or give the cluster \
@@ -280,7 +281,7 @@ impl Certificates {
                 );
                 return Ok(Err(Trouble { reason: "NameConflict", message, stalled: true }));
             }
-            let value = |key: &str| text(&secret, key).unwrap_or_default();
+            let value = |key: &str| text(secret, key).unwrap_or_default();
             let identity = Identity { cert: value(CERT), key: value(KEY) };
             let young = identity.facts().is_ok_and(|facts| !is_due(&facts, now));
             let sound = young && identity.matches() && chain.current.issued(&identity.cert);
@@ -305,7 +306,10 @@ impl Certificates {
             },
             "data": encoded(&data),
         });
-        apply(&api, name, &secret).await?;
+        match found {
+            Some(_) => apply(&api, name, &secret).await?,
+            None => create(&api, name, secret).await?,
+        }
         Ok(Ok(identity))
     }
 
@@ -465,6 +469,14 @@ async fn get(api: &Api<Secret>, name: &str) -> Result<Option<Secret>, Error> {
         name: name.to_owned(),
         source: Box::new(source),
     })
+}
+
+/// Cheaper than to apply it; what is put into it later has the same keys.
+async fn create(api: &Api<Secret>, name: &str, secret: Value) -> Result<(), Error> {
+    let failed = |source| Error::Api { verb: "write", name: name.to_owned(), source: Box::new(source) };
+    let secret: Secret = serde_json::from_value(secret).map_err(|error| failed(kube::Error::SerdeError(error)))?;
+    let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
+    api.create(&params, &secret).await.map(drop).map_err(failed)
 }
 
 async fn apply(api: &Api<Secret>, name: &str, secret: &Value) -> Result<(), Error> {

@@ -98,8 +98,8 @@ async fn what_is_refused_again_and_again_is_tried_ever_more_rarely_and_uses_up_n
 async fn conflicts_lost_answers_and_servers_in_haste_are_borne() {
     let world = World::new().await;
     let lost = |method, part: &str| Fault { after: true, times: 1, ..refuse(Some(method), part, 500, "lost") };
-    world.api.fault(Fault { times: 2, ..refuse(Some(Method::PATCH), "/services", 409, "modified") });
-    world.api.fault(lost(Method::PATCH, "/networkpolicies/c-worker"));
+    world.api.fault(Fault { times: 2, ..refuse(Some(Method::POST), "/services", 409, "modified") });
+    world.api.fault(lost(Method::POST, "/networkpolicies"));
     world.api.fault(lost(Method::POST, "/pods"));
     world.api.fault(Fault {
         times: 1,

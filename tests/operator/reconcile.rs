@@ -44,9 +44,9 @@ async fn configuration_comes_before_workloads_and_everything_only_once() {
     let runtime = world.api.paths("/configmaps/c-runtime-").remove(0);
     let expected = [
         &format!("create configmaps {}", runtime.rsplit('/').next().unwrap()),
-        "apply networkpolicies c-scheduler",
-        "apply networkpolicies c-worker",
-        "apply services c-scheduler",
+        "create networkpolicies c-scheduler",
+        "create networkpolicies c-worker",
+        "create services c-scheduler",
         "create pods c-scheduler-1",
         "create pods c-cpu-0-2",
         "create pods c-cpu-1-3",
@@ -76,8 +76,8 @@ async fn certificates_are_there_before_the_pods_that_mount_them_and_no_secret_is
         // What exists is written down before it does, or nobody would find it again.
         "apply configmaps daskade-authorities",
         &format!("apply secrets daskade-ca-{uid}"),
-        "apply secrets c-tls",
-        "apply secrets c-client-tls",
+        "create secrets c-tls",
+        "create secrets c-client-tls",
         "create pods c-scheduler-1",
     ];
     assert!(order.windows(2).all(|pair| at(pair[0]) < at(pair[1])), "{made:?}");
