@@ -203,7 +203,8 @@ def manifest() -> list[Object]:
         found, at = decoder.raw_decode(made, at)
         objects += found["items"] if found["kind"] == "List" else [found]
         at += len(made[at:]) - len(made[at:].lstrip())
-    return objects
+    # What is of the whole cluster and has no name of this run, the policies and the roles for people, is not ours to make.
+    return [o for o in objects if RUN in o["metadata"]["name"] or o["metadata"].get("namespace") == SYSTEM]
 
 
 def install(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 mod api;
 #[path = "../dask_support/mod.rs"]
 mod dask_support;
+mod chart;
 mod deployment;
 mod faults;
 mod fence;

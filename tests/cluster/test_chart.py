@@ -1,0 +1,253 @@
+"""The chart on a real cluster: installed, changed, rolled back and taken away while a cluster lives; its policies; Argo CD.
+
+Each release serves namespaces of its own, which no other operator of this run serves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chart"))
+
+from charts import ARGOCD, TOP, Charts, objects
+
+from kube import IMAGE, LABEL, OPERATOR_IMAGE, RUN, SMALL, Namespace, Object, Operator, kubectl, until
+
+NAME = f"daskade-{RUN}"
+REPOSITORY, TAG = OPERATOR_IMAGE.rsplit(":", 1)
+ONE: Object = {"name": "a", "replicas": 1}
+
+
+@pytest.fixture(scope="module")
+def charts(tmp_path_factory: pytest.TempPathFactory) -> Charts:
+    return Charts(tmp_path_factory.mktemp("charts"))
+
+
+def values(served: str, **more: object) -> Object:
+    """A release that disturbs nobody: its own names, its own namespace, no definitions of its own."""
+    image = {"repository": REPOSITORY, "tag": TAG, "pullPolicy": "IfNotPresent"}
+    operator = {"watchNamespaces": [served], "image": IMAGE, "leaseDuration": "5s"}
+    return {"fullnameOverride": NAME, "crds": {"enabled": False}, "image": image, "operator": operator, **more}
+
+
+class Release:
+    def __init__(self, charts: Charts, system: Namespace, *options: str) -> None:
+        self.charts, self.system, self.options = charts, system, options
+
+    def helm(self, verb: str, *words: str, values: Object | None = None, check: bool = True) -> str:
+        given = ["-f", "-"] if values is not None else []
+        options = ["-n", self.system.name, *self.options]
+        return self.charts.helm(verb, *words, *given, *options, stdin=json.dumps(values or {}), check=check)
+
+    def put(self, verb: str, values: Object) -> str:
+        return self.helm(verb, "try", str(self.charts.chart), "--wait", "--timeout", "150s", values=values)
+
+
+@pytest.fixture
+def two(installed: Path) -> Iterator[tuple[Namespace, Namespace]]:
+    """The namespace of a release and the one that it serves."""
+    name = f"t-{RUN}-{os.urandom(2).hex()}"
+    system, served = (Namespace(f"{name}-{part}", labels={LABEL: "none"}) for part in ("system", "served"))
+    yield system, served
+    kubectl("delete", "namespace", system.name, served.name, "--wait=false")
+
+
+def uids(space: Namespace) -> dict[str, str]:
+    return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in space.pods("c")}
+
+
+def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_cluster(
+    charts: Charts, two: tuple[Namespace, Namespace]
+) -> None:
+    system, served = two
+    release = Release(charts, system)
+    try:
+        said = release.put("install", values(served.name))
+        assert f"serves the namespaces {served.name}" in said
+        assert "Succeeded" in release.helm("test", "try", "--timeout", "120s")
+        served.cluster("c", ONE)
+        served.wait_ready("c")
+        first = uids(served)
+        assert len(first) == 2
+
+        more = {"replicas": 2, "podDisruptionBudget": {"enabled": True}, "networkPolicy": {"enabled": True}}
+        changed = values(served.name, **more, podAnnotations={"a": "b"})
+        changed["operator"]["maxWorkersPerCluster"] = 3
+        release.put("upgrade", changed)
+        assert "Succeeded" in release.helm("test", "try", "--timeout", "120s")
+        assert len(kubectl("-n", system.name, "get", "pods", "-o", "name").split()) == 2
+        assert uids(served) == first
+        # The new leader works: it makes the second worker, and no other pod goes.
+        served.patch("daskcluster", "c", {"spec": {"workers": [{**ONE, "replicas": 2, "resources": SMALL}]}})
+        until("a second worker", lambda: served.status("c").get("workersReady") == 2)
+        second = uids(served)
+        assert first.items() < second.items() and len(second) == 3
+        # What its options say is in force: in the policy at once.
+        four = {"spec": {"workers": [{**ONE, "replicas": 4, "resources": SMALL}]}}
+        words = ["-n", served.name, "patch", "dsk", "c", "--type=merge", "-p", json.dumps(four)]
+        until("the limit", lambda: "3 are allowed per cluster" in kubectl(*words, "--dry-run=server", check=False), 60)
+
+        release.helm("rollback", "try", "1", "--wait", "--timeout", "150s")
+        assert uids(served) == second
+        assert kubectl("-n", system.name, "get", "deployment", "-o", "jsonpath={.items[*].spec.replicas}") == "1"
+
+        release.helm("uninstall", "try", "--wait", "--timeout", "120s")
+        assert not kubectl("-n", system.name, "get", "deployment,service,networkpolicy", "-o", "name").strip()
+        assert f"{NAME}-operator" not in kubectl("get", "clusterrole,clusterrolebinding,validatingadmissionpolicy", "-o", "name")
+        assert uids(served) == second and served.find("daskcluster", "c")
+        assert "daskclusters.daskade.dev" in kubectl("get", "crd", "-o", "name")
+
+        release.put("install", values(served.name))
+        served.patch("daskcluster", "c", {"spec": {"workers": [{**ONE, "replicas": 1, "resources": SMALL}]}})
+        until("the new release goes on with it", lambda: len(uids(served)) == 2)
+        assert uids(served).items() < second.items()
+        finally:
+        release.helm("uninstall", "try", check=False)
+
+
+def test_a_release_without_rights_on_the_cluster_serves_its_namespaces(
+    charts: Charts, two: tuple[Namespace, Namespace]
+) -> None:
+    """Installed by somebody who may do everything in the two namespaces, and nothing elsewhere."""
+    system, served = two
+    account = f"system:serviceaccount:{system.name}:installer"
+    kubectl("-n", system.name, "create", "serviceaccount", "installer")
+    for space in two:
+        whom = f"--serviceaccount={system.name}:installer"
+        kubectl("-n", space.name, "create", "rolebinding", "installer", "--clusterrole=cluster-admin", whom)
+    release = Release(charts, system, "--kube-as-user", account)
+    refused = release.helm("install", "try", str(charts.chart), values=values(served.name), check=False)
+    assert "clusterroles" in refused and "forbidden" in refused, refused
+    release.helm("uninstall", "try", check=False)
+    try:
+        release.put("install", values(served.name, rbac={"clusterWide": False}))
+        served.cluster("c", ONE)
+        served.wait_ready("c")
+        assert "Succeeded" in release.helm("test", "try", "--timeout", "120s")
+        operator = f"system:serviceaccount:{system.name}:{NAME}-operator"
+        may = "auth can-i create pods --as".split()
+        assert kubectl(*may, operator, "-n", served.name, check=False).strip() == "yes"
+        assert kubectl(*may, operator, "-n", "default", check=False).strip() == "no"
+    finally:
+        release.helm("uninstall", "try", check=False)
+
+
+def test_definitions_stay_when_their_chart_is_uninstalled(
+    charts: Charts, two: tuple[Namespace, Namespace], tmp_path: Path
+) -> None:
+    """The chart with kinds of another group, so that nobody else's definitions are at stake."""
+    system, _ = two
+    group = f"t{RUN}.example.com"
+    chart = tmp_path / "daskade-crds"
+    for path in (TOP / "charts/daskade-crds").rglob("*"):
+        if path.is_file():
+            copy = chart / path.relative_to(TOP / "charts/daskade-crds")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(path.read_text().replace("daskade.dev", group).replace("shortNames", "x-none"))
+    for path in (chart / "templates").iterdir():
+        text = path.read_text()
+        path.write_text("".join(line for line in text.splitlines(True) if line.strip() not in ("x-none:", "- dsk", "- dpr", "- dpl")))
+    release = Release(charts, system)
+    names = [f"{plural}.{group}" for plural in ("daskclusters", "pipelineruns", "pipelines")]
+    try:
+        release.helm("install", "definitions", str(chart))
+        kubectl("wait", "--for=condition=Established", *(f"crd/{name}" for name in names), "--timeout=60s")
+        said = release.helm("uninstall", "definitions")
+        assert said.count("[CustomResourceDefinition]") == 3, said
+        kubectl("get", "crd", *names)
+    finally:
+        kubectl("delete", "crd", *names, "--wait=false", check=False)
+
+
+def test_all_that_the_chart_makes_is_taken_by_the_api_server(charts: Charts, two: tuple[Namespace, Namespace]) -> None:
+    """By a server-side dry run, but for kinds that others define."""
+    system, served = two
+    for case in ("everything", "namespaced", "selector"):
+        given = yaml.safe_load((TOP / f"tests/chart/golden/{case}.values.yaml").read_text())
+        given["fullnameOverride"] = f"{NAME}-dry"
+        given["argocd"] = {"enabled": True}
+        if given["operator"].get("watchNamespaces"):
+            given["operator"]["watchNamespaces"] = [served.name, system.name]
+        found = objects(charts.render(values=given, namespace=system.name))
+        ours = [o for o in found if not o["apiVersion"].startswith("monitoring.coreos.com/")]
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": ours})
+        said = kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text)
+        assert len(said.strip().splitlines()) == len(ours)
+    said = kubectl("apply", "--server-side", "--dry-run=server", "-k", str(TOP), check=False)
+    # The namespace of the manifest is not there in a dry run.
+    assert "customresourcedefinition.apiextensions.k8s.io/daskclusters.daskade.dev serverside-applied" in said
+    assert all('namespaces "daskade-system" not found' in line for line in said.splitlines() if "rror" in line), said
+
+
+def condition(space: Namespace, kind: str, name: str, of: str) -> Object:
+    conditions = (space.find(kind, name) or {}).get("status", {}).get("conditions", [])
+    return next((dict(found) for found in conditions if found["type"] == of), {})
+
+
+def act(obj: Object, action: str) -> list[Object]:
+    words = ["argocd-lua", "action", str(ARGOCD), action]
+    done = subprocess.run(words, input=json.dumps(obj), capture_output=True, text=True, check=True)
+    return list(json.loads(done.stdout))
+
+
+def test_actions_of_argo_cd_do_what_they_say(space: Namespace, operator: Operator) -> None:
+    """What the scripts return is applied as Argo CD would: created, or put in place of the object."""
+    tracked = {"app.kubernetes.io/instance": "app"}
+    tracking = {"argocd.argoproj.io/tracking-id": f"app:daskade.dev/Pipeline:{space.name}/p"}
+    spec: Object = {
+        "triggers": {"onChange": False},
+        "cluster": {"ref": "nowhere"},
+        "storage": {"url": "s3://bucket/runs"},
+        "steps": [{"name": "sum", "call": "builtins:sum", "args": [[1, 2]]}],
+    }
+    meta = {"name": "p", "labels": tracked, "annotations": tracking}
+    pipeline = {"apiVersion": "daskade.dev/v1alpha1", "kind": "Pipeline", "metadata": meta, "spec": spec}
+    space.apply(pipeline)
+    until("it is accepted", lambda: condition(space, "pipeline", "p", "Accepted").get("status") == "True")
+
+    (impact,) = act(space.find("pipeline", "p") or {}, "run")
+    assert impact["operation"] == "create"
+    space.apply(impact["resource"])
+    name = impact["resource"]["metadata"]["name"]
+    until(
+        "the run waits for its cluster",
+        lambda: condition(space, "pipelinerun", name, "Succeeded").get("reason") == "ClusterNotFound",
+    )
+    run = space.find("pipelinerun", name) or {}
+    # Nothing by which Argo CD would take the run for a part of the application, and prune it.
+    assert "app.kubernetes.io/instance" not in run["metadata"]["labels"]
+    assert "argocd.argoproj.io/tracking-id" not in run["metadata"].get("annotations", {})
+    assert "ownerReferences" not in run["metadata"]
+
+    def replaced(action: str) -> None:
+        (impact,) = act(space.find("pipelinerun", name) or {}, action)
+        assert impact["operation"] == "patch"
+        kubectl("-n", space.name, "replace", "-f", "-", stdin=json.dumps(impact["resource"]))
+
+    def state(word: str) -> None:
+        until(f"it is {word}", lambda: (space.find("pipelinerun", name) or {}).get("status", {}).get("state") == word)
+
+    replaced("suspend")
+    state("Suspended")
+    replaced("resume")
+    state("Pending")
+    replaced("cancel")
+    state("Cancelled")
+    (impact,) = act(space.find("pipelinerun", name) or {}, "retry")
+    assert impact["resource"]["spec"]["reuse"] == {"mode": "Missing", "run": run["metadata"]["uid"]}
+    space.apply(impact["resource"])
+    assert "serverside-applied" in kubectl(
+        "-n", space.name, "apply", "--server-side", "--dry-run=server", "-f", "-", stdin=json.dumps(impact["resource"])
+    )
+
+    # Whatever the operator did, the object is still what was applied: an application with it is Synced.
+    for options in ((), ("--server-side", "--force-conflicts")):
+        assert kubectl("-n", space.name, "diff", *options, "-f", "-", stdin=json.dumps(pipeline)).strip() == ""
