@@ -43,10 +43,12 @@ class Charts:
             raise AssertionError(f"helm {' '.join(words)}: {done.stderr}")
         return done.stdout if done.returncode == 0 else done.stdout + done.stderr
 
-    def render(self, *options: str, values: Object | None = None, namespace: str = "daskade-system", check: bool = True) -> str:
-        words = ["template", "daskade", str(self.chart), "-n", namespace, "--skip-tests", *options]
-        if values is not None:
-            words += ["-f", "-"]
+    def render(
+        self, *options: str, values: Object | None = None, namespace: str = "daskade-system", check: bool = True, tests: bool = False
+    ) -> str:
+        words = ["template", "daskade", str(self.chart), "-n", namespace, *options]
+        words += [] if tests else ["--skip-tests"]
+        words += ["-f", "-"] if values is not None else []
         return self.helm(*words, check=check, stdin=json.dumps(values or {}))
 
 

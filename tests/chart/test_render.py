@@ -18,6 +18,8 @@ from charts import GOLDEN, TOP, Charts, Object, leaves, objects
 CASES = sorted(path.name.removesuffix(".values.yaml") for path in GOLDEN.glob("*.values.yaml"))
 # Values that stand for options which the chart sets itself: the release's namespace is the operator's own.
 OWN = {"--own-namespace"}
+# Values whose default comes to the same among all others.
+SHOWN_BELOW = [("image", "tag"), ("crds", "enabled"), ("aggregateRoles", "enabled"), ("policies", "enabled")]
 
 
 @pytest.fixture(scope="session")
@@ -101,10 +103,10 @@ def test_every_value_does_something(charts: Charts) -> None:
     missing = [path for path in known if not any(other[: len(path)] == path for other in given)]
     # These exclude each other; and what is created by the chart has a case of its own.
     assert missing == [("operator", "namespaceSelector")]
-    whole = charts.render(values=everything)
+    whole = charts.render(values=everything, tests=True)
     idle = []
     for path in given:
-        if known.get(path) == given[path] or path in ((*("image", "tag"),), ("crds", "enabled")):
+        if known.get(path) == given[path] or path in SHOWN_BELOW:
             continue
         less = copy.deepcopy(everything)
         inner = less
@@ -114,24 +116,25 @@ def test_every_value_does_something(charts: Charts) -> None:
             inner[path[-1]] = known[path]
         else:
             del inner[path[-1]]
-        # Where the default is off what it switches, another value has to show it: the rest stays.
+        # What does not go together.
         if path == ("podDisruptionBudget", "minAvailable"):
             inner["maxUnavailable"] = 1
         elif path == ("podDisruptionBudget", "maxUnavailable"):
             inner["minAvailable"] = None
         elif path == ("service", "enabled"):
             less["serviceMonitor"]["enabled"] = False
-        if charts.render(values=less) == whole and path != ("test", "image"):
+        if charts.render(values=less, tests=True) == whole:
             idle.append(path)
     assert not idle
     tagged = copy.deepcopy(everything)
     tagged["image"]["digest"] = ""
     assert "registry.example.com/daskade/operator:1.2.3" in charts.render(values=tagged)
-    for path in (("rbac", "create"), ("serviceAccount", "create"), ("service", "enabled"), ("aggregateRoles", "enabled")):
+    switches = [path for path in SHOWN_BELOW if path[-1] in ("create", "enabled")]
+    for path in (("rbac", "create"), ("serviceAccount", "create"), ("service", "enabled"), *switches):
         less = copy.deepcopy(everything)
-        less[path[0]][path[1]] = False
+        less[path[0]][path[1]] = path == ("crds", "enabled")
         less["serviceMonitor"]["enabled"] = False
-        assert charts.render(values=less) != whole, path
+        assert charts.render(values=less, tests=True) != whole, path
 
 
 def test_every_option_of_the_operator_is_a_value(charts: Charts) -> None:
