@@ -109,7 +109,7 @@ def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_
         served.patch("daskcluster", "c", {"spec": {"workers": [{**ONE, "replicas": 1, "resources": SMALL}]}})
         until("the new release goes on with it", lambda: len(uids(served)) == 2)
         assert uids(served).items() < second.items()
-        finally:
+    finally:
         release.helm("uninstall", "try", check=False)
 
 
