@@ -44,7 +44,12 @@ class Charts:
         return done.stdout if done.returncode == 0 else done.stdout + done.stderr
 
     def render(
-        self, *options: str, values: Object | None = None, namespace: str = "daskade-system", check: bool = True, tests: bool = False
+        self,
+        *options: str,
+        values: Object | None = None,
+        namespace: str = "daskade-system",
+        check: bool = True,
+        tests: bool = False,
     ) -> str:
         words = ["template", "daskade", str(self.chart), "-n", namespace, *options]
         words += [] if tests else ["--skip-tests"]

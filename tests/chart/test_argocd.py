@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from charts import ARGOCD, GOLDEN, Charts, objects
 
 CONFIG_MAP = {"argocd": {"enabled": True}, "crds": {"enabled": False}}
@@ -38,7 +37,9 @@ def test_the_config_map_has_the_same_scripts(tmp_path: Path) -> None:
 def test_every_script_has_tests() -> None:
     for kind in ARGOCD.glob("daskade.dev/*"):
         actions = yaml.safe_load((kind / "actions/action_test.yaml").read_text())
-        assert {test["action"] for test in actions["actionTests"]} == {p.parent.name for p in kind.glob("actions/*/action.lua")}
+        assert {test["action"] for test in actions["actionTests"]} == {
+            p.parent.name for p in kind.glob("actions/*/action.lua")
+        }
         used = [test["inputPath"] for part in ("discoveryTests", "actionTests") for test in actions[part]]
         used += [test["expectedOutputPath"] for test in actions["actionTests"]]
         assert {f"testdata/{path.name}" for path in kind.glob("actions/testdata/*")} == set(used)

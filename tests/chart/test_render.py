@@ -12,7 +12,6 @@ from pathlib import Path
 import promql_parser
 import pytest
 import yaml
-
 from charts import GOLDEN, TOP, Charts, Object, leaves, objects
 
 CASES = sorted(path.name.removesuffix(".values.yaml") for path in GOLDEN.glob("*.values.yaml"))
@@ -49,12 +48,14 @@ def test_a_golden_file_is_what_its_values_make(charts: Charts, case: str) -> Non
 def test_the_plain_manifest_is_what_the_defaults_make(charts: Charts) -> None:
     text = charts.render("--set", "crds.enabled=false")
     # Helm has no part in it.
-    text = re.sub(r"^# Source: .*\n| *app\.kubernetes\.io/managed-by: Helm\n| *helm\.sh/chart: .*\n", "", text, flags=re.M)
+    text = re.sub(
+        r"^# Source: .*\n| *app\.kubernetes\.io/managed-by: Helm\n| *helm\.sh/chart: .*\n", "", text, flags=re.M
+    )
     text = re.sub(r"^---\n(# [^\n]*\n)?---\n", r"---\n\1", text, flags=re.M)
     head = "".join(
         line + "\n"
         for line in (
-            "# The operator of daskade, as the chart charts/daskade makes it of its defaults; DASKADE_UPDATE=1 ./test chart writes it.",
+            "# The operator of daskade: charts/daskade with its defaults. DASKADE_UPDATE=1 ./test chart writes it.",
             "# With the definitions: kubectl apply --server-side -k .  (in the root of the repository)",
             "#",
             "# docs/operations.md tells what each right is for, and how to serve only some namespaces.",
@@ -139,8 +140,12 @@ def test_every_value_does_something(charts: Charts) -> None:
 
 def test_every_option_of_the_operator_is_a_value(charts: Charts) -> None:
     """Each option has a value of its name, which becomes the variable that `daskade operator --help` tells."""
-    said = subprocess.run([os.environ["DASKADE_BIN"], "operator", "--help"], capture_output=True, text=True, check=True).stdout
-    variables = dict(re.findall(r"^\s+(?:-h, )?(--[a-z-]+) <[^\n]*\n(?:(?!\s+--).*\n)*?\s+\[env: ([A-Z_]+)=", said, flags=re.M))
+    said = subprocess.run(
+        [os.environ["DASKADE_BIN"], "operator", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    variables = dict(
+        re.findall(r"^\s+(?:-h, )?(--[a-z-]+) <[^\n]*\n(?:(?!\s+--).*\n)*?\s+\[env: ([A-Z_]+)=", said, flags=re.M)
+    )
     assert len(variables) >= 14, said
 
     def value(option: str) -> str:
@@ -157,14 +162,24 @@ def test_every_option_of_the_operator_is_a_value(charts: Charts) -> None:
         expected = ",".join(given[name]) if isinstance(given[name], list) else str(given[name])
         assert env[variables[option]] == ("team=data" if name == "namespaceSelector" else expected), option
     # The operator takes them: it gets as far as looking for a cluster.
-    options = ["operator", "--own-namespace", "a", "--namespace-selector", selector_text(charts), "--listen", "127.0.0.1:0"]
+    options = [
+        "operator",
+        "--own-namespace",
+        "a",
+        "--namespace-selector",
+        selector_text(charts),
+        "--listen",
+        "127.0.0.1:0",
+    ]
     environment = {key: text for key, text in os.environ.items() if not key.startswith(("KUBE", "DASKADE_"))}
     for name, text in given.items():
         if name not in ("watchNamespaces", "namespaceSelector", "listen", "otlpEndpoint"):
             option = "--" + re.sub("([A-Z])", lambda found: "-" + found[1].lower(), name)
             options += [option, ",".join(text) if isinstance(text, list) else str(text)]
     environment["HOME"] = "/nowhere"
-    done = subprocess.run([os.environ["DASKADE_BIN"], *options], capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(
+        [os.environ["DASKADE_BIN"], *options], capture_output=True, text=True, env=environment, timeout=60
+    )
     assert done.returncode == 3 and "find a cluster" in done.stderr, done.stderr
 
 
@@ -189,6 +204,7 @@ REFUSED = [
     ({"operator": {"maxConcurrent": 1000}}, "maxConcurrent"),
     ({"crds": {"keep": False}}, "keep"),
     ({"policies": {"actions": ["Refuse"]}}, "actions"),
+    ({"policies": {"actions": ["Deny", "Warn"]}}, "policies.actions"),
     ({"rbac": {"clusterWide": False}}, "needs operator.watchNamespaces"),
     ({"operator": {"watchNamespaces": ["a"], "namespaceSelector": {"matchLabels": {"a": "b"}}}}, "exclude each other"),
     ({"service": {"enabled": False}, "serviceMonitor": {"enabled": True}}, "needs service.enabled"),

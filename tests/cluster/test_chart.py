@@ -18,6 +18,9 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chart"))
 
 from charts import ARGOCD, TOP, Charts, objects
+from empty import EmptyCluster
+from s3 import S3
+from test_pipelinerun import start, status, wait_end
 
 from kube import IMAGE, LABEL, OPERATOR_IMAGE, RUN, SMALL, Namespace, Object, Operator, kubectl, until
 
@@ -64,6 +67,20 @@ def uids(space: Namespace) -> dict[str, str]:
     return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in space.pods("c")}
 
 
+def people(space: Namespace) -> None:
+    """The roles of Kubernetes have daskade's kinds."""
+    can = {"view": ["list"], "edit": ["list", "create", "patch", "delete"]}
+    can["admin"] = [*can["edit"], "deletecollection"]
+    for role, verbs in can.items():
+        kubectl("-n", space.name, "create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}")
+
+        def answer(verb: str, role: str = role) -> bool:
+            return kubectl("auth", "can-i", verb, "dpr", "--as", role, "-n", space.name, check=False).strip() == "yes"
+
+        until(f"{role} has its rights", lambda role=role, verbs=verbs: all(answer(verb, role) for verb in verbs), 30)
+        assert not [verb for verb in {*can["admin"]} - {*verbs} if answer(verb)]
+
+
 def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_cluster(
     charts: Charts, two: tuple[Namespace, Namespace]
 ) -> None:
@@ -73,18 +90,32 @@ def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_
         said = release.put("install", values(served.name))
         assert f"serves the namespaces {served.name}" in said
         assert "Succeeded" in release.helm("test", "try", "--timeout", "120s")
-        served.cluster("c", ONE)
+        people(served)
+        served.cluster("c", ONE, storage=S3(served).storage("c"))
         served.wait_ready("c")
         first = uids(served)
         assert len(first) == 2
+        code = "import time\n\ndef nap(i):\n    time.sleep(1)\n    return i\n"
+        naps = {"name": "nap", "call": "m:nap", "map": {"i": "$(range(40))"}}
+        start(served, "r", pipelineSpec={"cluster": {"ref": "c"}, "code": {"files": {"m.py": code}}, "steps": [naps]})
+        until("the run runs", lambda: (status(served, "r").get("steps") or {}).get("done", 0) >= 1)
 
-        more = {"replicas": 2, "podDisruptionBudget": {"enabled": True}, "networkPolicy": {"enabled": True}}
+        # Nothing is reached but DNS, schedulers and the API server.
+        api = json.loads(kubectl("get", "endpoints", "kubernetes", "-n", "default", "-o", "json"))["subsets"][0]
+        service = kubectl("get", "service", "kubernetes", "-n", "default", "-o", "jsonpath={.spec.clusterIP}")
+        addresses = [service, *(found["ip"] for found in api["addresses"])]
+        ports = [{"port": 443}, *({"port": found["port"]} for found in api["ports"])]
+        egress = [{"to": [{"ipBlock": {"cidr": f"{address}/32"}} for address in addresses], "ports": ports}]
+        policy = {"enabled": True, "egress": egress}
+        more = {"replicas": 2, "podDisruptionBudget": {"enabled": True}, "networkPolicy": policy}
         changed = values(served.name, **more, podAnnotations={"a": "b"})
         changed["operator"]["maxWorkersPerCluster"] = 3
         release.put("upgrade", changed)
         assert "Succeeded" in release.helm("test", "try", "--timeout", "120s")
         assert len(kubectl("-n", system.name, "get", "pods", "-o", "name").split()) == 2
         assert uids(served) == first
+        assert status(served, "r")["state"] == "Running", "it should have been there all the while"
+        assert wait_end(served, "r")["steps"]["done"] == 40
         # The new leader works: it makes the second worker, and no other pod goes.
         served.patch("daskcluster", "c", {"spec": {"workers": [{**ONE, "replicas": 2, "resources": SMALL}]}})
         until("a second worker", lambda: served.status("c").get("workersReady") == 2)
@@ -101,7 +132,9 @@ def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_
 
         release.helm("uninstall", "try", "--wait", "--timeout", "120s")
         assert not kubectl("-n", system.name, "get", "deployment,service,networkpolicy", "-o", "name").strip()
-        assert f"{NAME}-operator" not in kubectl("get", "clusterrole,clusterrolebinding,validatingadmissionpolicy", "-o", "name")
+        assert f"{NAME}-operator" not in kubectl(
+            "get", "clusterrole,clusterrolebinding,validatingadmissionpolicy", "-o", "name"
+        )
         assert uids(served) == second and served.find("daskcluster", "c")
         assert "daskclusters.daskade.dev" in kubectl("get", "crd", "-o", "name")
 
@@ -133,38 +166,66 @@ def test_a_release_without_rights_on_the_cluster_serves_its_namespaces(
         served.wait_ready("c")
         assert "Succeeded" in release.helm("test", "try", "--timeout", "120s")
         operator = f"system:serviceaccount:{system.name}:{NAME}-operator"
-        may = "auth can-i create pods --as".split()
+        may = ["auth", "can-i", "create", "pods", "--as"]
         assert kubectl(*may, operator, "-n", served.name, check=False).strip() == "yes"
         assert kubectl(*may, operator, "-n", "default", check=False).strip() == "no"
     finally:
         release.helm("uninstall", "try", check=False)
 
 
-def test_definitions_stay_when_their_chart_is_uninstalled(
-    charts: Charts, two: tuple[Namespace, Namespace], tmp_path: Path
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmptyCluster]:
+    if not EmptyCluster.can_be_had():
+        pytest.skip("no API server can be started here; tests/kube builds one")
+    with EmptyCluster(tmp_path_factory.mktemp("empty")) as made:
+        yield made
+
+
+def test_definitions_and_objects_stay_when_a_release_with_them_is_uninstalled(
+    charts: Charts, empty: EmptyCluster
 ) -> None:
-    """The chart with kinds of another group, so that nobody else's definitions are at stake."""
-    system, _ = two
-    group = f"t{RUN}.example.com"
-    chart = tmp_path / "daskade-crds"
-    for path in (TOP / "charts/daskade-crds").rglob("*"):
-        if path.is_file():
-            copy = chart / path.relative_to(TOP / "charts/daskade-crds")
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_text(path.read_text().replace("daskade.dev", group).replace("shortNames", "x-none"))
-    for path in (chart / "templates").iterdir():
-        text = path.read_text()
-        path.write_text("".join(line for line in text.splitlines(True) if line.strip() not in ("x-none:", "- dsk", "- dpr", "- dpl")))
-    release = Release(charts, system)
-    names = [f"{plural}.{group}" for plural in ("daskclusters", "pipelineruns", "pipelines")]
-    try:
-        release.helm("install", "definitions", str(chart))
-        kubectl("wait", "--for=condition=Established", *(f"crd/{name}" for name in names), "--timeout=60s")
-        said = release.helm("uninstall", "definitions")
-        assert said.count("[CustomResourceDefinition]") == 3, said
-        kubectl("get", "crd", *names)
-    finally:
-        kubectl("delete", "crd", *names, "--wait=false", check=False)
+    """All defaults, on an API server without nodes: the definitions of others are not at stake."""
+    names = [f"{plural}.daskade.dev" for plural in ("daskclusters", "pipelineruns", "pipelines")]
+    steps = [{"name": "sum", "call": "builtins:sum", "args": [[1, 2]]}]
+    pipeline = {
+        "apiVersion": "daskade.dev/v1alpha1",
+        "kind": "Pipeline",
+        "metadata": {"name": "p"},
+        "spec": {"steps": steps},
+    }
+
+    whole = len(objects(charts.render("--set", "crds.enabled=false")))
+
+    def helm(*words: str, check: bool = True) -> str:
+        return charts.helm(*words, "-n", "daskade-system", "--kubeconfig", str(empty.config), check=check)
+
+    def parts() -> list[str]:
+        kinds = "serviceaccount,service,deployment,role,rolebinding,clusterrole,clusterrolebinding"
+        kinds += ",validatingadmissionpolicy,validatingadmissionpolicybinding"
+        return empty.kubectl("get", kinds, "-A", "-l", "app.kubernetes.io/name=daskade", "-o", "name").split()
+
+    helm("install", "daskade", str(charts.chart), "--create-namespace")
+    empty.kubectl("wait", "--for=condition=Established", *(f"crd/{name}" for name in names), "--timeout=60s")
+    empty.kubectl("create", "-n", "default", "-f", "-", stdin=json.dumps(pipeline))
+    assert len(parts()) == whole, parts()
+    helm("upgrade", "daskade", str(charts.chart), "--set", "replicas=2")
+    said = helm("uninstall", "daskade")
+    assert said.count("[CustomResourceDefinition]") == 3 and not parts(), said
+    found = json.loads(empty.kubectl("get", "dpl", "p", "-n", "default", "-o", "json"))
+    assert found["spec"] == pipeline["spec"] and "deletionTimestamp" not in found["metadata"]
+
+    # What stayed is taken up again: by the same release, by the plain manifests, by the chart of the definitions.
+    helm("install", "daskade", str(charts.chart))
+    helm("uninstall", "daskade")
+    empty.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(TOP))
+    assert len(parts()) == whole, parts()
+    definitions = str(charts.folder / "charts/daskade-crds")
+    refused = helm("install", "definitions", definitions, check=False)
+    assert "invalid ownership metadata" in refused, refused
+    helm("install", "definitions", definitions, "--take-ownership")
+    helm("uninstall", "definitions")
+    empty.kubectl("get", "crd", *names)
+    assert empty.kubectl("get", "dpl", "-n", "default", "-o", "name").split() == ["pipeline.daskade.dev/p"]
 
 
 def test_all_that_the_chart_makes_is_taken_by_the_api_server(charts: Charts, two: tuple[Namespace, Namespace]) -> None:
@@ -190,6 +251,10 @@ def test_all_that_the_chart_makes_is_taken_by_the_api_server(charts: Charts, two
 def condition(space: Namespace, kind: str, name: str, of: str) -> Object:
     conditions = (space.find(kind, name) or {}).get("status", {}).get("conditions", [])
     return next((dict(found) for found in conditions if found["type"] == of), {})
+
+
+def current(found: Object) -> bool:
+    return bool(found["status"]["observedGeneration"] == found["metadata"]["generation"])
 
 
 def act(obj: Object, action: str) -> list[Object]:
@@ -247,6 +312,16 @@ def test_actions_of_argo_cd_do_what_they_say(space: Namespace, operator: Operato
     assert "serverside-applied" in kubectl(
         "-n", space.name, "apply", "--server-side", "--dry-run=server", "-f", "-", stdin=json.dumps(impact["resource"])
     )
+
+    # A change makes one run, however it is applied and how often.
+    steps = [{"name": "sum", "call": "builtins:sum", "args": [[1, 3]]}]
+    pipeline["spec"] = {**spec, "triggers": {"onChange": True}, "steps": steps}
+    mine = "daskade.dev/pipeline=p,daskade.dev/trigger=change"
+    for options in (["apply"], ["apply", "--server-side", "--force-conflicts"], ["apply", "--server-side"]):
+        kubectl("-n", space.name, *options, "-f", "-", stdin=json.dumps(pipeline))
+        until("one run", lambda: len(space.list("pipelineruns", mine)) == 1, 30)
+        until("it is seen", lambda: current(space.find("pipeline", "p") or {}), 30)
+    assert len(space.list("pipelineruns", mine)) == 1
 
     # Whatever the operator did, the object is still what was applied: an application with it is Synced.
     for options in ((), ("--server-side", "--force-conflicts")):

@@ -106,7 +106,11 @@ def run(**spec: object) -> Object:
 def everywhere(spec: Object, name: str) -> dict[str, Object]:
     """A cluster's spec as a DaskCluster, and as the template of a Pipeline and of a run."""
     template = {"cluster": {"template": spec}}
-    return {f"cluster-{name}": cluster(**spec), f"pipeline-{name}": pipeline(**template), f"run-{name}": run(**template)}
+    return {
+        f"cluster-{name}": cluster(**spec),
+        f"pipeline-{name}": pipeline(**template),
+        f"run-{name}": run(**template),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +149,12 @@ ACCOUNTS: dict[str, Object] = {
     "pipeline-own-storage": pipeline(storage={**STORAGE, "serviceAccountName": "a1"}),
     "run-own-storage": run(storage={**STORAGE, "serviceAccountName": "a1"}),
 }
-PLAIN = {"cluster": cluster(), "pipeline": pipeline(), "run": run(), "by-name": made("PipelineRun", "r", {"pipelineRef": "p"})}
+PLAIN = {
+    "cluster": cluster(),
+    "pipeline": pipeline(),
+    "run": run(),
+    "by-name": made("PipelineRun", "r", {"pipelineRef": "p"}),
+}
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -227,7 +236,9 @@ def test_the_operator_is_let_through(world: World) -> None:
     subject = {"kind": "User", "name": account, "apiGroup": "rbac.authorization.k8s.io"}
     meta = {"name": "operator-writes"}
     api = "rbac.authorization.k8s.io/v1"
-    world.space.apply({"apiVersion": api, "kind": "RoleBinding", "metadata": meta, "roleRef": role, "subjects": [subject]})
+    world.space.apply(
+        {"apiVersion": api, "kind": "RoleBinding", "metadata": meta, "roleRef": role, "subjects": [subject]}
+    )
     words = ["-n", world.space.name, "create", "--as", account, "--dry-run=server", "-f", "-"]
     everything = cluster(storage={**STORAGE, "secretRef": "s1"}, scheduler={"serviceAccountName": "a1"})
     assert "created (server dry run)" in kubectl(*words, stdin=json.dumps(everything), check=False)
