@@ -58,7 +58,9 @@ class Charts:
 
 
 def objects(text: str) -> list[Object]:
-    return [found for found in yaml.safe_load_all(text) if found]
+    # Written in C where it can be had: the definitions are long.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [found for found in yaml.load_all(text, Loader=loader) if found]
 
 
 def leaves(values: Object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

@@ -105,6 +105,9 @@ matchExpressions:
 {{- if and .Values.serviceMonitor.enabled (not .Values.service.enabled) -}}
 {{- fail "serviceMonitor.enabled needs service.enabled: it finds the operator by its service" -}}
 {{- end -}}
+{{- if and (has "Deny" .Values.policies.actions) (has "Warn" .Values.policies.actions) -}}
+{{- fail "policies.actions: Deny and Warn exclude each other, as the API server has it" -}}
+{{- end -}}
 {{- with .Values.podDisruptionBudget -}}
 {{- if and .enabled (eq (kindIs "invalid" .minAvailable) (kindIs "invalid" .maxUnavailable)) -}}
 {{- fail "podDisruptionBudget: give exactly one of minAvailable and maxUnavailable (set the other to null)" -}}
