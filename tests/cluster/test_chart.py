@@ -173,6 +173,22 @@ def test_a_release_without_rights_on_the_cluster_serves_its_namespaces(
         release.helm("uninstall", "try", check=False)
 
 
+def test_the_scripts_are_added_to_the_settings_of_argo_cd(charts: Charts, empty: EmptyCluster) -> None:
+    """As docs/gitops.md does it: what is there stays as it was."""
+    labels = {"app.kubernetes.io/name": "argocd-cm", "app.kubernetes.io/part-of": "argocd"}
+    before = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "argocd-cm", "labels": labels}, "data": {"a": "b"}}
+    empty.kubectl("create", "namespace", "argocd")
+    empty.kubectl("create", "-n", "argocd", "-f", "-", stdin=json.dumps(before))
+    options = ["-s", "templates/argocd.yaml", "--set", "argocd.enabled=true,argocd.name=argocd-cm,argocd.namespace=argocd"]
+    empty.kubectl("apply", "--server-side", "--field-manager=daskade", "-f", "-", stdin=charts.render(*options))
+    found = json.loads(empty.kubectl("get", "configmap", "argocd-cm", "-n", "argocd", "-o", "json"))
+    assert found["metadata"]["labels"] == labels
+    assert found["data"].pop("a") == "b"
+    kinds = ("DaskCluster", "Pipeline", "PipelineRun")
+    parts = [f"resource.customizations.{part}.daskade.dev_{kind}" for part in ("actions", "health") for kind in kinds]
+    assert sorted(found["data"]) == parts
+
+
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmptyCluster]:
     if not EmptyCluster.can_be_had():

@@ -1,9 +1,9 @@
 //! The operator as a process: options, endpoints, log, lease, signals; and its guards against a double of the API server.
 
 mod api;
+mod chart;
 #[path = "../dask_support/mod.rs"]
 mod dask_support;
-mod chart;
 mod deployment;
 mod faults;
 mod fence;
