@@ -91,8 +91,18 @@ def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_
         assert f"serves the namespaces {served.name}" in said
         assert "Succeeded" in release.helm("test", "try", "--timeout", "120s")
         people(served)
-        served.cluster("c", ONE, storage=S3(served).storage("c"))
+        workers = [{"name": "a", "autoscale": {"min": 1, "max": 1}, "resources": SMALL}]
+        spec = {
+            "image": IMAGE,
+            "scheduler": {"resources": SMALL},
+            "workers": workers,
+            "storage": S3(served).storage("c"),
+        }
+        cluster = {"apiVersion": "daskade.dev/v1alpha1", "kind": "DaskCluster", "metadata": {"name": "c"}, "spec": spec}
+        served.apply(cluster)
         served.wait_ready("c")
+        # For Argo CD it is what Git says, also when the operator has scaled it.
+        assert kubectl("-n", served.name, "diff", "-f", "-", stdin=json.dumps(cluster)).strip() == ""
         first = uids(served)
         assert len(first) == 2
         code = "import time\n\ndef nap(i):\n    time.sleep(1)\n    return i\n"
@@ -176,10 +186,20 @@ def test_a_release_without_rights_on_the_cluster_serves_its_namespaces(
 def test_the_scripts_are_added_to_the_settings_of_argo_cd(charts: Charts, empty: EmptyCluster) -> None:
     """As docs/gitops.md does it: what is there stays as it was."""
     labels = {"app.kubernetes.io/name": "argocd-cm", "app.kubernetes.io/part-of": "argocd"}
-    before = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "argocd-cm", "labels": labels}, "data": {"a": "b"}}
+    before = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "argocd-cm", "labels": labels},
+        "data": {"a": "b"},
+    }
     empty.kubectl("create", "namespace", "argocd")
     empty.kubectl("create", "-n", "argocd", "-f", "-", stdin=json.dumps(before))
-    options = ["-s", "templates/argocd.yaml", "--set", "argocd.enabled=true,argocd.name=argocd-cm,argocd.namespace=argocd"]
+    options = [
+        "-s",
+        "templates/argocd.yaml",
+        "--set",
+        "argocd.enabled=true,argocd.name=argocd-cm,argocd.namespace=argocd",
+    ]
     empty.kubectl("apply", "--server-side", "--field-manager=daskade", "-f", "-", stdin=charts.render(*options))
     found = json.loads(empty.kubectl("get", "configmap", "argocd-cm", "-n", "argocd", "-o", "json"))
     assert found["metadata"]["labels"] == labels
