@@ -2,6 +2,7 @@
 // reduced to time and date, one second for each script, and gopher-json for what they return. Nothing else of Argo CD is here.
 //
 //	argocd-lua test FOLDER [CONFIGMAP]    the tests of a folder resource_customizations; with the scripts of a ConfigMap if given
+//	argocd-lua health FOLDER              how an object on standard input is, as JSON
 //	argocd-lua action FOLDER NAME         what an action makes of the object on standard input, as JSON
 //	argocd-lua script FILE                what a script returns
 package main
@@ -372,13 +373,19 @@ func command(words []string) error {
 		if r.failed > 0 || r.passed == 0 {
 			return errors.New("the scripts do not do what their tests say")
 		}
-	case len(words) == 3 && words[0] == "action":
-		text, err := io.ReadAll(os.Stdin)
+	case len(words) == 2 && words[0] == "health":
+		obj, err := standardInput()
 		if err != nil {
 			return err
 		}
-		obj := object{}
-		if err := yaml.Unmarshal(text, &obj); err != nil {
+		status, err := health(ofFolder(words[1]), obj["kind"].(string), obj)
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(os.Stdout).Encode(status)
+	case len(words) == 3 && words[0] == "action":
+		obj, err := standardInput()
+		if err != nil {
 			return err
 		}
 		impacts, err := act(ofFolder(words[1]), obj["kind"].(string), words[2], obj)
@@ -395,7 +402,15 @@ func command(words []string) error {
 		fmt.Printf("%s\n", result)
 		return err
 	default:
-		return errors.New("argocd-lua test FOLDER [CONFIGMAP] | action FOLDER NAME | script FILE")
+		return errors.New("argocd-lua test FOLDER [CONFIGMAP] | health FOLDER | action FOLDER NAME | script FILE")
 	}
 	return nil
+}
+
+func standardInput() (obj object, err error) {
+	text, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return nil, err
+	}
+	return obj, yaml.Unmarshal(text, &obj)
 }

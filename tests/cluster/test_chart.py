@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -39,6 +40,21 @@ def values(served: str, **more: object) -> Object:
     image = {"repository": REPOSITORY, "tag": TAG, "pullPolicy": "IfNotPresent"}
     operator = {"watchNamespaces": [served], "image": IMAGE, "leaseDuration": "5s"}
     return {"fullnameOverride": NAME, "crds": {"enabled": False}, "image": image, "operator": operator, **more}
+
+
+def lua(command: str, obj: Object | None, *words: str) -> Any:
+    """What the scripts for Argo CD say of a live object."""
+    line = ["argocd-lua", command, str(ARGOCD), *words]
+    done = subprocess.run(line, input=json.dumps(obj), capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def act(obj: Object | None, action: str) -> list[Object]:
+    return list(lua("action", obj, action))
+
+
+def health(space: Namespace, kind: str, name: str) -> str:
+    return str(lua("health", space.find(kind, name))["status"])
 
 
 class Release:
@@ -81,6 +97,21 @@ def people(space: Namespace) -> None:
         assert not [verb for verb in {*can["admin"]} - {*verbs} if answer(verb)]
 
 
+def retried(space: Namespace) -> None:
+    """The action `retry` of Argo CD makes a run that takes over what the failed one committed."""
+    steps = [
+        {"name": "one", "call": "builtins:abs", "args": [-1]},
+        {"name": "bad", "call": "builtins:int", "args": ["x"]},
+    ]
+    start(space, "f", pipelineSpec={"cluster": {"ref": "c"}, "steps": steps})
+    assert wait_end(space, "f", "Failed")["steps"]["done"] == 1
+    assert health(space, "pipelinerun", "f") == "Degraded"
+    (impact,) = act(space.find("pipelinerun", "f"), "retry")
+    space.apply(impact["resource"])
+    counts = wait_end(space, impact["resource"]["metadata"]["name"], "Failed")["steps"]
+    assert counts["cached"] == 1 and counts["failed"] == 1, counts
+
+
 def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_cluster(
     charts: Charts, two: tuple[Namespace, Namespace]
 ) -> None:
@@ -101,6 +132,7 @@ def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_
         cluster = {"apiVersion": "daskade.dev/v1alpha1", "kind": "DaskCluster", "metadata": {"name": "c"}, "spec": spec}
         served.apply(cluster)
         served.wait_ready("c")
+        assert health(served, "daskcluster", "c") == "Healthy"
         # For Argo CD it is what Git says, also when the operator has scaled it.
         assert kubectl("-n", served.name, "diff", "-f", "-", stdin=json.dumps(cluster)).strip() == ""
         first = uids(served)
@@ -125,7 +157,9 @@ def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_
         assert len(kubectl("-n", system.name, "get", "pods", "-o", "name").split()) == 2
         assert uids(served) == first
         assert status(served, "r")["state"] == "Running", "it should have been there all the while"
+        assert health(served, "pipelinerun", "r") == "Healthy"
         assert wait_end(served, "r")["steps"]["done"] == 40
+        retried(served)
         # The new leader works: it makes the second worker, and no other pod goes.
         served.patch("daskcluster", "c", {"spec": {"workers": [{**ONE, "replicas": 2, "resources": SMALL}]}})
         until("a second worker", lambda: served.status("c").get("workersReady") == 2)
@@ -293,12 +327,6 @@ def current(found: Object) -> bool:
     return bool(found["status"]["observedGeneration"] == found["metadata"]["generation"])
 
 
-def act(obj: Object, action: str) -> list[Object]:
-    words = ["argocd-lua", "action", str(ARGOCD), action]
-    done = subprocess.run(words, input=json.dumps(obj), capture_output=True, text=True, check=True)
-    return list(json.loads(done.stdout))
-
-
 def test_actions_of_argo_cd_do_what_they_say(space: Namespace, operator: Operator) -> None:
     """What the scripts return is applied as Argo CD would: created, or put in place of the object."""
     tracked = {"app.kubernetes.io/instance": "app"}
@@ -314,7 +342,7 @@ def test_actions_of_argo_cd_do_what_they_say(space: Namespace, operator: Operato
     space.apply(pipeline)
     until("it is accepted", lambda: condition(space, "pipeline", "p", "Accepted").get("status") == "True")
 
-    (impact,) = act(space.find("pipeline", "p") or {}, "run")
+    (impact,) = act(space.find("pipeline", "p"), "run")
     assert impact["operation"] == "create"
     space.apply(impact["resource"])
     name = impact["resource"]["metadata"]["name"]
@@ -329,7 +357,7 @@ def test_actions_of_argo_cd_do_what_they_say(space: Namespace, operator: Operato
     assert "ownerReferences" not in run["metadata"]
 
     def replaced(action: str) -> None:
-        (impact,) = act(space.find("pipelinerun", name) or {}, action)
+        (impact,) = act(space.find("pipelinerun", name), action)
         assert impact["operation"] == "patch"
         kubectl("-n", space.name, "replace", "-f", "-", stdin=json.dumps(impact["resource"]))
 
@@ -338,11 +366,14 @@ def test_actions_of_argo_cd_do_what_they_say(space: Namespace, operator: Operato
 
     replaced("suspend")
     state("Suspended")
+    assert health(space, "pipelinerun", name) == "Suspended"
     replaced("resume")
     state("Pending")
+    assert health(space, "pipelinerun", name) == health(space, "pipeline", "p") == "Healthy"
     replaced("cancel")
     state("Cancelled")
-    (impact,) = act(space.find("pipelinerun", name) or {}, "retry")
+    assert health(space, "pipelinerun", name) == "Degraded"
+    (impact,) = act(space.find("pipelinerun", name), "retry")
     assert impact["resource"]["spec"]["reuse"] == {"mode": "Missing", "run": run["metadata"]["uid"]}
     space.apply(impact["resource"])
     assert "serverside-applied" in kubectl(
