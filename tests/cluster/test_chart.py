@@ -22,6 +22,8 @@ from charts import ARGOCD, TOP, Charts, objects
 from empty import EmptyCluster
 from s3 import S3
 from test_pipelinerun import start, status, wait_end
+from test_policies import ENFORCED
+from test_policies import start as pod
 
 from kube import IMAGE, LABEL, OPERATOR_IMAGE, RUN, SMALL, Namespace, Object, Operator, kubectl, until
 
@@ -142,7 +144,11 @@ def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_
         start(served, "r", pipelineSpec={"cluster": {"ref": "c"}, "code": {"files": {"m.py": code}}, "steps": [naps]})
         until("the run runs", lambda: (status(served, "r").get("steps") or {}).get("done", 0) >= 1)
 
-        # Nothing is reached but DNS, schedulers and the API server.
+        stranger = pod(served.name, "stranger")
+        where = f"{NAME}-operator.{system.name}"
+        until("everybody reads its metrics", lambda: stranger.opens(where, 8080), 60)
+
+        # From now on nobody does, and it reaches nothing but DNS, schedulers and the API server.
         api = json.loads(kubectl("get", "endpoints", "kubernetes", "-n", "default", "-o", "json"))["subsets"][0]
         service = kubectl("get", "service", "kubernetes", "-n", "default", "-o", "jsonpath={.spec.clusterIP}")
         addresses = [service, *(found["ip"] for found in api["addresses"])]
@@ -160,6 +166,8 @@ def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_
         assert health(served, "pipelinerun", "r") == "Healthy"
         assert wait_end(served, "r")["steps"]["done"] == 40
         retried(served)
+        if ENFORCED:
+            assert not stranger.opens(where, 8080)
         # The new leader works: it makes the second worker, and no other pod goes.
         served.patch("daskcluster", "c", {"spec": {"workers": [{**ONE, "replicas": 2, "resources": SMALL}]}})
         until("a second worker", lambda: served.status("c").get("workersReady") == 2)
