@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from charts import ARGOCD, GOLDEN, Charts, objects
+from charts import ARGOCD, GOLDEN, TOP, Charts, objects
 
 CONFIG_MAP = {"argocd": {"enabled": True}, "crds": {"enabled": False}}
 
@@ -46,6 +46,20 @@ def test_every_script_has_tests() -> None:
         health = yaml.safe_load((kind / "health_test.yaml").read_text())["tests"]
         assert {f"testdata/{path.name}" for path in kind.glob("testdata/*")} == {test["inputPath"] for test in health}
     assert (GOLDEN / "everything.yaml").read_text().count("action.lua: |") == 9
+
+
+def test_the_examples_are_what_the_chart_takes(tmp_path: Path) -> None:
+    (application,) = objects((TOP / "examples/argocd/operator.yaml").read_text())
+    source, destination = application["spec"]["source"], application["spec"]["destination"]
+    assert (TOP / source["path"] / "Chart.yaml").exists()
+    charts = Charts(tmp_path)
+    made = objects(charts.render(values=source["helm"]["valuesObject"], namespace=destination["namespace"]))
+    (settings,) = [o for o in made if o["kind"] == "ConfigMap"]
+    assert (settings["metadata"]["name"], settings["metadata"]["namespace"]) == ("argocd-cm", "argocd")
+    # Whoever deletes the application does not delete the settings of Argo CD.
+    assert "Delete=false,Prune=false" in settings["metadata"]["annotations"]["argocd.argoproj.io/sync-options"]
+    (many,) = objects((TOP / "examples/argocd/applicationset.yaml").read_text())
+    assert many["spec"]["template"]["spec"]["destination"]["namespace"] == "{{ .path.basename }}"
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,9 @@ def test_a_namespaced_release_has_no_object_of_the_whole_cluster(charts: Charts)
 def test_every_expression_for_prometheus_can_be_read(charts: Charts) -> None:
     """As PromQL, and as what the chart makes of the files; which metrics there are is a test beside the metrics."""
     found = objects(charts.render(values=values_of("everything")))
-    read = subprocess.run(["monitoring"], input=charts.render(values=values_of("everything")), capture_output=True, text=True)
+    read = subprocess.run(
+        ["monitoring"], input=charts.render(values=values_of("everything")), capture_output=True, text=True
+    )
     assert read.stdout.split() == ["PrometheusRule", "ServiceMonitor"], read.stderr
     (rule,) = [o for o in found if o["kind"] == "PrometheusRule"]
     alerts = [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
