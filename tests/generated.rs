@@ -37,6 +37,20 @@ fn the_crds_in_the_repository_are_those_of_the_types() {
     }
 }
 
+/// Helm keeps them when the release is uninstalled, and with them all objects.
+#[test]
+fn the_chart_has_the_crds_as_templates_that_are_kept() {
+    let files = crd::files();
+    for (name, content) in &files {
+        assert!(!content.contains("{{"), "{name} would be read as a template");
+        let annotations = "\nmetadata:\n  annotations:\n    helm.sh/resource-policy: keep\n";
+        let template = content.replacen("\nmetadata:\n", annotations, 1);
+        assert_ne!(&template, content);
+        check_file(&format!("charts/daskade-crds/templates/{name}"), &template);
+    }
+    assert_eq!(fs::read_dir(in_repository("charts/daskade-crds/templates")).unwrap().count(), files.len());
+}
+
 #[test]
 fn the_reference_is_that_of_the_types() {
     check_file("docs/reference.md", &crd::reference());

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use kube::{Api, Client};
 use tokio::time::timeout;
 
-/// Labels of the operator's pods, by which network policies let it in. The same as in deploy/operator.yaml.
+/// Labels of the operator's pods, by which network policies let it in. The same as in charts/daskade.
 pub const LABELS: [(&str, &str); 2] =
     [("app.kubernetes.io/name", "daskade"), ("app.kubernetes.io/component", "operator")];
 /// Name of the operator's container there.

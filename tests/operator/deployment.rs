@@ -106,7 +106,7 @@ fn there_is_no_wildcard_and_no_look_at_all_secrets() {
 fn only_the_operators_account_is_bound_and_the_selectors_rights_are_not() {
     let bindings: Vec<Value> = documents()
         .into_iter()
-        .filter(|document| document["kind"].as_str().is_some_and(|kind| kind.ends_with("Binding")))
+        .filter(|document| document["kind"].as_str().is_some_and(|kind| kind.ends_with("RoleBinding")))
         .collect();
     assert_eq!(bindings.len(), 2);
     for binding in bindings {

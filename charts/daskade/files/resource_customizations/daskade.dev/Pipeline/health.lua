@@ -1,0 +1,30 @@
+-- A Pipeline is healthy when it is accepted. Its runs do not count: a long one holds no wave of a sync.
+local conditions = {}
+if obj.status ~= nil and obj.status.conditions ~= nil then
+  for _, condition in ipairs(obj.status.conditions) do
+    conditions[condition.type] = condition
+  end
+end
+local accepted = conditions["Accepted"]
+if accepted == nil or obj.status.observedGeneration ~= obj.metadata.generation then
+  return {status = "Progressing", message = "the operator of daskade has not dealt with the spec yet"}
+end
+if accepted.status == "False" then
+  return {status = "Degraded", message = accepted.reason .. ": " .. accepted.message}
+end
+for _, name in ipairs({"Stalled", "Reconciling"}) do
+  local trouble = conditions[name]
+  if trouble ~= nil and trouble.status == "True" then
+    return {
+      status = name == "Stalled" and "Degraded" or "Progressing",
+      message = "no run can be made: " .. trouble.reason .. ": " .. trouble.message,
+    }
+  end
+end
+if obj.spec.schedule ~= nil and obj.spec.schedule.suspend == true then
+  return {status = "Suspended", message = "the schedule is suspended"}
+end
+if obj.status.lastRun ~= nil then
+  return {status = "Healthy", message = "accepted; the latest run is " .. obj.status.lastRun}
+end
+return {status = "Healthy", message = "accepted"}
