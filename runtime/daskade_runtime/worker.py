@@ -23,7 +23,7 @@ from typing import Any
 import msgpack
 from distributed import WorkerPlugin, get_worker
 
-from daskade_runtime import boot, channel, compat
+from daskade_runtime import boot, channel, compat, credentials
 from daskade_runtime.bundles import Bundles
 from daskade_runtime.cache import Cache, Entry
 from daskade_runtime.definitions import Definitions, Run
@@ -242,7 +242,9 @@ class WorkerState:
         key = run.key(index)
         message = dict(inputs, v=request["v"], path=path)
         message["def"] = key
+        fresh = credentials.environ()
         message["env"] = {
+            **{name: value for name, value in fresh.items() if name not in env},
             "DASKADE_RUN": run.uid,
             "DASKADE_STEP": step["name"],
             "DASKADE_ITEM": str(request["i"]),

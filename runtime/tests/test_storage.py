@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from s3server import S3Server
 
-from daskade_runtime import s3, storage
+from daskade_runtime import credentials, s3, storage
 from daskade_runtime.journal import Fenced, Journal, read_all
 from daskade_runtime.storage import Exists, StorageError, Store, check_key, open_store
 
@@ -269,6 +269,65 @@ def test_credentials_may_come_from_a_file_and_be_rotated(
     write("writer")
     time.sleep(0.3)  # obstore asks again after a tenth of a second at the earliest
     store.put("x", b"1")
+
+
+def test_a_mounted_secret_goes_before_variables_and_may_be_replaced(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As Kubernetes mounts one: a link to the version that counts, which is replaced as a whole."""
+
+    def write(version: str, who: str) -> None:
+        folder = tmp_path / f"..{version}"
+        folder.mkdir()
+        for name, value in server.environ(who).items():
+            (folder / name).write_text(value + "\n")
+        link = tmp_path / "..new"
+        link.symlink_to(folder.name)
+        link.replace(tmp_path / "..data")
+
+    write("one", "readonly")
+    monkeypatch.setenv("DASKADE_CREDENTIALS", str(tmp_path))
+    for name, value in server.environ("writer").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3, "_REREAD", -s3._REREAD)
+    store = open_store(server.storage("mounted"))
+    assert refused(lambda: store.put("x", b"1")).reason == "AccessDenied", "the variables are those of the start"
+    write("two", "writer")
+    time.sleep(0.3)  # obstore asks again after a tenth of a second at the earliest
+    store.put("x", b"1")
+    # A Secret that is being emptied is no reason to forget what worked.
+    for file in (tmp_path / "..two").iterdir():
+        file.unlink()
+    time.sleep(0.3)
+    store.put("x", b"1")
+    assert credentials.mounted() is None
+
+
+def test_steps_see_the_variables_of_a_replaced_secret(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in (("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")):
+        (tmp_path / name).write_text(value)
+    code = (
+        "import os, sys; from daskade_runtime import credentials\n"
+        "open(sys.argv[1] + '/AWS_SECRET_ACCESS_KEY', 'w').write('c')\n"
+        "print(sorted(credentials.environ().items()))"
+    )
+
+    def seen(**variables: str) -> str:
+        (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text("b")
+        words = [sys.executable, "-c", code, str(tmp_path)]
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **variables}
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    assert seen(**keys) == "[]", "nothing is mounted"
+    keys["DASKADE_CREDENTIALS"] = str(tmp_path)
+    assert seen(**keys) == "[('AWS_ACCESS_KEY_ID', 'a'), ('AWS_SECRET_ACCESS_KEY', 'c')]"
+    # Somebody gave the pods another key by their own variable.
+    keys["AWS_SECRET_ACCESS_KEY"] = "own"
+    assert seen(**keys) == "[('AWS_ACCESS_KEY_ID', 'a')]"
 
 
 # ------------------------------------------------------------ directory

@@ -105,6 +105,7 @@ impl Stored {
             since: self.since,
             place: self.charter.place.clone(),
             storage_url: self.charter.storage.url.trim_end_matches('/').to_owned(),
+            storage_secret: self.charter.run.cluster.storage.as_ref().and_then(|storage| storage.secret_ref.clone()),
             start: start.unwrap_or(START_DEADLINE),
             active: deadlines.and_then(|deadlines| deadlines.active.as_ref()).map(|span| span.to_std()),
         }

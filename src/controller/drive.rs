@@ -111,7 +111,10 @@ impl Observer for Teller {
             }
             Note::Blocked { step, count, message } => drop(live.blocked.insert(step, (count, message))),
             Note::Unblocked { step } => drop(live.blocked.remove(&step)),
-            Note::StorageDown { message } => live.storage = Some(message),
+            Note::StorageDown { reason, message } => {
+                let reason = known_reason(&reason).unwrap_or("StorageUnreachable");
+                live.storage = Some(Trouble { reason, message, stalled: STALLED.contains(&reason) });
+            }
             Note::StorageUp => live.storage = None,
             Note::SchedulerLost { cause } => {
                 tracing::info!(run = %self.key, cause, "the scheduler of the run is lost");

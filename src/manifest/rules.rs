@@ -126,11 +126,14 @@ pub(crate) const RULES: &[Rule] = &[
         holds: |source| count(source, &["secretKeyRef", "configMapKeyRef"]) == 1,
     },
     Rule {
-        cel: "[has(self.persistentVolumeClaim), has(self.configMap), has(self.secret), has(self.emptyDir)].filter(x, x).size() == 1",
+        cel: "[has(self.persistentVolumeClaim), has(self.configMap), has(self.secret), has(self.emptyDir), has(self.serviceAccountToken)].filter(x, x).size() == 1",
         reason: CONFLICT,
-        message: "give exactly one of persistentVolumeClaim, configMap, secret and emptyDir",
+        message: "give exactly one of persistentVolumeClaim, configMap, secret, emptyDir and serviceAccountToken",
         at: None,
-        holds: |volume| count(volume, &["persistentVolumeClaim", "configMap", "secret", "emptyDir"]) == 1,
+        holds: |volume| {
+            let sources = ["persistentVolumeClaim", "configMap", "secret", "emptyDir", "serviceAccountToken"];
+            count(volume, &sources) == 1
+        },
     },
     Rule {
         cel: "!(has(self.replicas) && has(self.autoscale))",

@@ -66,6 +66,7 @@ const TABLE: &[Row] = &[
     local(CLUSTER, "suspend", "a local cluster lives as long as its run"),
     local(CLUSTER, "scheduler.env", "set the variables in the shell"),
     local(CLUSTER, "workers.*.env.*.valueFrom", "give a value, or set the variable in the shell"),
+    local(CLUSTER, "scheduler.volumes", "local steps see the files of this machine"),
     local(CLUSTER, "workers.*.volumes", "local steps see the files of this machine"),
     local(RUN, "suspend", "a local run starts at once"),
     local(RUN, "cancel", "a local run is cancelled by Ctrl-C"),

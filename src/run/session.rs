@@ -429,7 +429,9 @@ impl Session<'_> {
                 RuntimeEvent::Storage { message, reason, .. } if reason == "StorageFull" && self.is_folder() => {
                     return Err(refused(&reason, message));
                 }
-                RuntimeEvent::Storage { message, .. } => self.observer.note(Note::StorageDown { message }),
+                RuntimeEvent::Storage { message, reason, .. } => {
+                    self.observer.note(Note::StorageDown { reason, message });
+                }
                 RuntimeEvent::Fenced { epoch } => return Err(Ended::Fatal(DriveError::Fenced { epoch })),
                 RuntimeEvent::Closing { message, .. } => return Err(lost(message)),
             }

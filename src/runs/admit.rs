@@ -9,7 +9,7 @@ use crate::api::pipeline::{ClusterChoice, PipelineSpec};
 use crate::api::run::PipelineRun;
 use crate::api::storage::Storage;
 use crate::cluster::facts::Trouble;
-use crate::cluster::{effective_groups, too_many_workers, validate_named};
+use crate::cluster::{check_folder, effective_groups, too_many_workers, validate_named};
 use crate::manifest::{self, Mode, Object};
 use crate::problem::Problem;
 use crate::run::{Frozen, run_deadlines};
@@ -159,14 +159,22 @@ fn place(
             let problem = Problem::new("MissingField", format!("{at}.storage"), message);
             problems.push(problem.help("say where outputs and journal go: storage: {url: \"s3://bucket/prefix\"}"));
         }
+        if let Some(storage) = &spec.storage {
+            let volumes = format!("spec.scheduler.volumes, spec.workers[*].volumes of the DaskCluster {cluster}");
+            problems.extend(check_folder(&found, &storage.url, &format!("{at}.storage.url"), &volumes));
+        }
         let choice = ClusterChoice { template: Some(found.clone()), ..ClusterChoice::default() };
         return Ok(Placed { place: Place::Shared(cluster.clone()), choice: Some(choice), spec: Some(found), storage });
     }
     let mut made = choice.template.unwrap_or_default();
     let template = format!("{at}.cluster.template");
+    // The pipeline's own storage goes before the template's, and is told of where it stands.
+    made.storage = made.storage.filter(|_| spec.storage.is_none());
     problems.extend(validate_named(name, &made, &template));
     problems.extend(too_many_workers(&made, world.most_workers(), &template));
     if let Some(storage) = &spec.storage {
+        let volumes = format!("{template}.scheduler.volumes, {template}.workers[*].volumes");
+        problems.extend(check_folder(&made, &storage.url, &format!("{at}.storage.url"), &volumes));
         made.storage = Some(storage.clone());
     }
     let storage = made.storage.clone();

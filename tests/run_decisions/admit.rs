@@ -130,6 +130,18 @@ fn every_problem_is_told_with_object_and_field() {
                 "storage: MissingField",
             ][..],
         ),
+        (
+            json!({"pipelineSpec": {"steps": steps(), "storage": {"url": "file:///data"}}}),
+            &[
+                "spec.pipelineSpec.storage.url: InvalidValue: /data lies on no volume of the scheduler, group default",
+                "spec.pipelineSpec.cluster.template.scheduler.volumes",
+                "persistentVolumeClaim",
+            ],
+        ),
+        (
+            json!({"pipelineSpec": {"steps": steps(), "cluster": {"ref": "c"}, "storage": {"url": "file:///data"}}}),
+            &["spec.pipelineSpec.storage.url: InvalidValue", "spec.scheduler.volumes", "of the DaskCluster c"],
+        ),
         (json!({"pipelineSpec": {"steps": []}}), &["spec.pipelineSpec.steps"][..]),
         (
             json!({"pipelineSpec": {"steps": steps(), "deadlines": {"finally": "1m"}}}),
@@ -141,6 +153,24 @@ fn every_problem_is_told_with_object_and_field() {
             assert!(told.contains(part), "{part} in {told} of {spec}");
         }
     }
+}
+
+#[test]
+fn a_folder_on_a_claim_is_a_storage() {
+    let volumes = json!([{"name": "data", "mountPath": "/data", "persistentVolumeClaim": "data"}]);
+    let template = json!({"scheduler": {"volumes": volumes}, "workers": [{"name": "a", "volumes": volumes}]});
+    let spec = |at: &str, mut template: Value| {
+        let storage = json!({"url": "file:///data/runs"});
+        let mut spec = json!({"steps": steps()});
+        if at == "pipeline" { spec["storage"] = storage } else { template["storage"] = storage }
+        spec["cluster"] = json!({ "template": template });
+        json!({ "pipelineSpec": spec })
+    };
+    for at in ["pipeline", "template"] {
+        assert_eq!(charter(spec(at, template.clone())).storage.url, "file:///data/runs");
+    }
+    let told = refused(spec("template", json!({"workers": [{"name": "a", "volumes": volumes}]})));
+    assert!(told.contains("spec.pipelineSpec.cluster.template.storage.url: InvalidValue"), "{told}");
 }
 
 #[test]
