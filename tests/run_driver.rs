@@ -10,7 +10,7 @@ use daskade::api::pipeline::PipelineSpec;
 use daskade::local::packing;
 use daskade::pipeline::{RunInfo, validate};
 use daskade::run::{
-    Counts, DriveError, Fabric, Note, Observer, Patience, Report, Reuse, RunOutcome, RunSpec, Seat, Start, StorageSpec,
+    CodeSource, Counts, DriveError, Fabric, Note, Observer, Patience, Report, Reuse, RunOutcome, RunSpec, Seat, Start, StorageSpec,
     drive,
 };
 use serde_json::{Map, Value, json};
@@ -139,7 +139,7 @@ fn run_of_one_step(start: Start, patience: Patience) -> RunSpec {
         image: None,
         pipeline: None,
         reuse: Reuse::default(),
-        code: packing::pack_files(&Default::default()).expect("no code"),
+        code: CodeSource::Packed(packing::pack_files(&Default::default()).expect("no code")),
         storage: StorageSpec { url: "file:///nowhere".to_owned(), ..StorageSpec::default() },
         start,
         reopen: true,

@@ -17,7 +17,7 @@ from typing import Any
 import distributed
 import msgpack
 
-from daskade_runtime import PROTOCOL, logs, versions
+from daskade_runtime import PROTOCOL, archive, logs, versions
 from daskade_runtime.attempt import run_attempts
 from daskade_runtime.cluster import ClusterView
 from daskade_runtime.commit import in_thread
@@ -99,6 +99,7 @@ class Runtime:
                 "daskade-run": self.run_definition,
                 "daskade-handle": self.handle,
                 "daskade-hello": self.hello,
+                "daskade-code": self.fetch_code,
             }
         )
         self.cluster = ClusterView(self)
@@ -129,6 +130,13 @@ class Runtime:
             "python": platform.python_version(),
             "runs": {uid: live.epoch for uid, live in self.runs.items()},
         }
+
+    @operation
+    async def fetch_code(
+        self, *, run: str, storage: Any, url: str, sha256: str | None = None, **_: Any
+    ) -> Reply:
+        """Makes the archive at ``url`` the code of a run that is about to be opened."""
+        return {"status": "OK", "digest": await in_thread(archive.pin, storage, run, url, sha256)}
 
     @operation
     async def open(

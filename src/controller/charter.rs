@@ -13,7 +13,7 @@ use super::error::PassError;
 use crate::cluster::names;
 use crate::local::packing;
 use crate::pipeline::Plan;
-use crate::run::{Patience, RunSpec, START_DEADLINE, Start, StorageSpec};
+use crate::run::{CodeSource, Patience, RunSpec, START_DEADLINE, Start, StorageSpec};
 use crate::runs::admit::Charter;
 use crate::runs::facts::Frozen;
 
@@ -119,9 +119,14 @@ impl Stored {
             format!("is refused by this version of the operator: {}", texts.join("; "))
         })?;
         let (spec, spec_digest) = run.to_bytes().map_err(|error| format!("cannot be written down: {error}"))?;
-        let files = run.pipeline.code.as_ref().and_then(|code| code.files.clone()).unwrap_or_default();
-        let code =
-            packing::pack_files(&files).map_err(|error| format!("has code that cannot be used: failed to {error}"))?;
+        let code = run.pipeline.code.clone().unwrap_or_default();
+        let code = match code.url {
+            Some(url) => CodeSource::Archive { url, sha256: code.sha256 },
+            None => {
+                let packed = packing::pack_files(&code.files.unwrap_or_default());
+                CodeSource::Packed(packed.map_err(|error| format!("has code that cannot be used: failed to {error}"))?)
+            }
+        };
         let frozen = self.frozen();
         let passed = Duration::try_from(now.duration_since(self.since)).unwrap_or_default();
         let left = |span: Duration| span.saturating_sub(passed);

@@ -138,18 +138,19 @@ impl Observer for Teller {
 }
 
 /// What the journal or the runtime refuses and will refuse again.
-const FOR_EVER: [&str; 8] = [
+const FOR_EVER: [&str; 9] = [
     "SpecMismatch",
     "RecordUnreadable",
     "UnsupportedDask",
     "InvalidRun",
     "CodeMismatch",
+    "BadCode",
     "NoConditionalPut",
     "OutputMissing",
     "ReuseNotFound",
 ];
 /// What only a person can help.
-const STALLED: [&str; 3] = ["AccessDenied", "NoSuchBucket", "StorageFull"];
+const STALLED: [&str; 4] = ["AccessDenied", "CodeNotFound", "NoSuchBucket", "StorageFull"];
 
 fn broken(error: &DriveError) -> End {
     let (reason, message) = match error {

@@ -63,6 +63,13 @@ pub(crate) const RULES: &[Rule] = &[
         holds: |code| count(code, &["files", "path", "configMap", "url"]) == 1,
     },
     Rule {
+        cel: "!has(self.sha256) || has(self.url)",
+        reason: CONFLICT,
+        message: "sha256 belongs to url",
+        at: Some("sha256"),
+        holds: |code| !has(code, "sha256") || has(code, "url"),
+    },
+    Rule {
         cel: "[has(self.template), has(self.ref), has(self.address)].filter(x, x).size() == 1",
         reason: CONFLICT,
         message: "give exactly one of template, ref and address",

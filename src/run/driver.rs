@@ -47,7 +47,7 @@ pub struct RunSpec {
     /// The frozen specification, kept in the journal and needed to resume.
     pub spec: Vec<u8>,
     pub spec_digest: String,
-    pub code: Code,
+    pub code: CodeSource,
     /// Image of the workers, where they are made for the run.
     pub image: Option<String>,
     pub storage: StorageSpec,
@@ -67,6 +67,15 @@ pub struct RunSpec {
     /// The same as long as no step has started.
     pub start_deadline: Option<Duration>,
     pub patience: Patience,
+}
+
+/// Where the run's modules come from.
+#[derive(Debug, Clone)]
+pub enum CodeSource {
+    /// Packed here.
+    Packed(Code),
+    /// An archive on S3 or in a folder, which the scheduler's runtime fetches.
+    Archive { url: String, sha256: Option<String> },
 }
 
 /// Whether there is a journal of the run.

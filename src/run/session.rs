@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use super::code::code;
 use super::driver::{DriveError, RunSpec};
 use super::fabric::Access;
 use super::facts::{Facts, View};
@@ -87,8 +88,9 @@ impl Session<'_> {
         lead: Option<u64>,
     ) -> Result<Report, Ended> {
         let connection = self.connect(address, tls, foreign).await?;
-        let mut reusable = earlier::ask(&connection, self.spec).await.map_err(classify)?;
-        let opened = self.open(&connection, lead, reusable.as_ref()).await?;
+        let code = code(&connection, self.spec).await.map_err(|error| self.troubled(error))?;
+        let mut reusable = earlier::ask(&connection, self.spec, &code.digest).await.map_err(classify)?;
+        let opened = self.open(&connection, lead, reusable.as_ref(), code).await?;
         *self.opened_before = true;
         if let Some(closed) = &opened.snapshot.closed {
             let known = self.closing.take().or_else(|| read_closing(closed).filter(|_| !self.spec.reopen));
@@ -147,49 +149,53 @@ impl Session<'_> {
         connection: &Connection,
         lead: Option<u64>,
         reusable: Option<&Reusable>,
+        code: Code,
     ) -> Result<Opened, Ended> {
-        let mut create = !*self.opened_before && !*self.tried_to_open;
+        let mut open = self.open_request(lead, code);
+        open.create = !*self.opened_before && !*self.tried_to_open;
         loop {
-            let open = self.open_request(create, lead);
-            if create {
+            if open.create {
                 earlier::check(self.spec, reusable).map_err(classify)?;
                 *self.tried_to_open = true;
             }
             match connection.call(&open).await {
                 Ok(opened) => return Ok(opened),
                 // An earlier request whose answer was lost may or may not have made the journal.
-                Err(error) if self.spec.start != Start::Again && !create && error.refusal() == Some("RunNotFound") => {
-                    create = true;
+                Err(error)
+                    if self.spec.start != Start::Again && !open.create && error.refusal() == Some("RunNotFound") =>
+                {
+                    open.create = true;
                 }
-                Err(error) => {
-                    // Until the journal was opened once, an unreachable storage is told at once.
-                    let transient = matches!(error.refusal(), Some("StorageUnreachable")) && *self.opened_before;
-                    return Err(match error {
-                        dask::Error::Refused { reason, message, .. } if transient => {
-                            Ended::Lost { cause: format!("{reason}: {message}"), answered: true }
-                        }
-                        other => classify(other),
-                    });
-                }
+                Err(error) => return Err(self.troubled(error)),
             }
         }
     }
 
-    fn open_request(&self, create: bool, lead: Option<u64>) -> Open {
+    /// Until the journal was opened once, an unreachable storage is told at once; then it is waited for.
+    fn troubled(&self, error: dask::Error) -> Ended {
+        match error {
+            dask::Error::Refused { reason, message, .. } if reason == "StorageUnreachable" && *self.opened_before => {
+                Ended::Lost { cause: format!("{reason}: {message}"), answered: true }
+            }
+            other => classify(other),
+        }
+    }
+
+    fn open_request(&self, lead: Option<u64>, code: Code) -> Open {
         let spec = self.spec;
         Open {
             run: spec.uid.clone(),
             name: spec.name.clone(),
             epoch: None,
             lead,
-            create,
+            create: false,
             // One end is enough: if it was written, it is answered.
             reopen: self.spec.reopen && self.closing.is_none(),
             spec: spec.spec.clone(),
             spec_digest: spec.spec_digest.clone(),
             storage: storage(&spec.storage),
             pipeline: spec.pipeline.clone(),
-            code: Code { digest: spec.code.digest.clone(), zip: Some(spec.code.zip.clone()) },
+            code,
             steps: spec.plan.step_defs().into_iter().map(|step| step_def(step, spec.ignore_resources)).collect(),
             settings: Settings {
                 inline_max: INLINE_MAX,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::code::{ConfigMap, resolve};
 use super::facts::Place;
 use crate::api::cluster::DaskClusterSpec;
 use crate::api::pipeline::{ClusterChoice, PipelineSpec};
@@ -39,6 +40,8 @@ pub trait World {
     fn pipeline(&self, name: &str) -> Option<Value>;
     /// The spec of the DaskCluster of this name in the run's namespace.
     fn cluster(&self, name: &str) -> Option<DaskClusterSpec>;
+    /// A ConfigMap of the run's namespace.
+    fn config_map(&self, name: &str) -> ConfigMap;
     /// Workers that one cluster may ask for.
     fn most_workers(&self) -> Option<u32>;
     /// Whether schedulers at this address may be used.
@@ -64,11 +67,15 @@ pub fn admit(object: &Value, world: &dyn World) -> Admission {
         texts.collect()
     };
     let mut problems = Vec::new();
+    let code = match resolve(spec.code.as_ref(), at, world, &mut problems) {
+        Ok(code) => code,
+        Err(trouble) => return Admission::Waits(trouble),
+    };
     let placed = match place(&name, &spec, at, world, &mut problems) {
         Ok(placed) => placed,
         Err(trouble) => return Admission::Waits(trouble),
     };
-    let mut pipeline = PipelineSpec { cluster: placed.choice, ..spec };
+    let mut pipeline = PipelineSpec { cluster: placed.choice, code, ..spec };
     pipeline.deadlines = run_deadlines(pipeline.deadlines, run.spec.deadlines.as_ref());
     // Both mean nothing to one run.
     (pipeline.triggers, pipeline.schedule) = (None, None);
@@ -140,7 +147,7 @@ fn place(
     if let Some(path) = spec.code.as_ref().and_then(|code| code.path.as_ref()) {
         let message = format!("the operator does not see the folder {path}, which is beside the manifest");
         let problem = Problem::new("InvalidValue", format!("{at}.code.path"), message);
-        problems.push(problem.help("put the modules into code.files or into the image"));
+        problems.push(problem.help("put the modules into code.files, code.configMap, an archive (code.url) or the image"));
     }
     let choice = spec.cluster.clone().unwrap_or_default();
     if let Some(address) = &choice.address {

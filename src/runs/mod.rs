@@ -2,6 +2,7 @@
 
 pub mod admit;
 mod advice;
+pub mod code;
 pub mod facts;
 pub mod plan;
 pub mod status;
