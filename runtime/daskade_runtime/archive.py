@@ -1,5 +1,5 @@
-"""A run's code that is an archive in the storage: fetched once, checked, and kept for the run as the zip that workers
-take.
+"""A run's code that is an archive in the storage: fetched once, checked, and kept for the run as the zip that
+workers take.
 
 Archives come from outside. Everything is bounded before it is unpacked, and nothing but plain files is taken.
 """
@@ -28,7 +28,7 @@ from daskade_runtime.storage import Exists, Store, clean, open_store
 ARCHIVE_BYTES = 64 << 20
 UNPACKED_BYTES = 256 << 20
 FILES = 20_000
-# What a tar file has besides its contents, at most: a header and padding for each file, and names that are long.
+# What a tar file has besides its contents, at most: header and padding of each file, names that are long.
 _TAR_OVERHEAD = 64 << 20
 _PIECE = 1 << 20
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -68,8 +68,8 @@ def fetch(storage: dict[str, Any], url: str, sha256: str | None) -> bytes:
     if size is None:
         raise Refused("CodeNotFound", f"there is no {clean(url)}")
     if size > ARCHIVE_BYTES:
-        limit = f"{ARCHIVE_BYTES >> 20} MiB"
-        raise Refused("BadCode", f"{clean(url)} has {size} bytes, more than {limit}; put large code into the image")
+        limit = f"{ARCHIVE_BYTES >> 20} MiB; put large code into the image"
+        raise Refused("BadCode", f"{clean(url)} has {size} bytes, more than {limit}")
     data = _whole(store, name)
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256.lower():
@@ -178,7 +178,8 @@ def _checked(name: str) -> str:
     parts = plain.split("/")
     odd = any(ord(c) < 32 or ord(c) == 127 for c in plain)
     if odd or "\\" in plain or any(part in ("", ".", "..") for part in parts) or len(plain) > 1024:
-        raise Refused("BadCode", f"the archive has a file outside of itself, or with a name that is not allowed: {name!r:.200}")
+        what = "a file outside of itself, or with a name that is not allowed"
+        raise Refused("BadCode", f"the archive has {what}: {name!r:.200}")
     with contextlib.suppress(UnicodeEncodeError):
         plain.encode()
         return plain
@@ -190,4 +191,4 @@ def _too_large() -> Refused:
 
 
 def _no_file(name: str) -> Refused:
-    return Refused("BadCode", f"{clean(name)} in the archive is a link or another thing that is no plain file")
+    return Refused("BadCode", f"{clean(name)} in the archive is a link, or something else that is no file")

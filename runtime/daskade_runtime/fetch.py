@@ -48,12 +48,12 @@ def patiently(
     told: Callable[[StorageError | None], None] | None = None,
 ) -> T:
     """``action()``, again with backoff while waiting may help. ``StepFailure`` when it does
-    not. ``told`` hears of the trouble when it begins, and None when it is over.
+    not. ``told`` hears of the trouble when it begins or becomes another, and None when it is over.
     """
     began = time.monotonic()
     patience = STORAGE_PATIENCE if patience is None else patience
     wait = _BACKOFF_FIRST
-    troubled = False
+    troubled = ""
     try:
         while True:
             try:
@@ -63,8 +63,8 @@ def patiently(
                 left = patience if exc.transient else min(patience, KEYS_PATIENCE)
                 if not may_pass or time.monotonic() + wait > began + left:
                     raise StepFailure("infra", exc.reason, str(exc)) from exc
-                if told is not None and not troubled:
-                    troubled = True
+                if told is not None and troubled != exc.reason:
+                    troubled = exc.reason
                     told(exc)
             _nap(wait * random.uniform(0.5, 1.0), stopped)
             wait = min(wait * 2, _BACKOFF_CAP)

@@ -341,6 +341,10 @@ def _credentials(custom_endpoint: bool) -> Any:
 
     if env.get("AWS_ACCESS_KEY_ID") and env.get("AWS_SECRET_ACCESS_KEY"):
         return from_env
+    if env.get("AWS_WEB_IDENTITY_TOKEN_FILE") and env.get("AWS_ENDPOINT_URL_STS", "").startswith("http://"):
+        raise StorageError(
+            "InvalidStorage", "the library uses a token service (AWS_ENDPOINT_URL_STS) at https:// only"
+        )
     if env.get("AWS_WEB_IDENTITY_TOKEN_FILE") or any(
         name.startswith("AWS_CONTAINER_CREDENTIALS") for name in env
     ):
@@ -383,6 +387,9 @@ _REASONS: dict[str, tuple[str, bool]] = {
     "InvalidAccessKeyId": ("AccessDenied", False),
     "SignatureDoesNotMatch": ("AccessDenied", False),
     "UnauthorizedAccess": ("AccessDenied", False),
+    # The token service's.
+    "InvalidIdentityToken": ("AccessDenied", False),
+    "IDPRejectedClaim": ("AccessDenied", False),
     # New credentials arrive in the file or from the token service, so waiting helps.
     "ExpiredToken": ("CredentialsExpired", True),
     "ExpiredTokenException": ("CredentialsExpired", True),

@@ -17,7 +17,7 @@ from typing import Any
 import distributed
 import msgpack
 
-from daskade_runtime import PROTOCOL, archive, logs, versions
+from daskade_runtime import PROTOCOL, archive, logs, requirements, versions
 from daskade_runtime.attempt import run_attempts
 from daskade_runtime.cluster import ClusterView
 from daskade_runtime.commit import in_thread
@@ -156,6 +156,10 @@ class Runtime:
         if lead is not None:
             self.cluster.heard(lead)
         versions.check(distributed.__version__)
+        # Workers look for themselves; here it is seen before there is one, if their image is this one.
+        lacks = requirements.lacking(rest.get("requirements") or ()) if rest.get("same_image") else []
+        if lacks:
+            raise Refused(requirements.REASON, requirements.told("the image", lacks))
         request = {
             "run": run,
             "storage": storage,
@@ -351,6 +355,7 @@ class Runtime:
             "storage": live.storage,
             "code": live.code,
             "settings": live.settings,
+            "requirements": live.requirements,
             "listen": live.events.listening,
         }
 

@@ -16,7 +16,6 @@ import shutil
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -132,7 +131,7 @@ class WorkerState:
         self.bundles = Bundles(self.events.post)
         self.logs = LogHub(self.name, self._live_lines)
         self.devices = Devices(device_ids(compat.resources(worker).get("GPU", 0)))
-        self._troubles: Counter[str] = Counter()
+        self._troubles: dict[str, dict[int, str]] = {}
         self._troubles_lock = threading.Lock()
         self.live: dict[Task, Attempt] = {}
         self._stopped: dict[Task, None] = {}
@@ -460,13 +459,21 @@ class WorkerState:
         self.loop.call_later(_WATCH_EVERY, self._watch)
 
     def _storage(self, run: str, error: StorageError | None) -> None:
-        """An attempt of the run begins or ends to wait for storage; the first and the last one are told."""
+        """This thread's attempt begins or ends to wait for storage, or waits for another reason; what is new
+        for the run is told.
+        """
+        thread = threading.get_ident()
         with self._troubles_lock:
-            before = self._troubles[run]
-            self._troubles[run] += 1 if error else -1
-            if error and not before:
-                self.events.post({"k": "storage", "run": run, "reason": error.reason, "message": str(error)})
-            elif not self._troubles[run]:
+            waiting = self._troubles.setdefault(run, {})
+            if error is not None:
+                new = error.reason not in waiting.values()
+                waiting[thread] = error.reason
+                if new:
+                    told = {"reason": error.reason, "message": str(error)}
+                    self.events.post({"k": "storage", "run": run, **told})
+                return
+            waiting.pop(thread, None)
+            if not waiting:
                 del self._troubles[run]
                 self.events.post({"k": "storage", "run": run, "reason": "", "message": ""})
 

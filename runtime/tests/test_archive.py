@@ -69,7 +69,7 @@ def test_both_kinds_give_the_same_zip_whatever_the_order() -> None:
 @pytest.mark.parametrize(
     "name", ["/etc/passwd", "../x.py", "a/../../x.py", "a/./b.py", "a\\b.py", "a//b.py", "a\n.py", "x" * 2000]
 )
-def test_names_that_leave_the_archive_are_refused(pack: Callable[[dict[str, bytes]], bytes], name: str) -> None:
+def test_names_that_leave_the_archive_are_refused(pack: Callable[..., bytes], name: str) -> None:
     error = refused(lambda: archive.repack(pack({"flow.py": b"", name: b"x"})))
     assert error.reason == "BadCode" and "outside of itself" in str(error)
 
@@ -80,14 +80,15 @@ def test_links_and_devices_are_refused(kind: bytes) -> None:
         member.type, member.linkname, member.size = kind, "/etc/passwd", 0
 
     error = refused(lambda: archive.repack(tarred({"link": b""}, change)))
-    assert error.reason == "BadCode" and "link in the archive" in str(error)
+    assert error.reason == "BadCode" and "link in the archive is a link" in str(error)
 
 
 def test_a_link_in_a_zip_is_refused() -> None:
     def change(entry: zipfile.ZipInfo) -> None:
         entry.external_attr = (stat.S_IFLNK | 0o777) << 16
 
-    assert "link in the archive" in str(refused(lambda: archive.repack(zipped({"link": b"/etc/passwd"}, change))))
+    error = refused(lambda: archive.repack(zipped({"link": b"/etc/passwd"}, change)))
+    assert "link in the archive is a link" in str(error)
 
 
 def test_bombs_are_refused_before_they_are_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:

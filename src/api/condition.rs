@@ -109,6 +109,7 @@ pub const CONDITION_REASONS: &[Reason] = &[
     ("NoSuchBucket", "The bucket does not exist."),
     ("NoConditionalPut", "The storage cannot create an object only where none is."),
     ("RecordUnreadable", "The run's journal cannot be read; it is not overwritten."),
+    ("RequirementsMissing", "The image lacks packages that `requirements` names; the message has their names."),
     ("CodeNotFound", "There is no archive at `code.url` yet; waiting for it."),
     ("CodeMismatch", "The archive at `code.url` is not the one that `code.sha256` names."),
     ("BadCode", "The archive at `code.url` cannot be used; the message says why."),

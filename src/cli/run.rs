@@ -21,7 +21,8 @@ use crate::local::{Environment, Fleet, FleetSpec, environment};
 use crate::pipeline::Plan;
 use crate::problem::nearest;
 use crate::run::{
-    CodeSource, DriveError, Fabric, Frozen, Patience, Report, RunSpec, START_DEADLINE, Start, StorageSpec, TlsPaths, drive,
+    CodeSource, DriveError, Fabric, Frozen, Patience, Report, Requirements, RunSpec, START_DEADLINE, Start,
+    StorageSpec, TlsPaths, drive,
 };
 use crate::store;
 
@@ -153,6 +154,7 @@ async fn carry_out(
     let (spec, digest) = request::written(&job.frozen)?;
     let deadlines = job.frozen.pipeline.deadlines.as_ref();
     let deadline = |which: fn(&Deadlines) -> Option<&Span>| deadlines.and_then(which).map(|span| span.to_std());
+    let to = remote(&job.frozen, cluster)?;
     let run = RunSpec {
         uid: job.frozen.uid.clone(),
         name: job.frozen.name.clone(),
@@ -160,6 +162,12 @@ async fn carry_out(
         spec,
         spec_digest: digest,
         code: job.code.clone(),
+        requirements: if to.is_some() {
+            Requirements { wanted: job.frozen.pipeline.requirements.clone(), same_image: false }
+        } else {
+            // The environment is made with them.
+            Requirements::default()
+        },
         image: job.frozen.cluster.image.clone(),
         pipeline: job.frozen.pipeline_name.clone(),
         reuse: job.frozen.reuse(),
@@ -176,7 +184,7 @@ async fn carry_out(
         start_deadline: Some(deadline(|deadlines| deadlines.start.as_ref()).unwrap_or(START_DEADLINE)),
         patience: Patience::default(),
     };
-    if let Some((address, tls)) = remote(&job.frozen, cluster)? {
+    if let Some((address, tls)) = to {
         keeper.scheduler(&address);
         progress.phase(&format!("connecting to {address}"));
         let mut fabric = Fabric::Remote { address, tls };

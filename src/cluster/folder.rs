@@ -39,7 +39,8 @@ pub fn check_folder(spec: &DaskClusterSpec, url: &str, at: &str, volumes: &str) 
         let place = (claim, plain(&volume.mount_path));
         if *first.get_or_insert_with(|| place.clone()) != place {
             let message = format!("{who} sees another volume at {path} than the scheduler");
-            problems.push(Problem::new("Conflict", at, message).help("mount the same claim at the same path everywhere"));
+            problems
+                .push(Problem::new("Conflict", at, message).help("mount the same claim at the same path everywhere"));
         }
     }
     if !without.is_empty() {
@@ -98,7 +99,12 @@ mod tests {
             assert_eq!(check(url, claim("c", "/data"), claim("c", "/data/")), [""; 0], "{url}");
         }
         for (url, scheduler, worker, words) in [
-            ("file:///data", json!([]), json!([]), &["lies on no volume of the scheduler, group a", "mountPath: /data"][..]),
+            (
+                "file:///data",
+                json!([]),
+                json!([]),
+                &["lies on no volume of the scheduler, group a", "mountPath: /data"][..],
+            ),
             ("file:///data", json!([]), claim("c", "/data"), &["no volume of the scheduler ("]),
             ("file:///data", claim("c", "/data"), json!([]), &["no volume of group a"]),
             ("file:///database", claim("c", "/data"), claim("c", "/data"), &["/database lies on no volume"]),

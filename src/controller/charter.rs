@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 use super::apply::Writer;
 use super::cache::Kind;
 use super::error::PassError;
+use crate::api::cluster::DaskClusterSpec;
 use crate::cluster::names;
 use crate::local::packing;
 use crate::pipeline::Plan;
-use crate::run::{CodeSource, Patience, RunSpec, START_DEADLINE, Start, StorageSpec};
+use crate::run::{CodeSource, Patience, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec};
 use crate::runs::admit::Charter;
-use crate::runs::facts::Frozen;
+use crate::runs::facts::{Frozen, Place};
 
 /// A charter as it was stored.
 #[derive(Debug)]
@@ -137,6 +138,10 @@ impl Stored {
             spec,
             spec_digest,
             code,
+            requirements: Requirements {
+                wanted: run.pipeline.requirements.clone(),
+                same_image: !matches!(self.charter.place, Place::Address { .. }) && has_one_image(&run.cluster),
+            },
             image: run.cluster.image.clone(),
             pipeline: run.pipeline_name.clone(),
             reuse: run.reuse(),
@@ -154,6 +159,11 @@ impl Stored {
             patience: Patience { open: Duration::MAX, first: FIRST },
         })
     }
+}
+
+/// Scheduler and workers are of the same image.
+fn has_one_image(cluster: &DaskClusterSpec) -> bool {
+    cluster.workers.iter().all(|group| group.image.is_none() || group.image == cluster.image)
 }
 
 /// How long a run that was never open waits for a scheduler that does not answer, before that is told and tried anew.

@@ -138,13 +138,14 @@ impl Observer for Teller {
 }
 
 /// What the journal or the runtime refuses and will refuse again.
-const FOR_EVER: [&str; 9] = [
+const FOR_EVER: [&str; 10] = [
     "SpecMismatch",
     "RecordUnreadable",
     "UnsupportedDask",
     "InvalidRun",
     "CodeMismatch",
     "BadCode",
+    "RequirementsMissing",
     "NoConditionalPut",
     "OutputMissing",
     "ReuseNotFound",

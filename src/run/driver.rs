@@ -48,6 +48,7 @@ pub struct RunSpec {
     pub spec: Vec<u8>,
     pub spec_digest: String,
     pub code: CodeSource,
+    pub requirements: Requirements,
     /// Image of the workers, where they are made for the run.
     pub image: Option<String>,
     pub storage: StorageSpec,
@@ -76,6 +77,15 @@ pub enum CodeSource {
     Packed(Code),
     /// An archive on S3 or in a folder, which the scheduler's runtime fetches.
     Archive { url: String, sha256: Option<String> },
+}
+
+/// Packages that the steps need, and that are looked for where they run.
+#[derive(Debug, Clone, Default)]
+pub struct Requirements {
+    /// Requirement specifiers.
+    pub wanted: Vec<String>,
+    /// The scheduler has the workers' image: what is missing is seen before any step.
+    pub same_image: bool,
 }
 
 /// Whether there is a journal of the run.

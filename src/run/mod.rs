@@ -18,7 +18,9 @@ mod reuse;
 mod session;
 mod wire;
 
-pub use driver::{CodeSource, DriveError, Patience, Reuse, RunSpec, START_DEADLINE, Start, StorageSpec, drive};
+pub use driver::{
+    CodeSource, DriveError, Patience, Requirements, Reuse, RunSpec, START_DEADLINE, Start, StorageSpec, drive,
+};
 pub use fabric::{Fabric, Seat, TlsPaths};
 pub use frozen::{Frozen, run_deadlines};
 pub use report::{Counts, Failure, Note, Observer, Report, ResultValue, RunOutcome};

@@ -196,6 +196,8 @@ impl Session<'_> {
             storage: storage(&spec.storage),
             pipeline: spec.pipeline.clone(),
             code,
+            requirements: spec.requirements.wanted.clone(),
+            same_image: spec.requirements.same_image,
             steps: spec.plan.step_defs().into_iter().map(|step| step_def(step, spec.ignore_resources)).collect(),
             settings: Settings {
                 inline_max: INLINE_MAX,

@@ -147,7 +147,8 @@ fn place(
     if let Some(path) = spec.code.as_ref().and_then(|code| code.path.as_ref()) {
         let message = format!("the operator does not see the folder {path}, which is beside the manifest");
         let problem = Problem::new("InvalidValue", format!("{at}.code.path"), message);
-        problems.push(problem.help("put the modules into code.files, code.configMap, an archive (code.url) or the image"));
+        problems
+            .push(problem.help("put the modules into code.files, code.configMap, an archive (code.url) or the image"));
     }
     let choice = spec.cluster.clone().unwrap_or_default();
     if let Some(address) = &choice.address {

@@ -47,8 +47,7 @@ pub(super) fn resolve(
         ConfigMap::Found { files, binary } => (files, binary),
         ConfigMap::Unread(trouble) => return Err(trouble),
         ConfigMap::Missing => {
-            let message =
-                format!("there is no ConfigMap {name} in the namespace ({at}); make it, and the run goes on");
+            let message = format!("there is no ConfigMap {name} in the namespace ({at}); make it, and the run goes on");
             return Err(Trouble { reason: "ConfigMapNotFound", message, stalled: false });
         }
     };
@@ -64,7 +63,8 @@ pub(super) fn resolve(
     let size = serde_json::to_string(&files).map_or(0, |text| text.len());
     if size > FILES {
         let message = format!("the files of the ConfigMap {name} have {size} bytes, and {FILES} can be written down");
-        problems.push(Problem::new("TooLarge", &at, message).help("put them into an archive (code.url) or into the image"));
+        problems
+            .push(Problem::new("TooLarge", &at, message).help("put them into an archive (code.url) or into the image"));
     }
     Ok(Some(Code { files: Some(files), ..Code::default() }))
 }

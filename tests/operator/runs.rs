@@ -88,6 +88,35 @@ async fn a_run_is_written_down_made_room_for_held_driven_and_cleaned_up_after_in
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_asks_for_nothing_gets_no_worker_and_one_that_does_gets_all_that_it_names() {
+    let world = World::new().await;
+    let operator = world.operator();
+    let workers = |run: &str| {
+        let pods =
+            world.writes().into_iter().filter(|write| write.method == Method::POST && write.path.ends_with("/pods"));
+        let names = pods.map(|write| write.body["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+        names.filter(|name| name.starts_with(&format!("{run}-cpu-"))).count()
+    };
+    // The double of the scheduler ends its step without a worker.
+    let spec = json!({"pipelineSpec": {"steps": [{"name": "a", "call": "m:f"}], "cluster": {"template": plain(3)},
+        "storage": {"url": "s3://bucket/p"}}});
+    world.create_run("team", "idle", &spec);
+    world.until_run("team", "idle", "Succeeded").await;
+    assert_eq!(workers("idle"), 0);
+
+    world.hold_steps();
+    world.create_run("team", "busy", &spec);
+    eventually("it is open", SOON, || world.journal("team", "busy").submits == 1).await;
+    assert_eq!(workers("busy"), 0);
+    let scheduler = world.scheduler("team", "busy");
+    scheduler.change(|state| state.demand = vec![json!({"group": null, "resources": {}, "count": 1})]);
+    eventually("its workers are made", SOON, || workers("busy") == 3).await;
+    scheduler.change(|state| state.held = false);
+    world.until_run("team", "busy", "Succeeded").await;
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_leader_goes_on_with_a_run_that_is_open_and_hands_nothing_over_twice() {
     let world = World::new().await;
     let first = world.operator();

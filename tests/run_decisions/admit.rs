@@ -204,7 +204,11 @@ fn a_folder_on_a_claim_is_a_storage() {
     let spec = |at: &str, mut template: Value| {
         let storage = json!({"url": "file:///data/runs"});
         let mut spec = json!({"steps": steps()});
-        if at == "pipeline" { spec["storage"] = storage } else { template["storage"] = storage }
+        if at == "pipeline" {
+            spec["storage"] = storage
+        } else {
+            template["storage"] = storage
+        }
         spec["cluster"] = json!({ "template": template });
         json!({ "pipelineSpec": spec })
     };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use daskade::run::RunOutcome;
-use daskade::runs::facts::{ClusterFact, DriveFact, Live, Place, SpecFact};
+use daskade::runs::facts::{ClusterFact, DriveFact, Facts, Live, Place, SpecFact};
 use daskade::runs::plan::{ClusterStep, DriveStep, Hold, State, plan};
 
 use crate::support::{at, condition, facts, frozen, open, pass, report, run, trouble};
@@ -246,7 +246,11 @@ fn keys_that_the_storage_refuses_are_told_with_the_secret_and_what_to_do() {
         ] {
             let word = told(url, secret, drive.clone());
             assert_eq!((word.reason.as_str(), word.stalled), ("AccessDenied", true));
-            assert!(word.message.starts_with("about AccessDenied; ") && word.message.contains(part), "{}", word.message);
+            assert!(
+                word.message.starts_with("about AccessDenied; ") && word.message.contains(part),
+                "{}",
+                word.message
+            );
         }
     }
 }
