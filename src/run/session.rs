@@ -11,14 +11,14 @@ use super::code::code;
 use super::driver::{DriveError, RunSpec};
 use super::fabric::Access;
 use super::facts::{Facts, View};
+use super::install::runtime;
 use super::pulse::pulse;
 use super::report::{Counts, Failure, Note, Observer, Report, ResultValue, read_closing, summary, task_name};
 use super::reuse::Reusable;
 use super::wire::{address, decision, failure_class, step_def, storage, submit_item, task_id};
 use super::{Fabric, Start, earlier, restore};
 use crate::dask::ops::{
-    Close, Code, FollowEvents, Hello, Open, Opened, ReadOutput, Record, Records, RuntimeInfo, Settings, Stop, Submit,
-    SubmitItem, TaskAddr,
+    Close, Code, FollowEvents, Open, Opened, ReadOutput, Record, Records, Settings, Stop, Submit, SubmitItem, TaskAddr,
 };
 use crate::dask::{self, Address, Connection, Deadlines, EventBatch, RuntimeEvent};
 use crate::graph::{self, Action, Event, RunState, StepIx, TaskId, TaskStatus};
@@ -29,8 +29,6 @@ use crate::pipeline::{ExprError, Part, ResultSource, ResultSpec};
 const PROTOCOL: u32 = 1;
 /// Tasks per submit message: a few hundred KiB each.
 const SUBMIT_CHUNK: usize = 2000;
-/// A preloaded runtime installs itself in the background, after the scheduler listens.
-const INSTALL_WAIT: Duration = Duration::from_secs(30);
 /// Seconds between signs of life of the event stream; three missed ones mean that the scheduler hangs.
 const BEAT: f64 = 3.0;
 /// Workers come and go: only what is blocked for longer is worth a word.
@@ -108,7 +106,7 @@ impl Session<'_> {
         foreign: bool,
     ) -> Result<Connection, Ended> {
         let connection = Connection::connect(address, tls, Deadlines::default()).await.map_err(classify)?;
-        let info = self.runtime(&connection, foreign).await?;
+        let info = runtime(&connection, foreign).await?;
         let (low, high) = info.protocol;
         if !(low..=high).contains(&PROTOCOL) {
             return Err(refused(
@@ -117,31 +115,6 @@ impl Session<'_> {
             ));
         }
         Ok(connection)
-    }
-
-    /// The runtime on the scheduler; installed over the protocol where others started the scheduler.
-    async fn runtime(&mut self, connection: &Connection, foreign: bool) -> Result<RuntimeInfo, Ended> {
-        let deadline = Instant::now() + INSTALL_WAIT;
-        let mut installed = false;
-        loop {
-            match connection.call(&Hello {}).await {
-                Ok(info) => return Ok(info),
-                Err(dask::Error::UnknownOp { .. }) if foreign && !installed => {
-                    installed = true;
-                    super::install::install(connection).await.map_err(|error| match error {
-                        dask::Error::Remote { text, .. } => refused("InstallFailed", text),
-                        other => classify(other),
-                    })?;
-                }
-                Err(dask::Error::UnknownOp { .. }) if Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                Err(dask::Error::UnknownOp { .. }) => {
-                    return Err(lost("the runtime did not come up in the scheduler".to_owned()));
-                }
-                Err(error) => return Err(classify(error)),
-            }
-        }
     }
 
     async fn open(
@@ -566,11 +539,11 @@ fn seed(uid: &str) -> u64 {
     digest.iter().take(8).fold(0, |seed, byte| (seed << 8) | u64::from(*byte))
 }
 
-fn lost(cause: String) -> Ended {
+pub(super) fn lost(cause: String) -> Ended {
     Ended::Lost { cause, answered: false }
 }
 
-fn refused(reason: &str, message: String) -> Ended {
+pub(super) fn refused(reason: &str, message: String) -> Ended {
     Ended::Fatal(DriveError::Refused { reason: reason.to_owned(), message })
 }
 
@@ -579,7 +552,7 @@ fn fatal(error: dask::Error) -> Ended {
 }
 
 /// Whether another session may go on after `error`.
-fn classify(error: dask::Error) -> Ended {
+pub(super) fn classify(error: dask::Error) -> Ended {
     match error.class() {
         dask::Class::Transient => lost(error.to_string()),
         dask::Class::Configuration => fatal(error),

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use crate::api::{Fault, Recorded};
 use crate::eventually;
 use crate::scheduler::Scheduler;
-use crate::world::{SOON, World, cluster_path, plain, run_path};
+use crate::world::{SOON, World, cluster_path, core_path, plain, run_path};
 
 /// One step, on a cluster of its own.
 fn pipeline() -> Value {
@@ -239,6 +239,26 @@ async fn what_is_wrong_or_missing_is_told_and_nothing_is_made() {
     world.create("team", "c", &shared());
     world.until_run("team", "early", "Succeeded").await;
     assert!(world.api.object(&cluster_path("team", "c")).is_some(), "it is not the run's to delete");
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn code_of_a_config_map_is_read_by_its_name_once_it_is_there_and_written_down() {
+    let world = World::new().await;
+    let operator = world.operator();
+    world.create("team", "c", &shared());
+    let mut spec = on_shared();
+    spec["code"] = json!({"configMap": "flow"});
+    world.create_run("team", "r", &json!({ "pipelineSpec": spec }));
+    world.until_run("team", "r", "ConfigMapNotFound").await;
+    assert!(world.succeeded("team", "r")[2].contains("spec.pipelineSpec.code.configMap"));
+    let path = core_path("team", "configmaps", "flow");
+    world.api.put(&path, json!({"metadata": {"name": "flow", "namespace": "team"}, "data": {"flow.py": "x = 1"}}));
+    world.until_run("team", "r", "Succeeded").await;
+    let revision = world.api.object(&world.api.paths("/controllerrevisions/r-").remove(0)).expect("the revision");
+    assert_eq!(revision["data"]["run"]["pipeline"]["code"], json!({"files": {"flow.py": "x = 1"}}));
+    let asked: Vec<Recorded> = world.api.requests().into_iter().filter(|it| it.path.starts_with(&path)).collect();
+    assert!(!asked.is_empty() && asked.iter().all(|it| it.method == Method::GET && it.path == path), "{asked:?}");
     operator.end().await;
 }
 
