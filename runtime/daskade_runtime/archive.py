@@ -27,6 +27,8 @@ from daskade_runtime.storage import Exists, Store, clean, open_store
 # Bytes as fetched, bytes unpacked, and files. Larger code belongs into the image.
 ARCHIVE_BYTES = 64 << 20
 UNPACKED_BYTES = 256 << 20
+# Bytes of the zip that is made of it: an archive may have been packed better. Readers take no more.
+PACKED_BYTES = 80 << 20
 FILES = 20_000
 # What a tar file has besides its contents, at most: header and padding of each file, names that are long.
 _TAR_OVERHEAD = 64 << 20
@@ -114,6 +116,8 @@ def repack(data: bytes) -> bytes:
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, files[name])
+    if packed.tell() > PACKED_BYTES:
+        raise Refused("BadCode", f"the archive has {packed.tell()} bytes as a zip; put large code into the image")
     return packed.getvalue()
 
 

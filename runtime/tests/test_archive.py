@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import stat
 import tarfile
 import zipfile
@@ -103,6 +104,11 @@ def test_bombs_are_refused_before_they_are_unpacked(monkeypatch: pytest.MonkeyPa
     for pack in (zipped, tarred):
         few = {f"{i}.py": b"" for i in range(4)}
         assert "more than 3 files" in str(refused(lambda pack=pack, few=few: archive.repack(pack(few))))
+
+
+def test_a_zip_that_would_be_too_large_for_its_readers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "PACKED_BYTES", 1000)
+    assert "as a zip" in str(refused(lambda: archive.repack(zipped({"a.bin": os.urandom(2000)}))))
 
 
 def test_a_zip_that_lies_about_a_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
