@@ -212,6 +212,8 @@ async fn a_run_goes_from_installation_to_its_closing_record() {
     let open = Open {
         lead: None,
         pipeline: None,
+        requirements: Vec::new(),
+        same_image: false,
         run: "interop".into(),
         name: "interop".into(),
         epoch: None,

@@ -10,8 +10,8 @@ use daskade::api::pipeline::PipelineSpec;
 use daskade::local::packing;
 use daskade::pipeline::{RunInfo, validate};
 use daskade::run::{
-    Counts, DriveError, Fabric, Note, Observer, Patience, Report, Reuse, RunOutcome, RunSpec, Seat, Start, StorageSpec,
-    drive,
+    CodeSource, Counts, DriveError, Fabric, Note, Observer, Patience, Report, Requirements, Reuse, RunOutcome, RunSpec,
+    Seat, Start, StorageSpec, drive,
 };
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -139,7 +139,8 @@ fn run_of_one_step(start: Start, patience: Patience) -> RunSpec {
         image: None,
         pipeline: None,
         reuse: Reuse::default(),
-        code: packing::pack_files(&Default::default()).expect("no code"),
+        code: CodeSource::Packed(packing::pack_files(&Default::default()).expect("no code")),
+        requirements: Requirements::default(),
         storage: StorageSpec { url: "file:///nowhere".to_owned(), ..StorageSpec::default() },
         start,
         reopen: true,

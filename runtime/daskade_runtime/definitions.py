@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from daskade_runtime import channel
+from daskade_runtime import channel, requirements
 from daskade_runtime.errors import StepFailure
 from daskade_runtime.execute import Definition
 from daskade_runtime.fetch import patiently
@@ -121,6 +121,9 @@ class Definitions:
             raise StepFailure(
                 "infra", "DefinitionsUnavailable", f"the scheduler does not know run {uid}: {said}"
             )
+        lacks = requirements.lacking(reply.get("requirements") or ())
+        if lacks:
+            raise StepFailure("infra", requirements.REASON, requirements.told("this worker's image", lacks))
         try:
             store = open_store(dict(reply["storage"]))
         except StorageError as exc:

@@ -31,6 +31,8 @@ PEER_DEADLINE = 10.0
 PEER_SHUNNED = 60.0
 # Storage trouble inside an attempt is ridden out for this long, then it is the attempt's failure.
 STORAGE_PATIENCE = 600.0
+# Keys that are refused may be about to be replaced: the same patience as the journal's.
+KEYS_PATIENCE = 300.0
 _BACKOFF_FIRST, _BACKOFF_CAP = 0.5, 15.0
 # Elements of containers up to this size travel as bytes; larger ones are worth a file in the cache.
 _INLINE_ELEMENT = 64 * 1024
@@ -45,21 +47,24 @@ def patiently(
     patience: float | None = None,
     told: Callable[[StorageError | None], None] | None = None,
 ) -> T:
-    """``action()``, again with backoff while storage says that waiting may help. ``StepFailure`` when it does
-    not. ``told`` hears of the trouble when it begins, and None when it is over.
+    """``action()``, again with backoff while waiting may help. ``StepFailure`` when it does
+    not. ``told`` hears of the trouble when it begins or becomes another, and None when it is over.
     """
-    end = time.monotonic() + (STORAGE_PATIENCE if patience is None else patience)
+    began = time.monotonic()
+    patience = STORAGE_PATIENCE if patience is None else patience
     wait = _BACKOFF_FIRST
-    troubled = False
+    troubled = ""
     try:
         while True:
             try:
                 return action()
             except StorageError as exc:
-                if not exc.transient or time.monotonic() + wait > end:
+                may_pass = exc.transient or exc.reason == "AccessDenied"
+                left = patience if exc.transient else min(patience, KEYS_PATIENCE)
+                if not may_pass or time.monotonic() + wait > began + left:
                     raise StepFailure("infra", exc.reason, str(exc)) from exc
-                if told is not None and not troubled:
-                    troubled = True
+                if told is not None and troubled != exc.reason:
+                    troubled = exc.reason
                     told(exc)
             _nap(wait * random.uniform(0.5, 1.0), stopped)
             wait = min(wait * 2, _BACKOFF_CAP)

@@ -45,6 +45,7 @@ class LiveRun:
         self.storage = dict(request["storage"])
         self.spec_digest = request["spec_digest"]
         self.settings = dict(request.get("settings") or {})
+        self.requirements = list(request.get("requirements") or ())
         self.ahead = max(1, int(self.settings.get("tasks_per_slot") or 2))
         self.code = dict(request.get("code") or {})
         self.epoch = journal.epoch
@@ -60,7 +61,7 @@ class LiveRun:
         self.refused: dict[run_.Task, tuple[str, str]] = {}
         self.failed: list[tuple[int, int, int, str]] = []
         self.lost: list[Address] = []
-        self.troubles: set[str] = set()
+        self.troubles: dict[str, str] = {}
         self._adopt(journal, folded)
         self.committer = self._make_committer()
 
@@ -369,16 +370,18 @@ class LiveRun:
 
     def storage_told(self, who: str, reason: str, message: str) -> None:
         """The journal or a worker waits for storage, or (no message) does not any more."""
-        before = bool(self.troubles)
+        before = set(self.troubles.values())
         if message:
-            self.troubles.add(who)
+            self.troubles[who] = reason
         else:
-            self.troubles.discard(who)
-        now = bool(self.troubles)
-        if now != before and not self.ended:
-            state = "down" if now else "up"
-            pending = self.committer.records
-            self.events.add("storage", state=state, message=message, pending=pending, reason=reason)
+            self.troubles.pop(who, None)
+        pending = self.committer.records
+        if self.ended:
+            return
+        if message and reason not in before:
+            self.events.add("storage", state="down", message=message, pending=pending, reason=reason)
+        elif before and not self.troubles:
+            self.events.add("storage", state="up", message=message, pending=pending, reason=reason)
 
     def _on_broken(self, error: BaseException) -> None:
         if isinstance(error, Fenced):

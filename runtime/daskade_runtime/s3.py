@@ -14,14 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import Any, NoReturn
 
-from . import storage
+from . import credentials, storage
 from .storage import Data, Exists, StorageError, Store, check_key, clean, pieces
 
 # The first whose client takes a private authority and whose errors have the form that `failure` reads.
 _OLDEST = (0, 11)
 _OPTIONS = {"addressing", "anonymous", "ca_file"}
 # Rotated credentials in a mounted file are seen after this long.
-_REREAD = timedelta(seconds=60)
+_REREAD = timedelta(seconds=10)
 _RANGE_THREADS = 4
 
 
@@ -312,6 +312,22 @@ def _credentials(custom_endpoint: bool) -> Any:
     """A provider for obstore, or None where it finds credentials itself (web identity, container,
     instance)."""
     env = os.environ
+    known = credentials.mounted()
+
+    def from_folder() -> dict[str, Any]:
+        nonlocal known
+        # A Secret that lost its keys is about to be corrected.
+        known = credentials.mounted() or known
+        assert known is not None
+        return {
+            "access_key_id": known["AWS_ACCESS_KEY_ID"],
+            "secret_access_key": known["AWS_SECRET_ACCESS_KEY"],
+            "token": known.get("AWS_SESSION_TOKEN"),
+            "expires_at": datetime.now(timezone.utc) + _REREAD + timedelta(minutes=5),
+        }
+
+    if known is not None:
+        return from_folder
 
     def from_env() -> dict[str, Any]:
         # Pasted secrets end in newlines often enough.
@@ -325,6 +341,10 @@ def _credentials(custom_endpoint: bool) -> Any:
 
     if env.get("AWS_ACCESS_KEY_ID") and env.get("AWS_SECRET_ACCESS_KEY"):
         return from_env
+    if env.get("AWS_WEB_IDENTITY_TOKEN_FILE") and env.get("AWS_ENDPOINT_URL_STS", "").startswith("http://"):
+        raise StorageError(
+            "InvalidStorage", "the library uses a token service (AWS_ENDPOINT_URL_STS) at https:// only"
+        )
     if env.get("AWS_WEB_IDENTITY_TOKEN_FILE") or any(
         name.startswith("AWS_CONTAINER_CREDENTIALS") for name in env
     ):
@@ -367,6 +387,9 @@ _REASONS: dict[str, tuple[str, bool]] = {
     "InvalidAccessKeyId": ("AccessDenied", False),
     "SignatureDoesNotMatch": ("AccessDenied", False),
     "UnauthorizedAccess": ("AccessDenied", False),
+    # The token service's.
+    "InvalidIdentityToken": ("AccessDenied", False),
+    "IDPRejectedClaim": ("AccessDenied", False),
     # New credentials arrive in the file or from the token service, so waiting helps.
     "ExpiredToken": ("CredentialsExpired", True),
     "ExpiredTokenException": ("CredentialsExpired", True),

@@ -17,7 +17,7 @@ from typing import Any
 import distributed
 import msgpack
 
-from daskade_runtime import PROTOCOL, logs, versions
+from daskade_runtime import PROTOCOL, archive, logs, requirements, versions
 from daskade_runtime.attempt import run_attempts
 from daskade_runtime.cluster import ClusterView
 from daskade_runtime.commit import in_thread
@@ -99,6 +99,7 @@ class Runtime:
                 "daskade-run": self.run_definition,
                 "daskade-handle": self.handle,
                 "daskade-hello": self.hello,
+                "daskade-code": self.fetch_code,
             }
         )
         self.cluster = ClusterView(self)
@@ -131,6 +132,13 @@ class Runtime:
         }
 
     @operation
+    async def fetch_code(
+        self, *, run: str, storage: Any, url: str, sha256: str | None = None, **_: Any
+    ) -> Reply:
+        """Makes the archive at ``url`` the code of a run that is about to be opened."""
+        return {"status": "OK", "digest": await in_thread(archive.pin, storage, run, url, sha256)}
+
+    @operation
     async def open(
         self,
         *,
@@ -148,6 +156,10 @@ class Runtime:
         if lead is not None:
             self.cluster.heard(lead)
         versions.check(distributed.__version__)
+        # Workers look for themselves; here it is seen before there is one, if their image is this one.
+        lacks = requirements.lacking(rest.get("requirements") or ()) if rest.get("same_image") else []
+        if lacks:
+            raise Refused(requirements.REASON, requirements.told("the image", lacks))
         request = {
             "run": run,
             "storage": storage,
@@ -343,6 +355,7 @@ class Runtime:
             "storage": live.storage,
             "code": live.code,
             "settings": live.settings,
+            "requirements": live.requirements,
             "listen": live.events.listening,
         }
 

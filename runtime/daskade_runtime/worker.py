@@ -16,14 +16,13 @@ import shutil
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgpack
 from distributed import WorkerPlugin, get_worker
 
-from daskade_runtime import boot, channel, compat
+from daskade_runtime import boot, channel, compat, credentials
 from daskade_runtime.bundles import Bundles
 from daskade_runtime.cache import Cache, Entry
 from daskade_runtime.definitions import Definitions, Run
@@ -132,7 +131,7 @@ class WorkerState:
         self.bundles = Bundles(self.events.post)
         self.logs = LogHub(self.name, self._live_lines)
         self.devices = Devices(device_ids(compat.resources(worker).get("GPU", 0)))
-        self._troubles: Counter[str] = Counter()
+        self._troubles: dict[str, dict[int, str]] = {}
         self._troubles_lock = threading.Lock()
         self.live: dict[Task, Attempt] = {}
         self._stopped: dict[Task, None] = {}
@@ -242,7 +241,9 @@ class WorkerState:
         key = run.key(index)
         message = dict(inputs, v=request["v"], path=path)
         message["def"] = key
+        fresh = credentials.environ()
         message["env"] = {
+            **{name: value for name, value in fresh.items() if name not in env},
             "DASKADE_RUN": run.uid,
             "DASKADE_STEP": step["name"],
             "DASKADE_ITEM": str(request["i"]),
@@ -458,13 +459,21 @@ class WorkerState:
         self.loop.call_later(_WATCH_EVERY, self._watch)
 
     def _storage(self, run: str, error: StorageError | None) -> None:
-        """An attempt of the run begins or ends to wait for storage; the first and the last one are told."""
+        """This thread's attempt begins or ends to wait for storage, or waits for another reason; what is new
+        for the run is told.
+        """
+        thread = threading.get_ident()
         with self._troubles_lock:
-            before = self._troubles[run]
-            self._troubles[run] += 1 if error else -1
-            if error and not before:
-                self.events.post({"k": "storage", "run": run, "reason": error.reason, "message": str(error)})
-            elif not self._troubles[run]:
+            waiting = self._troubles.setdefault(run, {})
+            if error is not None:
+                new = error.reason not in waiting.values()
+                waiting[thread] = error.reason
+                if new:
+                    told = {"reason": error.reason, "message": str(error)}
+                    self.events.post({"k": "storage", "run": run, **told})
+                return
+            waiting.pop(thread, None)
+            if not waiting:
                 del self._troubles[run]
                 self.events.post({"k": "storage", "run": run, "reason": "", "message": ""})
 

@@ -292,6 +292,34 @@ def test_trouble_is_told_once_and_so_is_its_end(monkeypatch: pytest.MonkeyPatch)
     assert len(said) == 2
 
 
+def test_trouble_that_becomes_another_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that comes back and takes the keys no more."""
+    monkeypatch.setattr(fetch, "_BACKOFF_FIRST", 0.01)
+    reasons = ["StorageUnreachable", "StorageUnreachable", "AccessDenied", "AccessDenied"]
+    said: list[StorageError | None] = []
+
+    def put() -> str:
+        if not reasons:
+            return "done"
+        reason = reasons.pop(0)
+        raise StorageError(reason, "no", transient=reason == "StorageUnreachable")
+
+    assert patiently(put, never, told=said.append) == "done"
+    assert [error and error.reason for error in said] == ["StorageUnreachable", "AccessDenied", None]
+
+
+def test_keys_that_stay_refused_are_the_attempts_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "_BACKOFF_FIRST", 0.05)
+    monkeypatch.setattr(fetch, "KEYS_PATIENCE", 0.3)
+
+    def put() -> None:
+        raise StorageError("AccessDenied", "no")
+
+    with pytest.raises(StepFailure) as caught:
+        patiently(put, never)
+    assert caught.value.type_ == "AccessDenied"
+
+
 def test_trouble_that_lasts_is_the_attempts_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "_BACKOFF_FIRST", 0.05)
     flaky = Flaky(10**9)

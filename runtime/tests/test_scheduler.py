@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,3 +106,60 @@ def test_a_leader_that_is_older_than_one_heard_opens_nothing(dask: Cluster, stor
     run.submit((0, -1))
     events.wait_for("committed")
     assert Run(dask.address, storage, steps, uid=run.uid).open(create=False, lead=8).epoch == 2
+
+
+def test_requirements_that_the_schedulers_image_lacks_refuse_the_run(
+    dask: Cluster, storage: str, tmp_path: Path
+) -> None:
+    steps = [step("one", "operator:add", args(1, 2))]
+    lacks = {"requirements": ["dask", "no-such-package>=1"], "same_image": True}
+    with pytest.raises(RpcError) as refused:
+        Run(dask.address, storage, steps).open(**lacks)
+    assert refused.value.reason == "RequirementsMissing" and "no-such-package" in str(refused.value)
+    assert not (tmp_path / "store").exists(), "nothing of the run exists"
+    Run(dask.address, storage, steps).open(requirements=["dask"], same_image=True).close()
+
+
+def test_requirements_that_a_workers_image_lacks_fail_its_step(dask: Cluster, storage: str) -> None:
+    run = Run(dask.address, storage, [step("one", "operator:add", args(1, 2))])
+    events = run.open(requirements=["no-such-package>=1"]).follow()
+    run.submit((0, -1))
+    (failed,) = events.wait_for("failed")
+    assert (failed["class"], failed["type"]) == ("infra", "RequirementsMissing")
+    assert "no-such-package" in failed["message"]
+    run.close("Failed")
+
+
+def test_an_archive_becomes_the_code_of_the_run(dask: Cluster, storage: str, tmp_path: Path) -> None:
+    source = tmp_path / "flow.tar.gz"
+
+    def write(text: str) -> None:
+        data = text.encode()
+        with tarfile.open(source, "w:gz") as archive:
+            member = tarfile.TarInfo("flow.py")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+    (tmp_path / "store").mkdir()
+    write("def f(): return 1")
+    steps = [step("one", "flow:f", result=1)]
+    run = Run(dask.address, storage, steps)
+
+    def fetch() -> str:
+        where = {"storage": run.request["storage"], "url": f"file://{source}"}
+        return str(run.conn.rpc("daskade-code", run=run.uid, **where)["digest"])
+
+    digest = fetch()
+    run.request["code"] = {"digest": digest, "zip": None}
+    events = run.open().follow()
+    run.submit((0, -1))
+    assert events.wait_for("finished")[0]["json"] == 1
+    # Another driver of the run gets the same, whatever is there now.
+    write("def f(): return 2")
+    assert fetch() == digest
+    run.close()
+    source.write_bytes(b"rubbish")
+    run = Run(dask.address, storage, steps)
+    with pytest.raises(RpcError) as refused:
+        fetch()
+    assert refused.value.reason == "BadCode"

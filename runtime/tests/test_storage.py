@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from s3server import S3Server
 
-from daskade_runtime import s3, storage
+from daskade_runtime import credentials, s3, storage
 from daskade_runtime.journal import Fenced, Journal, read_all
 from daskade_runtime.storage import Exists, StorageError, Store, check_key, open_store
 
@@ -269,6 +270,130 @@ def test_credentials_may_come_from_a_file_and_be_rotated(
     write("writer")
     time.sleep(0.3)  # obstore asks again after a tenth of a second at the earliest
     store.put("x", b"1")
+
+
+def test_a_mounted_secret_goes_before_variables_and_may_be_replaced(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As Kubernetes mounts one: a link to the version that counts, which is replaced as a whole."""
+
+    def write(version: str, who: str) -> None:
+        folder = tmp_path / f"..{version}"
+        folder.mkdir()
+        for name, value in server.environ(who).items():
+            (folder / name).write_text(value + "\n")
+        link = tmp_path / "..new"
+        link.symlink_to(folder.name)
+        link.replace(tmp_path / "..data")
+
+    write("one", "readonly")
+    monkeypatch.setenv("DASKADE_CREDENTIALS", str(tmp_path))
+    for name, value in server.environ("writer").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3, "_REREAD", -s3._REREAD)
+    store = open_store(server.storage("mounted"))
+    assert refused(lambda: store.put("x", b"1")).reason == "AccessDenied", "variables are those of the start"
+    write("two", "writer")
+    time.sleep(0.3)  # obstore asks again after a tenth of a second at the earliest
+    store.put("x", b"1")
+    # A Secret that is being emptied is no reason to forget what worked.
+    for file in (tmp_path / "..two").iterdir():
+        file.unlink()
+    time.sleep(0.3)
+    store.put("x", b"1")
+    assert credentials.mounted() is None
+
+
+def test_steps_see_the_variables_of_a_replaced_secret(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in (("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")):
+        (tmp_path / name).write_text(value)
+    code = (
+        "import os, sys; from daskade_runtime import credentials\n"
+        "open(sys.argv[1] + '/AWS_SECRET_ACCESS_KEY', 'w').write('c')\n"
+        "print(sorted(credentials.environ().items()))"
+    )
+
+    def seen(**variables: str) -> str:
+        (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text("b")
+        words = [sys.executable, "-c", code, str(tmp_path)]
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **variables}
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    assert seen(**keys) == "[]", "nothing is mounted"
+    keys["DASKADE_CREDENTIALS"] = str(tmp_path)
+    assert seen(**keys) == "[('AWS_ACCESS_KEY_ID', 'a'), ('AWS_SECRET_ACCESS_KEY', 'c')]"
+    # Somebody gave the pods another key by their own variable.
+    keys["AWS_SECRET_ACCESS_KEY"] = "own"
+    assert seen(**keys) == "[('AWS_ACCESS_KEY_ID', 'a')]"
+
+
+def test_a_web_identity_is_exchanged_for_keys_by_the_library(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The token service is a double: it gives whoever shows the token the keys of the server's writer."""
+    keys, asked = server.environ(), []
+
+    class Tokens(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            query = parse_qs(urlsplit(self.path).query)
+            asked.append({name: query[name][0] for name in ("Action", "RoleArn", "WebIdentityToken")})
+            good = asked[-1]["WebIdentityToken"] == "token-2"
+            answer = STS_ANSWER.format(keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"])
+            body = answer.encode() if good else b"<Error><Code>InvalidIdentityToken</Code></Error>"
+            self.send_response(200 if good else 400)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    import trustme
+
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Tokens) as sts:
+        sts.socket = context.wrap_socket(sts.socket, server_side=True)
+        threading.Thread(target=sts.serve_forever, daemon=True).start()
+        for name in [n for n in os.environ if n.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        for name, value in {
+            "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"),
+            "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/runs",
+            "AWS_ENDPOINT_URL_STS": f"https://localhost:{sts.server_address[1]}",
+            "AWS_CA_BUNDLE": str(tmp_path / "ca.pem"),
+        }.items():
+            monkeypatch.setenv(name, value)
+        (tmp_path / "token").write_text("token-1")
+        store = open_store(server.storage("identity"))
+        error = refused(lambda: store.put("x", b"1"))
+        assert error.reason == "AccessDenied" and "InvalidIdentityToken" in str(error)
+        with monkeypatch.context() as other:
+            other.setenv("AWS_ENDPOINT_URL_STS", "http://localhost:1")
+            assert "https:// only" in str(refused(lambda: open_store(server.storage("identity"))))
+        # The token is read again for each exchange: Kubernetes renews it.
+        (tmp_path / "token").write_text("token-2")
+        store.put("x", b"1")
+        assert store.get("x") == b"1"
+        sts.shutdown()
+    assert asked[-1] == {
+        "Action": "AssumeRoleWithWebIdentity",
+        "RoleArn": "arn:aws:iam::123456789012:role/runs",
+        "WebIdentityToken": "token-2",
+    }
+
+
+STS_ANSWER = """<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+<AssumeRoleWithWebIdentityResult><Credentials>
+<AccessKeyId>{}</AccessKeyId><SecretAccessKey>{}</SecretAccessKey>
+<SessionToken></SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>
+</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"""
 
 
 # ------------------------------------------------------------ directory

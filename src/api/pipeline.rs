@@ -294,12 +294,16 @@ pub enum ParamType {
     Object,
 }
 
-/// Source of the steps' modules; exactly one field.
+/// URLs of archives that are accepted.
+pub const ARCHIVE_URL_PATTERN: &str = r"^(s3|gs)://[a-z0-9][a-z0-9._-]{1,221}[a-z0-9]/[^\x00-\x20\x7f?#]*[^\x00-\x20\x7f?#/]$|^file:///[^\x00-\x1f\x7f?#]*[^\x00-\x1f\x7f?#/]$";
+
+/// Source of the steps' modules: exactly one of files, path, configMap and url.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     {"rule": "[has(self.files), has(self.path), has(self.configMap), has(self.url)].filter(x, x).size() == 1",
-     "message": "give exactly one of files, path, configMap and url"}
+     "message": "give exactly one of files, path, configMap and url"},
+    {"rule": "!has(self.sha256) || has(self.url)", "message": "sha256 belongs to url"}
 ]))]
 pub struct Code {
     /// Modules in the manifest: file name to content, for example `{flow.py: "def inc(x): return x + 1"}`.
@@ -310,12 +314,19 @@ pub struct Code {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]
     pub path: Option<String>,
-    /// Name of a ConfigMap in the same namespace whose keys are file names. Not implemented yet: refused.
+    /// Name of a ConfigMap in the same namespace whose keys are file names, for example `flow.py`. It is copied when a run
+    /// starts: later edits count for later runs only. Not in local runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::object_ref")]
     pub config_map: Option<String>,
-    /// URL of a zip or tar.gz archive. Not implemented yet: refused.
+    /// A zip or tar.gz archive on S3 or in a folder, for example `s3://bucket/code/flow.tar.gz`: at most 64 MiB, 256 MiB
+    /// unpacked. The run's own scheduler fetches it when a run starts, from the service and with the identity of the storage,
+    /// and keeps a copy: what is there later counts for later runs only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 2048))]
+    #[schemars(length(min = 1, max = 2048), regex(pattern = ARCHIVE_URL_PATTERN))]
     pub url: Option<String>,
+    /// SHA-256 of the archive at `url`, 64 hexadecimal digits: anything else there is refused. Default: whatever is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]
+    pub sha256: Option<String>,
 }

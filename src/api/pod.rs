@@ -73,15 +73,15 @@ pub struct KeyRef {
     pub key: String,
 }
 
-/// A volume mounted into every worker of a group; exactly one source.
+/// A volume mounted into the scheduler or into every worker of a group; exactly one source.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
-    {"rule": "[has(self.persistentVolumeClaim), has(self.configMap), has(self.secret), has(self.emptyDir)].filter(x, x).size() == 1",
-     "message": "give exactly one of persistentVolumeClaim, configMap, secret and emptyDir"}
+    {"rule": "[has(self.persistentVolumeClaim), has(self.configMap), has(self.secret), has(self.emptyDir), has(self.serviceAccountToken)].filter(x, x).size() == 1",
+     "message": "give exactly one of persistentVolumeClaim, configMap, secret, emptyDir and serviceAccountToken"}
 ]))]
 pub struct Volume {
-    /// Name, unique in the group, for example `data`.
+    /// Name, unique in its list, for example `data`.
     #[schemars(length(min = 1, max = 63), regex(pattern = crate::names::DNS_LABEL_PATTERN))]
     pub name: String,
     /// Where it is mounted, an absolute path, for example `/data`.
@@ -105,6 +105,23 @@ pub struct Volume {
     /// Scratch space that ends with the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub empty_dir: Option<EmptyDir>,
+    /// A token of the pod's service account, as the file `token`, which Kubernetes renews: with it pods prove to a cloud who
+    /// they are (web identity). Needs a `serviceAccountName`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account_token: Option<ServiceAccountToken>,
+}
+
+/// A token of the pod's service account.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceAccountToken {
+    /// Who takes the token, for example `sts.amazonaws.com`.
+    #[schemars(length(min = 1, max = 253))]
+    pub audience: String,
+    /// Life of a token in seconds, 600 to 86400; it is renewed before that. Default: 3600.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 600, max = 86_400))]
+    pub expiration_seconds: Option<u32>,
 }
 
 /// Scratch space.

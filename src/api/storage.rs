@@ -17,8 +17,8 @@ pub const STORAGE_URL_PATTERN: &str =
      "message": "give at most one of secretRef and serviceAccountName"}
 ]))]
 pub struct Storage {
-    /// Bucket and prefix, for example `s3://bucket/prefix` or `gs://bucket/prefix`, or a folder that every worker sees,
-    /// for example `file:///data`.
+    /// Bucket and prefix, for example `s3://bucket/prefix` or `gs://bucket/prefix`, or a folder, for example `file:///data`:
+    /// in Kubernetes one on a PersistentVolumeClaim that scheduler and workers mount (`volumes`).
     #[schemars(length(min = 7, max = 1024), regex(pattern = STORAGE_URL_PATTERN))]
     pub url: String,
     /// Address of the S3 service where it is not AWS, for example `https://minio.example.com:9000`.
@@ -30,7 +30,8 @@ pub struct Storage {
     #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9-]+$"))]
     pub region: Option<String>,
     /// Name of a Secret in the same namespace with `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY` (for gs:
-    /// `GOOGLE_APPLICATION_CREDENTIALS_JSON`). Local runs use the environment's credentials.
+    /// `GOOGLE_APPLICATION_CREDENTIALS_JSON`). Its values may be changed at any time: pods take them up within two minutes.
+    /// Local runs use the environment's credentials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::object_ref")]
     pub secret_ref: Option<String>,

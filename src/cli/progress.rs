@@ -92,7 +92,7 @@ impl Observer for Progress {
             Note::WorkerLost { task, worker } => format!("{task} lost its worker {worker}; it runs again"),
             Note::Blocked { step, count, message } => format!("{step}: {count} tasks wait: {message}"),
             Note::Unblocked { step } => format!("{step}: goes on"),
-            Note::StorageDown { message } => format!("storage is not reachable, the run waits: {message}"),
+            Note::StorageDown { message, .. } => format!("storage is not reachable, the run waits: {message}"),
             Note::StorageUp => "storage is reachable again".to_owned(),
             Note::SchedulerLost { cause } => {
                 format!("lost the Dask scheduler ({cause}); starting anew from the journal")

@@ -15,17 +15,17 @@ use crate::api::run::{PipelineRunSpec, Reuse, ReuseMode, Select};
 use crate::cluster;
 use crate::local::fleet::GroupSpec;
 use crate::local::home::{Home, StorageNote};
-use crate::local::packing::{self, Code};
+use crate::local::packing;
 use crate::manifest::{self, Loaded, Object};
 use crate::pipeline::{self, Plan};
-use crate::run::{Frozen, run_deadlines};
+use crate::run::{CodeSource, Frozen, run_deadlines};
 use crate::store;
 
 /// A run that was asked for, checked, with its code.
 pub(super) struct Request {
     pub frozen: Frozen,
     pub plan: Plan,
-    pub code: Code,
+    pub code: CodeSource,
 }
 
 /// Lowers a specification; all problems in one message, each with `place`, where it was read.
@@ -275,7 +275,16 @@ pub(super) fn read_params(
     Ok(())
 }
 
-fn pack_code(spec: &PipelineSpec, folder: &Path) -> Result<Code, Failure> {
+/// The archive of a pipeline whose code is one: nothing is packed here.
+pub(super) fn archive(spec: &PipelineSpec) -> Option<CodeSource> {
+    let code = spec.code.as_ref()?;
+    Some(CodeSource::Archive { url: code.url.clone()?, sha256: code.sha256.clone() })
+}
+
+fn pack_code(spec: &PipelineSpec, folder: &Path) -> Result<CodeSource, Failure> {
+    if let Some(archive) = archive(spec) {
+        return Ok(archive);
+    }
     let packed = match &spec.code {
         None => packing::pack_files(&BTreeMap::new()),
         Some(code) => match (&code.files, &code.path) {
@@ -284,7 +293,7 @@ fn pack_code(spec: &PipelineSpec, folder: &Path) -> Result<Code, Failure> {
             (None, None) => packing::pack_files(&BTreeMap::new()),
         },
     };
-    packed.map_err(|error| Failure::bad_input(format!("spec.code: failed to {error}")))
+    packed.map(CodeSource::Packed).map_err(|error| Failure::bad_input(format!("spec.code: failed to {error}")))
 }
 
 /// Where the run is kept: options first, then the manifest, then the folder of this user.

@@ -21,7 +21,8 @@ use crate::local::{Environment, Fleet, FleetSpec, environment};
 use crate::pipeline::Plan;
 use crate::problem::nearest;
 use crate::run::{
-    DriveError, Fabric, Frozen, Patience, Report, RunSpec, START_DEADLINE, Start, StorageSpec, TlsPaths, drive,
+    CodeSource, DriveError, Fabric, Frozen, Patience, Report, Requirements, RunSpec, START_DEADLINE, Start,
+    StorageSpec, TlsPaths, drive,
 };
 use crate::store;
 
@@ -30,7 +31,7 @@ struct Job {
     home: Home,
     frozen: Frozen,
     plan: Plan,
-    code: Code,
+    code: CodeSource,
     storage: StorageNote,
     create: bool,
     created: f64,
@@ -46,7 +47,11 @@ pub(super) async fn run(mut options: RunOptions) -> Result<(), Failure> {
     }
     let Request { frozen, plan, code } = request::request(&options)?;
     let storage = request::storage(&options.storage, Some(&frozen.pipeline), None, &home)?;
-    home.write_request(&frozen.uid, &request::written(&frozen)?.0, &code.zip)
+    let zip = match &code {
+        CodeSource::Packed(code) => code.zip.as_slice(),
+        CodeSource::Archive { .. } => &[],
+    };
+    home.write_request(&frozen.uid, &request::written(&frozen)?.0, zip)
         .map_err(|error| Failure::environment(format!("keep the run's specification: {error}")))?;
     let job = Job { home, frozen, plan, code, storage, create: true, created: now() };
     execute(job, &options.cluster, &options.show).await
@@ -69,13 +74,16 @@ pub(super) async fn resume(options: ResumeOptions) -> Result<(), Failure> {
             }
             let zip = reader.read_code(&uid, &journal).await.map_err(|error| store_failure(&storage, &error))?;
             let digest = journal.opened.code.digest.clone().unwrap_or_default();
-            (frozen, Code { digest, zip: zip.to_vec() }, false)
+            (frozen, CodeSource::Packed(Code { digest, zip: zip.to_vec() }), false)
         }
         Err(error @ store::StoreError::RunNotFound(_)) => {
             // The command died before the journal was opened: what was asked for is kept on this machine.
             let kept = home.read_request(&uid).map_err(|error| read_notes(&error))?;
             let (spec, zip) = kept.ok_or_else(|| store_failure(&storage, &error))?;
-            (thaw(&uid, &spec)?, packing::from_zip(zip), true)
+            let frozen = thaw(&uid, &spec)?;
+            let code = request::archive(&frozen.pipeline);
+            let code = code.unwrap_or_else(|| CodeSource::Packed(packing::from_zip(zip)));
+            (frozen, code, true)
         }
         Err(error) => return Err(store_failure(&storage, &error)),
     };
@@ -146,6 +154,7 @@ async fn carry_out(
     let (spec, digest) = request::written(&job.frozen)?;
     let deadlines = job.frozen.pipeline.deadlines.as_ref();
     let deadline = |which: fn(&Deadlines) -> Option<&Span>| deadlines.and_then(which).map(|span| span.to_std());
+    let to = remote(&job.frozen, cluster)?;
     let run = RunSpec {
         uid: job.frozen.uid.clone(),
         name: job.frozen.name.clone(),
@@ -153,6 +162,12 @@ async fn carry_out(
         spec,
         spec_digest: digest,
         code: job.code.clone(),
+        requirements: if to.is_some() {
+            Requirements { wanted: job.frozen.pipeline.requirements.clone(), same_image: false }
+        } else {
+            // The environment is made with them.
+            Requirements::default()
+        },
         image: job.frozen.cluster.image.clone(),
         pipeline: job.frozen.pipeline_name.clone(),
         reuse: job.frozen.reuse(),
@@ -169,7 +184,7 @@ async fn carry_out(
         start_deadline: Some(deadline(|deadlines| deadlines.start.as_ref()).unwrap_or(START_DEADLINE)),
         patience: Patience::default(),
     };
-    if let Some((address, tls)) = remote(&job.frozen, cluster)? {
+    if let Some((address, tls)) = to {
         keeper.scheduler(&address);
         progress.phase(&format!("connecting to {address}"));
         let mut fabric = Fabric::Remote { address, tls };

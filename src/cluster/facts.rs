@@ -13,6 +13,8 @@ pub struct Cluster {
     pub namespace: String,
     pub uid: String,
     pub generation: i64,
+    /// It was made for one run, whose it is.
+    pub of_run: bool,
     pub spec: DaskClusterSpec,
     /// The last status that was written: of it only the number of the last pod and the times of conditions count.
     pub status: DaskClusterStatus,

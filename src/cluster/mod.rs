@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod facts;
+mod folder;
 mod group;
 pub mod names;
 pub mod plan;
@@ -11,5 +12,6 @@ pub mod status;
 pub mod trouble;
 mod validate;
 
+pub use folder::check_folder;
 pub use group::{DEFAULT_GROUP, effective_groups, memory_bytes, offers, threads};
 pub use validate::{too_many_workers, validate, validate_named};

@@ -29,6 +29,11 @@ pub fn desired(cluster: &Cluster, groups: &[WorkerGroup], facts: &Facts) -> Desi
     if cluster.spec.suspend {
         return Desired { workers: vec![0; groups.len()], until: None };
     }
+    let asked = matches!(&facts.scheduler, SchedulerFact::Answers(state) if !state.demand.is_empty());
+    if cluster.of_run && !asked && groups.iter().all(|group| before(group, cluster) == 0) {
+        // A run that finds nothing to do needs nobody: its first demand starts also the groups that do not scale.
+        return Desired { workers: vec![0; groups.len()], until: None };
+    }
     let SchedulerFact::Answers(state) = &facts.scheduler else {
         return Desired { workers: groups.iter().map(|group| without_word(group, cluster)).collect(), until: None };
     };

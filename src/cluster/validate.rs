@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     api::{
         cluster::{DaskClusterSpec, GPU_RESOURCE_DEFAULT, WorkerGroup},
-        pod::{EnvVar, Resources},
+        pod::{EnvVar, Resources, Volume},
     },
     names::{DNS_NAME_MAX, INCARNATION_DIGITS},
     problem::Problem,
@@ -18,9 +18,14 @@ pub fn validate(spec: &DaskClusterSpec, at: &str) -> Vec<Problem> {
         let at = format!("{at}.scheduler");
         check_resources(scheduler.resources.as_ref(), &at, &mut problems);
         check_env(&scheduler.env, &at, &mut problems);
+        check_volumes(&scheduler.volumes, &at, &mut problems);
     }
     for (index, group) in spec.workers.iter().enumerate() {
         check_group(group, &format!("{at}.workers[{index}]"), &mut problems);
+    }
+    if let Some(storage) = &spec.storage {
+        let volumes = format!("{at}.scheduler.volumes, {at}.workers[*].volumes");
+        problems.extend(super::check_folder(spec, &storage.url, &format!("{at}.storage.url"), &volumes));
     }
     problems
 }
@@ -64,8 +69,21 @@ const OUR_VOLUMES: &str = "daskade-";
 fn check_group(group: &WorkerGroup, at: &str, problems: &mut Vec<Problem>) {
     check_resources(group.resources.as_ref(), at, problems);
     check_env(&group.env, at, problems);
+    check_volumes(&group.volumes, at, problems);
+    if let (Some(gpu), Some(resources)) = (&group.gpu, &group.resources) {
+        let name = gpu.resource_name.as_deref().unwrap_or(GPU_RESOURCE_DEFAULT);
+        for (kind, amounts) in [("limits", &resources.limits), ("requests", &resources.requests)] {
+            if amounts.contains_key(name) {
+                let message = format!("gpu sets {name}; leave it out here");
+                problems.push(Problem::new("Conflict", format!("{at}.resources.{kind}"), message));
+            }
+        }
+    }
+}
+
+fn check_volumes(volumes: &[Volume], at: &str, problems: &mut Vec<Problem>) {
     let mut mounts = BTreeMap::new();
-    for (index, volume) in group.volumes.iter().enumerate() {
+    for (index, volume) in volumes.iter().enumerate() {
         let path = volume.mount_path.trim_end_matches('/');
         if let Some(other) = mounts.insert(path, &volume.name) {
             let message = format!("{} is also where the volume {other} is mounted", volume.mount_path);
@@ -83,15 +101,6 @@ fn check_group(group: &WorkerGroup, at: &str, problems: &mut Vec<Problem>) {
         if volume.name.starts_with(OUR_VOLUMES) {
             let message = format!("daskade's own volumes have names that begin with {OUR_VOLUMES}");
             problems.push(Problem::new("Conflict", format!("{at}.volumes[{index}].name"), message));
-        }
-    }
-    if let (Some(gpu), Some(resources)) = (&group.gpu, &group.resources) {
-        let name = gpu.resource_name.as_deref().unwrap_or(GPU_RESOURCE_DEFAULT);
-        for (kind, amounts) in [("limits", &resources.limits), ("requests", &resources.requests)] {
-            if amounts.contains_key(name) {
-                let message = format!("gpu sets {name}; leave it out here");
-                problems.push(Problem::new("Conflict", format!("{at}.resources.{kind}"), message));
-            }
         }
     }
 }
@@ -113,8 +122,14 @@ fn check_resources(resources: Option<&Resources>, at: &str, problems: &mut Vec<P
 }
 
 /// Variables that are ours to set: a user's value would take the worker from its cluster.
-const OURS: [&str; 5] =
-    ["DASK_SCHEDULER_ADDRESS", "DASKADE_CLUSTER", "DASKADE_POD_IP", "DASKADE_PYTHONPATH", "DASKADE_WORKER_NAME"];
+const OURS: [&str; 6] = [
+    "DASK_SCHEDULER_ADDRESS",
+    "DASKADE_CLUSTER",
+    "DASKADE_CREDENTIALS",
+    "DASKADE_POD_IP",
+    "DASKADE_PYTHONPATH",
+    "DASKADE_WORKER_NAME",
+];
 
 fn check_env(env: &[EnvVar], at: &str, problems: &mut Vec<Problem>) {
     for (index, variable) in env.iter().enumerate() {

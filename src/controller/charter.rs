@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 use super::apply::Writer;
 use super::cache::Kind;
 use super::error::PassError;
+use crate::api::cluster::DaskClusterSpec;
 use crate::cluster::names;
 use crate::local::packing;
 use crate::pipeline::Plan;
-use crate::run::{Patience, RunSpec, START_DEADLINE, Start, StorageSpec};
+use crate::run::{CodeSource, Patience, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec};
 use crate::runs::admit::Charter;
-use crate::runs::facts::Frozen;
+use crate::runs::facts::{Frozen, Place};
 
 /// A charter as it was stored.
 #[derive(Debug)]
@@ -105,6 +106,7 @@ impl Stored {
             since: self.since,
             place: self.charter.place.clone(),
             storage_url: self.charter.storage.url.trim_end_matches('/').to_owned(),
+            storage_secret: self.charter.run.cluster.storage.as_ref().and_then(|storage| storage.secret_ref.clone()),
             start: start.unwrap_or(START_DEADLINE),
             active: deadlines.and_then(|deadlines| deadlines.active.as_ref()).map(|span| span.to_std()),
         }
@@ -118,9 +120,14 @@ impl Stored {
             format!("is refused by this version of the operator: {}", texts.join("; "))
         })?;
         let (spec, spec_digest) = run.to_bytes().map_err(|error| format!("cannot be written down: {error}"))?;
-        let files = run.pipeline.code.as_ref().and_then(|code| code.files.clone()).unwrap_or_default();
-        let code =
-            packing::pack_files(&files).map_err(|error| format!("has code that cannot be used: failed to {error}"))?;
+        let code = run.pipeline.code.clone().unwrap_or_default();
+        let code = match code.url {
+            Some(url) => CodeSource::Archive { url, sha256: code.sha256 },
+            None => {
+                let packed = packing::pack_files(&code.files.unwrap_or_default());
+                CodeSource::Packed(packed.map_err(|error| format!("has code that cannot be used: failed to {error}"))?)
+            }
+        };
         let frozen = self.frozen();
         let passed = Duration::try_from(now.duration_since(self.since)).unwrap_or_default();
         let left = |span: Duration| span.saturating_sub(passed);
@@ -131,6 +138,10 @@ impl Stored {
             spec,
             spec_digest,
             code,
+            requirements: Requirements {
+                wanted: run.pipeline.requirements.clone(),
+                same_image: !matches!(self.charter.place, Place::Address { .. }) && has_one_image(&run.cluster),
+            },
             image: run.cluster.image.clone(),
             pipeline: run.pipeline_name.clone(),
             reuse: run.reuse(),
@@ -148,6 +159,11 @@ impl Stored {
             patience: Patience { open: Duration::MAX, first: FIRST },
         })
     }
+}
+
+/// Scheduler and workers are of the same image.
+fn has_one_image(cluster: &DaskClusterSpec) -> bool {
+    cluster.workers.iter().all(|group| group.image.is_none() || group.image == cluster.image)
 }
 
 /// How long a run that was never open waits for a scheduler that does not answer, before that is told and tried anew.

@@ -111,7 +111,10 @@ impl Observer for Teller {
             }
             Note::Blocked { step, count, message } => drop(live.blocked.insert(step, (count, message))),
             Note::Unblocked { step } => drop(live.blocked.remove(&step)),
-            Note::StorageDown { message } => live.storage = Some(message),
+            Note::StorageDown { reason, message } => {
+                let reason = known_reason(&reason).unwrap_or("StorageUnreachable");
+                live.storage = Some(Trouble { reason, message, stalled: STALLED.contains(&reason) });
+            }
             Note::StorageUp => live.storage = None,
             Note::SchedulerLost { cause } => {
                 tracing::info!(run = %self.key, cause, "the scheduler of the run is lost");
@@ -135,18 +138,20 @@ impl Observer for Teller {
 }
 
 /// What the journal or the runtime refuses and will refuse again.
-const FOR_EVER: [&str; 8] = [
+const FOR_EVER: [&str; 10] = [
     "SpecMismatch",
     "RecordUnreadable",
     "UnsupportedDask",
     "InvalidRun",
     "CodeMismatch",
+    "BadCode",
+    "RequirementsMissing",
     "NoConditionalPut",
     "OutputMissing",
     "ReuseNotFound",
 ];
 /// What only a person can help.
-const STALLED: [&str; 3] = ["AccessDenied", "NoSuchBucket", "StorageFull"];
+const STALLED: [&str; 4] = ["AccessDenied", "CodeNotFound", "NoSuchBucket", "StorageFull"];
 
 fn broken(error: &DriveError) -> End {
     let (reason, message) = match error {

@@ -33,11 +33,13 @@ pub(super) struct Object {
 pub(super) fn read_object(key: &Key, record: &Record) -> Object {
     let value = record.json();
     let status = value.get("status").cloned().unwrap_or_default();
+    let owners = value.pointer("/metadata/ownerReferences").and_then(Value::as_array);
     let mut cluster = Cluster {
         name: key.name.clone(),
         namespace: key.namespace.clone(),
         uid: record.uid.clone(),
         generation: value.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default(),
+        of_run: owners.into_iter().flatten().any(|owner| owner["kind"] == "PipelineRun" && owner["controller"] == true),
         spec: DaskClusterSpec::default(),
         // A status that cannot be read is written anew.
         status: serde_json::from_value::<Option<DaskClusterStatus>>(status).ok().flatten().unwrap_or_default(),

@@ -33,6 +33,7 @@ use crate::dask::ops::Forget;
 use crate::dask::{Connection, Deadlines};
 use crate::run::{Fabric, Report, Seat};
 use crate::runs::admit::{self, Admission, Charter};
+use crate::runs::code::{self, ConfigMap};
 use crate::runs::facts::{ClusterFact, DriveFact, Facts, Place, Run, SpecFact};
 use crate::runs::plan::{ClusterStep, DriveStep, Hold, Plan, State, plan};
 use crate::runs::status::{build_status, says_the_same};
@@ -44,8 +45,8 @@ const PERIOD: Duration = Duration::from_secs(60);
 const COUNTS: Duration = Duration::from_secs(5);
 /// How long a run that is being opened is not told of: mostly it is open by then, and that is told.
 const OPENING: Duration = Duration::from_secs(1);
-/// Secrets of users show up unseen: this is how often they are looked for while they are missing.
-const MISSING_SECRET: Duration = Duration::from_secs(10);
+/// Secrets and ConfigMaps of users show up unseen: this is how often they are looked for while they are missing.
+const MISSING: Duration = Duration::from_secs(10);
 /// Longest pause between two tries to open a run.
 const LONGEST: Duration = Duration::from_secs(30);
 /// How long a scheduler may take to let go of a run.
@@ -171,7 +172,7 @@ impl Work<'_> {
         let mut spec = self.spec(&run).await;
         let mut charter = None;
         if matches!(spec, SpecFact::Valid) && !run.has_ended() && run.deleting.is_none() {
-            (spec, charter) = self.admit();
+            (spec, charter) = self.admit(&run).await;
         }
         let mut facts = self.facts(&run, spec).await;
         facts.full = self.place(&run, &facts.spec);
@@ -290,8 +291,16 @@ impl Work<'_> {
         None
     }
 
-    fn admit(&self) -> (SpecFact, Option<Box<Charter>>) {
-        match admit::admit(&self.value, &Around { runs: self.runs, key: self.key }) {
+    async fn admit(&mut self, run: &Run) -> (SpecFact, Option<Box<Charter>>) {
+        let mut around = Around { runs: self.runs, key: self.key, code: None };
+        if let Some(name) = code::config_map(&run.spec, &around) {
+            let read = around.read(&name).await;
+            if !matches!(read, ConfigMap::Found { .. }) {
+                self.soon = Some(MISSING);
+            }
+            around.code = Some(read);
+        }
+        match admit::admit(&self.value, &around) {
             Admission::Ready(charter) => (SpecFact::Valid, Some(charter)),
             Admission::Waits(trouble) => (SpecFact::Waits(trouble), None),
             Admission::Invalid(problems) => {
@@ -381,7 +390,7 @@ impl Work<'_> {
         let tls = match secret {
             None => None,
             Some(secret) => {
-                self.soon = Some(MISSING_SECRET);
+                self.soon = Some(MISSING);
                 let field = "spec.cluster.tls.secretRef";
                 let read = self.runs.certificates.of_secret(&self.key.namespace, secret, field, self.now).await;
                 match read {

@@ -63,6 +63,13 @@ pub(crate) const RULES: &[Rule] = &[
         holds: |code| count(code, &["files", "path", "configMap", "url"]) == 1,
     },
     Rule {
+        cel: "!has(self.sha256) || has(self.url)",
+        reason: CONFLICT,
+        message: "sha256 belongs to url",
+        at: Some("sha256"),
+        holds: |code| !has(code, "sha256") || has(code, "url"),
+    },
+    Rule {
         cel: "[has(self.template), has(self.ref), has(self.address)].filter(x, x).size() == 1",
         reason: CONFLICT,
         message: "give exactly one of template, ref and address",
@@ -126,11 +133,14 @@ pub(crate) const RULES: &[Rule] = &[
         holds: |source| count(source, &["secretKeyRef", "configMapKeyRef"]) == 1,
     },
     Rule {
-        cel: "[has(self.persistentVolumeClaim), has(self.configMap), has(self.secret), has(self.emptyDir)].filter(x, x).size() == 1",
+        cel: "[has(self.persistentVolumeClaim), has(self.configMap), has(self.secret), has(self.emptyDir), has(self.serviceAccountToken)].filter(x, x).size() == 1",
         reason: CONFLICT,
-        message: "give exactly one of persistentVolumeClaim, configMap, secret and emptyDir",
+        message: "give exactly one of persistentVolumeClaim, configMap, secret, emptyDir and serviceAccountToken",
         at: None,
-        holds: |volume| count(volume, &["persistentVolumeClaim", "configMap", "secret", "emptyDir"]) == 1,
+        holds: |volume| {
+            let sources = ["persistentVolumeClaim", "configMap", "secret", "emptyDir", "serviceAccountToken"];
+            count(volume, &sources) == 1
+        },
     },
     Rule {
         cel: "!(has(self.replicas) && has(self.autoscale))",

@@ -48,8 +48,6 @@ const fn local(object: &'static [Kind], path: &'static str, help: &'static str) 
 }
 
 const TABLE: &[Row] = &[
-    never(PIPELINE, "code.configMap"),
-    never(PIPELINE, "code.url"),
     never(PIPELINE, "steps.*.inputs"),
     never(PIPELINE, "steps.*.cache"),
     never(PIPELINE, "steps.*.output.path"),
@@ -63,9 +61,11 @@ const TABLE: &[Row] = &[
     never(RUN, "select.fromInputs"),
     never(RUN, "select.loadVersions"),
     never(RUN, "retention"),
+    local(PIPELINE, "code.configMap", "a local run sees no ConfigMaps: use code.files, code.path or code.url"),
     local(CLUSTER, "suspend", "a local cluster lives as long as its run"),
     local(CLUSTER, "scheduler.env", "set the variables in the shell"),
     local(CLUSTER, "workers.*.env.*.valueFrom", "give a value, or set the variable in the shell"),
+    local(CLUSTER, "scheduler.volumes", "local steps see the files of this machine"),
     local(CLUSTER, "workers.*.volumes", "local steps see the files of this machine"),
     local(RUN, "suspend", "a local run starts at once"),
     local(RUN, "cancel", "a local run is cancelled by Ctrl-C"),
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn what_is_not_carried_out_is_refused_with_its_path() {
         let spec = json!({
-            "code": { "url": "https://example.com/a.zip" },
+            "code": { "configMap": "flow" },
             "cluster": { "template": { "workers": [{ "name": "a", "env": [{ "name": "B", "value": "b" }, { "name": "A", "valueFrom": { "secretKeyRef": { "name": "a", "key": "b" } } }] }] } },
             "steps": [
                 { "name": "a", "call": "m:f", "cache": { "enabled": true }, "output": { "path": "x", "ifExists": "Skip" } },
@@ -158,7 +158,6 @@ mod tests {
             "finally": [{ "name": "z", "call": "m:f", "cache": {} }]
         });
         let everywhere = [
-            "spec.code.url",
             "spec.steps[1].inputs",
             "spec.steps[0].cache",
             "spec.steps[0].output.path",
@@ -169,6 +168,7 @@ mod tests {
         let found = |mode| check("Pipeline", spec.clone(), mode).into_iter().collect::<BTreeSet<_>>();
         assert_eq!(found(Mode::Cluster), set(&everywhere));
         let mut here = everywhere.to_vec();
+        here.push("spec.code.configMap");
         here.push("spec.cluster.template.workers[0].env[1].valueFrom");
         assert_eq!(found(Mode::Local), set(&here));
     }

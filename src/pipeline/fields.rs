@@ -35,12 +35,15 @@ pub(super) fn check_pipeline(spec: &PipelineSpec, at: &str, problems: &mut Vec<P
         if given.iter().filter(|given| **given).count() != 1 {
             problems.push(Problem::new("Conflict", &at, "give exactly one of files, path, configMap and url"));
         }
-        for (field, given) in [("configMap", code.config_map.is_some()), ("url", code.url.is_some())] {
-            if given {
-                problems.push(
-                    not_implemented(&format!("{at}.{field}")).help("use files or path, or an image with the code"),
-                );
-            }
+        if let Some(url) = &code.url
+            && !["s3://", "gs://", "file:///"].iter().any(|scheme| url.starts_with(scheme))
+        {
+            let message = format!("code is fetched from s3://, gs:// or file:///, not from {}", shortened(url));
+            let problem = Problem::new("InvalidValue", format!("{at}.url"), message);
+            problems.push(problem.help("put the archive beside the storage, for example s3://bucket/code/flow.tar.gz"));
+        }
+        if code.sha256.is_some() && code.url.is_none() {
+            problems.push(Problem::new("Conflict", format!("{at}.sha256"), "sha256 belongs to url"));
         }
     }
     if let Some(cluster) = &spec.cluster {

@@ -47,7 +47,8 @@ pub struct RunSpec {
     /// The frozen specification, kept in the journal and needed to resume.
     pub spec: Vec<u8>,
     pub spec_digest: String,
-    pub code: Code,
+    pub code: CodeSource,
+    pub requirements: Requirements,
     /// Image of the workers, where they are made for the run.
     pub image: Option<String>,
     pub storage: StorageSpec,
@@ -67,6 +68,24 @@ pub struct RunSpec {
     /// The same as long as no step has started.
     pub start_deadline: Option<Duration>,
     pub patience: Patience,
+}
+
+/// Where the run's modules come from.
+#[derive(Debug, Clone)]
+pub enum CodeSource {
+    /// Packed here.
+    Packed(Code),
+    /// An archive on S3 or in a folder, which the scheduler's runtime fetches.
+    Archive { url: String, sha256: Option<String> },
+}
+
+/// Packages that the steps need, and that are looked for where they run.
+#[derive(Debug, Clone, Default)]
+pub struct Requirements {
+    /// Requirement specifiers.
+    pub wanted: Vec<String>,
+    /// The scheduler has the workers' image: what is missing is seen before any step.
+    pub same_image: bool,
 }
 
 /// Whether there is a journal of the run.

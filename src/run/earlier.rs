@@ -12,8 +12,8 @@ use crate::pipeline::{Keyring, Part};
 /// Outputs per message to the runtime.
 const CHUNK: usize = 5000;
 
-/// What earlier runs have for `spec`; `None` if it wants nothing of them.
-pub(super) async fn ask(connection: &Connection, spec: &RunSpec) -> Result<Option<Reusable>, dask::Error> {
+/// What earlier runs have for `spec`, whose code has this digest; `None` if it wants nothing of them.
+pub(super) async fn ask(connection: &Connection, spec: &RunSpec, code: &str) -> Result<Option<Reusable>, dask::Error> {
     if !loads(spec) && !spec.reuse.missing {
         return Ok(None);
     }
@@ -34,7 +34,7 @@ pub(super) async fn ask(connection: &Connection, spec: &RunSpec) -> Result<Optio
         let message = format!("spec.reuse.run: there is no earlier run {wanted} of {}", whose(spec));
         return Err(refusal("ReuseNotFound", message));
     }
-    let keys = Keyring::new(&spec.plan, &spec.code.digest, spec.image.as_deref());
+    let keys = Keyring::new(&spec.plan, code, spec.image.as_deref());
     Ok(Some(Reusable::new(earlier, keys, spec.reuse.missing)))
 }
 

@@ -1,9 +1,43 @@
-//! Puts the runtime into a scheduler that others started.
+//! Finds the runtime in a scheduler, and puts it into one that others started.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::session::{Ended, classify, lost, refused};
+use crate::dask::ops::{Hello, RuntimeInfo};
 use crate::dask::{self, Connection};
 use crate::local::environment::{RUNTIME_DIGEST, runtime_zip};
 
+/// A preloaded runtime installs itself in the background, after the scheduler listens.
+const INSTALL_WAIT: Duration = Duration::from_secs(30);
+
+/// The runtime on the scheduler; installed over the protocol where others started the scheduler.
+pub(super) async fn runtime(connection: &Connection, foreign: bool) -> Result<RuntimeInfo, Ended> {
+    let deadline = Instant::now() + INSTALL_WAIT;
+    let mut installed = false;
+    loop {
+        match connection.call(&Hello {}).await {
+            Ok(info) => return Ok(info),
+            Err(dask::Error::UnknownOp { .. }) if foreign && !installed => {
+                installed = true;
+                install(connection).await.map_err(|error| match error {
+                    dask::Error::Remote { text, .. } => refused("InstallFailed", text),
+                    other => classify(other),
+                })?;
+            }
+            Err(dask::Error::UnknownOp { .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(dask::Error::UnknownOp { .. }) => {
+                return Err(lost("the runtime did not come up in the scheduler".to_owned()));
+            }
+            Err(error) => return Err(classify(error)),
+        }
+    }
+}
+
 /// Sends the runtime over the protocol and waits until the scheduler has it.
-pub(super) async fn install(connection: &Connection) -> Result<(), dask::Error> {
+async fn install(connection: &Connection) -> Result<(), dask::Error> {
     connection.install_runtime(runtime_zip(), RUNTIME_DIGEST).await
 }

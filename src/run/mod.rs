@@ -3,6 +3,7 @@
 //! One run, one task. It holds no truth of its own: whenever the scheduler was lost or replaced it opens the run again
 //! and starts from the runtime's snapshot of the journal.
 
+mod code;
 mod driver;
 mod earlier;
 mod fabric;
@@ -17,7 +18,9 @@ mod reuse;
 mod session;
 mod wire;
 
-pub use driver::{DriveError, Patience, Reuse, RunSpec, START_DEADLINE, Start, StorageSpec, drive};
+pub use driver::{
+    CodeSource, DriveError, Patience, Requirements, Reuse, RunSpec, START_DEADLINE, Start, StorageSpec, drive,
+};
 pub use fabric::{Fabric, Seat, TlsPaths};
 pub use frozen::{Frozen, run_deadlines};
 pub use report::{Counts, Failure, Note, Observer, Report, ResultValue, RunOutcome};

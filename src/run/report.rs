@@ -81,7 +81,9 @@ pub enum Note {
     Unblocked {
         step: String,
     },
+    /// `reason` as the runtime names it, for example `AccessDenied`; it may be empty.
     StorageDown {
+        reason: String,
         message: String,
     },
     StorageUp,

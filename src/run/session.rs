@@ -7,17 +7,18 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use super::code::code;
 use super::driver::{DriveError, RunSpec};
 use super::fabric::Access;
 use super::facts::{Facts, View};
+use super::install::runtime;
 use super::pulse::pulse;
 use super::report::{Counts, Failure, Note, Observer, Report, ResultValue, read_closing, summary, task_name};
 use super::reuse::Reusable;
 use super::wire::{address, decision, failure_class, step_def, storage, submit_item, task_id};
 use super::{Fabric, Start, earlier, restore};
 use crate::dask::ops::{
-    Close, Code, FollowEvents, Hello, Open, Opened, ReadOutput, Record, Records, RuntimeInfo, Settings, Stop, Submit,
-    SubmitItem, TaskAddr,
+    Close, Code, FollowEvents, Open, Opened, ReadOutput, Record, Records, Settings, Stop, Submit, SubmitItem, TaskAddr,
 };
 use crate::dask::{self, Address, Connection, Deadlines, EventBatch, RuntimeEvent};
 use crate::graph::{self, Action, Event, RunState, StepIx, TaskId, TaskStatus};
@@ -28,8 +29,6 @@ use crate::pipeline::{ExprError, Part, ResultSource, ResultSpec};
 const PROTOCOL: u32 = 1;
 /// Tasks per submit message: a few hundred KiB each.
 const SUBMIT_CHUNK: usize = 2000;
-/// A preloaded runtime installs itself in the background, after the scheduler listens.
-const INSTALL_WAIT: Duration = Duration::from_secs(30);
 /// Seconds between signs of life of the event stream; three missed ones mean that the scheduler hangs.
 const BEAT: f64 = 3.0;
 /// Workers come and go: only what is blocked for longer is worth a word.
@@ -87,8 +86,9 @@ impl Session<'_> {
         lead: Option<u64>,
     ) -> Result<Report, Ended> {
         let connection = self.connect(address, tls, foreign).await?;
-        let mut reusable = earlier::ask(&connection, self.spec).await.map_err(classify)?;
-        let opened = self.open(&connection, lead, reusable.as_ref()).await?;
+        let code = code(&connection, self.spec).await.map_err(|error| self.troubled(error))?;
+        let mut reusable = earlier::ask(&connection, self.spec, &code.digest).await.map_err(classify)?;
+        let opened = self.open(&connection, lead, reusable.as_ref(), code).await?;
         *self.opened_before = true;
         if let Some(closed) = &opened.snapshot.closed {
             let known = self.closing.take().or_else(|| read_closing(closed).filter(|_| !self.spec.reopen));
@@ -106,7 +106,7 @@ impl Session<'_> {
         foreign: bool,
     ) -> Result<Connection, Ended> {
         let connection = Connection::connect(address, tls, Deadlines::default()).await.map_err(classify)?;
-        let info = self.runtime(&connection, foreign).await?;
+        let info = runtime(&connection, foreign).await?;
         let (low, high) = info.protocol;
         if !(low..=high).contains(&PROTOCOL) {
             return Err(refused(
@@ -117,79 +117,60 @@ impl Session<'_> {
         Ok(connection)
     }
 
-    /// The runtime on the scheduler; installed over the protocol where others started the scheduler.
-    async fn runtime(&mut self, connection: &Connection, foreign: bool) -> Result<RuntimeInfo, Ended> {
-        let deadline = Instant::now() + INSTALL_WAIT;
-        let mut installed = false;
-        loop {
-            match connection.call(&Hello {}).await {
-                Ok(info) => return Ok(info),
-                Err(dask::Error::UnknownOp { .. }) if foreign && !installed => {
-                    installed = true;
-                    super::install::install(connection).await.map_err(|error| match error {
-                        dask::Error::Remote { text, .. } => refused("InstallFailed", text),
-                        other => classify(other),
-                    })?;
-                }
-                Err(dask::Error::UnknownOp { .. }) if Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                Err(dask::Error::UnknownOp { .. }) => {
-                    return Err(lost("the runtime did not come up in the scheduler".to_owned()));
-                }
-                Err(error) => return Err(classify(error)),
-            }
-        }
-    }
-
     async fn open(
         &mut self,
         connection: &Connection,
         lead: Option<u64>,
         reusable: Option<&Reusable>,
+        code: Code,
     ) -> Result<Opened, Ended> {
-        let mut create = !*self.opened_before && !*self.tried_to_open;
+        let mut open = self.open_request(lead, code);
+        open.create = !*self.opened_before && !*self.tried_to_open;
         loop {
-            let open = self.open_request(create, lead);
-            if create {
+            if open.create {
                 earlier::check(self.spec, reusable).map_err(classify)?;
                 *self.tried_to_open = true;
             }
             match connection.call(&open).await {
                 Ok(opened) => return Ok(opened),
                 // An earlier request whose answer was lost may or may not have made the journal.
-                Err(error) if self.spec.start != Start::Again && !create && error.refusal() == Some("RunNotFound") => {
-                    create = true;
+                Err(error)
+                    if self.spec.start != Start::Again && !open.create && error.refusal() == Some("RunNotFound") =>
+                {
+                    open.create = true;
                 }
-                Err(error) => {
-                    // Until the journal was opened once, an unreachable storage is told at once.
-                    let transient = matches!(error.refusal(), Some("StorageUnreachable")) && *self.opened_before;
-                    return Err(match error {
-                        dask::Error::Refused { reason, message, .. } if transient => {
-                            Ended::Lost { cause: format!("{reason}: {message}"), answered: true }
-                        }
-                        other => classify(other),
-                    });
-                }
+                Err(error) => return Err(self.troubled(error)),
             }
         }
     }
 
-    fn open_request(&self, create: bool, lead: Option<u64>) -> Open {
+    /// Until the journal was opened once, an unreachable storage is told at once; then it is waited for.
+    fn troubled(&self, error: dask::Error) -> Ended {
+        match error {
+            dask::Error::Refused { reason, message, .. } if reason == "StorageUnreachable" && *self.opened_before => {
+                Ended::Lost { cause: format!("{reason}: {message}"), answered: true }
+            }
+            other => classify(other),
+        }
+    }
+
+    fn open_request(&self, lead: Option<u64>, code: Code) -> Open {
         let spec = self.spec;
         Open {
             run: spec.uid.clone(),
             name: spec.name.clone(),
             epoch: None,
             lead,
-            create,
+            create: false,
             // One end is enough: if it was written, it is answered.
             reopen: self.spec.reopen && self.closing.is_none(),
             spec: spec.spec.clone(),
             spec_digest: spec.spec_digest.clone(),
             storage: storage(&spec.storage),
             pipeline: spec.pipeline.clone(),
-            code: Code { digest: spec.code.digest.clone(), zip: Some(spec.code.zip.clone()) },
+            code,
+            requirements: spec.requirements.wanted.clone(),
+            same_image: spec.requirements.same_image,
             steps: spec.plan.step_defs().into_iter().map(|step| step_def(step, spec.ignore_resources)).collect(),
             settings: Settings {
                 inline_max: INLINE_MAX,
@@ -429,7 +410,9 @@ impl Session<'_> {
                 RuntimeEvent::Storage { message, reason, .. } if reason == "StorageFull" && self.is_folder() => {
                     return Err(refused(&reason, message));
                 }
-                RuntimeEvent::Storage { message, .. } => self.observer.note(Note::StorageDown { message }),
+                RuntimeEvent::Storage { message, reason, .. } => {
+                    self.observer.note(Note::StorageDown { reason, message });
+                }
                 RuntimeEvent::Fenced { epoch } => return Err(Ended::Fatal(DriveError::Fenced { epoch })),
                 RuntimeEvent::Closing { message, .. } => return Err(lost(message)),
             }
@@ -556,11 +539,11 @@ fn seed(uid: &str) -> u64 {
     digest.iter().take(8).fold(0, |seed, byte| (seed << 8) | u64::from(*byte))
 }
 
-fn lost(cause: String) -> Ended {
+pub(super) fn lost(cause: String) -> Ended {
     Ended::Lost { cause, answered: false }
 }
 
-fn refused(reason: &str, message: String) -> Ended {
+pub(super) fn refused(reason: &str, message: String) -> Ended {
     Ended::Fatal(DriveError::Refused { reason: reason.to_owned(), message })
 }
 
@@ -569,7 +552,7 @@ fn fatal(error: dask::Error) -> Ended {
 }
 
 /// Whether another session may go on after `error`.
-fn classify(error: dask::Error) -> Ended {
+pub(super) fn classify(error: dask::Error) -> Ended {
     match error.class() {
         dask::Class::Transient => lost(error.to_string()),
         dask::Class::Configuration => fatal(error),

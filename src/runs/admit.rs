@@ -3,13 +3,14 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::code::{ConfigMap, resolve};
 use super::facts::Place;
 use crate::api::cluster::DaskClusterSpec;
 use crate::api::pipeline::{ClusterChoice, PipelineSpec};
 use crate::api::run::PipelineRun;
 use crate::api::storage::Storage;
 use crate::cluster::facts::Trouble;
-use crate::cluster::{effective_groups, too_many_workers, validate_named};
+use crate::cluster::{check_folder, effective_groups, too_many_workers, validate_named};
 use crate::manifest::{self, Mode, Object};
 use crate::problem::Problem;
 use crate::run::{Frozen, run_deadlines};
@@ -41,6 +42,8 @@ pub trait World {
     fn cluster(&self, name: &str) -> Option<DaskClusterSpec>;
     /// Where runs of the namespace keep their data if nothing else is said.
     fn storage(&self) -> Option<Storage>;
+    /// A ConfigMap of the run's namespace.
+    fn config_map(&self, name: &str) -> ConfigMap;
     /// Workers that one cluster may ask for.
     fn most_workers(&self) -> Option<u32>;
     /// Whether schedulers at this address may be used.
@@ -66,11 +69,15 @@ pub fn admit(object: &Value, world: &dyn World) -> Admission {
         texts.collect()
     };
     let mut problems = Vec::new();
+    let code = match resolve(spec.code.as_ref(), at, world, &mut problems) {
+        Ok(code) => code,
+        Err(trouble) => return Admission::Waits(trouble),
+    };
     let placed = match place(&name, &spec, at, world, &mut problems) {
         Ok(placed) => placed,
         Err(trouble) => return Admission::Waits(trouble),
     };
-    let mut pipeline = PipelineSpec { cluster: placed.choice, ..spec };
+    let mut pipeline = PipelineSpec { cluster: placed.choice, code, ..spec };
     pipeline.deadlines = run_deadlines(pipeline.deadlines, run.spec.deadlines.as_ref());
     // Both mean nothing to one run.
     (pipeline.triggers, pipeline.schedule) = (None, None);
@@ -142,7 +149,8 @@ fn place(
     if let Some(path) = spec.code.as_ref().and_then(|code| code.path.as_ref()) {
         let message = format!("the operator does not see the folder {path}, which is beside the manifest");
         let problem = Problem::new("InvalidValue", format!("{at}.code.path"), message);
-        problems.push(problem.help("put the modules into code.files or into the image"));
+        problems
+            .push(problem.help("put the modules into code.files, code.configMap, an archive (code.url) or the image"));
     }
     let choice = spec.cluster.clone().unwrap_or_default();
     if let Some(address) = &choice.address {
@@ -161,14 +169,22 @@ fn place(
             let problem = Problem::new("MissingField", format!("{at}.storage"), message);
             problems.push(problem.help("say where outputs and journal go: storage: {url: \"s3://bucket/prefix\"}"));
         }
+        if let Some(storage) = &spec.storage {
+            let volumes = format!("spec.scheduler.volumes, spec.workers[*].volumes of the DaskCluster {cluster}");
+            problems.extend(check_folder(&found, &storage.url, &format!("{at}.storage.url"), &volumes));
+        }
         let choice = ClusterChoice { template: Some(found.clone()), ..ClusterChoice::default() };
         return Ok(Placed { place: Place::Shared(cluster.clone()), choice: Some(choice), spec: Some(found), storage });
     }
     let mut made = choice.template.unwrap_or_default();
     let template = format!("{at}.cluster.template");
+    // The pipeline's own storage goes before the template's, and is told of where it stands.
+    made.storage = made.storage.filter(|_| spec.storage.is_none());
     problems.extend(validate_named(name, &made, &template));
     problems.extend(too_many_workers(&made, world.most_workers(), &template));
     if let Some(storage) = &spec.storage {
+        let volumes = format!("{template}.scheduler.volumes, {template}.workers[*].volumes");
+        problems.extend(check_folder(&made, &storage.url, &format!("{at}.storage.url"), &volumes));
         made.storage = Some(storage.clone());
     }
     made.storage = made.storage.or_else(|| world.storage());

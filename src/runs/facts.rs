@@ -78,6 +78,8 @@ pub struct Frozen {
     pub since: Timestamp,
     pub place: Place,
     pub storage_url: String,
+    /// The Secret with the keys of the storage, if there is one.
+    pub storage_secret: Option<String>,
     /// Longest time from the start to the first step.
     pub start: Duration,
     /// Longest time from the start to the end.
@@ -147,7 +149,7 @@ pub struct Live {
     /// Steps that no worker can run now: count and why, by name.
     pub blocked: BTreeMap<String, (u64, String)>,
     /// Why the storage cannot be used now.
-    pub storage: Option<String>,
+    pub storage: Option<Trouble>,
     /// Why the scheduler was lost.
     pub lost: Option<String>,
     /// It was asked to end.

@@ -1,6 +1,8 @@
 //! PipelineRun: what is wrong with one, what to do about it now, what to tell. Pure: no clock, no I/O.
 
 pub mod admit;
+mod advice;
+pub mod code;
 pub mod facts;
 pub mod plan;
 pub mod status;

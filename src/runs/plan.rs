@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::advice::advised;
 use super::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact};
 use crate::cluster::facts::Trouble;
 use crate::run::{Report, RunOutcome};
@@ -221,7 +222,7 @@ fn deadline(run: &Run, now: Timestamp, frozen: &Frozen, open: bool) -> Due {
 /// Where the run stands, in one line.
 fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> Word {
     if let Some(live) = live.filter(|live| live.open) {
-        return running(live, &facts.cluster);
+        return running(live, &facts.cluster, frozen);
     }
     let state = if run.status.started_at.is_some() { State::Running } else { State::Pending };
     if let Some(trouble) = &facts.trouble {
@@ -244,7 +245,7 @@ fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> W
     }
     match (&facts.drive, live) {
         (DriveFact::Broken { trouble, .. }, _) | (_, Some(Live { before: Some(trouble), .. })) => {
-            troubled(state, trouble)
+            troubled(state, &advised(trouble, frozen))
         }
         (_, Some(Live { lost: Some(cause), .. })) => {
             word(state, "SchedulerUnreachable", format!("lost the scheduler: {cause}; the run goes on when it is back"))
@@ -254,9 +255,13 @@ fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> W
 }
 
 /// A run that is open.
-fn running(live: &Live, cluster: &ClusterFact) -> Word {
-    if let Some(message) = &live.storage {
-        return word(State::Running, "StorageUnreachable", format!("{message}; steps wait until it can be reached"));
+fn running(live: &Live, cluster: &ClusterFact, frozen: &Frozen) -> Word {
+    if let Some(trouble) = &live.storage {
+        let mut word = troubled(State::Running, &advised(trouble, frozen));
+        if trouble.reason == "StorageUnreachable" {
+            word.message.push_str("; steps wait until it can be reached");
+        }
+        return word;
     }
     if live.cancelling {
         return word(State::Running, "Finalizing", "running steps are stopped, `finally` steps run".to_owned());

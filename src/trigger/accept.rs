@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::validate::validate;
 use crate::api::{Pipeline, PipelineSpec};
+use crate::cluster::check_folder;
 use crate::manifest::{Mode, Object, unimplemented};
 use crate::names::{OBJECT_NAME_MAX, check_label};
 use crate::pipeline;
@@ -34,6 +35,7 @@ pub fn accept(name: &str, spec: &Value) -> Result<PipelineSpec, Vec<Problem>> {
         let problem = Problem::new("Conflict", "spec.code.path", "a folder beside the manifest is not in the cluster");
         problems.push(problem.help("use code.files, or an image with the code"));
     }
+    problems.extend(folder(&read));
     let open = read.params.iter().position(|param| param.default.is_none());
     if let Some(param) = open.filter(|_| makes_runs(&read)) {
         let at = format!("spec.params[{param}].default");
@@ -45,6 +47,22 @@ pub fn accept(name: &str, spec: &Value) -> Result<PipelineSpec, Vec<Problem>> {
     let mut seen = std::collections::BTreeSet::new();
     problems.retain(|problem| seen.insert((problem.path.clone(), problem.reason)));
     if problems.is_empty() { Ok(read) } else { Err(problems) }
+}
+
+/// A folder as storage of a cluster that is made for each run.
+fn folder(spec: &PipelineSpec) -> Vec<Problem> {
+    let choice = spec.cluster.clone().unwrap_or_default();
+    if choice.ref_.is_some() || choice.address.is_some() {
+        return Vec::new();
+    }
+    let template = choice.template.unwrap_or_default();
+    let (storage, at) = match (&spec.storage, &template.storage) {
+        (Some(storage), _) => (storage, "spec.storage.url"),
+        (None, Some(storage)) => (storage, "spec.cluster.template.storage.url"),
+        (None, None) => return Vec::new(),
+    };
+    let volumes = "spec.cluster.template.scheduler.volumes, spec.cluster.template.workers[*].volumes";
+    check_folder(&template, &storage.url, at, volumes)
 }
 
 fn makes_runs(spec: &PipelineSpec) -> bool {

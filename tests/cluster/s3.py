@@ -22,6 +22,7 @@ BUCKET = "runs"
 # The first process of a pod gets no signal from inside of it, so the server is the second. It is started again after the
 # pause that whoever killed it wrote down.
 SERVE = """
+[ -f /data/identities.json ] || cat /config/identities.json >/data/identities.json
 while :; do
     weed "$@" &
     echo $! > /data/pid
@@ -36,17 +37,34 @@ class S3:
 
     def __init__(self, space: Namespace) -> None:
         self._space = space
-        identity = {"credentials": [{"accessKey": KEY, "secretKey": SECRET}], "name": "w", "actions": ["Admin"]}
+        self.key, self.secret = KEY, SECRET
         meta = {"name": "s3"}
-        config = {"identities.json": json.dumps({"identities": [identity]})}
-        keys = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+        config = {"identities.json": self._identities()}
         space.apply(
             {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": config},
-            {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": keys},
             {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": self._pod()},
         )
+        self.tell(self.key, self.secret)
         kubectl("-n", space.name, "wait", "--for=condition=Ready", "pod/s3", "--timeout=110s")
         self.endpoint = f"http://{until('its address', self._ip)}:{PORT}"
+
+    def tell(self, key: str, secret: str) -> None:
+        """Writes keys into the Secret, whether or not the server takes them."""
+        keys = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
+        meta = {"name": "s3"}
+        self._space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": keys})
+
+    def rotate(self) -> None:
+        """From now on the server takes other keys, and no more those of before."""
+        self.key, self.secret = f"{KEY}-{os.urandom(2).hex()}", os.urandom(8).hex()
+        command = f"cat >/data/identities.json <<'END'\n{self._identities()}\nEND\n"
+        kubectl("-n", self._space.name, "exec", "s3", "--", "sh", "-c", command)
+        self.kill(0)
+        until("the server takes the new keys", self.answers)
+
+    def _identities(self) -> str:
+        keys = [{"accessKey": self.key, "secretKey": self.secret}]
+        return json.dumps({"identities": [{"credentials": keys, "name": "w", "actions": ["Admin"]}]})
 
     def storage(self, prefix: str) -> Object:
         """For a DaskCluster's ``spec.storage``."""
@@ -115,20 +133,20 @@ class S3:
         headers = f"host:{host}\nx-amz-content-sha256:{empty}\nx-amz-date:{stamp}\n"
         scope = f"{stamp[:8]}/us-east-1/s3/aws4_request"
         canonical = hashlib.sha256(f"GET\n{path}\n{asked}\n{headers}\n{names}\n{empty}".encode()).hexdigest()
-        key = f"AWS4{SECRET}".encode()
+        key = f"AWS4{self.secret}".encode()
         for part in (*scope.split("/"), f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{canonical}"):
             key = hmac.new(key, part.encode(), hashlib.sha256).digest()
         request = urllib.request.Request(f"{self.endpoint}{path}?{asked}")
         request.add_header("x-amz-date", stamp)
         request.add_header("x-amz-content-sha256", empty)
-        signed = f"AWS4-HMAC-SHA256 Credential={KEY}/{scope}, SignedHeaders={names}, Signature={key.hex()}"
+        signed = f"AWS4-HMAC-SHA256 Credential={self.key}/{scope}, SignedHeaders={names}, Signature={key.hex()}"
         request.add_header("Authorization", signed)
         with urllib.request.urlopen(request, timeout=patience) as answer:
             return bytes(answer.read())
 
     def environ(self) -> dict[str, str]:
         """For a client outside of pods."""
-        keys = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
+        keys = {"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret, "AWS_REGION": "us-east-1"}
         return {**keys, "AWS_ENDPOINT_URL": self.endpoint, "AWS_EC2_METADATA_DISABLED": "true"}
 
     def _ip(self) -> str:
@@ -138,7 +156,7 @@ class S3:
         options = ["-dir=/data", "-ip=127.0.0.1", "-ip.bind=0.0.0.0", "-master.telemetry=false", "-volume.max=0"]
         options += ["-master.volumeSizeLimitMB=64", "-master.electionTimeout=500ms", "-master.heartbeatInterval=100ms"]
         options += ["-filer", "-filer.localSocket=/data/f.sock", "-s3", f"-s3.port={PORT}", "-s3.localSocket=/data/s.sock"]
-        options += ["-s3.config=/config/identities.json", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+        options += ["-s3.config=/data/identities.json", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         account = {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
         container: Object = {
             "name": "s3",

@@ -125,7 +125,7 @@ fn every_pod_passes_restricted() {
             }
             for volume in spec["volumes"].as_array().unwrap() {
                 let kinds: Vec<&String> = volume.as_object().unwrap().keys().filter(|key| *key != "name").collect();
-                let allowed = ["configMap", "emptyDir", "persistentVolumeClaim", "secret"];
+                let allowed = ["configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"];
                 assert!(kinds.len() == 1 && allowed.contains(&kinds[0].as_str()), "{name}: {kinds:?}");
             }
             let account = &spec["serviceAccountName"];

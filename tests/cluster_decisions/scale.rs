@@ -123,6 +123,28 @@ fn what_was_needed_a_moment_ago_is_kept_for_half_a_minute() {
 }
 
 #[test]
+fn a_cluster_of_a_run_has_no_worker_until_the_run_asks_for_one() {
+    let spec = json!({"workers": [
+        {"name": "fixed", "replicas": 3}, {"name": "more", "autoscale": {"min": 1, "max": 9}}
+    ]});
+    let wanted = |before: [u32; 2], scheduler: &str| {
+        let known = json!([{"name": "fixed", "desired": before[0], "ready": 0}, {"name": "more", "desired": before[1], "ready": 0}]);
+        let mut cluster = cluster_with(spec.clone(), json!({ "groups": known }));
+        cluster.of_run = true;
+        desired(&cluster, &effective_groups(&cluster.spec), &facts(&[], scheduler)).workers
+    };
+    for scheduler in ["unknown", "unreachable=9", "answers", "answers runs=1", "answers runs=1 was=3@10"] {
+        assert_eq!(wanted([0, 0], scheduler), [0, 0], "{scheduler}");
+    }
+    assert_eq!(wanted([0, 0], "answers runs=1 ask=1"), [3, 1]);
+    // From then on they are there, also between two steps and while the scheduler is replaced.
+    for scheduler in ["unknown", "answers runs=1"] {
+        assert_eq!(wanted([3, 1], scheduler), [3, 1], "{scheduler}");
+    }
+    check(&spec, &[0, 0], "answers", &[3, 1], None);
+}
+
+#[test]
 fn a_suspended_cluster_wants_no_worker() {
     let mut spec = three();
     spec["suspend"] = json!(true);

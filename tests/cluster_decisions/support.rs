@@ -35,6 +35,7 @@ pub fn cluster_with(spec: Value, status: Value) -> Cluster {
         namespace: "n".to_owned(),
         uid: "u".to_owned(),
         generation: 3,
+        of_run: false,
         spec: serde_json::from_value(spec).unwrap(),
         status: serde_json::from_value(status).unwrap(),
     }

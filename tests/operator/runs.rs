@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use crate::api::{Fault, Recorded};
 use crate::eventually;
 use crate::scheduler::Scheduler;
-use crate::world::{SOON, World, cluster_path, plain, run_path};
+use crate::world::{SOON, World, cluster_path, core_path, plain, run_path};
 
 /// One step, on a cluster of its own.
 fn pipeline() -> Value {
@@ -84,6 +84,35 @@ async fn a_run_is_written_down_made_room_for_held_driven_and_cleaned_up_after_in
     let operator = world.operator_with(2, daskade::controller::Namespaces::All);
     sleep(Duration::from_secs(2)).await;
     assert_eq!(world.writes().len(), before, "{:?}", &world.writes()[before..]);
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_asks_for_nothing_gets_no_worker_and_one_that_does_gets_all_that_it_names() {
+    let world = World::new().await;
+    let operator = world.operator();
+    let workers = |run: &str| {
+        let pods =
+            world.writes().into_iter().filter(|write| write.method == Method::POST && write.path.ends_with("/pods"));
+        let names = pods.map(|write| write.body["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+        names.filter(|name| name.starts_with(&format!("{run}-cpu-"))).count()
+    };
+    // The double of the scheduler ends its step without a worker.
+    let spec = json!({"pipelineSpec": {"steps": [{"name": "a", "call": "m:f"}], "cluster": {"template": plain(3)},
+        "storage": {"url": "s3://bucket/p"}}});
+    world.create_run("team", "idle", &spec);
+    world.until_run("team", "idle", "Succeeded").await;
+    assert_eq!(workers("idle"), 0);
+
+    world.hold_steps();
+    world.create_run("team", "busy", &spec);
+    eventually("it is open", SOON, || world.journal("team", "busy").submits == 1).await;
+    assert_eq!(workers("busy"), 0);
+    let scheduler = world.scheduler("team", "busy");
+    scheduler.change(|state| state.demand = vec![json!({"group": null, "resources": {}, "count": 1})]);
+    eventually("its workers are made", SOON, || workers("busy") == 3).await;
+    scheduler.change(|state| state.held = false);
+    world.until_run("team", "busy", "Succeeded").await;
     operator.end().await;
 }
 
@@ -210,6 +239,26 @@ async fn what_is_wrong_or_missing_is_told_and_nothing_is_made() {
     world.create("team", "c", &shared());
     world.until_run("team", "early", "Succeeded").await;
     assert!(world.api.object(&cluster_path("team", "c")).is_some(), "it is not the run's to delete");
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn code_of_a_config_map_is_read_by_its_name_once_it_is_there_and_written_down() {
+    let world = World::new().await;
+    let operator = world.operator();
+    world.create("team", "c", &shared());
+    let mut spec = on_shared();
+    spec["code"] = json!({"configMap": "flow"});
+    world.create_run("team", "r", &json!({ "pipelineSpec": spec }));
+    world.until_run("team", "r", "ConfigMapNotFound").await;
+    assert!(world.succeeded("team", "r")[2].contains("spec.pipelineSpec.code.configMap"));
+    let path = core_path("team", "configmaps", "flow");
+    world.api.put(&path, json!({"metadata": {"name": "flow", "namespace": "team"}, "data": {"flow.py": "x = 1"}}));
+    world.until_run("team", "r", "Succeeded").await;
+    let revision = world.api.object(&world.api.paths("/controllerrevisions/r-").remove(0)).expect("the revision");
+    assert_eq!(revision["data"]["run"]["pipeline"]["code"], json!({"files": {"flow.py": "x = 1"}}));
+    let asked: Vec<Recorded> = world.api.requests().into_iter().filter(|it| it.path.starts_with(&path)).collect();
+    assert!(!asked.is_empty() && asked.iter().all(|it| it.method == Method::GET && it.path == path), "{asked:?}");
     operator.end().await;
 }
 

@@ -36,6 +36,8 @@ struct Kubelet {
     schedulers: Mutex<BTreeMap<String, Scheduler>>,
     journals: Journals,
     idle: AtomicBool,
+    /// Steps do not end on schedulers that are to come.
+    holds: AtomicBool,
     /// Pods that never end.
     hung: Mutex<BTreeSet<String>>,
 }
@@ -81,6 +83,11 @@ impl World {
     pub fn set_kubelet_idle(&self, idle: bool) {
         self.kubelet.idle.store(idle, Ordering::Relaxed);
         self.api.watches.tell();
+    }
+
+    /// Steps that are handed to schedulers which start from now on do not end.
+    pub fn hold_steps(&self) {
+        self.kubelet.holds.store(true, Ordering::Relaxed);
     }
 
     /// A pod whose node is dead.
@@ -291,6 +298,9 @@ async fn step(api: &Api, kubelet: &Kubelet, path: &str, pod: &Value) {
     if meta["labels"]["dask.org/component"] == "scheduler" {
         let scheduler = Scheduler::start(kubelet.journals.clone()).await;
         ip.clone_from(&scheduler.ip);
+        if kubelet.holds.load(Ordering::Relaxed) {
+            scheduler.change(|state| state.held = true);
+        }
         kubelet.schedulers.lock().unwrap().insert(format!("{namespace}/{name}"), scheduler);
     }
     if api.object(path).is_none() {

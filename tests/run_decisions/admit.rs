@@ -3,6 +3,7 @@
 use daskade::api::cluster::DaskClusterSpec;
 use daskade::api::storage::Storage;
 use daskade::runs::admit::{Admission, Charter, World, admit};
+use daskade::runs::code::{ConfigMap, config_map};
 use daskade::runs::facts::Place;
 use serde_json::{Value, json};
 
@@ -19,6 +20,7 @@ impl World for Around {
         let spec = match name {
             "p" => good,
             "bad" => spec,
+            "coded" => json!({"steps": [], "code": {"configMap": "flow"}}),
             _ => return None,
         };
         Some(
@@ -33,6 +35,20 @@ impl World for Around {
 
     fn storage(&self) -> Option<Storage> {
         self.0.map(|url| Storage { url: url.to_owned(), ..Storage::default() })
+    }
+
+    fn config_map(&self, name: &str) -> ConfigMap {
+        let found = |files: &[(&str, &str)], binary: &[&str]| ConfigMap::Found {
+            files: files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect(),
+            binary: binary.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        match name {
+            "flow" => found(&[("flow.py", "x = 1")], &[]),
+            "empty" => found(&[], &[]),
+            "binary" => found(&[("flow.py", "")], &["flow.so"]),
+            "large" => found(&[("flow.py", &"\n".repeat(500_000))], &[]),
+            _ => ConfigMap::Missing,
+        }
     }
 
     fn most_workers(&self) -> Option<u32> {
@@ -158,6 +174,18 @@ fn every_problem_is_told_with_object_and_field() {
                 "storage: MissingField",
             ][..],
         ),
+        (
+            json!({"pipelineSpec": {"steps": steps(), "storage": {"url": "file:///data"}}}),
+            &[
+                "spec.pipelineSpec.storage.url: InvalidValue: /data lies on no volume of the scheduler, group default",
+                "spec.pipelineSpec.cluster.template.scheduler.volumes",
+                "persistentVolumeClaim",
+            ],
+        ),
+        (
+            json!({"pipelineSpec": {"steps": steps(), "cluster": {"ref": "c"}, "storage": {"url": "file:///data"}}}),
+            &["spec.pipelineSpec.storage.url: InvalidValue", "spec.scheduler.volumes", "of the DaskCluster c"],
+        ),
         (json!({"pipelineSpec": {"steps": []}}), &["spec.pipelineSpec.steps"][..]),
         (
             json!({"pipelineSpec": {"steps": steps(), "deadlines": {"finally": "1m"}}}),
@@ -172,10 +200,59 @@ fn every_problem_is_told_with_object_and_field() {
 }
 
 #[test]
+fn the_files_of_a_config_map_are_written_down_with_the_run() {
+    let spec = |name: &str| {
+        let code = json!({ "configMap": name });
+        json!({"pipelineSpec": {"steps": steps(), "code": code, "storage": {"url": "s3://bucket/p"}}})
+    };
+    let it = charter(spec("flow"));
+    let code = it.run.pipeline.code.unwrap();
+    assert_eq!((code.config_map, code.files.unwrap()["flow.py"].as_str()), (None, "x = 1"));
+    for (name, words) in [
+        ("empty", &["spec.pipelineSpec.code.configMap: Empty", "--from-file"][..]),
+        ("binary", &["code.configMap: InvalidText", "flow.so", "code.url"]),
+        // Twice as long as JSON.
+        ("large", &["code.configMap: TooLarge", "code.url"]),
+    ] {
+        let told = refused(spec(name));
+        for word in words {
+            assert!(told.contains(word), "{word} in {told}");
+        }
+    }
+    let ask = |spec: Value| config_map(&serde_json::from_value(spec).unwrap(), &Around(None));
+    assert_eq!(ask(spec("flow")), Some("flow".to_owned()));
+    assert_eq!(ask(json!({"pipelineRef": "coded"})), Some("flow".to_owned()));
+    assert_eq!(ask(json!({"pipelineRef": "p"})), None);
+}
+
+#[test]
+fn a_folder_on_a_claim_is_a_storage() {
+    let volumes = json!([{"name": "data", "mountPath": "/data", "persistentVolumeClaim": "data"}]);
+    let template = json!({"scheduler": {"volumes": volumes}, "workers": [{"name": "a", "volumes": volumes}]});
+    let spec = |at: &str, mut template: Value| {
+        let storage = json!({"url": "file:///data/runs"});
+        let mut spec = json!({"steps": steps()});
+        if at == "pipeline" {
+            spec["storage"] = storage
+        } else {
+            template["storage"] = storage
+        }
+        spec["cluster"] = json!({ "template": template });
+        json!({ "pipelineSpec": spec })
+    };
+    for at in ["pipeline", "template"] {
+        assert_eq!(charter(spec(at, template.clone())).storage.url, "file:///data/runs");
+    }
+    let told = refused(spec("template", json!({"workers": [{"name": "a", "volumes": volumes}]})));
+    assert!(told.contains("spec.pipelineSpec.cluster.template.storage.url: InvalidValue"), "{told}");
+}
+
+#[test]
 fn what_is_not_there_yet_is_waited_for() {
     for (spec, reason) in [
         (json!({"pipelineRef": "later"}), "PipelineNotFound"),
         (json!({"pipelineSpec": {"steps": steps(), "cluster": {"ref": "later"}}}), "ClusterNotFound"),
+        (json!({"pipelineSpec": {"steps": steps(), "code": {"configMap": "later"}}}), "ConfigMapNotFound"),
     ] {
         match ask(spec) {
             Admission::Waits(trouble) => {

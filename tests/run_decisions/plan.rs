@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use daskade::run::RunOutcome;
-use daskade::runs::facts::{ClusterFact, DriveFact, Live, Place, SpecFact};
+use daskade::runs::facts::{ClusterFact, DriveFact, Facts, Live, Place, SpecFact};
 use daskade::runs::plan::{ClusterStep, DriveStep, Hold, State, plan};
 
 use crate::support::{at, condition, facts, frozen, open, pass, report, run, trouble};
@@ -219,7 +219,38 @@ fn why_a_run_waits_is_told_and_it_is_tried_again_after_a_pause() {
     check(&known, "NoWorkers", "False");
     known.cluster = ClusterFact::Answers(Some(trouble("Unschedulable", false)));
     check(&known, "Unschedulable", "False");
-    live.storage = Some("StorageUnreachable: no route".into());
-    known.drive = DriveFact::Live(live);
+    live.storage = Some(trouble("StorageUnreachable", false));
+    known.drive = DriveFact::Live(live.clone());
     check(&known, "StorageUnreachable", "False");
+    live.storage = Some(trouble("AccessDenied", true));
+    known.drive = DriveFact::Live(live);
+    check(&known, "AccessDenied", "True");
+}
+
+#[test]
+fn keys_that_the_storage_refuses_are_told_with_the_secret_and_what_to_do() {
+    let told = |url: &str, secret: Option<&str>, drive: DriveFact| {
+        let SpecFact::Frozen(mut spec) = frozen(Place::Own) else { panic!("it is frozen") };
+        (spec.storage_url, spec.storage_secret) = (url.to_owned(), secret.map(ToOwned::to_owned));
+        let known = Facts { cluster: ClusterFact::Answers(None), drive, ..facts(SpecFact::Frozen(spec)) };
+        plan(&run(), &known).word
+    };
+    let denied = trouble("AccessDenied", true);
+    let broken = DriveFact::Broken { trouble: denied.clone(), again: Some(Duration::from_secs(7)) };
+    let live = DriveFact::Live(Live { storage: Some(denied), ..open() });
+    for drive in [broken, live] {
+        for (url, secret, part) in [
+            ("s3://bucket/p", Some("keys"), "the keys in the Secret keys (storage.secretRef)"),
+            ("s3://bucket/p", None, "no storage.secretRef is set"),
+            ("file:///data", None, "let user 1000"),
+        ] {
+            let word = told(url, secret, drive.clone());
+            assert_eq!((word.reason.as_str(), word.stalled), ("AccessDenied", true));
+            assert!(
+                word.message.starts_with("about AccessDenied; ") && word.message.contains(part),
+                "{}",
+                word.message
+            );
+        }
+    }
 }

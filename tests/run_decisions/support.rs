@@ -27,6 +27,7 @@ pub fn frozen(place: Place) -> SpecFact {
         since: at(0),
         place,
         storage_url: "s3://bucket/runs/p".to_owned(),
+        storage_secret: Some("keys".to_owned()),
         start: Duration::from_secs(600),
         active: None,
     })

@@ -139,6 +139,7 @@ matchExpressions:
 - apiGroups: [apps]
   resources: [controllerrevisions]
   verbs: [get, create]
+# Of ConfigMaps the runtime's; of others only one that a run names as its code, by its name.
 - apiGroups: [""]
   resources: [pods, services, configmaps]
   verbs: [get, list, watch, create, patch, delete]

@@ -27,12 +27,16 @@ const WORKER_GRACE: i64 = 300;
 const CLOSING: i64 = 5;
 /// The volume with the runtime.
 pub const RUNTIME_VOLUME: &str = "daskade-runtime";
+/// Life of a token of a service account, unless the volume says otherwise.
+const TOKEN_SECONDS: u32 = 3600;
 const RUNTIME_FOLDER: &str = "/opt/daskade";
 const TMP: &str = "/tmp";
 /// Where Python looks for modules.
 const PATH: &str = "PYTHONPATH";
 const USERS_PATH: &str = "DASKADE_PYTHONPATH";
 const TLS_FOLDER: &str = "/etc/daskade/tls";
+/// Where the storage's Secret is, as files that follow its changes.
+const CREDENTIALS_FOLDER: &str = "/etc/daskade/storage";
 
 /// A pod but for what differs from slot to slot.
 #[derive(Debug, Clone, PartialEq)]
@@ -151,7 +155,7 @@ fn scheduler(cluster: &Cluster, settings: &Settings) -> Value {
             image,
             args,
             env: &spec.env,
-            volumes: &[],
+            volumes: &spec.volumes,
             resources,
             grace: SCHEDULER_GRACE,
             probes: probes.as_object().cloned().unwrap_or_default(),
@@ -254,6 +258,12 @@ fn base(cluster: &Cluster, settings: &Settings, parts: Parts<'_>) -> Value {
         // Readable by the group of the pod alone.
         sources.push(json!({"name": "daskade-tls", "secret": {"secretName": secret, "defaultMode": 0o440}}));
     }
+    if let Some(secret) = storage.and_then(|storage| storage.secret_ref.as_deref()) {
+        mounts.push(json!({"name": "daskade-storage", "mountPath": CREDENTIALS_FOLDER, "readOnly": true}));
+        // One that is missing is told of by the variables, in better words than those of a volume.
+        let secret = json!({"secretName": secret, "defaultMode": 0o440, "optional": true});
+        sources.push(json!({"name": "daskade-storage", "secret": secret}));
+    }
     for volume in volumes {
         let (source, read_only) = source(volume);
         mounts.push(json!({"name": volume.name, "mountPath": volume.mount_path, "readOnly": read_only}));
@@ -331,6 +341,8 @@ fn variables(cluster: &Cluster, storage: Option<&Storage>, env: &[EnvVar], tls: 
         let plain = plain.into_iter().filter_map(|(name, value)| Some(json!({"name": name, "value": value.as_ref()?})));
         list.extend(plain);
         if let Some(secret) = &storage.secret_ref {
+            list.push(json!({"name": "DASKADE_CREDENTIALS", "value": CREDENTIALS_FOLDER}));
+            // For the steps' own clients of the storage.
             let keys: &[(&str, bool)] = if storage.url.starts_with("gs://") {
                 &[("GOOGLE_APPLICATION_CREDENTIALS_JSON", false)]
             } else {
@@ -366,6 +378,12 @@ fn source(volume: &Volume) -> (Value, bool) {
     }
     if let Some(secret) = &volume.secret {
         return (json!({"name": name, "secret": {"secretName": secret}}), true);
+    }
+    if let Some(token) = &volume.service_account_token {
+        let seconds = token.expiration_seconds.unwrap_or(TOKEN_SECONDS);
+        let token = json!({"audience": token.audience, "expirationSeconds": seconds, "path": "token"});
+        let sources = json!([{"serviceAccountToken": token}]);
+        return (json!({"name": name, "projected": {"defaultMode": 0o440, "sources": sources}}), true);
     }
     (json!({"name": name, "emptyDir": volume.empty_dir}), volume.read_only)
 }

@@ -3,6 +3,7 @@
 //! [`scheduler`] are those of every Dask scheduler, [`runtime`] those that our runtime adds to it.
 
 pub mod cluster;
+mod code;
 mod earlier;
 mod records;
 pub mod runtime;
@@ -19,6 +20,7 @@ use super::message::Message;
 use super::session::Deadlines;
 
 pub use cluster::*;
+pub use code::*;
 pub use earlier::*;
 pub use records::*;
 pub use runtime::*;

@@ -67,6 +67,12 @@ pub struct Open {
     /// Name of the pipeline: later runs of it find this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pipeline: Option<String>,
+    /// Packages that the steps need, as requirement specifiers: workers look whether they have them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub requirements: Vec<String>,
+    /// The scheduler's image is that of all workers: it looks too, and refuses to open the run if one is missing.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub same_image: bool,
     /// Bounds.
     pub settings: Settings,
 }

@@ -116,6 +116,8 @@ fn records_are_written_as_tuples() {
 #[test]
 fn a_run_is_opened_with_exactly_the_agreed_fields() {
     let open = Open {
+        requirements: vec!["pandas>=2".into()],
+        same_image: true,
         lead: None,
         pipeline: None,
         run: "u".into(),
@@ -152,6 +154,7 @@ fn a_run_is_opened_with_exactly_the_agreed_fields() {
         json!({
             "run": "u", "name": "n", "epoch": null, "create": true, "reopen": false, "spec": {"bin": 2}, "spec_digest": "d",
             "storage": {"url": "s3://b/p", "region": "r"}, "code": {"digest": "c", "zip": {"bin": 3}},
+            "requirements": ["pandas>=2"], "same_image": true,
             "steps": [{
                 "name": "s", "call": "m:f", "script": null, "args": {"bin": 3}, "serializer": "pickle",
                 "container": false, "lens": [[], ["k", -1]], "result": 1, "resources": {"GPU": 1.0}, "group": null,

@@ -1,0 +1,32 @@
+//! What a person can do about a storage that does not let a run in.
+
+use super::facts::Frozen;
+use crate::cluster::facts::Trouble;
+
+/// The trouble with what to do about it.
+pub(super) fn advised(trouble: &Trouble, frozen: &Frozen) -> Trouble {
+    let Some(advice) = advice(trouble.reason, frozen) else { return trouble.clone() };
+    Trouble { message: format!("{}; {advice}", trouble.message), ..trouble.clone() }
+}
+
+fn advice(reason: &str, frozen: &Frozen) -> Option<String> {
+    let is_folder = frozen.storage_url.starts_with("file://");
+    let text = match (reason, &frozen.storage_secret) {
+        ("AccessDenied", _) if is_folder => {
+            "let user 1000 or group 1000 of the pods write there, and the run goes on by itself".to_owned()
+        }
+        ("AccessDenied" | "CredentialsExpired", Some(secret)) => format!(
+            "correct the keys in the Secret {secret} (storage.secretRef) or their rights: the pods take them up within two \
+             minutes, and the run goes on by itself"
+        ),
+        ("AccessDenied" | "CredentialsExpired", None) => {
+            "no storage.secretRef is set, so the pods use their own identity (service account, environment): give it the right \
+             to read, write and list there, and the run goes on by itself"
+                .to_owned()
+        }
+        ("NoSuchBucket", _) => "make the bucket, and the run goes on by itself".to_owned(),
+        ("StorageFull", _) => "make room, and the run goes on by itself".to_owned(),
+        _ => return None,
+    };
+    Some(text)
+}
