@@ -10,8 +10,8 @@ use daskade::api::pipeline::PipelineSpec;
 use daskade::local::packing;
 use daskade::pipeline::{RunInfo, validate};
 use daskade::run::{
-    Counts, DriveError, Fabric, Note, Observer, Patience, Report, Reuse, RunOutcome, RunSpec, Seat, Start, StorageSpec,
-    drive,
+    Counts, DriveError, Fabric, Lines, Note, Observer, Patience, Report, Reuse, RunOutcome, RunSpec, Seat, Start,
+    StorageSpec, drive,
 };
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -28,6 +28,8 @@ struct Scheduler {
     address: String,
     task: JoinHandle<()>,
     asked: Arc<Mutex<Vec<Value>>>,
+    /// Connections that are open.
+    connections: Arc<AtomicUsize>,
 }
 
 impl Scheduler {
@@ -37,13 +39,20 @@ impl Scheduler {
         let script: Arc<Script> = Arc::new(script);
         let asked = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&asked);
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&connections);
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.expect("a connection");
-                tokio::spawn(serve(stream, Arc::clone(&script), Arc::clone(&heard)));
+                let (script, heard, counted) = (Arc::clone(&script), Arc::clone(&heard), Arc::clone(&counted));
+                tokio::spawn(async move {
+                    counted.fetch_add(1, Ordering::SeqCst);
+                    serve(stream, script, heard).await;
+                    counted.fetch_sub(1, Ordering::SeqCst);
+                });
             }
         });
-        Scheduler { address, task, asked }
+        Scheduler { address, task, asked, connections }
     }
 
     /// The requests for an operation, in order.
@@ -359,7 +368,14 @@ async fn an_end_that_was_written_although_its_answer_was_lost_is_not_written_aga
 
 /// A scheduler as an operator has found it.
 fn seat(scheduler: &Scheduler, generation: u64, lead: u64) -> Option<Seat> {
-    Some(Seat { address: scheduler.address.clone(), tls: None, generation, lead, foreign: false })
+    Some(Seat {
+        address: scheduler.address.clone(),
+        tls: None,
+        generation,
+        lead,
+        foreign: false,
+        lines: Lines::default(),
+    })
 }
 
 #[tokio::test]
@@ -427,6 +443,37 @@ async fn a_run_follows_its_scheduler_to_another_pod() {
     moving.abort();
     assert_eq!(ended.expect("it ends").outcome, RunOutcome::Succeeded);
     assert!(!next.asked("daskade-close").is_empty());
+}
+
+#[tokio::test]
+async fn runs_on_one_scheduler_have_a_connection_each_and_share_all_others() {
+    let scheduler = Scheduler::new(|op, _| {
+        let stream = json!([{"instance": "me", "events": [], "seq": 0}]);
+        Some(if op == "daskade-events" { stream } else { usual(op, &[]) })
+    })
+    .await;
+    let (seats, followed) = watch::channel(seat(&scheduler, 1, 7));
+    let mut runs = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let followed = followed.clone();
+        runs.spawn(async move {
+            driven_on(&run_of_one_step(Start::New, Patience::default()), Fabric::Followed(followed)).await
+        });
+    }
+    let end = Instant::now() + Duration::from_secs(10);
+    while scheduler.asked("daskade-submit").len() < 20 {
+        assert!(Instant::now() < end, "all of them are open");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Their streams, one that feels the pulse, and a few that wait for the next call.
+    let open = scheduler.connections.load(Ordering::SeqCst);
+    assert!((21..=25).contains(&open), "{open} connections");
+    runs.shutdown().await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let open = scheduler.connections.load(Ordering::SeqCst);
+    assert!(open <= 4, "{open} connections are left");
+    drop(seats);
 }
 
 #[tokio::test]

@@ -111,7 +111,7 @@ impl Stored {
     }
 
     /// What the driver needs. `begun`: a step was seen running, so that the time to the first one does not count any more.
-    pub fn run_spec(&self, now: Timestamp, begun: bool) -> Result<RunSpec, Unusable> {
+    pub fn run_spec(&self, now: Timestamp, begun: bool, start: Start) -> Result<RunSpec, Unusable> {
         let Charter { run, storage, .. } = &self.charter;
         let plan: Plan = run.plan("spec").map_err(|problems| {
             let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
@@ -139,7 +139,7 @@ impl Stored {
                 endpoint: storage.endpoint.clone(),
                 region: storage.region.clone(),
             },
-            start: Start::Either,
+            start,
             reopen: false,
             logs: false,
             ignore_resources: false,

@@ -18,6 +18,6 @@ mod session;
 mod wire;
 
 pub use driver::{DriveError, Patience, Reuse, RunSpec, START_DEADLINE, Start, StorageSpec, drive};
-pub use fabric::{Fabric, Seat, TlsPaths};
+pub use fabric::{Fabric, Lines, Seat, TlsPaths};
 pub use frozen::{Frozen, run_deadlines};
 pub use report::{Counts, Failure, Note, Observer, Report, ResultValue, RunOutcome};
