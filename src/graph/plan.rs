@@ -206,7 +206,7 @@ impl RunState {
     }
 
     /// Why nothing of a step may start any more.
-    fn halt(&self, dag: &Dag, ix: u32) -> Option<SkipReason> {
+    pub(super) fn halt(&self, dag: &Dag, ix: u32) -> Option<SkipReason> {
         if dag.nodes[ix as usize].spec.finally {
             return None;
         }

@@ -3,6 +3,7 @@
 //! One run, one task. It holds no truth of its own: whenever the scheduler was lost or replaced it opens the run again
 //! and starts from the runtime's snapshot of the journal.
 
+mod demand;
 mod driver;
 mod earlier;
 mod fabric;

@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use super::demand::Teller;
 use super::driver::{DriveError, RunSpec};
 use super::fabric::Access;
 use super::facts::{Facts, View};
@@ -65,6 +66,8 @@ pub(super) struct Session<'a> {
     pub tried_to_open: &'a mut bool,
     /// The end of the run as it was asked to be written; whether it was is unknown when the scheduler is lost then.
     pub closing: &'a mut Option<Report>,
+    /// Others run the workers, and may start more of them.
+    pub scaled: bool,
 }
 
 impl Session<'_> {
@@ -213,6 +216,7 @@ impl Session<'_> {
         follow.logs = self.spec.logs;
         let mut events = peer.follow(&follow).await.map_err(classify)?;
         facts.begun = facts.resumed > 0;
+        let mut demand = self.scaled.then(Teller::new);
         let mut limits = plan.limits.clone();
         let (mut cancel, mut cancelled) = (self.cancel.clone(), false);
         loop {
@@ -228,8 +232,15 @@ impl Session<'_> {
                 let step = plan.step_name(StepIx(step)).to_owned();
                 self.observer.note(Note::Blocked { step, count, message });
             }
+            let look = match &mut demand {
+                Some(demand) => {
+                    let run = (self.spec.uid.as_str(), opened.epoch);
+                    demand.tell(peer, run, (plan, &state, &limits)).await.map_err(classify)?
+                }
+                None => None,
+            };
             let planned = wake_at.map(|at| self.started + Duration::from_millis(at));
-            let wake = planned.into_iter().chain(facts.next_blocked(BLOCKED_PATIENCE)).min();
+            let wake = planned.into_iter().chain(facts.next_blocked(BLOCKED_PATIENCE)).chain(look).min();
             tokio::select! {
                 batch = events.next() => {
                     let batch = batch.map_err(classify)?;
