@@ -7,6 +7,7 @@ use super::queue::Key;
 use super::runs::Runs;
 use crate::api::cluster::DaskClusterSpec;
 use crate::runs::admit::World;
+use crate::runs::limits::RunLimits;
 
 /// What the run may refer to.
 pub(super) struct Around<'a> {
@@ -29,7 +30,11 @@ impl World for Around<'_> {
     }
 
     fn most_workers(&self) -> Option<u32> {
-        self.runs.most_workers
+        self.runs.limits.workers_per_cluster
+    }
+
+    fn limits(&self) -> RunLimits {
+        self.runs.limits.run
     }
 
     fn allows(&self, address: &str) -> bool {

@@ -56,6 +56,7 @@ use self::turnstile::Turnstile;
 use self::watch::Sinks;
 use crate::cluster::build::{self, Peer};
 use crate::local::environment::{RUNTIME_DIGEST, runtime_zip};
+pub use crate::runs::limits::RunLimits;
 use crate::telemetry::metrics::Metrics;
 
 /// Which namespaces are served.
@@ -94,6 +95,8 @@ pub struct Limits {
     pub runs_per_namespace: Option<u32>,
     /// Workers that the groups of one cluster may ask for together.
     pub workers_per_cluster: Option<u32>,
+    /// What one run may ask for.
+    pub run: RunLimits,
 }
 
 /// Why the controllers ended; reads after "failed to".
@@ -155,7 +158,7 @@ pub async fn run(
         scope: scope.clone(),
         allowed: allowed_addresses,
         turnstile: Turnstile::new(limits.runs_per_namespace.map(|most| most as usize)),
-        most_workers: limits.workers_per_cluster,
+        limits,
         clock: Timestamp::now,
     });
     let context = Arc::new(Context {

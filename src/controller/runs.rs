@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+use super::Limits;
 use super::apply::Writer;
 use super::around::Around;
 use super::backoff::{delay, jittered};
@@ -66,8 +67,7 @@ pub(super) struct Runs {
     /// Addresses of schedulers outside that may be used.
     pub allowed: Vec<regex::Regex>,
     pub turnstile: Turnstile,
-    /// Workers that one cluster may ask for.
-    pub most_workers: Option<u32>,
+    pub limits: Limits,
     /// The time.
     pub clock: fn() -> Timestamp,
 }
@@ -446,7 +446,7 @@ impl Work<'_> {
             let begun = run.status.steps.as_ref().is_some_and(|steps| steps.running + steps.done + steps.failed > 0);
             // Whoever opens a run holds it first: of one that nobody held there is no journal.
             let start = if run.held || self.memory.broken.is_some() { Start::Either } else { Start::New };
-            let spec = match stored.run_spec(self.now, begun, start) {
+            let spec = match stored.run_spec(self.now, begun, start, self.runs.limits.run.steps) {
                 Ok(spec) => spec,
                 Err(why) => {
                     facts.spec = SpecFact::Invalid(format!("it {why}"));

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::facts::Place;
+use super::limits::RunLimits;
 use crate::api::cluster::DaskClusterSpec;
 use crate::api::pipeline::{ClusterChoice, PipelineSpec};
 use crate::api::run::PipelineRun;
@@ -41,6 +42,8 @@ pub trait World {
     fn cluster(&self, name: &str) -> Option<DaskClusterSpec>;
     /// Workers that one cluster may ask for.
     fn most_workers(&self) -> Option<u32>;
+    /// What one run may ask for.
+    fn limits(&self) -> RunLimits;
     /// Whether schedulers at this address may be used.
     fn allows(&self, address: &str) -> bool;
 }
@@ -58,12 +61,16 @@ pub fn admit(object: &Value, world: &dyn World) -> Admission {
         Err(admission) => return admission,
     };
     // These fields are the run's own, whosever the others are.
-    let own = |problem: &Problem| ["spec.select", "spec.reuse"].iter().any(|path| problem.path.starts_with(path));
+    let own = |problem: &Problem| {
+        ["spec.select", "spec.reuse", "spec.params"].iter().any(|path| problem.path.starts_with(path))
+    };
     let prefixed = |problems: Vec<Problem>| {
         let texts = problems.iter().map(|p| if own(p) { p.to_string() } else { format!("{told}{p}") });
         texts.collect()
     };
-    let mut problems = Vec::new();
+    let limits = world.limits();
+    let params: Map<String, Value> = run.spec.params.clone().into_iter().collect();
+    let mut problems = limits.check(&spec, &params, at);
     let placed = match place(&name, &spec, at, world, &mut problems) {
         Ok(placed) => placed,
         Err(trouble) => return Admission::Waits(trouble),
@@ -72,7 +79,7 @@ pub fn admit(object: &Value, world: &dyn World) -> Admission {
     pipeline.deadlines = run_deadlines(pipeline.deadlines, run.spec.deadlines.as_ref());
     // Both mean nothing to one run.
     (pipeline.triggers, pipeline.schedule) = (None, None);
-    let params: Map<String, Value> = run.spec.params.clone().into_iter().collect();
+    let main = pipeline.steps.len();
     let frozen = Frozen {
         format: Frozen::FORMAT,
         uid,
@@ -84,8 +91,9 @@ pub fn admit(object: &Value, world: &dyn World) -> Admission {
         select: run.spec.select.clone(),
         reuse: run.spec.reuse.clone(),
     };
-    if let Err(more) = frozen.plan(at) {
-        problems.extend(more);
+    match frozen.plan(at) {
+        Ok(plan) => problems.extend(limits.check_steps(&plan, main, at)),
+        Err(more) => problems.extend(more),
     }
     match placed.storage {
         Some(storage) if problems.is_empty() => {

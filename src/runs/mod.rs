@@ -2,5 +2,6 @@
 
 pub mod admit;
 pub mod facts;
+pub mod limits;
 pub mod plan;
 pub mod status;
