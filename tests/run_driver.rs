@@ -477,6 +477,34 @@ async fn runs_on_one_scheduler_have_a_connection_each_and_share_all_others() {
 }
 
 #[tokio::test]
+async fn what_a_run_needs_soon_is_told_while_the_step_before_it_runs_and_taken_back() {
+    let event = |n: u32, s: u32, kind: &str| match kind {
+        "started" => json!({"k": kind, "n": n, "s": s, "i": -1, "a": 1, "w": "w", "t": 1.0}),
+        "finished" => json!({"k": kind, "n": n, "s": s, "i": -1, "a": 1, "w": "w", "t0": 1.0, "t1": 2.0, "z": 1}),
+        _ => json!({"k": kind, "n": n, "tasks": [[s, -1, 1]], "seg": n}),
+    };
+    let kinds = ["started", "finished", "committed"];
+    let events: Vec<Value> = (0..9).map(|n| event(n + 1, n / 3, kinds[n as usize % 3])).collect();
+    let scheduler = Scheduler::new(move |op, _| Some(usual(op, &events))).await;
+    let steps = json!({"steps": [
+        {"name": "a", "call": "m:f"},
+        {"name": "b", "call": "m:f", "args": ["$(steps.a.output)"]},
+        {"name": "train", "call": "m:f", "args": ["$(steps.b.output)"], "resources": {"GPU": 1}},
+    ], "cluster": {"template": {"workers": [{"name": "cpu"}, {"name": "gpu", "gpu": {"count": 1}}]}}});
+    let spec: PipelineSpec = serde_json::from_value(steps).expect("a spec");
+    let info = RunInfo { name: "run".to_owned(), uid: "uid".to_owned() };
+    let plan = validate(&spec, "spec").and_then(|flow| flow.bind(&Map::new(), &info)).expect("no mistakes");
+    let spec = RunSpec { plan, ..run_of_one_step(Start::New, Patience::default()) };
+    let (_seats, seats) = watch::channel(seat(&scheduler, 1, 7));
+    let (ended, _, _) = driven_on(&spec, Fabric::Followed(seats)).await;
+    assert_eq!(ended.expect("a report").outcome, RunOutcome::Succeeded);
+    // All three were handed over at once; of these `b` comes next, and the GPU does not.
+    let told = scheduler.asked("daskade-demand");
+    assert_eq!(told[0]["asks"], json!([{"group": null, "resources": {}, "count": 2}]), "{told:?}");
+    assert_eq!((&told[0]["run"], &told[0]["epoch"]), (&json!("uid"), &json!(1)));
+}
+
+#[tokio::test]
 async fn a_run_ends_when_nobody_looks_after_its_cluster_any_more() {
     let (seats, followed) = watch::channel(None);
     drop(seats);
