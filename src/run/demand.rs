@@ -16,6 +16,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Above this many tasks the exact number matters to nobody.
 const EXACT: u64 = 16;
 
+/// Group and resources: tasks with the same are asked for together. Amounts as bits, since they have no order.
+type Like = (Option<String>, Vec<(String, u64)>);
+
 /// What was told of one run on one scheduler.
 #[derive(Debug)]
 pub(super) struct Teller {
@@ -53,7 +56,7 @@ impl Teller {
 
 /// In all, by what is asked for; without what the runtime knows by itself, since all of it was handed over.
 pub(super) fn asks(plan: &Plan, demand: &[graph::Demand]) -> Vec<Ask> {
-    let mut sums: BTreeMap<(Option<String>, Vec<(String, u64)>), (Ask, bool)> = BTreeMap::new();
+    let mut sums: BTreeMap<Like, (Ask, bool)> = BTreeMap::new();
     for graph::Demand { step, now, soon } in demand {
         let Some(def) = plan.step_def(*step) else { continue };
         let resources: BTreeMap<String, f64> = def
