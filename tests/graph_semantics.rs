@@ -275,6 +275,13 @@ fn unequal_too_many_and_missing_lengths_fail_the_step() {
         &[("", &["failed a UnequalLengths", "skip b UpstreamFailed", "end Failed"])],
     );
     check("a: len 5", Limits { max_items: 4, ..no_window() }, &[("", &["failed a TooManyItems", "end Failed"])]);
+    let submits = ["submit b[0]#1 <- a", "submit b[1]#1 <- a", "submit b[2]#1 <- a", "submit b[3]#1 <- a"];
+    let actions = [&["length b 4", "failed c LimitExceeded"], &submits[..]].concat();
+    check(
+        "a\n b: output a 0\n c: items b",
+        Limits { max_tasks: 7, ..no_window() },
+        &[("", &["submit a#1"]), ("start a; ok a 4", &actions)],
+    );
     check(
         "a: len 4",
         Limits { max_items: 4, ..no_window() },

@@ -10,8 +10,8 @@ use daskade::api::pipeline::PipelineSpec;
 use daskade::local::packing;
 use daskade::pipeline::{RunInfo, validate};
 use daskade::run::{
-    CodeSource, Counts, DriveError, Fabric, Note, Observer, Patience, Report, Requirements, Reuse, RunOutcome, RunSpec,
-    Seat, Start, StorageSpec, drive,
+    CodeSource, Counts, DriveError, Fabric, Lines, Note, Observer, Patience, Report, Requirements, Reuse, RunOutcome,
+    RunSpec, Seat, Start, StorageSpec, drive,
 };
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -28,6 +28,8 @@ struct Scheduler {
     address: String,
     task: JoinHandle<()>,
     asked: Arc<Mutex<Vec<Value>>>,
+    /// Connections that are open.
+    connections: Arc<AtomicUsize>,
 }
 
 impl Scheduler {
@@ -37,13 +39,20 @@ impl Scheduler {
         let script: Arc<Script> = Arc::new(script);
         let asked = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&asked);
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&connections);
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.expect("a connection");
-                tokio::spawn(serve(stream, Arc::clone(&script), Arc::clone(&heard)));
+                let (script, heard, counted) = (Arc::clone(&script), Arc::clone(&heard), Arc::clone(&counted));
+                tokio::spawn(async move {
+                    counted.fetch_add(1, Ordering::SeqCst);
+                    serve(stream, script, heard).await;
+                    counted.fetch_sub(1, Ordering::SeqCst);
+                });
             }
         });
-        Scheduler { address, task, asked }
+        Scheduler { address, task, asked, connections }
     }
 
     /// The requests for an operation, in order.
@@ -360,7 +369,14 @@ async fn an_end_that_was_written_although_its_answer_was_lost_is_not_written_aga
 
 /// A scheduler as an operator has found it.
 fn seat(scheduler: &Scheduler, generation: u64, lead: u64) -> Option<Seat> {
-    Some(Seat { address: scheduler.address.clone(), tls: None, generation, lead, foreign: false })
+    Some(Seat {
+        address: scheduler.address.clone(),
+        tls: None,
+        generation,
+        lead,
+        foreign: false,
+        lines: Lines::default(),
+    })
 }
 
 #[tokio::test]
@@ -428,6 +444,65 @@ async fn a_run_follows_its_scheduler_to_another_pod() {
     moving.abort();
     assert_eq!(ended.expect("it ends").outcome, RunOutcome::Succeeded);
     assert!(!next.asked("daskade-close").is_empty());
+}
+
+#[tokio::test]
+async fn runs_on_one_scheduler_have_a_connection_each_and_share_all_others() {
+    let scheduler = Scheduler::new(|op, _| {
+        let stream = json!([{"instance": "me", "events": [], "seq": 0}]);
+        Some(if op == "daskade-events" { stream } else { usual(op, &[]) })
+    })
+    .await;
+    let (seats, followed) = watch::channel(seat(&scheduler, 1, 7));
+    let mut runs = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let followed = followed.clone();
+        runs.spawn(async move {
+            driven_on(&run_of_one_step(Start::New, Patience::default()), Fabric::Followed(followed)).await
+        });
+    }
+    let end = Instant::now() + Duration::from_secs(10);
+    while scheduler.asked("daskade-submit").len() < 20 {
+        assert!(Instant::now() < end, "all of them are open");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Their streams, one that feels the pulse, and a few that wait for the next call.
+    let open = scheduler.connections.load(Ordering::SeqCst);
+    assert!((21..=25).contains(&open), "{open} connections");
+    runs.shutdown().await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let open = scheduler.connections.load(Ordering::SeqCst);
+    assert!(open <= 4, "{open} connections are left");
+    drop(seats);
+}
+
+#[tokio::test]
+async fn what_a_run_needs_soon_is_told_while_the_step_before_it_runs_and_taken_back() {
+    let event = |n: u32, s: u32, kind: &str| match kind {
+        "started" => json!({"k": kind, "n": n, "s": s, "i": -1, "a": 1, "w": "w", "t": 1.0}),
+        "finished" => json!({"k": kind, "n": n, "s": s, "i": -1, "a": 1, "w": "w", "t0": 1.0, "t1": 2.0, "z": 1}),
+        _ => json!({"k": kind, "n": n, "tasks": [[s, -1, 1]], "seg": n}),
+    };
+    let kinds = ["started", "finished", "committed"];
+    let events: Vec<Value> = (0..9).map(|n| event(n + 1, n / 3, kinds[n as usize % 3])).collect();
+    let scheduler = Scheduler::new(move |op, _| Some(usual(op, &events))).await;
+    let steps = json!({"steps": [
+        {"name": "a", "call": "m:f"},
+        {"name": "b", "call": "m:f", "args": ["$(steps.a.output)"]},
+        {"name": "train", "call": "m:f", "args": ["$(steps.b.output)"], "resources": {"GPU": 1}},
+    ], "cluster": {"template": {"workers": [{"name": "cpu"}, {"name": "gpu", "gpu": {"count": 1}}]}}});
+    let spec: PipelineSpec = serde_json::from_value(steps).expect("a spec");
+    let info = RunInfo { name: "run".to_owned(), uid: "uid".to_owned() };
+    let plan = validate(&spec, "spec").and_then(|flow| flow.bind(&Map::new(), &info)).expect("no mistakes");
+    let spec = RunSpec { plan, ..run_of_one_step(Start::New, Patience::default()) };
+    let (_seats, seats) = watch::channel(seat(&scheduler, 1, 7));
+    let (ended, _, _) = driven_on(&spec, Fabric::Followed(seats)).await;
+    assert_eq!(ended.expect("a report").outcome, RunOutcome::Succeeded);
+    // All three were handed over at once; of these `b` comes next, and the GPU does not.
+    let told = scheduler.asked("daskade-demand");
+    assert_eq!(told[0]["asks"], json!([{"group": null, "resources": {}, "count": 2}]), "{told:?}");
+    assert_eq!((&told[0]["run"], &told[0]["epoch"]), (&json!("uid"), &json!(1)));
 }
 
 #[tokio::test]

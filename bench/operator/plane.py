@@ -162,10 +162,12 @@ class Api:
             more = f"&continue={token}"
 
     def watch(self, path: str, see: Callable[[str, Object], None], stop: threading.Event) -> threading.Thread:
-        """Calls ``see`` with every change from now on, in a thread."""
-        version = self("GET", f"{path}?limit=1")["metadata"]["resourceVersion"]
+        """Calls ``see`` with every change from now on, in a thread. The API server ends a watch that is too slow for it:
+        then all that is there is seen, and a new one begins.
+        """
+        first = self("GET", f"{path}?limit=1")["metadata"]["resourceVersion"]
 
-        def run() -> None:
+        def follow(version: str) -> None:
             link = self.connection()
             link.request("GET", f"{path}?watch=1&resourceVersion={version}&timeoutSeconds=3600")
             answer = link.getresponse()
@@ -175,7 +177,17 @@ class Api:
                 if not line:
                     return
                 event = json.loads(line)
+                if event["type"] == "ERROR":
+                    return
                 see(event["type"], event["object"])
+
+        def run() -> None:
+            follow(first)
+            while not stop.is_set():
+                page = self("GET", path)
+                for found in page["items"]:
+                    see("MODIFIED", found)
+                follow(page["metadata"]["resourceVersion"])
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()

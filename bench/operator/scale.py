@@ -124,9 +124,9 @@ class DaskKubernetes:
 class Schedulers:
     """The process that plays all schedulers."""
 
-    def __init__(self, plane: Plane, python: Path) -> None:
+    def __init__(self, plane: Plane, python: Path, *options: str) -> None:
         words = [str(python / "bin/python"), str(Path(__file__).with_name("simulated.py"))]
-        words.append(str(plane.folder / "admin.kubeconfig"))
+        words += [str(plane.folder / "admin.kubeconfig"), *options]
         self.log = (plane.log / "simulated.log").open("ab")
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, bufsize=1
@@ -397,7 +397,7 @@ def scale(options: argparse.Namespace) -> int:
         if options.json:
             options.json.write_text(json.dumps([vars(result) for result in results], indent=1))
         if options.profile:
-            profile(plane, ours, options)
+            profile_clusters(plane, options)
         ours.stop()
     wrong = missed(results)
     for aim in wrong:
@@ -405,10 +405,23 @@ def scale(options: argparse.Namespace) -> int:
     return int(bool(wrong))
 
 
-def profile(plane: Plane, operator: Daskade, options: argparse.Namespace) -> None:
-    """Where the time goes while clusters come: the operator's by perf, and the API server's as it tells it itself."""
+def profile_clusters(plane: Plane, options: argparse.Namespace) -> None:
+    """Where the operator's time goes while clusters come."""
     namespace = "bench-profile"
     plane.namespace(namespace)
+    make, path = our_cluster(options), CLUSTERS.format(namespace)
+
+    def work() -> None:
+        plane.api.create(path, [make(n) for n in range(300)])
+        end = time.monotonic() + 300
+        while time.monotonic() < end and not all(condition_is_true(found) for found in plane.api.all(path)):
+            time.sleep(1)
+
+    profile(plane, work)
+
+
+def profile(plane: Plane, work: Callable[[], None]) -> None:
+    """Where the operator's time goes meanwhile, by function and by what is called from it."""
     data = plane.folder / "perf.data"
     words = ["perf", "record", "-q", "-F", "499", "-g", "-o", str(data), "-p", str(plane.processes["daskade"].pid)]
     try:
@@ -416,13 +429,7 @@ def profile(plane: Plane, operator: Daskade, options: argparse.Namespace) -> Non
     except FileNotFoundError:
         say("no profile: perf is not installed")
         return
-    server = threading.Thread(target=profile_server, args=(plane,))
-    server.start()
-    make, path = our_cluster(options), CLUSTERS.format(namespace)
-    plane.api.create(path, [make(n) for n in range(300)])
-    end = time.monotonic() + 300
-    while time.monotonic() < end and not all(condition_is_true(found) for found in plane.api.all(path)):
-        time.sleep(1)
+    work()
     recorder.send_signal(2)
     recorder.wait(60)
     for kind in (["--no-children", "-g", "none", "--percent-limit", "0.8"], ["--children", "-g", "none", "--percent-limit", "3"]):

@@ -6,13 +6,16 @@ It listens on every loopback address, at the port of schedulers. Whose scheduler
 address that was connected to: that of a pod, which it knows from watching pods. Its workers are the worker pods that are
 ready. It speaks Dask's framing and the operations of daskade's runtime that the operator uses, with the pace of the real
 one: a change is seen when it looks, which is once a second. Where the cluster has certificates it shows those of the
-cluster's Secret, and asks for one that the same authority has signed.
+cluster's Secret, and asks for one that the same authority has signed. Runs are opened, driven and closed as on a real
+scheduler; their steps take ``--step`` seconds and their journals are kept in memory (``runs.py`` of this folder).
 
-Each line on its standard input is a command, answered by a line of JSON: ``stats`` and ``reset``.
+Each line on its standard input is a command, answered by a line of JSON: ``stats``, ``reset``, ``hold`` (steps that begin
+do not end) and ``release``.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import base64
 import contextlib
@@ -28,6 +31,7 @@ from typing import Any
 
 import aiohttp
 import msgpack
+from playing import Play
 
 PORT = 8786
 LOOK = 1.0
@@ -48,6 +52,9 @@ class Cluster:
         self.drained: set[str] = set()
         self.gone: set[str] = set()
         self.changed = asyncio.Event()
+        #: By uid: runs that are open here.
+        self.plays: dict[str, Play] = {}
+        self.told: tuple[int, int] = (0, 0)
 
     def look(self) -> None:
         now = time.monotonic()
@@ -63,8 +70,9 @@ class Cluster:
             for name, address in sorted(self.pods.items())
             if name not in self.gone
         ]
-        if state != self.state or not self.version:
-            self.state = state
+        told = (len(self.plays), sum(play.unfinished for play in self.plays.values()))
+        if state != self.state or told != self.told or not self.version:
+            self.state, self.told = state, told
             self.version += 1
 
     def change(self) -> None:
@@ -74,15 +82,21 @@ class Cluster:
 class Simulated:
     """All of them."""
 
-    def __init__(self, config: Object) -> None:
+    def __init__(self, config: Object, step: float) -> None:
         self.config = config
+        self.step = step
+        #: What a storage would have of runs, by uid.
+        self.journals: dict[str, Object] = {}
+        #: Set unless steps are held.
+        self.going = asyncio.Event()
+        self.going.set()
         self.clusters: dict[tuple[str, str], Cluster] = {}
         self.schedulers: dict[str, tuple[str, str]] = {}
         self.secrets: dict[tuple[str, str], ssl.SSLContext] = {}
         self.instances: dict[str, str] = {}
         self.news = asyncio.Condition()
         self.polled: set[tuple[str, str]] = set()
-        self.connections = self.polls = self.calls = 0
+        self.connections = self.streams = self.polls = self.calls = 0
         self.serving: set[asyncio.Task[None]] = set()
 
     # ------------------------------------------------------------------ pods
@@ -200,6 +214,9 @@ class Simulated:
             await receive(reader)
             while True:
                 message = await receive(reader)
+                if message.get("op") == "daskade-events":
+                    await self.stream(key, address, message, reader, writer)
+                    break
                 reply = await self.answer(key, address, message)
                 if message.get("reply"):
                     send(writer, reply)
@@ -226,7 +243,58 @@ class Simulated:
             cluster.gone.update(message["names"])
             cluster.change()
             return {"status": "OK", "closed": list(message["names"]), "busy": []}
-        return None
+        return await self.of_a_run(cluster, address, message)
+
+    # ------------------------------------------------------------------ runs
+
+    async def of_a_run(self, cluster: Cluster, address: str, message: Object) -> Any:
+        """An operation of a run, as the runtime in a scheduler carries it out."""
+        operation, instance = message.get("op"), self.instances[address]
+        if operation == "daskade-hello":
+            return {
+                "status": "OK", "protocol": [1, 1], "runtime": "simulated", "instance": instance, "dask": "2026.8.0",
+                "python": "3.11.2", "runs": {uid: play.epoch for uid, play in cluster.plays.items()},
+            }
+        uid = message.get("run")
+        if operation == "daskade-open":
+            known = self.journals.get(uid)
+            if (known is not None) == message["create"]:
+                reason = "RunExists" if message["create"] else "RunNotFound"
+                return {"status": "error", "reason": reason, "message": "as simulated"}
+            journal = self.journals.setdefault(uid, {"epoch": 0, "committed": [], "final": None})
+            journal["epoch"] += 1
+            play = Play(journal, self.step, self.going, cluster.state)
+            if journal["final"] is None:
+                cluster.plays[uid] = play
+            return play.opened(instance)
+        play = cluster.plays.get(uid)
+        if play is None:
+            return {"status": "error", "reason": "RunNotFound", "message": "as simulated"}
+        if message.get("epoch") not in (None, play.epoch):
+            return {"status": "error", "reason": "StaleEpoch", "message": "as simulated"}
+        if operation in ("daskade-close", "daskade-forget"):
+            if operation == "daskade-close":
+                play.journal["final"] = message["final"]
+            play.end()
+            del cluster.plays[uid]
+            return {"status": "OK"}
+        return play.answer(operation, message)
+
+    async def stream(
+        self, key: tuple[str, str], address: str, message: Object, reader: asyncio.StreamReader, writer: Any
+    ) -> None:
+        """The connection becomes a run's stream of events."""
+        play = self.clusters[key].plays.get(message["run"])
+        if play is None:
+            send(writer, {"status": "error", "reason": "RunNotFound", "message": "as simulated"})
+            return
+        self.streams += 1
+        try:
+            left = asyncio.ensure_future(reader.read())
+            await play.tell(lambda message: send(writer, message), self.instances[address], message, left)
+            left.cancel()
+        finally:
+            self.streams -= 1
 
     async def poll(self, cluster: Cluster, instance: str, message: Object) -> Object:
         if message["lead"] < cluster.lead:
@@ -243,8 +311,9 @@ class Simulated:
                 await asyncio.sleep(max(0.0, cluster.next_look - time.monotonic()))
         return {
             "status": "OK", "version": cluster.version, "instance": instance, "runtime": "simulated",
-            "dask": "2026.8.0", "python": "3.11.2", "workers": cluster.state, "demand": [], "runs": 0, "clients": 0,
-            "tasks": 0, "idle": now - cluster.began, "certificate": None,
+            "dask": "2026.8.0", "python": "3.11.2", "workers": cluster.state, "demand": [], "runs": cluster.told[0],
+            "clients": 0, "tasks": cluster.told[1], "idle": 0.0 if cluster.plays else now - cluster.began,
+            "certificate": None,
         }
 
     # ------------------------------------------------------------------ commands
@@ -257,9 +326,15 @@ class Simulated:
             if line.strip() == b"reset":
                 self.polled.clear()
                 self.polls = self.calls = 0
+            elif line.strip() == b"hold":
+                self.going.clear()
+            elif line.strip() == b"release":
+                self.going.set()
+            plays = [play for cluster in self.clusters.values() for play in cluster.plays.values()]
             print(json.dumps({
                 "schedulers": len(self.schedulers), "connections": self.connections, "polled": len(self.polled),
-                "polls": self.polls, "calls": self.calls,
+                "polls": self.polls, "calls": self.calls, "runs": len(plays), "streams": self.streams,
+                "running": sum(play.running for play in plays),
             }), flush=True)
 
 
@@ -278,7 +353,11 @@ async def receive(reader: asyncio.StreamReader) -> Object:
 
 
 async def main() -> None:
-    simulated = Simulated(json.loads(Path(sys.argv[1]).read_text()))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kubeconfig", type=Path)
+    parser.add_argument("--step", type=float, default=0.0, help="seconds that a step takes")
+    options = parser.parse_args()
+    simulated = Simulated(json.loads(options.kubeconfig.read_text()), options.step)
     tasks = {asyncio.create_task(part()) for part in (simulated.watch, simulated.serve, simulated.obey)}
     done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in rest:

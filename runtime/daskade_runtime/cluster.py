@@ -164,10 +164,7 @@ class ClusterView:
         if began < self._next_look:
             return
         self._asks = {run: asks for run, asks in self._asks.items() if run in self._runtime.runs}
-        wanted = demand.wanted(self._s, self._runtime.dispatcher)
-        for asks in self._asks.values():
-            for ask in asks:
-                wanted[ask["group"], demand.amounts(ask["resources"])] += ask["count"]
+        wanted = demand.wanted(self._s, self._runtime.dispatcher, self._asks)
         state = {
             "workers": [self._worker(worker) for worker in self._s.workers.values()],
             "demand": demand.rows(wanted),

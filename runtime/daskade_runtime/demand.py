@@ -23,9 +23,9 @@ def unfinished(scheduler: Any) -> int:
     return sum(group.states.get(state, 0) for group in groups for state in UNFINISHED)
 
 
-def wanted(scheduler: Any, dispatcher: Any) -> Wanted:
+def wanted(scheduler: Any, dispatcher: Any, told: dict[str, list[dict[str, Any]]]) -> Wanted:
     """Worker group and resources, and how many tasks with these could run at once: those that could begin
-    now, and those that run.
+    now, those that run, and of runs what was ``told`` of them if that is more.
     """
     found: Wanted = Counter()
     # Dask queues only what may run anywhere.
@@ -40,8 +40,16 @@ def wanted(scheduler: Any, dispatcher: Any) -> Wanted:
         for task in worker.processing:
             if task.key not in flying:
                 found[None, amounts(task.resource_restrictions)] += 1
-    for group, resources, count in dispatcher.demand():
-        found[group, amounts(resources)] += count
+    runs: Counter[tuple[str, tuple[str | None, Amounts]]] = Counter()
+    for run, group, resources, count in dispatcher.demand():
+        runs[run, (group, amounts(resources))] += count
+    for run, asks in told.items():
+        for ask in asks:
+            # What was told counts what was handed over, too: a task is in one of them before the other.
+            key = run, (ask["group"], amounts(ask["resources"]))
+            runs[key] = max(runs[key], ask["count"])
+    for (_, key), count in runs.items():
+        found[key] += count
     return found
 
 

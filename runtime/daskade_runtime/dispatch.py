@@ -28,6 +28,8 @@ log = logging.getLogger("distributed.daskade")
 # turn around (2 to 10 ms each way).
 AHEAD_SECONDS = 0.05
 AHEAD_CAP = 64
+# Inputs of so many bytes are worth a worker: fewer are read elsewhere as fast as Dask finds one that is free.
+HOLD_BYTES = 1 << 20
 # One call into Dask carries at most so many tasks, to keep its loop responsive.
 BATCH = 500
 # Dask refuses a task whose worker died more often than allowed; ours are refused at once.
@@ -275,6 +277,27 @@ class Dispatcher:
             self._send(group, batch)
 
     def _send(self, group: Group, batch: list[Attempt]) -> None:
+        for home, part in self._at_home(group, batch).items():
+            self._send_to(group, part, home)
+
+    def _at_home(self, group: Group, batch: list[Attempt]) -> dict[str | None, list[Attempt]]:
+        """The attempts of a batch by the worker that holds most of what they read, if it is free for them;
+        None for those that Dask finds a worker for.
+        """
+        parts: dict[str | None, list[Attempt]] = {}
+        sent: Counter[str] = Counter()
+        for attempt in batch:
+            held = attempt.run.held(attempt)
+            there = [(n, w) for w, n in held.items() if n >= HOLD_BYTES and w in group.eligible]
+            home = max(there, default=(0, None))[1]
+            if home is not None and self._load[home] + sent[home] >= group.eligible[home]:
+                home = None  # another one is sooner done with reading than this one is free
+            if home is not None:
+                sent[home] += 1
+            parts.setdefault(home, []).append(attempt)
+        return parts
+
+    def _send_to(self, group: Group, batch: list[Attempt], home: str | None) -> None:
         graph: dict[str, Any] = {}
         function = self._function
         flights = list(self._flights(group, batch))
@@ -288,7 +311,7 @@ class Dispatcher:
             sync=False,
             resources=group.resources or None,
             priority=batch[0].priority,
-            workers=list(group.eligible),
+            workers=list(group.eligible) if home is None else [home],
             fifo_timeout="0s",
         )
         for flight, future in zip(flights, futures, strict=True):
@@ -336,12 +359,15 @@ class Dispatcher:
         if ready[key] <= 0:
             del ready[key]
 
-    def demand(self) -> Iterator[tuple[str | None, dict[str, float], int]]:
-        """What is ready or at Dask: worker group, resources, how many attempts."""
+    def demand(self) -> Iterator[tuple[str, str | None, dict[str, float], int]]:
+        """What is ready or at Dask: run, worker group, resources, how many attempts."""
         attempts = itertools.chain.from_iterable(flight.attempts for flight in self.flying.values())
-        flying = Counter(attempt.group for attempt in attempts if attempt.state != run_.GONE)
+        found = Counter((a.group, a.run.uid) for a in attempts if a.state != run_.GONE)
         for group in self._groups.values():
-            yield group.group, group.resources, sum(group.ready.values()) + flying[group]
+            for (run, _), count in group.ready.items():
+                found[group, run] += count
+        for (group, run), count in found.items():
+            yield run, group.group, group.resources, count
 
     def retell_blocked(self, run: str) -> None:
         """A new driver of ``run`` has not heard what is blocked."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -89,10 +90,13 @@ class Output:
     workers fetch it once instead.
     """
 
-    __slots__ = ("a", "handle", "full", "lens", "json", "committed")
+    __slots__ = ("a", "handle", "full", "lens", "json", "committed", "holder", "size")
 
     def __init__(self, a: int, handle: Any, lens: Any, json: Any, committed: bool) -> None:
         self.a = a
+        # The worker that has it as a file.
+        self.holder: str | None = handle.get("w")
+        self.size: int = handle.get("z") or 0
         self.full: bytes = _pack(handle)
         n = handle.get("n")
         self.handle = self.full if n is None or n <= INDEX_INLINE else _pack({**handle, "x": None, "m": None})
@@ -137,6 +141,7 @@ class RunState:
         self._waiting: dict[Task, list[Attempt]] = {}
         self._waiting_all: dict[int, dict[int, list[Attempt]]] = {}
         self._lists: dict[tuple[int, int], tuple[int, bytes]] = {}
+        self._held: dict[tuple[int, int], tuple[int, Counter[str]]] = {}
 
     def submit(self, item: Any) -> Attempt | None:
         """Takes an attempt. None if it is known already or an older one than the current; ``Refused`` if
@@ -263,6 +268,33 @@ class RunState:
         parts += (pack("h"), packer.pack_array_header(len(singles)), *singles)
         parts += (pack("all"), packer.pack_map_header(len(lists)), *lists)
         return b"".join(parts)
+
+    def held(self, attempt: Attempt) -> Counter[str]:
+        """Bytes of the attempt's inputs that workers hold, by the workers' addresses."""
+        found: Counter[str] = Counter()
+        for dep in attempt.data:
+            if len(dep) == 3:
+                found.update(self._held_of_list(dep[0], dep[2]))
+                continue
+            output = self.outputs.get((dep[0], dep[1]))
+            if output is not None and output.holder is not None:
+                found[output.holder] += output.size
+        return found
+
+    def _held_of_list(self, step: int, n: int) -> Counter[str]:
+        version = self._version.get(step, 0)
+        known = self._held.get((step, n))
+        if known is not None and known[0] == version:
+            return known[1]
+        found: Counter[str] = Counter()
+        for item in range(n):
+            output = self.outputs.get((step, item))
+            if output is not None and output.holder is not None:
+                found[output.holder] += output.size
+        if len(self._held) > 8:
+            self._held.clear()
+        self._held[step, n] = (version, found)
+        return found
 
     def _list(self, step: int, n: int) -> bytes:
         # A fan-out over a fan-in asks for the same list again and again.

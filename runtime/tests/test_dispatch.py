@@ -333,3 +333,83 @@ def test_a_held_journal_starts_no_append_until_released() -> None:
         assert sink.segments == [[[1]]]
 
     asyncio.run(go())
+
+
+class Sent:
+    """A dispatcher without Dask: what it sends, by the workers that it names."""
+
+    def __init__(self, *workers: str) -> None:
+        self.dispatcher = dispatch.Dispatcher(None, self, None, self)
+        self.group = Group(StepDef({"name": "s", "call": "m:f"}), 2)
+        self.group.eligible = dict.fromkeys(workers, 1)
+        self.calls: list[tuple[list[str], list[int]]] = []
+
+    def blob(self, attempt: Attempt) -> bytes:
+        return b""
+
+    def get(self, graph: Any, keys: Any, *, workers: list[str], **_: Any) -> list[None]:
+        flights = [self.dispatcher.flying[key] for key in keys]
+        self.calls.append((workers, [a.i for flight in flights for a in flight.attempts]))
+        return [None for _ in keys]
+
+    def send(self, *attempts: Attempt | None) -> list[tuple[list[str], list[int]]]:
+        batch = [attempt for attempt in attempts if attempt is not None]
+        for attempt in batch:
+            attempt.group = self.group
+        self.calls.clear()
+        self.dispatcher._send(self.group, batch)
+        return self.calls
+
+
+def held(worker: str | None, size: int) -> Output:
+    return Output(1, {**HANDLE, "w": worker, "z": size}, None, None, False)
+
+
+def test_a_step_goes_where_most_of_its_inputs_are_if_that_worker_is_free() -> None:
+    run, much = State(), dispatch.HOLD_BYTES
+    run.state.finish(0, 0, held("a", 2 * much))
+    run.state.finish(0, 1, held("b", 3 * much))
+    run.state.finish(0, 2, held(None, 9 * much))
+    run.state.finish(0, 3, held("a", much // 4))
+    run.state.finish(0, 4, held("gone", 9 * much))
+    sent = Sent("a", "b")
+    every = ["a", "b"]
+    # More bytes count, not more inputs; of a list all of them.
+    assert sent.send(run.submit(1, 0, [(0, 0), (0, 1), (0, 3)])) == [(["b"], [0])]
+    assert sent.send(run.submit(1, 1, [(0, ALL, 4)])) == [(["b"], [1])]
+    # What is small, in the journal, in storage alone or on a worker that may not run it has no home.
+    assert sent.send(run.submit(1, 9, [(0, 0), (0, 4)])) == [(["a"], [9])]
+    for item, data in ((2, [(0, 3)]), (3, [(0, 2)]), (4, [(0, 4)]), (5, [])):
+        assert sent.send(run.submit(1, item, data)) == [(every, [item])], data
+    # One is as many as it runs at once: the others go where there is room.
+    batch = [run.submit(2, item, [(0, 0)]) for item in range(3)]
+    assert sent.send(*batch) == [(["a"], [0]), (every, [1, 2])]
+    sent.dispatcher._load["a"] = 1
+    assert sent.send(run.submit(2, 9, [(0, 0)])) == [(every, [9])]
+
+
+def test_of_what_a_run_told_and_what_was_handed_over_the_larger_counts() -> None:
+    from daskade_runtime.demand import rows, wanted
+
+    class Handed:
+        flying: dict[str, Any] = {}
+
+        def demand(self) -> Any:
+            yield "one", None, {"GPU": 1.0}, 1
+            yield "one", "cpu", {}, 4
+            yield "two", None, {"GPU": 1.0}, 2
+
+    class Idle:
+        queued: tuple[Any, ...] = ()
+        unrunnable: tuple[Any, ...] = ()
+        workers: dict[str, Any] = {}
+
+    gpu = {"group": None, "resources": {"GPU": 1.0}}
+    cpu = {"group": "cpu", "resources": {}}
+    told = {
+        # One that was told of became ready: it is not counted twice.
+        "one": [{**gpu, "count": 1}, {**cpu, "count": 6}],
+        "two": [{**gpu, "count": 1}],
+        "three": [{**gpu, "count": 5}],
+    }
+    assert rows(wanted(Idle(), Handed(), told)) == [{**cpu, "count": 6}, {**gpu, "count": 1 + 2 + 5}]

@@ -163,3 +163,18 @@ def test_an_archive_becomes_the_code_of_the_run(dask: Cluster, storage: str, tmp
     with pytest.raises(RpcError) as refused:
         fetch()
     assert refused.value.reason == "BadCode"
+
+
+def test_steps_go_to_the_worker_that_holds_what_they_read(dask: Cluster, storage: str) -> None:
+    steps = [step("big", "builtins:bytes", args(3 << 20)), step("read", "builtins:len", args(ref(2, 0)))]
+    run = Run(dask.address, storage, steps).open()
+    events = run.follow()
+    run.submit((0, 0), (0, 1))
+    events.wait(lambda _: len(events.of("finished")) == 2)
+    homes = {e["i"]: e["w"] for e in events.of("finished")}
+    assert len(set(homes.values())) == 2
+    # One after the other: Dask alone chooses among idle workers without a look at what they hold.
+    for item in range(6):
+        run.submit((1, item, values(ref(0, 0, item % 2, [])), [[0, item % 2]]))
+        assert events.wait_for("finished", s=1, i=item)[0]["w"] == homes[item % 2]
+    run.close()

@@ -260,6 +260,7 @@ fn settings(options: &OperatorOptions, own_namespace: String) -> controller::Set
         limits: controller::Limits {
             runs_per_namespace: options.max_runs_per_namespace,
             workers_per_cluster: options.max_workers_per_cluster,
+            run: options.run_limits(),
         },
         storage: options.default_storage(),
         allowed_addresses: options.allow_address.clone(),

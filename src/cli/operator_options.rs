@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 use regex::Regex;
 
 use crate::api::storage::{STORAGE_URL_PATTERN, Storage};
-use crate::api::{Duration, schema::IMAGE_PATTERN};
-use crate::controller::Namespaces;
+use crate::api::{Duration, quantity::Quantity, schema::IMAGE_PATTERN};
+use crate::controller::{Namespaces, RunLimits};
 use crate::telemetry::log;
 
 /// The worker image of this version.
@@ -110,6 +110,19 @@ pub(super) struct OperatorOptions {
     /// Workers that the groups of one cluster may ask for together [default: no limit]
     #[arg(long, value_name = "N", env = "DASKADE_MAX_WORKERS_PER_CLUSTER", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_workers_per_cluster: Option<u32>,
+    /// Steps of one run, items of maps counted singly; a run with more is refused, or fails at the map that makes them
+    /// [default: no limit]
+    #[arg(long, value_name = "N", env = "DASKADE_MAX_STEPS_PER_RUN", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_steps_per_run: Option<u32>,
+    /// Attempts of one step, the first included; a run whose retry.limit allows more is refused [default: no limit]
+    #[arg(long, value_name = "N", env = "DASKADE_MAX_ATTEMPTS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_attempts: Option<u32>,
+    /// Bytes of a run's pipeline as JSON, code.files included, for example 256Ki [default: 1Mi, the most there can be]
+    #[arg(long, value_name = "SIZE", env = "DASKADE_MAX_PIPELINE_SIZE", value_parser = size)]
+    pub max_pipeline_size: Option<u64>,
+    /// Bytes of a run's parameters together as JSON, for example 64Ki [default: no limit but 256Ki for each]
+    #[arg(long, value_name = "SIZE", env = "DASKADE_MAX_PARAMS_SIZE", value_parser = size)]
+    pub max_params_size: Option<u64>,
     /// Name of the lease: operators with the same lease and namespace take turns
     #[arg(long, value_name = "NAME", env = "DASKADE_LEASE_NAME", default_value = "daskade-operator", value_parser = subdomain)]
     pub lease_name: String,
@@ -149,6 +162,16 @@ impl OperatorOptions {
             secret_ref: self.default_storage_secret.clone(),
             service_account_name: None,
         })
+    }
+
+    /// What one run may ask for.
+    pub(super) fn run_limits(&self) -> RunLimits {
+        RunLimits {
+            steps: self.max_steps_per_run,
+            attempts: self.max_attempts,
+            pipeline_bytes: self.max_pipeline_size,
+            params_bytes: self.max_params_size,
+        }
     }
 
     /// Which namespaces are served.
@@ -194,6 +217,12 @@ fn image(text: &str) -> Result<String, &'static str> {
         Ok(form) if form.is_match(text) && text.len() <= 512 => Ok(text.to_owned()),
         _ => Err("is no image reference; write it as repository:tag or repository@sha256:digest"),
     }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let quantity: Quantity = text.parse().map_err(|error| format!("{error}"))?;
+    let bytes = quantity.amount();
+    if bytes >= 1.0 { Ok(bytes as u64) } else { Err("must be at least one byte".to_owned()) }
 }
 
 /// `*` stands for any text; everything else for itself.

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod, PodCondition};
 use serde::Deserialize;
 
 use super::facts::Trouble;
+use super::names;
 
 /// A container that is made for longer than this waits for something: a volume, mostly.
 const CREATING: i64 = 60;
@@ -31,7 +32,10 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Trouble> {
     }
     let condition = |kind: &str| status.conditions.iter().flatten().find(|condition| condition.type_ == kind);
     if let Some(scheduled) = condition("PodScheduled").filter(|condition| condition.status == "False") {
-        return Some(unscheduled(name, scheduled));
+        let gates = pod.spec.iter().flat_map(|spec| spec.scheduling_gates.iter().flatten());
+        let gates: Vec<&str> = gates.map(|gate| gate.name.as_str()).collect();
+        let queue = pod.metadata.labels.as_ref().and_then(|labels| labels.get(names::QUEUE_LABEL));
+        return Some(unscheduled(name, scheduled, &gates, queue.map(String::as_str)));
     }
     for container in status.init_container_statuses.iter().chain(&status.container_statuses).flatten() {
         let state = container.state.as_ref();
@@ -76,10 +80,19 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Trouble> {
     None
 }
 
-fn unscheduled(name: &str, scheduled: &PodCondition) -> Trouble {
+/// Gates of pods that Kueue puts there, and takes away.
+const KUEUE: &str = "kueue.x-k8s.io/";
+
+fn unscheduled(name: &str, scheduled: &PodCondition, gates: &[&str], queue: Option<&str>) -> Trouble {
     let message = quoted(scheduled.message.as_deref().unwrap_or_default());
     if scheduled.reason.as_deref() == Some("SchedulingGated") {
-        return trouble("Gated", format!("pod {name} waits for quota: {message}"), false);
+        let text = match (gates.iter().find(|gate| !gate.starts_with(KUEUE)), queue) {
+            // Whoever put it there is not known.
+            (Some(gate), _) => format!("pod {name} waits until its scheduling gate {} is taken away", quoted(gate)),
+            (None, Some(queue)) => format!("pod {name} waits for quota of the queue {}: {message}", quoted(queue)),
+            (None, None) => format!("pod {name} waits for quota: {message}"),
+        };
+        return trouble("Gated", text, false);
     }
     let help = "change resources, nodeSelector or tolerations, or add nodes";
     trouble("Unschedulable", format!("no node for pod {name}: {message}; {help}"), false)

@@ -13,6 +13,7 @@ use crate::api::storage::Storage;
 use crate::cluster::facts::Trouble;
 use crate::runs::admit::World;
 use crate::runs::code::ConfigMap;
+use crate::runs::limits::RunLimits;
 
 /// What the run may refer to.
 pub(super) struct Around<'a> {
@@ -66,7 +67,11 @@ impl World for Around<'_> {
     }
 
     fn most_workers(&self) -> Option<u32> {
-        self.runs.most_workers
+        self.runs.limits.workers_per_cluster
+    }
+
+    fn limits(&self) -> RunLimits {
+        self.runs.limits.run
     }
 
     fn allows(&self, address: &str) -> bool {

@@ -11,7 +11,7 @@ use super::queue::{Key, Queue};
 use crate::api::condition::CONDITION_REASONS;
 use crate::api::status::DaskClusterStatus;
 use crate::cluster::facts::Trouble;
-use crate::run::Seat;
+use crate::run::{Lines, Seat};
 
 /// Runs that want another turn when an object changes. Each is told once: a run that still waits says so again.
 #[derive(Debug, Default)]
@@ -145,6 +145,7 @@ impl Post {
             let generation = known.as_ref().map_or(0, |seat| seat.generation);
             let same = known.is_some() && *uid == target.uid;
             let generation = if same { generation } else { next_generation() };
+            let lines = known.as_ref().filter(|_| same).map_or_else(Lines::default, |seat| seat.lines.clone());
             uid.clone_from(&target.uid);
             *known = Some(Seat {
                 address: target.address.to_string(),
@@ -152,6 +153,7 @@ impl Post {
                 generation,
                 lead: target.lead,
                 foreign: false,
+                lines,
             });
             !same
         });

@@ -113,12 +113,14 @@ impl Stored {
     }
 
     /// What the driver needs. `begun`: a step was seen running, so that the time to the first one does not count any more.
-    pub fn run_spec(&self, now: Timestamp, begun: bool) -> Result<RunSpec, Unusable> {
+    /// `steps`: how many the operator allows.
+    pub fn run_spec(&self, now: Timestamp, begun: bool, start: Start, steps: Option<u32>) -> Result<RunSpec, Unusable> {
         let Charter { run, storage, .. } = &self.charter;
-        let plan: Plan = run.plan("spec").map_err(|problems| {
+        let mut plan: Plan = run.plan("spec").map_err(|problems| {
             let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
             format!("is refused by this version of the operator: {}", texts.join("; "))
         })?;
+        plan.limits.max_tasks = steps.unwrap_or(u32::MAX);
         let (spec, spec_digest) = run.to_bytes().map_err(|error| format!("cannot be written down: {error}"))?;
         let code = run.pipeline.code.clone().unwrap_or_default();
         let code = match code.url {
@@ -150,7 +152,7 @@ impl Stored {
                 endpoint: storage.endpoint.clone(),
                 region: storage.region.clone(),
             },
-            start: Start::Either,
+            start,
             reopen: false,
             logs: false,
             ignore_resources: false,

@@ -57,6 +57,7 @@ use self::watch::Sinks;
 use crate::api::storage::Storage;
 use crate::cluster::build::{self, Peer};
 use crate::local::environment::{RUNTIME_DIGEST, runtime_zip};
+pub use crate::runs::limits::RunLimits;
 use crate::telemetry::metrics::Metrics;
 
 /// Which namespaces are served.
@@ -97,6 +98,8 @@ pub struct Limits {
     pub runs_per_namespace: Option<u32>,
     /// Workers that the groups of one cluster may ask for together.
     pub workers_per_cluster: Option<u32>,
+    /// What one run may ask for.
+    pub run: RunLimits,
 }
 
 /// Why the controllers ended; reads after "failed to".
@@ -167,7 +170,7 @@ pub async fn run(
         storage,
         allowed: allowed_addresses,
         turnstile: Turnstile::new(limits.runs_per_namespace.map(|most| most as usize)),
-        most_workers: limits.workers_per_cluster,
+        limits,
         clock: Timestamp::now,
     });
     let context = Arc::new(Context {

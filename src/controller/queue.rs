@@ -1,4 +1,5 @@
-//! Whose turn it is: objects to look at, first come first served, each by one worker at a time.
+//! Whose turn it is: objects to look at, namespace by namespace in turn, in each first come first served, each object by one
+//! worker at a time.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -27,10 +28,44 @@ pub struct Queue {
 
 #[derive(Debug, Default)]
 struct Inner {
-    ready: VecDeque<Key>,
+    ready: Ready,
     /// Moments to come. Those that are not their key's `due` any more are left over and mean nothing.
     timers: BinaryHeap<Reverse<(Instant, Key)>>,
     turns: HashMap<Key, Turn>,
+}
+
+/// Keys that wait for a worker. However many there are of one namespace, those of others have every second turn.
+#[derive(Debug, Default)]
+struct Ready {
+    lanes: HashMap<String, VecDeque<Key>>,
+    /// Namespaces with keys, the next one first.
+    order: VecDeque<String>,
+}
+
+impl Ready {
+    fn push_back(&mut self, key: Key) {
+        let lane = self.lanes.entry(key.namespace.clone()).or_default();
+        if lane.is_empty() {
+            self.order.push_back(key.namespace.clone());
+        }
+        lane.push_back(key);
+    }
+
+    fn pop_front(&mut self) -> Option<Key> {
+        let namespace = self.order.pop_front()?;
+        let lane = self.lanes.get_mut(&namespace)?;
+        let key = lane.pop_front();
+        if lane.is_empty() {
+            self.lanes.remove(&namespace);
+        } else {
+            self.order.push_back(namespace);
+        }
+        key
+    }
+
+    fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
 }
 
 /// What is known of a key that waits or has its turn.
@@ -174,6 +209,26 @@ mod tests {
             assert_eq!(next(&queue).await.as_deref(), Some(name));
         }
         assert_eq!(next(&queue).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_namespace_with_many_keys_does_not_hold_up_the_others() {
+        let queue = Queue::default();
+        for n in 0..500 {
+            queue.add(Key::new("many", n.to_string()));
+        }
+        queue.add(Key::new("few", "a"));
+        queue.add(Key::new("few", "b"));
+        let mut turns = Vec::new();
+        for _ in 0..502 {
+            turns.push(queue.next().await);
+        }
+        let place = |key: &Key| turns.iter().position(|turn| turn == key).unwrap();
+        assert_eq!([place(&Key::new("few", "a")), place(&Key::new("few", "b"))], [1, 3]);
+        let many: Vec<String> =
+            turns.iter().filter(|key| key.namespace == "many").map(|key| key.name.clone()).collect();
+        assert_eq!(many, (0..500).map(|n| n.to_string()).collect::<Vec<_>>(), "in their order");
+        assert!(queue.lock().ready.lanes.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

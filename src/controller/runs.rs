@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+use super::Limits;
 use super::apply::Writer;
 use super::around::Around;
 use super::backoff::{delay, jittered};
@@ -31,7 +32,7 @@ use crate::cluster::facts::Trouble;
 use crate::cluster::names;
 use crate::dask::ops::Forget;
 use crate::dask::{Connection, Deadlines};
-use crate::run::{Fabric, Report, Seat};
+use crate::run::{Fabric, Lines, Report, Seat, Start};
 use crate::runs::admit::{self, Admission, Charter};
 use crate::runs::code::{self, ConfigMap};
 use crate::runs::facts::{ClusterFact, DriveFact, Facts, Place, Run, SpecFact};
@@ -43,7 +44,7 @@ use crate::telemetry::metrics::{self, Outcome};
 const PERIOD: Duration = Duration::from_secs(60);
 /// What a change of counts alone waits since the status was last written.
 const COUNTS: Duration = Duration::from_secs(5);
-/// How long a run that is being opened is not told of: mostly it is open by then, and that is told.
+/// How long a run that begins is not told of: it is open by then, and a short one has ended, which says it all.
 const OPENING: Duration = Duration::from_secs(1);
 /// Secrets and ConfigMaps of users show up unseen: this is how often they are looked for while they are missing.
 const MISSING: Duration = Duration::from_secs(10);
@@ -70,8 +71,7 @@ pub(super) struct Runs {
     /// Addresses of schedulers outside that may be used.
     pub allowed: Vec<regex::Regex>,
     pub turnstile: Turnstile,
-    /// Workers that one cluster may ask for.
-    pub most_workers: Option<u32>,
+    pub limits: Limits,
     /// The time.
     pub clock: fn() -> Timestamp,
 }
@@ -408,7 +408,8 @@ impl Work<'_> {
             }
         };
         let lead = self.runs.desk.lead.check().unwrap_or(0);
-        let seat = Seat { address: address.to_owned(), tls, generation: 1, lead, foreign: true };
+        let lines = Lines::default();
+        let seat = Seat { address: address.to_owned(), tls, generation: 1, lead, foreign: true, lines };
         self.memory.outside = Some(watch::Sender::new(Some(seat)));
         ClusterFact::Answers(None)
     }
@@ -455,7 +456,9 @@ impl Work<'_> {
     fn drive(&mut self, run: &Run, stored: &Stored, cancel: bool, planned: &mut Plan, facts: &mut Facts) {
         if self.memory.drive.is_none() {
             let begun = run.status.steps.as_ref().is_some_and(|steps| steps.running + steps.done + steps.failed > 0);
-            let spec = match stored.run_spec(self.now, begun) {
+            // Whoever opens a run holds it first: of one that nobody held there is no journal.
+            let start = if run.held || self.memory.broken.is_some() { Start::Either } else { Start::New };
+            let spec = match stored.run_spec(self.now, begun, start, self.runs.limits.run.steps) {
                 Ok(spec) => spec,
                 Err(why) => {
                     facts.spec = SpecFact::Invalid(format!("it {why}"));
@@ -535,8 +538,7 @@ impl Work<'_> {
             return Ok(None);
         }
         let ended = matches!(planned.word.state, State::Ended(_));
-        let open = matches!(&facts.drive, DriveFact::Live(live) if live.open);
-        let opening = self.memory.opening.filter(|_| !ended && !open).map(|at| OPENING.saturating_sub(at.elapsed()));
+        let opening = self.memory.opening.filter(|_| !ended).map(|at| OPENING.saturating_sub(at.elapsed()));
         if let Some(left) = opening.filter(|left| !left.is_zero()) {
             return Ok(Some(left));
         }

@@ -29,6 +29,7 @@ pub mod message;
 mod msgpack;
 pub mod ops;
 pub mod pickle;
+mod pool;
 pub mod session;
 pub mod transport;
 
@@ -37,5 +38,6 @@ pub use client::{Connection, Events};
 pub use error::{Class, Error};
 pub use events::{EventBatch, RuntimeEvent};
 pub use frame::Limits;
+pub use pool::{Peer, Pool};
 pub use session::Deadlines;
 pub use transport::{Tls, TlsFiles};

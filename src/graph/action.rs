@@ -137,6 +137,12 @@ pub enum FailReason {
         len: u64,
         max: u32,
     },
+    /// With the items of its map there are more tasks than a run may have.
+    TooManyTasks {
+        len: u32,
+        total: u64,
+        max: u32,
+    },
     /// A source of the map did not report a length: its output is not a list.
     NotAList {
         step: StepIx,
@@ -163,6 +169,7 @@ impl FailReason {
             Self::Refused(_) => "Refused",
             Self::UnequalLengths(_) => "UnequalLengths",
             Self::TooManyItems { .. } => "TooManyItems",
+            Self::TooManyTasks { .. } => "LimitExceeded",
             Self::NotAList { .. } => "TypeMismatch",
             Self::ExceedsLimit { .. } => "ExceedsLimit",
             Self::Recorded => "Failed",
@@ -181,6 +188,11 @@ impl fmt::Display for FailReason {
                 write!(f, "the sources of its map have {} items", lens.join(" and "))
             }
             Self::TooManyItems { len, max } => write!(f, "its map has {len} items, more than {max}"),
+            Self::TooManyTasks { len, total, max } => write!(
+                f,
+                "the {len} items of its map make {total} steps of the run, and the operator allows {max} \
+                 (who runs the operator sets the limit with --max-steps-per-run)"
+            ),
             Self::NotAList { step } => write!(f, "its map reads an output of step {} that is not a list", step.0),
             Self::ExceedsLimit { resource } => write!(f, "it asks for more {resource} than the run may use"),
             Self::Recorded => f.write_str("it failed before the run was restored"),

@@ -84,6 +84,7 @@ mod action;
 mod admission;
 mod apply;
 mod dag;
+mod demand;
 mod event;
 mod lengths;
 mod plan;
@@ -98,6 +99,7 @@ mod view;
 
 pub use action::{Action, FailReason, Plan, RunOutcome, SkipReason, StopReason, TaskDep};
 pub use dag::{Dag, DagError, MAX_STEPS};
+pub use demand::{Demand, demand};
 pub use event::{Event, TransitionError};
 pub use plan::plan;
 pub use state::{MAX_ITEMS, RunState};

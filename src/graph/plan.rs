@@ -124,6 +124,12 @@ impl RunState {
                 step.len_problem.get_or_insert(FailReason::TooManyItems { len: u64::from(len), max: limits.max_items });
                 return;
             }
+            // The step counts as one task until it has its own.
+            let total = u64::from(self.counts.total) + u64::from(len) - 1;
+            if !step.len_recorded && total > u64::from(limits.max_tasks) {
+                step.len_problem.get_or_insert(FailReason::TooManyTasks { len, total, max: limits.max_tasks });
+                return;
+            }
             self.allocate(dag, ix);
         }
         let step = &mut self.steps[ix as usize];
@@ -206,7 +212,7 @@ impl RunState {
     }
 
     /// Why nothing of a step may start any more.
-    fn halt(&self, dag: &Dag, ix: u32) -> Option<SkipReason> {
+    pub(super) fn halt(&self, dag: &Dag, ix: u32) -> Option<SkipReason> {
         if dag.nodes[ix as usize].spec.finally {
             return None;
         }

@@ -178,6 +178,8 @@ pub struct Limits {
     pub resources: BTreeMap<String, f64>,
     /// Items of one mapped step.
     pub max_items: u32,
+    /// Tasks of the run: a map that would make more of them fails. Maps that the journal has are not judged again.
+    pub max_tasks: u32,
     /// Tasks that are submitted and not finished; 0 counts as 1.
     pub window: u32,
     /// Losses of a task (worker gone) that are forgiven before it fails.
@@ -196,6 +198,7 @@ impl Default for Limits {
             parallelism: None,
             resources: BTreeMap::new(),
             max_items: 100_000,
+            max_tasks: u32::MAX,
             window: 5_000,
             losses: 3,
             fail_fast: false,

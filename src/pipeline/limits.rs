@@ -22,7 +22,7 @@ pub const ITEMS: u32 = 100_000;
 pub const ITEMS_MAX: u32 = 1_000_000;
 
 /// Bytes of `value` as JSON; counting stops soon after `enough`.
-pub(super) fn json_size(value: &impl Serialize, enough: usize) -> usize {
+pub fn json_size(value: &impl Serialize, enough: usize) -> usize {
     struct Counter {
         bytes: usize,
         enough: usize,

@@ -11,7 +11,7 @@ use super::{
     node::Node,
     wire::{Reference, StepDef, Template},
 };
-use crate::graph::{Dag, Limits, StepIx, TaskId};
+use crate::graph::{Dag, Limits, RunState, StepIx, TaskId};
 
 /// What a run can be executed from. Holds no state of the run.
 #[derive(Debug, Clone)]
@@ -111,6 +111,13 @@ impl Plan {
     /// The step of this name.
     pub fn step_index(&self, name: &str) -> Option<StepIx> {
         self.index.get(name).copied()
+    }
+
+    /// Number of tasks of each step, as far as it is known before the run; else one.
+    pub fn known_lengths(&self) -> impl Iterator<Item = u64> {
+        let state = RunState::new(&self.dag, 0);
+        let lens = self.dag.steps().map(move |(step, _)| u64::from(state.step_len(step).unwrap_or(1)));
+        lens.collect::<Vec<_>>().into_iter()
     }
 
     /// Whether a step has a map.

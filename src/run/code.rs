@@ -3,10 +3,10 @@
 use super::driver::{CodeSource, RunSpec};
 use super::wire::storage;
 use crate::dask::ops::{Code, FetchCode};
-use crate::dask::{self, Connection};
+use crate::dask::{self, Peer};
 
 /// The code with its digest. An archive is fetched by the runtime, once for the run: it has it then.
-pub(super) async fn code(connection: &Connection, spec: &RunSpec) -> Result<Code, dask::Error> {
+pub(super) async fn code(peer: &Peer, spec: &RunSpec) -> Result<Code, dask::Error> {
     let (url, sha256) = match &spec.code {
         CodeSource::Packed(code) => {
             return Ok(Code { digest: code.digest.clone(), zip: Some(code.zip.clone()) });
@@ -14,7 +14,7 @@ pub(super) async fn code(connection: &Connection, spec: &RunSpec) -> Result<Code
         CodeSource::Archive { url, sha256 } => (url, sha256),
     };
     let fetch = FetchCode { run: &spec.uid, storage: storage(&spec.storage), url, sha256: sha256.as_deref() };
-    match connection.call(&fetch).await {
+    match peer.call(&fetch).await {
         Ok(fetched) => Ok(Code { digest: fetched.digest, zip: None }),
         Err(dask::Error::UnknownOp { op }) => {
             let message = "the runtime in the scheduler is of a release that does not know code.url".to_owned();

@@ -169,6 +169,7 @@ pub async fn drive(
             opened_before: &mut opened_before,
             tried_to_open: &mut tried_to_open,
             closing: &mut closing,
+            scaled: !matches!(fabric, Fabric::Local { .. }),
         };
         let before = Instant::now();
         let (cause, answered) = match session.run(fabric, &endpoint).await {

@@ -5,7 +5,7 @@ use super::facts::{Facts, View};
 use super::reuse::{Reusable, Taken};
 use super::wire::{decision, storage};
 use crate::dask::ops::{Adopt, AdoptItem, Earlier, Item, Opened, Record, Records};
-use crate::dask::{self, Connection};
+use crate::dask::{self, Peer};
 use crate::graph::{Event, RunState, SkipReason, StepIx, TaskId};
 use crate::pipeline::{Keyring, Part};
 
@@ -13,7 +13,7 @@ use crate::pipeline::{Keyring, Part};
 const CHUNK: usize = 5000;
 
 /// What earlier runs have for `spec`, whose code has this digest; `None` if it wants nothing of them.
-pub(super) async fn ask(connection: &Connection, spec: &RunSpec, code: &str) -> Result<Option<Reusable>, dask::Error> {
+pub(super) async fn ask(peer: &Peer, spec: &RunSpec, code: &str) -> Result<Option<Reusable>, dask::Error> {
     if !loads(spec) && !spec.reuse.missing {
         return Ok(None);
     }
@@ -23,7 +23,7 @@ pub(super) async fn ask(connection: &Connection, spec: &RunSpec, code: &str) -> 
         pipeline: pipeline(spec),
         wanted: spec.reuse.run.as_deref(),
     };
-    let earlier = match connection.call(&ask).await {
+    let earlier = match peer.call(&ask).await {
         Err(dask::Error::UnknownOp { .. }) => {
             let message = "the runtime in the scheduler is of a release that does not know select and reuse";
             return Err(refusal("RuntimeVersion", message.to_owned()));
@@ -49,7 +49,7 @@ pub(super) fn check(spec: &RunSpec, reusable: Option<&Reusable>) -> Result<(), d
 /// Ends the steps that do not run: loaded from an earlier run where others need them, else left out. Without effect on
 /// what an earlier session has settled.
 pub(super) async fn settle(
-    connection: &Connection,
+    peer: &Peer,
     opened: &Opened,
     spec: &RunSpec,
     reusable: &mut Option<Reusable>,
@@ -89,10 +89,10 @@ pub(super) async fn settle(
     }
     let (run, epoch) = (spec.uid.as_str(), opened.epoch);
     if !records.is_empty() {
-        connection.call(&Records { run, epoch, records: &records }).await?;
+        peer.call(&Records { run, epoch, records: &records }).await?;
     }
     let items: Vec<AdoptItem> = taken.iter().map(|taken: &Taken| taken.item.clone()).collect();
-    adopt(connection, opened, spec, &items).await?;
+    adopt(peer, opened, spec, &items).await?;
     for event in events.into_iter().chain(taken.into_iter().map(|taken| taken.event)) {
         if let Err(error) = state.apply(&plan.dag, &event, 0) {
             tracing::debug!(%error, "a step that does not run has ended already");
@@ -106,13 +106,13 @@ pub(super) async fn settle(
 
 /// Makes earlier outputs this run's.
 pub(super) async fn adopt(
-    connection: &Connection,
+    peer: &Peer,
     opened: &Opened,
     spec: &RunSpec,
     items: &[AdoptItem],
 ) -> Result<(), dask::Error> {
     for items in items.chunks(CHUNK) {
-        connection.call(&Adopt { run: &spec.uid, epoch: opened.epoch, items }).await?;
+        peer.call(&Adopt { run: &spec.uid, epoch: opened.epoch, items }).await?;
     }
     Ok(())
 }

@@ -7,7 +7,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::DriveError;
-use crate::dask::{self, Tls, TlsFiles};
+use super::pulse::Pulse;
+use crate::dask::{self, Pool, Tls, TlsFiles};
 use crate::local::{Endpoint, fleet::FleetState};
 
 /// A new scheduler must be there within this time; the fleet gives up on its own earlier.
@@ -21,6 +22,13 @@ pub struct TlsPaths {
     pub key: PathBuf,
 }
 
+/// What all runs on one scheduler share: connections for calls, and its pulse.
+#[derive(Debug, Clone, Default)]
+pub struct Lines {
+    pub(super) pool: Pool,
+    pub(super) pulse: Pulse,
+}
+
 /// A scheduler that an operator has found, and how to speak to it.
 #[derive(Debug, Clone)]
 pub struct Seat {
@@ -32,6 +40,8 @@ pub struct Seat {
     pub lead: u64,
     /// Others started it: the runtime may not be in it yet.
     pub foreign: bool,
+    /// Of this scheduler alone.
+    pub lines: Lines,
 }
 
 /// The source of scheduler addresses.
@@ -50,6 +60,7 @@ pub(super) struct Access {
     pub tls: Option<Tls>,
     pub foreign: bool,
     pub lead: Option<u64>,
+    pub lines: Lines,
 }
 
 impl Fabric {
@@ -111,18 +122,19 @@ impl Fabric {
 
     /// How to speak to the scheduler of now. Reads certificates anew: they may have been renewed.
     pub(super) fn access(&self) -> Result<Access, dask::Error> {
-        let (tls, foreign, lead) = match self {
-            Self::Local { .. } => (None, false, None),
-            Self::Remote { tls: None, .. } => (None, true, None),
+        let own = Lines::default;
+        let (tls, foreign, lead, lines) = match self {
+            Self::Local { .. } => (None, false, None, own()),
+            Self::Remote { tls: None, .. } => (None, true, None, own()),
             Self::Remote { tls: Some(paths), .. } => {
                 let TlsPaths { ca, cert, key } = paths.clone();
-                (Some(Tls::from_files(&TlsFiles { ca, cert, key })?), true, None)
+                (Some(Tls::from_files(&TlsFiles { ca, cert, key })?), true, None, own())
             }
             Self::Followed(seats) => match &*seats.borrow() {
-                Some(seat) => (seat.tls.clone(), seat.foreign, Some(seat.lead)),
-                None => (None, false, None),
+                Some(seat) => (seat.tls.clone(), seat.foreign, Some(seat.lead), seat.lines.clone()),
+                None => (None, false, None, own()),
             },
         };
-        Ok(Access { tls, foreign, lead })
+        Ok(Access { tls, foreign, lead, lines })
     }
 }

@@ -6,22 +6,22 @@ use tokio::time::Instant;
 
 use super::session::{Ended, classify, lost, refused};
 use crate::dask::ops::{Hello, RuntimeInfo};
-use crate::dask::{self, Connection};
+use crate::dask::{self, Peer};
 use crate::local::environment::{RUNTIME_DIGEST, runtime_zip};
 
 /// A preloaded runtime installs itself in the background, after the scheduler listens.
 const INSTALL_WAIT: Duration = Duration::from_secs(30);
 
 /// The runtime on the scheduler; installed over the protocol where others started the scheduler.
-pub(super) async fn runtime(connection: &Connection, foreign: bool) -> Result<RuntimeInfo, Ended> {
+pub(super) async fn runtime(peer: &Peer, foreign: bool) -> Result<RuntimeInfo, Ended> {
     let deadline = Instant::now() + INSTALL_WAIT;
     let mut installed = false;
     loop {
-        match connection.call(&Hello {}).await {
+        match peer.call(&Hello {}).await {
             Ok(info) => return Ok(info),
             Err(dask::Error::UnknownOp { .. }) if foreign && !installed => {
                 installed = true;
-                install(connection).await.map_err(|error| match error {
+                install(peer).await.map_err(|error| match error {
                     dask::Error::Remote { text, .. } => refused("InstallFailed", text),
                     other => classify(other),
                 })?;
@@ -38,6 +38,6 @@ pub(super) async fn runtime(connection: &Connection, foreign: bool) -> Result<Ru
 }
 
 /// Sends the runtime over the protocol and waits until the scheduler has it.
-async fn install(connection: &Connection) -> Result<(), dask::Error> {
-    connection.install_runtime(runtime_zip(), RUNTIME_DIGEST).await
+async fn install(peer: &Peer) -> Result<(), dask::Error> {
+    peer.connect().await?.install_runtime(runtime_zip(), RUNTIME_DIGEST).await
 }

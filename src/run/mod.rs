@@ -4,6 +4,7 @@
 //! and starts from the runtime's snapshot of the journal.
 
 mod code;
+mod demand;
 mod driver;
 mod earlier;
 mod fabric;
@@ -21,6 +22,6 @@ mod wire;
 pub use driver::{
     CodeSource, DriveError, Patience, Requirements, Reuse, RunSpec, START_DEADLINE, Start, StorageSpec, drive,
 };
-pub use fabric::{Fabric, Seat, TlsPaths};
+pub use fabric::{Fabric, Lines, Seat, TlsPaths};
 pub use frozen::{Frozen, run_deadlines};
 pub use report::{Counts, Failure, Note, Observer, Report, ResultValue, RunOutcome};

@@ -1,6 +1,10 @@
 //! Whether a scheduler lives.
 
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::dask::ops::Hello;
 use crate::dask::{self, Address, Connection, Deadlines};
@@ -10,9 +14,52 @@ use crate::dask::{self, Address, Connection, Deadlines};
 const PULSE: Duration = Duration::from_secs(3);
 const PULSE_PATIENCE: Duration = Duration::from_secs(12);
 
-/// Completes when the scheduler does not answer any more. Opening a run and closing it may take minutes while storage is
-/// slow, and a stopped process keeps its connections: only asking tells whether it lives.
-pub(super) async fn pulse(address: &Address, tls: Option<&dask::Tls>) -> String {
+/// The pulse of one scheduler, felt once for all runs that are open on it. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Pulse(Arc<Mutex<Weak<Beat>>>);
+
+/// The task that feels it: it ends with the last run that wants to know.
+#[derive(Debug)]
+struct Beat {
+    lost: watch::Receiver<Option<String>>,
+    task: JoinHandle<()>,
+}
+
+impl Pulse {
+    /// Completes when the scheduler does not answer any more, and says why. Opening a run and closing it may take minutes
+    /// while storage is slow, and a stopped process keeps its connections: only asking tells whether it lives.
+    pub(super) async fn lost(&self, address: &Address, tls: Option<&dask::Tls>) -> String {
+        let beat = self.beat(address, tls);
+        let mut lost = beat.lost.clone();
+        let cause = lost.wait_for(Option::is_some).await.ok().and_then(|cause| cause.clone());
+        cause.unwrap_or_else(|| "its pulse is not felt any more".to_owned())
+    }
+
+    fn beat(&self, address: &Address, tls: Option<&dask::Tls>) -> Arc<Beat> {
+        // Each change is whole before anything in it can panic.
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(beat) = known.upgrade().filter(|beat| beat.lost.borrow().is_none()) {
+            return beat;
+        }
+        let (tell, lost) = watch::channel(None);
+        let (address, tls) = (address.clone(), tls.cloned());
+        let task = tokio::spawn(async move {
+            let cause = feel(&address, tls.as_ref()).await;
+            tell.send_replace(Some(cause));
+        });
+        let beat = Arc::new(Beat { lost, task });
+        *known = Arc::downgrade(&beat);
+        beat
+    }
+}
+
+impl Drop for Beat {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn feel(address: &Address, tls: Option<&dask::Tls>) -> String {
     let cause = async {
         let connection = Connection::connect(address, tls, Deadlines::default()).await?;
         loop {

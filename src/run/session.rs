@@ -8,11 +8,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::code::code;
+use super::demand::Teller;
 use super::driver::{DriveError, RunSpec};
 use super::fabric::Access;
 use super::facts::{Facts, View};
 use super::install::runtime;
-use super::pulse::pulse;
 use super::report::{Counts, Failure, Note, Observer, Report, ResultValue, read_closing, summary, task_name};
 use super::reuse::Reusable;
 use super::wire::{address, decision, failure_class, step_def, storage, submit_item, task_id};
@@ -20,7 +20,7 @@ use super::{Fabric, Start, earlier, restore};
 use crate::dask::ops::{
     Close, Code, FollowEvents, Open, Opened, ReadOutput, Record, Records, Settings, Stop, Submit, SubmitItem, TaskAddr,
 };
-use crate::dask::{self, Address, Connection, Deadlines, EventBatch, RuntimeEvent};
+use crate::dask::{self, Address, EventBatch, Peer, RuntimeEvent};
 use crate::graph::{self, Action, Event, RunState, StepIx, TaskId, TaskStatus};
 use crate::local::Endpoint;
 use crate::pipeline::{ExprError, Part, ResultSource, ResultSpec};
@@ -65,30 +65,27 @@ pub(super) struct Session<'a> {
     pub tried_to_open: &'a mut bool,
     /// The end of the run as it was asked to be written; whether it was is unknown when the scheduler is lost then.
     pub closing: &'a mut Option<Report>,
+    /// Others run the workers, and may start more of them.
+    pub scaled: bool,
 }
 
 impl Session<'_> {
     pub(super) async fn run(mut self, fabric: &mut Fabric, endpoint: &Endpoint) -> Result<Report, Ended> {
-        let Access { tls, foreign, lead } = fabric.access().map_err(fatal)?;
+        let Access { tls, foreign, lead, lines } = fabric.access().map_err(fatal)?;
         let address: Address = endpoint.address.parse().map_err(fatal)?;
+        let peer = Peer::new(address.clone(), tls.clone(), lines.pool.clone());
         tokio::select! {
-            finished = self.converse(&address, tls.as_ref(), foreign, lead) => finished,
-            cause = pulse(&address, tls.as_ref()) => Err(lost(cause)),
+            finished = self.converse(&peer, foreign, lead) => finished,
+            cause = lines.pulse.lost(&address, tls.as_ref()) => Err(lost(cause)),
             cause = fabric.gone(endpoint.generation) => Err(lost(cause)),
         }
     }
 
-    async fn converse(
-        &mut self,
-        address: &Address,
-        tls: Option<&dask::Tls>,
-        foreign: bool,
-        lead: Option<u64>,
-    ) -> Result<Report, Ended> {
-        let connection = self.connect(address, tls, foreign).await?;
-        let code = code(&connection, self.spec).await.map_err(|error| self.troubled(error))?;
-        let mut reusable = earlier::ask(&connection, self.spec, &code.digest).await.map_err(classify)?;
-        let opened = self.open(&connection, lead, reusable.as_ref(), code).await?;
+    async fn converse(&mut self, peer: &Peer, foreign: bool, lead: Option<u64>) -> Result<Report, Ended> {
+        self.greet(peer, foreign).await?;
+        let code = code(peer, self.spec).await.map_err(|error| self.troubled(error))?;
+        let mut reusable = earlier::ask(peer, self.spec, &code.digest).await.map_err(classify)?;
+        let opened = self.open(peer, lead, reusable.as_ref(), code).await?;
         *self.opened_before = true;
         if let Some(closed) = &opened.snapshot.closed {
             let known = self.closing.take().or_else(|| read_closing(closed).filter(|_| !self.spec.reopen));
@@ -96,17 +93,12 @@ impl Session<'_> {
                 return Ok(report);
             }
         }
-        self.follow(&connection, opened, &mut reusable).await
+        self.follow(peer, opened, &mut reusable).await
     }
 
-    async fn connect(
-        &mut self,
-        address: &Address,
-        tls: Option<&dask::Tls>,
-        foreign: bool,
-    ) -> Result<Connection, Ended> {
-        let connection = Connection::connect(address, tls, Deadlines::default()).await.map_err(classify)?;
-        let info = runtime(&connection, foreign).await?;
+    /// Makes sure that the scheduler has a runtime that this version understands.
+    async fn greet(&mut self, peer: &Peer, foreign: bool) -> Result<(), Ended> {
+        let info = runtime(peer, foreign).await?;
         let (low, high) = info.protocol;
         if !(low..=high).contains(&PROTOCOL) {
             return Err(refused(
@@ -114,12 +106,12 @@ impl Session<'_> {
                 format!("the scheduler's runtime speaks protocol {low} to {high}, this command {PROTOCOL}"),
             ));
         }
-        Ok(connection)
+        Ok(())
     }
 
     async fn open(
         &mut self,
-        connection: &Connection,
+        peer: &Peer,
         lead: Option<u64>,
         reusable: Option<&Reusable>,
         code: Code,
@@ -131,7 +123,7 @@ impl Session<'_> {
                 earlier::check(self.spec, reusable).map_err(classify)?;
                 *self.tried_to_open = true;
             }
-            match connection.call(&open).await {
+            match peer.call(&open).await {
                 Ok(opened) => return Ok(opened),
                 // An earlier request whose answer was lost may or may not have made the journal.
                 Err(error)
@@ -184,7 +176,7 @@ impl Session<'_> {
     /// Runs the engine on an open run until its end.
     async fn follow(
         &mut self,
-        connection: &Connection,
+        peer: &Peer,
         mut opened: Opened,
         reusable: &mut Option<Reusable>,
     ) -> Result<Report, Ended> {
@@ -202,31 +194,39 @@ impl Session<'_> {
             self.apply(&mut state, &event);
         }
         let known = (&mut state, &mut facts);
-        earlier::settle(connection, &opened, self.spec, reusable, &snapshot.adopted, known).await.map_err(classify)?;
+        earlier::settle(peer, &opened, self.spec, reusable, &snapshot.adopted, known).await.map_err(classify)?;
         self.observer.note(Note::Opened { epoch: opened.epoch, resumed: facts.resumed });
 
         let mut follow = FollowEvents::new(&self.spec.uid, opened.epoch, opened.cursor, &opened.instance);
         follow.beat = BEAT;
         follow.logs = self.spec.logs;
-        let mut events = connection.follow(&follow).await.map_err(classify)?;
+        let mut events = peer.follow(&follow).await.map_err(classify)?;
         facts.begun = facts.resumed > 0;
+        let mut demand = self.scaled.then(Teller::new);
         let mut limits = plan.limits.clone();
         let (mut cancel, mut cancelled) = (self.cancel.clone(), false);
         loop {
             let start = self.spec.start_deadline.filter(|_| !facts.begun);
             let deadline = start.into_iter().chain(self.spec.deadline).min();
             limits.deadline_ms = deadline.map(|deadline| deadline.as_millis() as u64);
-            let (finish, wake_at) = self.act(connection, &opened, (&mut state, &mut facts), reusable, &limits).await?;
+            let (finish, wake_at) = self.act(peer, &opened, (&mut state, &mut facts), reusable, &limits).await?;
             self.observer.counts(counts(&state, &facts));
             if let Some(outcome) = finish {
-                return self.close(connection, &opened, &state, &facts, outcome).await;
+                return self.close(peer, &opened, &state, &facts, outcome).await;
             }
             for (step, count, message) in facts.blocked_for(BLOCKED_PATIENCE) {
                 let step = plan.step_name(StepIx(step)).to_owned();
                 self.observer.note(Note::Blocked { step, count, message });
             }
+            let look = match &mut demand {
+                Some(demand) => {
+                    let run = (self.spec.uid.as_str(), opened.epoch);
+                    demand.tell(peer, run, (plan, &state, &limits)).await.map_err(classify)?
+                }
+                None => None,
+            };
             let planned = wake_at.map(|at| self.started + Duration::from_millis(at));
-            let wake = planned.into_iter().chain(facts.next_blocked(BLOCKED_PATIENCE)).min();
+            let wake = planned.into_iter().chain(facts.next_blocked(BLOCKED_PATIENCE)).chain(look).min();
             tokio::select! {
                 batch = events.next() => {
                     let batch = batch.map_err(classify)?;
@@ -247,7 +247,7 @@ impl Session<'_> {
     /// Carries out what the engine wants until it wants nothing more; its end and the next wake-up.
     async fn act(
         &mut self,
-        connection: &Connection,
+        peer: &Peer,
         opened: &Opened,
         (state, facts): (&mut RunState, &mut Facts),
         reusable: &mut Option<Reusable>,
@@ -304,14 +304,14 @@ impl Session<'_> {
             // What must not start is taken back before the runtime hears of the failure that it would take for a hole; and
             // it hears of holes before it gets tasks that wait for them.
             if !stops.is_empty() {
-                connection.call(&Stop { run, epoch, items: &stops }).await.map_err(classify)?;
+                peer.call(&Stop { run, epoch, items: &stops }).await.map_err(classify)?;
             }
             if !records.is_empty() {
-                connection.call(&Records { run, epoch, records: &records }).await.map_err(classify)?;
+                peer.call(&Records { run, epoch, records: &records }).await.map_err(classify)?;
             }
-            earlier::adopt(connection, opened, self.spec, &adopted).await.map_err(classify)?;
+            earlier::adopt(peer, opened, self.spec, &adopted).await.map_err(classify)?;
             for items in submits.chunks(SUBMIT_CHUNK) {
-                connection.call(&Submit { run, epoch, items }).await.map_err(classify)?;
+                peer.call(&Submit { run, epoch, items }).await.map_err(classify)?;
             }
             if decided.is_empty() {
                 return Ok((finish, planned.wake_at));
@@ -428,7 +428,7 @@ impl Session<'_> {
     /// Writes the final record and makes the report.
     async fn close(
         &mut self,
-        connection: &Connection,
+        peer: &Peer,
         opened: &Opened,
         state: &RunState,
         facts: &Facts,
@@ -440,7 +440,7 @@ impl Session<'_> {
             let view = View { facts, state, dag: &plan.dag };
             let value = match plan.computed_result(result, &view) {
                 Ok(value) => ResultValue::Json(value),
-                Err(error) => self.stored_result(connection, &view, result, &error).await?,
+                Err(error) => self.stored_result(peer, &view, result, &error).await?,
             };
             results.push((result.name.clone(), value));
         }
@@ -457,14 +457,14 @@ impl Session<'_> {
         let report = Report { outcome, reason, message, counts, results, failures, duration: self.started.elapsed() };
         *self.closing = Some(report.clone());
         let close = Close { run: &self.spec.uid, epoch: opened.epoch, closed: &closing };
-        connection.call(&close).await.map_err(classify)?;
+        peer.call(&close).await.map_err(classify)?;
         Ok(Report { duration: self.started.elapsed(), ..report })
     }
 
     /// Where a result is that is no small JSON; `error` says why it could not be computed.
     async fn stored_result(
         &mut self,
-        connection: &Connection,
+        peer: &Peer,
         View { facts, state, dag }: &View<'_>,
         result: &ResultSpec,
         error: &ExprError,
@@ -489,7 +489,7 @@ impl Session<'_> {
             return missing();
         }
         let read = ReadOutput::new(&self.spec.uid, step.0, *item, 0);
-        let output = connection.call(&read).await.map_err(classify)?;
+        let output = peer.call(&read).await.map_err(classify)?;
         let uri = match output.path {
             None => format!("{run}/journal"),
             // Of an earlier run.

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use super::code::{ConfigMap, resolve};
 use super::facts::Place;
+use super::limits::RunLimits;
 use crate::api::cluster::DaskClusterSpec;
 use crate::api::pipeline::{ClusterChoice, PipelineSpec};
 use crate::api::run::PipelineRun;
@@ -46,6 +47,8 @@ pub trait World {
     fn config_map(&self, name: &str) -> ConfigMap;
     /// Workers that one cluster may ask for.
     fn most_workers(&self) -> Option<u32>;
+    /// What one run may ask for.
+    fn limits(&self) -> RunLimits;
     /// Whether schedulers at this address may be used.
     fn allows(&self, address: &str) -> bool;
 }
@@ -63,12 +66,16 @@ pub fn admit(object: &Value, world: &dyn World) -> Admission {
         Err(admission) => return admission,
     };
     // These fields are the run's own, whosever the others are.
-    let own = |problem: &Problem| ["spec.select", "spec.reuse"].iter().any(|path| problem.path.starts_with(path));
+    let own = |problem: &Problem| {
+        ["spec.select", "spec.reuse", "spec.params"].iter().any(|path| problem.path.starts_with(path))
+    };
     let prefixed = |problems: Vec<Problem>| {
         let texts = problems.iter().map(|p| if own(p) { p.to_string() } else { format!("{told}{p}") });
         texts.collect()
     };
-    let mut problems = Vec::new();
+    let limits = world.limits();
+    let params: Map<String, Value> = run.spec.params.clone().into_iter().collect();
+    let mut problems = limits.check(&spec, &params, at);
     let code = match resolve(spec.code.as_ref(), at, world, &mut problems) {
         Ok(code) => code,
         Err(trouble) => return Admission::Waits(trouble),
@@ -81,7 +88,7 @@ pub fn admit(object: &Value, world: &dyn World) -> Admission {
     pipeline.deadlines = run_deadlines(pipeline.deadlines, run.spec.deadlines.as_ref());
     // Both mean nothing to one run.
     (pipeline.triggers, pipeline.schedule) = (None, None);
-    let params: Map<String, Value> = run.spec.params.clone().into_iter().collect();
+    let main = pipeline.steps.len();
     let frozen = Frozen {
         format: Frozen::FORMAT,
         uid,
@@ -93,8 +100,9 @@ pub fn admit(object: &Value, world: &dyn World) -> Admission {
         select: run.spec.select.clone(),
         reuse: run.spec.reuse.clone(),
     };
-    if let Err(more) = frozen.plan(at) {
-        problems.extend(more);
+    match frozen.plan(at) {
+        Ok(plan) => problems.extend(limits.check_steps(&plan, main, at)),
+        Err(more) => problems.extend(more),
     }
     match placed.storage {
         Some(storage) if problems.is_empty() => {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::json;
 
@@ -41,7 +41,7 @@ pub fn build_status(run: &Run, facts: &Facts, plan: &Plan) -> PipelineRunStatus 
     }
     match &facts.drive {
         DriveFact::Live(live) if live.open => follow(&mut status, run, facts, live),
-        DriveFact::Done(report) => conclude(&mut status, run, report),
+        DriveFact::Done(report) => conclude(&mut status, run, report, facts.now),
         DriveFact::Live(_) | DriveFact::None | DriveFact::Broken { .. } => {}
     }
     if matches!(plan.word.state, State::Ended(_)) {
@@ -67,7 +67,10 @@ fn follow(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, live: &Live)
     status.waiting = waiting.collect();
 }
 
-fn conclude(status: &mut PipelineRunStatus, run: &Run, report: &Report) {
+fn conclude(status: &mut PipelineRunStatus, run: &Run, report: &Report, now: Timestamp) {
+    // A short run is told of once, at its end.
+    let began = now.checked_sub(SignedDuration::try_from(report.duration).unwrap_or_default()).unwrap_or(now);
+    status.started_at.get_or_insert_with(|| second(began));
     count(status, &report.counts);
     if !report.failures.is_empty() || report.outcome == RunOutcome::Succeeded {
         status.failures = failures(run, status, &report.failures);

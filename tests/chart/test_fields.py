@@ -13,6 +13,7 @@ CLUSTER = {
     "imagePullSecrets",
     "scheduler.env[].valueFrom.secretKeyRef",
     "scheduler.serviceAccountName",
+    "scheduler.volumes[].secret",
     "storage.secretRef",
     "storage.serviceAccountName",
     "tls.secretRef",
@@ -33,6 +34,9 @@ def naming(schema: Object, path: str = "") -> Iterator[str]:
     for name, field in schema.get("properties", {}).items():
         at = f"{path}.{name}" if path else name
         text = field.get("description", "")
+        if name == "serviceAccountToken":
+            # Of the account as which the pod runs anyway.
+            continue
         if any(word in name.lower() for word in ("secret", "serviceaccount")):
             yield at
             continue

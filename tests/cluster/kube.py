@@ -84,6 +84,8 @@ def proxy() -> Proxy:
 # Paths of kinds in a namespace, by the names that these tests use.
 KINDS = {
     **dict.fromkeys(("daskclusters", "pipelines", "pipelineruns"), "/apis/daskade.dev/v1alpha1"),
+    "daskclusters.daskade.dev": "/apis/daskade.dev/v1alpha1",
+    "daskclusters.kubernetes.dask.org": "/apis/kubernetes.dask.org/v1",
     "controllerrevisions": "/apis/apps/v1",
     "networkpolicies": "/apis/networking.k8s.io/v1",
     "events": "/apis/events.k8s.io/v1",
@@ -97,7 +99,7 @@ def path_of(namespace: str, kind: str) -> str:
     """Path of a kind, given in the singular or plural."""
     plural = {"dsk": "daskclusters", "networkpolicy": "networkpolicies"}.get(kind, kind)
     plural = plural if plural in KINDS else f"{plural}s"
-    return f"{KINDS[plural]}/namespaces/{namespace}/{plural}"
+    return f"{KINDS[plural]}/namespaces/{namespace}/{plural.split('.')[0]}"
 
 
 def until(what: str, probe: Callable[[], Any], patience: float = PATIENCE, every: float = 0.5) -> Any:

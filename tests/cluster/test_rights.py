@@ -137,6 +137,7 @@ SECRETS: dict[str, Object] = {
     **everywhere({"scheduler": {"env": [{"name": "B", "value": "b"}, secret("s1")]}}, "scheduler"),
     **everywhere({"workers": [{"name": "a"}, {"name": "b", "env": [secret("s1")]}]}, "env"),
     **everywhere({"workers": [{"name": "a"}, {"name": "b", "volumes": [volume("s1")]}]}, "volume"),
+    **everywhere({"scheduler": {"volumes": [volume("s1")]}}, "scheduler-volume"),
     "pipeline-own-storage": pipeline(storage={**STORAGE, "secretRef": "s1"}),
     "run-own-storage": run(storage={**STORAGE, "secretRef": "s1"}),
     "pipeline-address": pipeline(cluster={"address": "tls://dask:8786", "tls": {"secretRef": "s1"}}),

@@ -77,7 +77,25 @@ fn pods_without_a_node() {
     let words = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.";
     check(&unscheduled("Unschedulable", words), Some(("Unschedulable", &[words, "tolerations"], false)));
     let words = "Scheduling is blocked due to non-empty scheduling gates";
-    check(&unscheduled("SchedulingGated", words), Some(("Gated", &[words, "waits for quota"], false)));
+    let gated = unscheduled("SchedulingGated", words);
+    check(&gated, Some(("Gated", &[words, "waits for quota"], false)));
+
+    let told = |queue: Option<&str>, gates: &[&str]| {
+        let mut pod = pod(600, &gated);
+        pod.metadata.labels =
+            queue.map(|queue| [("kueue.x-k8s.io/queue-name".to_owned(), queue.to_owned())].into_iter().collect());
+        let gates: Vec<Value> = gates.iter().map(|name| json!({"name": name})).collect();
+        pod.spec = Some(serde_json::from_value(json!({"containers": [], "schedulingGates": gates})).unwrap());
+        let found = find(&pod, now()).expect("it waits");
+        assert_eq!(found.reason, "Gated");
+        assert!(!found.message.contains('\n'));
+        found.message
+    };
+    let quota = told(Some("team"), &["kueue.x-k8s.io/admission"]);
+    assert!(quota.contains("c-cpu-0-1 waits for quota of the queue team"), "{quota}");
+    // Who put another gate there is not known.
+    let other = told(Some("team"), &["kueue.x-k8s.io/admission", "example.org/review"]);
+    assert!(other.contains("gate example.org/review") && !other.contains("quota"), "{other}");
 }
 
 #[test]

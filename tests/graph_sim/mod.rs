@@ -438,6 +438,7 @@ impl Sim {
         self.check_counts();
         self.check_terminal();
         self.check_limits();
+        self.check_demand();
     }
 
     fn act(&mut self, action: Action) {
@@ -593,6 +594,50 @@ impl Sim {
             gpus += of_step as f64 * spec.resources.iter().map(|(_, amount)| amount).sum::<f64>();
         }
         assert!(self.limits.resources.get("GPU").is_none_or(|most| gpus <= *most), "{gpus} GPUs taken");
+    }
+
+    /// What is told to be needed is there, not beyond the limits, and nothing of it waits for more than what is in flight.
+    fn check_demand(&self) {
+        let told = demand(&self.dag, &self.state, &self.limits);
+        let tasks = |step: StepIx| {
+            let items = (0..self.state.step_len(step).unwrap_or(0)).map(move |item| TaskId::item(step, item));
+            let all = std::iter::once(TaskId::whole(step)).chain(items);
+            all.filter_map(|task| self.state.task_view(&self.dag, task)).map(|view| view.status).collect::<Vec<_>>()
+        };
+        for (step, spec) in self.dag.steps() {
+            let Demand { now, soon, .. } =
+                told.iter().find(|demand| demand.step == step).copied().unwrap_or(Demand { step, now: 0, soon: 0 });
+            let running = tasks(step).iter().filter(|status| **status == TaskStatus::Started).count();
+            assert!(now as usize >= running, "{running} of {step:?} run, {now} are told");
+            let has_ended = |status: &TaskStatus| {
+                matches!(
+                    status,
+                    TaskStatus::Finished | TaskStatus::Committed { .. } | TaskStatus::Failed | TaskStatus::Skipped(_)
+                )
+            };
+            let open = tasks(step).iter().filter(|status| !has_ended(status)).count();
+            let open = if tasks(step).is_empty() { 1 } else { open };
+            assert!((now + soon) as usize <= open, "{now} and {soon} of {step:?}, {open} are open");
+            let most = self.limits.parallelism.into_iter().chain(spec.parallelism.map(|most| most.max(1)));
+            assert!(most.min().is_none_or(|most| now + soon <= most), "{now} and {soon} of {step:?} at once");
+            let gpus: f64 = spec.resources.iter().map(|(_, amount)| amount).sum();
+            let most = self.limits.resources.get("GPU").filter(|_| gpus > 0.0);
+            assert!(
+                most.is_none_or(|most| f64::from(now + soon) * gpus <= *most + 1e-9),
+                "{now} and {soon} of {step:?}"
+            );
+            if soon == 0 {
+                continue;
+            }
+            let lists = spec.map.iter().flatten().filter(|source| !matches!(source, MapSource::Items(_)));
+            for up in spec.deps.iter().map(|dep| dep.step()).chain(lists.filter_map(|source| source.step())) {
+                let near = |status: &TaskStatus| {
+                    has_ended(status)
+                        || matches!(status, TaskStatus::Ready | TaskStatus::Submitted | TaskStatus::Started)
+                };
+                assert!(tasks(up).iter().all(near), "{soon} of {step:?} soon, and {up:?} is {:?}", tasks(up));
+            }
+        }
     }
 
     fn check_end(&self) {

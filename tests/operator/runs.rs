@@ -130,7 +130,8 @@ async fn a_new_leader_goes_on_with_a_run_that_is_open_and_hands_nothing_over_twi
     world.until_run("team", "r", "Succeeded").await;
     let opens: Vec<Value> = scheduler.calls("daskade-open");
     let asked: Vec<Value> = opens.iter().map(|open| json!([open["create"], open["lead"], open["reopen"]])).collect();
-    assert_eq!(asked, [json!([false, 1, false]), json!([true, 1, false]), json!([false, 2, false])]);
+    // The first one held the run itself, and knows that there is no journal.
+    assert_eq!(asked, [json!([true, 1, false]), json!([false, 2, false])]);
     assert_eq!(lines(&world).iter().filter(|line| *line == "freeze").count(), 1);
     second.end().await;
 }
@@ -159,6 +160,49 @@ async fn of_more_runs_than_a_namespace_may_have_at_once_the_younger_wait_also_af
         world.until_run("team", name, "Succeeded").await;
     }
     second.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_with_hundreds_of_runs_that_wait_does_not_hold_up_another_one() {
+    let mut world = World::new().await;
+    world.limits.runs_per_namespace = Some(1);
+    let operator = world.operator();
+    holding(&world).await;
+    for name in 0..500 {
+        world.create_run("team", &format!("r{name}"), &json!({"pipelineSpec": on_shared()}));
+    }
+    let reason = |name: &str| {
+        let run = world.api.object(&run_path("team", name)).unwrap_or_default();
+        run["status"]["conditions"][0]["reason"].as_str().unwrap_or_default().to_owned()
+    };
+    eventually("they wait for the first one", SOON, || (490..500).any(|n| reason(&format!("r{n}")) == "RunLimit"))
+        .await;
+    world.create("other", "c", &shared());
+    world.until_ready("other", "c").await;
+    world.create_run("other", "r", &json!({"pipelineSpec": on_shared()}));
+    world.until_run("other", "r", "Succeeded").await;
+    let open = (0..500).filter(|n| world.journal("team", &format!("r{n}")).submits > 0).count();
+    assert_eq!(open, 1, "one of the namespace at a time");
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_with_more_steps_than_allowed_is_refused_and_nothing_is_made() {
+    let mut world = World::new().await;
+    world.limits.run.steps = Some(5);
+    let operator = world.operator();
+    let step = json!({"name": "a", "call": "m:f", "map": {"x": "$(range(6))"}});
+    let spec = json!({"steps": [step], "cluster": {"template": plain(1)}, "storage": {"url": "s3://bucket/p"}});
+    world.create_run("team", "r", &json!({"pipelineSpec": spec}));
+    world.until_run("team", "r", "Invalid").await;
+    let told = world.succeeded("team", "r")[2].clone();
+    assert!(
+        told.contains("spec.pipelineSpec.steps[0].map: LimitExceeded") && told.contains("--max-steps-per-run"),
+        "{told}"
+    );
+    world.until_quiet().await;
+    assert_eq!(lines(&world), ["status Failed"]);
+    operator.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -274,7 +318,10 @@ async fn a_run_of_one_step_on_a_warm_cluster_costs_few_writes() {
     world.until_run("team", "r", "Succeeded").await;
     world.until_quiet().await;
     let after = world.api.requests().iter().filter(|request| request.method != Method::GET).count();
-    assert!(after - before <= 8, "{} writes, Events among them: {:?}", after - before, lines(&world));
+    assert!(after - before <= 6, "{} writes, Events among them: {:?}", after - before, lines(&world));
+    assert_eq!(lines(&world), ["freeze", "hold", "status Succeeded", "let go"]);
+    let run = world.api.object(&run_path("team", "r")).expect("the run");
+    assert!(run["status"]["startedAt"].is_string(), "{run:#}");
     operator.end().await;
 }
 

@@ -5,12 +5,18 @@ use daskade::api::storage::Storage;
 use daskade::runs::admit::{Admission, Charter, World, admit};
 use daskade::runs::code::{ConfigMap, config_map};
 use daskade::runs::facts::Place;
+use daskade::runs::limits::RunLimits;
 use serde_json::{Value, json};
 
 use crate::support::UID;
 
-/// One Pipeline `p` (and a `bad` one), one DaskCluster `c` with storage and a GPU group, one address; the operator's default.
-struct Around(Option<&'static str>);
+/// One Pipeline `p` (and a `bad` one), one DaskCluster `c` with storage and a GPU group, one address.
+#[derive(Default)]
+struct Around {
+    limits: RunLimits,
+    /// The operator's default.
+    storage: Option<&'static str>,
+}
 
 impl World for Around {
     fn pipeline(&self, name: &str) -> Option<Value> {
@@ -34,7 +40,7 @@ impl World for Around {
     }
 
     fn storage(&self) -> Option<Storage> {
-        self.0.map(|url| Storage { url: url.to_owned(), ..Storage::default() })
+        self.storage.map(|url| Storage { url: url.to_owned(), ..Storage::default() })
     }
 
     fn config_map(&self, name: &str) -> ConfigMap {
@@ -55,20 +61,24 @@ impl World for Around {
         Some(20)
     }
 
+    fn limits(&self) -> RunLimits {
+        self.limits
+    }
+
     fn allows(&self, address: &str) -> bool {
         address == "tls://dask.example.com:8786"
     }
 }
 
 fn ask(spec: Value) -> Admission {
-    ask_with(spec, None)
+    ask_with(spec, Around::default())
 }
 
-fn ask_with(spec: Value, default: Option<&'static str>) -> Admission {
+fn ask_with(spec: Value, around: Around) -> Admission {
     let meta = json!({"name": "r", "namespace": "team", "uid": UID, "deletionTimestamp": null, "finalizers": []});
     admit(
         &json!({"apiVersion": "daskade.dev/v1alpha1", "kind": "PipelineRun", "metadata": meta, "spec": spec, "status": {}}),
-        &Around(default),
+        &around,
     )
 }
 
@@ -108,8 +118,8 @@ fn a_pipeline_is_resolved_with_the_runs_own_deadlines_and_the_clusters_storage()
 
 #[test]
 fn the_operators_storage_is_for_those_who_name_none_and_whose_cluster_is_their_own() {
-    let default = Some("s3://all/team");
-    let own = |url: &str, spec: Value| match ask_with(spec, default) {
+    let around = || Around { storage: Some("s3://all/team"), ..Around::default() };
+    let own = |url: &str, spec: Value| match ask_with(spec, around()) {
         Admission::Ready(charter) => {
             assert_eq!(charter.storage.url, url);
             assert_eq!(charter.run.cluster.storage.unwrap().url, url, "its pods reach it");
@@ -121,7 +131,7 @@ fn the_operators_storage_is_for_those_who_name_none_and_whose_cluster_is_their_o
     let template = json!({"template": {"storage": {"url": "s3://bucket/t"}}});
     own("s3://bucket/t", json!({"pipelineSpec": {"steps": steps(), "cluster": template}}));
     let outside = json!({"address": "tls://dask.example.com:8786", "tls": {"secretRef": "t"}});
-    let refused = ask_with(json!({"pipelineSpec": {"steps": steps(), "cluster": outside}}), default);
+    let refused = ask_with(json!({"pipelineSpec": {"steps": steps(), "cluster": outside}}), around());
     assert!(matches!(refused, Admission::Invalid(_)), "its pods have no such identity: {refused:?}");
 }
 
@@ -199,6 +209,90 @@ fn every_problem_is_told_with_object_and_field() {
     }
 }
 
+/// What is told of a run under limits; nothing if it may run.
+fn told(spec: Value, limits: RunLimits) -> String {
+    match ask_with(spec, Around { limits, ..Around::default() }) {
+        Admission::Invalid(problems) => problems.join("\n"),
+        Admission::Ready(_) => String::new(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn more_than_the_operator_allows_is_refused_by_field_with_the_numbers_and_who_set_them() {
+    let none = RunLimits::default;
+    let run = |fields: Value| {
+        let mut spec = json!({"pipelineSpec": {"steps": steps(), "cluster": {"ref": "c"}}});
+        for (name, value) in fields.as_object().unwrap() {
+            spec["pipelineSpec"][name] = value.clone();
+        }
+        spec
+    };
+    let retried = |limit: u32| {
+        let step = json!({"name": "b", "call": "m:f", "retry": {"limit": limit}});
+        run(
+            json!({"steps": [{"name": "a", "call": "m:f"}, step], "finally": [{"name": "z", "call": "m:f", "retry": {"limit": limit}}]}),
+        )
+    };
+    let mapped = |n: u32| {
+        let b = json!({"name": "b", "call": "m:f", "map": {"x": format!("$(range({n}))")}});
+        let c = json!({"name": "c", "call": "m:f", "map": {"x": "$(steps.b.output)"}});
+        run(json!({"steps": [{"name": "a", "call": "m:f"}, b, c]}))
+    };
+    let params = |text: String| {
+        let mut spec = run(json!({"params": [{"name": "p", "type": "string"}]}));
+        spec["params"] = json!({"p": text});
+        spec
+    };
+    let code = |bytes: usize| run(json!({"code": {"files": {"m.py": "#".repeat(bytes)}}}));
+    let steps = RunLimits { steps: Some(21), ..none() };
+    let attempts = RunLimits { attempts: Some(4), ..none() };
+    let pipeline = RunLimits { pipeline_bytes: Some(1000), ..none() };
+    let parameters = RunLimits { params_bytes: Some(100), ..none() };
+    let at = "spec.pipelineSpec";
+    for (within, beyond, limits, parts) in [
+        (
+            mapped(10),
+            mapped(11),
+            steps,
+            vec![format!("{at}.steps[1].map"), "23 steps".into(), "allows 21".into(), "--max-steps-per-run".into()],
+        ),
+        (
+            retried(3),
+            retried(4),
+            attempts,
+            vec![
+                format!("{at}.steps[1].retry.limit"),
+                format!("{at}.finally[0].retry.limit"),
+                "5 attempts".into(),
+                "allows 4".into(),
+                "--max-attempts".into(),
+            ],
+        ),
+        (code(500), code(1000), pipeline, vec![format!("{at}: "), "1000 bytes".into(), "--max-pipeline-size".into()]),
+        (
+            params("x".repeat(50)),
+            params("x".repeat(100)),
+            parameters,
+            vec!["spec.params: ".into(), "100 bytes".into(), "--max-params-size".into()],
+        ),
+    ] {
+        assert_eq!(told(within, limits), "");
+        assert_eq!(told(beyond.clone(), none()), "");
+        let text = told(beyond, limits);
+        for part in parts {
+            assert!(text.contains(&part) && text.contains("LimitExceeded"), "{part} in {text}");
+        }
+    }
+    // Without maps it is the steps themselves that are too many.
+    let two = run(json!({"steps": [{"name": "a", "call": "m:f"}, {"name": "b", "call": "m:f"}]}));
+    assert!(told(two, RunLimits { steps: Some(1), ..none() }).contains("spec.pipelineSpec.steps: LimitExceeded"));
+    // What a run leaves out does not count.
+    let mut part = mapped(50);
+    part["select"] = json!({"only": ["a"]});
+    assert_eq!(told(part, steps), "");
+}
+
 #[test]
 fn the_files_of_a_config_map_are_written_down_with_the_run() {
     let spec = |name: &str| {
@@ -219,7 +313,7 @@ fn the_files_of_a_config_map_are_written_down_with_the_run() {
             assert!(told.contains(word), "{word} in {told}");
         }
     }
-    let ask = |spec: Value| config_map(&serde_json::from_value(spec).unwrap(), &Around(None));
+    let ask = |spec: Value| config_map(&serde_json::from_value(spec).unwrap(), &Around::default());
     assert_eq!(ask(spec("flow")), Some("flow".to_owned()));
     assert_eq!(ask(json!({"pipelineRef": "coded"})), Some("flow".to_owned()));
     assert_eq!(ask(json!({"pipelineRef": "p"})), None);

@@ -125,15 +125,15 @@ pub struct Retired {
     pub busy: Vec<String>,
 }
 
-/// `daskade-demand`: what a run will ask for soon, beyond what it has submitted. Replaces what it said before, and ends
-/// with the run.
+/// `daskade-demand`: what a run has use for now and soon, what it has submitted included. Of both, this and what the runtime
+/// itself knows of the run, the larger number counts. Replaces what it said before, and ends with the run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Demand {
     /// The run, which must be open.
     pub run: String,
     /// Its epoch.
     pub epoch: u64,
-    /// What it will ask for.
+    /// What it has use for.
     pub asks: Vec<Ask>,
 }
 
