@@ -86,8 +86,9 @@ fn unused_fields(kind: &str, value: &Value) {
 }
 
 fn walk(schema: &Value, values: &[&Value], at: &str, missing: &mut Vec<String>) {
-    const EXCLUSIVE: [&str; 23] = [
+    const EXCLUSIVE: [&str; 24] = [
         "files",
+        "sha256",
         "path",
         "configMap",
         "url",

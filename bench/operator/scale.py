@@ -421,7 +421,7 @@ def profile_clusters(plane: Plane, options: argparse.Namespace) -> None:
 
 
 def profile(plane: Plane, work: Callable[[], None]) -> None:
-    """Where the operator's time goes meanwhile, by function and by what is called from it."""
+    """Where the time goes meanwhile: the operator's by perf, and the API server's as it tells it itself."""
     data = plane.folder / "perf.data"
     words = ["perf", "record", "-q", "-F", "499", "-g", "-o", str(data), "-p", str(plane.processes["daskade"].pid)]
     try:
@@ -429,6 +429,8 @@ def profile(plane: Plane, work: Callable[[], None]) -> None:
     except FileNotFoundError:
         say("no profile: perf is not installed")
         return
+    server = threading.Thread(target=profile_server, args=(plane,))
+    server.start()
     work()
     recorder.send_signal(2)
     recorder.wait(60)

@@ -117,7 +117,8 @@ def repack(data: bytes) -> bytes:
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, files[name])
     if packed.tell() > PACKED_BYTES:
-        raise Refused("BadCode", f"the archive has {packed.tell()} bytes as a zip; put large code into the image")
+        size = packed.tell()
+        raise Refused("BadCode", f"the archive has {size} bytes as a zip; put large code into the image")
     return packed.getvalue()
 
 
