@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use daskade::{api::condition::PROBLEM_REASONS, crd};
+use daskade::{api::condition::{CONDITION_REASONS, PROBLEM_REASONS}, crd};
 use serde_json::Value;
 
 fn in_repository(path: &str) -> PathBuf {
@@ -55,6 +55,23 @@ fn the_chart_has_the_crds_as_templates_that_are_kept() {
 fn the_reference_is_that_of_the_types() {
     check_file("docs/reference.md", &crd::reference());
     check_file("docs/reasons.md", &crd::reasons_page());
+}
+
+/// What to do about each reason that an object may have, and about no other.
+#[test]
+fn troubleshooting_has_every_reason_of_a_condition_once() {
+    let page = fs::read_to_string(in_repository("docs/troubleshooting.md")).unwrap();
+    let word = regex::Regex::new(r"`([A-Z][A-Za-z]+)`").unwrap();
+    let mut told: Vec<String> = Vec::new();
+    for line in page.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').collect();
+        assert!(cells.len() == 3 && cells.iter().all(|cell| !cell.trim().is_empty()), "reason, why, what to do: {line}");
+        told.extend(word.captures_iter(cells[0]).map(|found| found[1].to_owned()));
+    }
+    told.sort();
+    let mut known: Vec<String> = CONDITION_REASONS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    known.sort();
+    assert_eq!(told, known, "docs/troubleshooting.md and CONDITION_REASONS differ");
 }
 
 #[test]
