@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use daskade::{api::condition::{CONDITION_REASONS, PROBLEM_REASONS}, crd};
+use daskade::{
+    api::condition::{CONDITION_REASONS, PROBLEM_REASONS},
+    crd,
+};
 use serde_json::Value;
 
 fn in_repository(path: &str) -> PathBuf {
@@ -65,7 +68,10 @@ fn troubleshooting_has_every_reason_of_a_condition_once() {
     let mut told: Vec<String> = Vec::new();
     for line in page.lines().filter(|line| line.starts_with("| `")) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').collect();
-        assert!(cells.len() == 3 && cells.iter().all(|cell| !cell.trim().is_empty()), "reason, why, what to do: {line}");
+        assert!(
+            cells.len() == 3 && cells.iter().all(|cell| !cell.trim().is_empty()),
+            "reason, why, what to do: {line}"
+        );
         told.extend(word.captures_iter(cells[0]).map(|found| found[1].to_owned()));
     }
     told.sort();

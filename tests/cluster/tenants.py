@@ -73,7 +73,8 @@ class Tenant:
         api = "daskade.dev/v1alpha1" if spec is not None and kind != "Pod" else rest.pop("api", "v1")
         meta = {"name": name, "labels": labels or {}, **rest.pop("meta", {})}
         body = {"apiVersion": api, "kind": kind, "metadata": meta, **({} if spec is None else {"spec": spec}), **rest}
-        code, text = self.ask("POST", path_of(self.name, kind.lower()), body)
+        # A field that does not exist would be dropped.
+        code, text = self.ask("POST", f"{path_of(self.name, kind.lower())}?fieldValidation=Strict", body)
         assert code == 201, f"{kind} {name}: {code} {text}"
         return dict(json.loads(text))
 

@@ -258,7 +258,7 @@ def started(world: World) -> dict[str, tuple[str, str]]:
     answers: dict[str, tuple[str, str]] = {}
     controls: dict[str, str] = {}
     for name, (spec, reason, control) in runs(world).items():
-        path = path_of(world.b.name, "pipelineruns")
+        path = f"{path_of(world.b.name, 'pipelineruns')}?fieldValidation=Strict"
         code, text = world.b.ask("POST", path, run(name, **spec))
         assert code == 201 or (code == 422 and reason == "Invalid"), f"{name}: {code} {text}"
         # Those of the same words work for the first tenant; other words are one's own.
@@ -301,7 +301,11 @@ CLUSTERS: dict[str, tuple[Object, str]] = {
         "only-a",
     ),
     "secret-volume": (
-        {"scheduler": {"volumes": [{"name": "v", "mountPath": "/v", "secret": "only-a"}]}},
+        {
+            "workers": [
+                {"name": "w", "resources": SMALL, "volumes": [{"name": "v", "mountPath": "/v", "secret": "only-a"}]}
+            ]
+        },
         'secret \\"only-a\\" not found',
     ),
     "account-scheduler": ({"scheduler": {"serviceAccountName": "only-a"}}, "only-a"),
@@ -313,18 +317,19 @@ CLUSTERS: dict[str, tuple[Object, str]] = {
 def grabbing(world: World) -> None:
     for tenant in (world.b, world.a):
         for name, (spec, _) in CLUSTERS.items():
-            spec = {"image": IMAGE, **spec, "scheduler": {"resources": SMALL, **spec.get("scheduler", {})}}
+            base = {"image": IMAGE, "workers": [{"name": "w", "replicas": 0}]}
+            spec = {**base, **spec, "scheduler": {"resources": SMALL, **spec.get("scheduler", {})}}
             tenant.make("DaskCluster", name, spec)
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_clusters(world: World, grabbing: None, name: str) -> None:
     def running(tenant: Any) -> bool:
-        found = tenant.space.pods(name, "scheduler")
+        found = tenant.space.pods(name, "worker" if name == "secret-volume" else "scheduler")
         states = [state for each in found for state in each["status"].get("containerStatuses") or []]
         return any(state.get("started") or state["state"].get("running") for state in states)
 
-    until(f"the scheduler of {name} starts where these are", lambda: running(world.a), 120)
+    until(f"the pod of {name} starts where these are", lambda: running(world.a), 120)
     # By the object or, sooner where a volume is missing, by the kubelet.
     path = path_of(world.b.name, "events")
     told = lambda: world.b.told("dsk", name, "Ready")[1] + world.b.ask("GET", path)[1]  # noqa: E731
