@@ -218,6 +218,7 @@ class World:
             kubectl("delete", kind, f"{NAME}-rights", check=False)
         kubectl("delete", "clusterrole", *(f"{NAME}-{role}" for role in ("view", "edit", "admin")), check=False)
         kubectl("delete", "namespace", self.store.name, self.a.name, self.b.name, "--wait=false")
+        kubectl("-n", self.b.name, "delete", "pipelineruns.daskade.dev", "--all", "--wait=false")
         # Those that wait for a scheduler that never lets them in are held for a minute, and the operator ends before.
         for name in (found["metadata"]["name"] for found in self.b.space.list("pipelineruns")):
             words = ["--type=merge", "-p", json.dumps({"metadata": {"finalizers": None}})]
