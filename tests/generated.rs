@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use daskade::{api::condition::PROBLEM_REASONS, crd};
+use daskade::{
+    api::condition::{CONDITION_REASONS, PROBLEM_REASONS},
+    crd,
+};
 use serde_json::Value;
 
 fn in_repository(path: &str) -> PathBuf {
@@ -55,6 +58,67 @@ fn the_chart_has_the_crds_as_templates_that_are_kept() {
 fn the_reference_is_that_of_the_types() {
     check_file("docs/reference.md", &crd::reference());
     check_file("docs/reasons.md", &crd::reasons_page());
+}
+
+/// What to do about each reason that an object may have, and about no other.
+#[test]
+fn troubleshooting_has_every_reason_of_a_condition_once() {
+    let page = fs::read_to_string(in_repository("docs/troubleshooting.md")).unwrap();
+    let word = regex::Regex::new(r"`([A-Z][A-Za-z]+)`").unwrap();
+    let mut told: Vec<String> = Vec::new();
+    for line in page.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').collect();
+        assert!(
+            cells.len() == 3 && cells.iter().all(|cell| !cell.trim().is_empty()),
+            "reason, why, what to do: {line}"
+        );
+        told.extend(word.captures_iter(cells[0]).map(|found| found[1].to_owned()));
+    }
+    told.sort();
+    let mut known: Vec<String> = CONDITION_REASONS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    known.sort();
+    assert_eq!(told, known, "docs/troubleshooting.md and CONDITION_REASONS differ");
+}
+
+/// The threat model says of each threat by which test it is shown; the ranges of docs/releases.md are those of the tests.
+#[test]
+fn what_the_docs_say_is_tested_is_there() {
+    let read = |path: &str| fs::read_to_string(in_repository(path)).unwrap();
+    let test = regex::Regex::new(r"`(tests/[\w/]+\.(?:rs|py))`").unwrap();
+    let page = read("docs/security.md");
+    let (_, threats) = page.split_once("\n## Threats\n").unwrap();
+    let rows: Vec<&str> =
+        threats.split("\n## ").next().unwrap().lines().filter(|line| line.starts_with("| ")).collect();
+    assert!(rows.len() > 15);
+    for row in &rows[1..] {
+        let tests: Vec<String> = test.captures_iter(row).map(|found| found[1].to_owned()).collect();
+        assert!(!tests.is_empty(), "no test shows it: {row}");
+        for path in tests {
+            assert!(in_repository(&path).is_file(), "docs/security.md names {path}");
+        }
+    }
+    let releases = read("docs/releases.md");
+    let versions = read("runtime/daskade_runtime/versions.py");
+    let bound = regex::Regex::new(r"(?m)^(OLDEST|NEWEST) = \((\d+), (\d+), (\d+)\)").unwrap();
+    for found in bound.captures_iter(&versions) {
+        let text = if &found[1] == "OLDEST" {
+            format!("{}.{}.{}", &found[2], &found[3], &found[4])
+        } else {
+            format!("to {}.{} |", &found[2], &found[3])
+        };
+        assert!(releases.contains(&text), "docs/releases.md does not say {text}");
+    }
+    let tool = |path: &str, module: &str| {
+        let pattern = format!(r"{module} v(\d+\.\d+\.\d+)");
+        regex::Regex::new(&pattern).unwrap().captures(&read(path)).unwrap()[1].to_owned()
+    };
+    for (path, module) in [("tests/kube/go.mod", "k8s.io/kubernetes"), ("tests/chart/go.mod", "helm.sh/helm/v3")] {
+        let version = tool(path, module);
+        assert!(releases.contains(&version), "docs/releases.md does not name {module} {version}");
+    }
+    let least =
+        regex::Regex::new(r">=(\d+\.\d+)").unwrap().captures(&read("charts/daskade/Chart.yaml")).unwrap()[1].to_owned();
+    assert!(releases.contains(&format!("| Kubernetes | {least} ")), "docs/releases.md does not begin with {least}");
 }
 
 #[test]

@@ -15,8 +15,9 @@ TOKEN = "only-in-a-test"
 class EmptyCluster:
     """etcd and API server as processes of this machine; ``config`` is an administrator's kubeconfig."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.config = folder, folder / "kubeconfig"
+    def __init__(self, folder: Path, *options: str) -> None:
+        """``options``: further ones of the API server."""
+        self.folder, self.config, self.options = folder, folder / "kubeconfig", options
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @staticmethod
@@ -46,6 +47,7 @@ class EmptyCluster:
             *("--service-cluster-ip-range=10.96.0.0/16", f"--token-auth-file={self.folder}/tokens.csv"),
             *("--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={key}"),
             *(f"--service-account-signing-key-file={key}", "--authorization-mode=RBAC", "--anonymous-auth=true"),
+            *self.options,
         )
         user = {"name": "admin", "user": {"token": TOKEN}}
         cluster = {

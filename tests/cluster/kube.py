@@ -343,7 +343,9 @@ def say(*words):
 class ClientPod:
     """A pod that runs code with a connected Dask ``client``, with the certificate that the operator issued."""
 
-    def __init__(self, space: Namespace, cluster: str, code: str, tls: bool = True, secret: str = "") -> None:
+    def __init__(
+        self, space: Namespace, cluster: str, code: str, tls: bool = True, secret: str = "", labels: Object | None = None
+    ) -> None:
         self.space, self.name = space, f"client-{os.urandom(3).hex()}"
         scheme = "tls" if tls else "tcp"
         container: Object = {
@@ -366,8 +368,7 @@ class ClientPod:
             "terminationGracePeriodSeconds": 1,
             "securityContext": account,
         }
-        labels = {"daskade.dev/client": cluster}
-        meta = {"name": self.name, "labels": labels}
+        meta = {"name": self.name, "labels": {"daskade.dev/client": cluster, **(labels or {})}}
         space.apply({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
 
     def log(self) -> str:

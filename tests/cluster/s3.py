@@ -33,11 +33,14 @@ done
 
 
 class S3:
-    """The server, and a Secret ``s3`` with credentials as a DaskCluster's storage takes them."""
+    """The server, and a Secret ``s3`` with credentials as a DaskCluster's storage takes them.
 
-    def __init__(self, space: Namespace) -> None:
+    ``others``: identities beside this one, each with a bucket of its own name, its own key and nothing elsewhere.
+    """
+
+    def __init__(self, space: Namespace, *others: str) -> None:
         self._space = space
-        self.key, self.secret = KEY, SECRET
+        self.key, self.secret, self.others = KEY, SECRET, others
         meta = {"name": "s3"}
         config = {"identities.json": self._identities()}
         space.apply(
@@ -47,6 +50,12 @@ class S3:
         self.tell(self.key, self.secret)
         kubectl("-n", space.name, "wait", "--for=condition=Ready", "pod/s3", "--timeout=110s")
         self.endpoint = f"http://{until('its address', self._ip)}:{PORT}"
+        for name in others:
+            self._ask("PUT", f"/{name}", {})
+
+    def keys_of(self, name: str) -> dict[str, str]:
+        """What the identity of a bucket of its own shows."""
+        return {"AWS_ACCESS_KEY_ID": f"key-{name}", "AWS_SECRET_ACCESS_KEY": f"{SECRET}-{name}"}
 
     def tell(self, key: str, secret: str) -> None:
         """Writes keys into the Secret, whether or not the server takes them."""
@@ -64,7 +73,12 @@ class S3:
 
     def _identities(self) -> str:
         keys = [{"accessKey": self.key, "secretKey": self.secret}]
-        return json.dumps({"identities": [{"credentials": keys, "name": "w", "actions": ["Admin"]}]})
+        identities = [{"credentials": keys, "name": "w", "actions": ["Admin"]}]
+        for name in self.others:
+            actions = [f"{action}:{name}" for action in ("Read", "Write", "List", "Tagging")]
+            keys = [{"accessKey": f"key-{name}", "secretKey": f"{SECRET}-{name}"}]
+            identities.append({"credentials": keys, "name": name, "actions": actions})
+        return json.dumps({"identities": identities})
 
     def storage(self, prefix: str) -> Object:
         """For a DaskCluster's ``spec.storage``."""
@@ -124,6 +138,9 @@ class S3:
         kubectl("-n", self._space.name, "exec", "s3", "--", "sh", "-c", f"kill -{name} $(cat /data/pid)")
 
     def _get(self, path: str, query: dict[str, str], patience: float = 30) -> bytes:
+        return self._ask("GET", path, query, patience)
+
+    def _ask(self, method: str, path: str, query: dict[str, str], patience: float = 30) -> bytes:
         """A signed request (AWS signature, version 4)."""
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         host = self.endpoint.removeprefix("http://")
@@ -132,11 +149,11 @@ class S3:
         names = "host;x-amz-content-sha256;x-amz-date"
         headers = f"host:{host}\nx-amz-content-sha256:{empty}\nx-amz-date:{stamp}\n"
         scope = f"{stamp[:8]}/us-east-1/s3/aws4_request"
-        canonical = hashlib.sha256(f"GET\n{path}\n{asked}\n{headers}\n{names}\n{empty}".encode()).hexdigest()
+        canonical = hashlib.sha256(f"{method}\n{path}\n{asked}\n{headers}\n{names}\n{empty}".encode()).hexdigest()
         key = f"AWS4{self.secret}".encode()
         for part in (*scope.split("/"), f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{canonical}"):
             key = hmac.new(key, part.encode(), hashlib.sha256).digest()
-        request = urllib.request.Request(f"{self.endpoint}{path}?{asked}")
+        request = urllib.request.Request(f"{self.endpoint}{path}?{asked}", method=method)
         request.add_header("x-amz-date", stamp)
         request.add_header("x-amz-content-sha256", empty)
         signed = f"AWS4-HMAC-SHA256 Credential={self.key}/{scope}, SignedHeaders={names}, Signature={key.hex()}"

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 /// All that the operator may do: API group, resource, verbs.
 const EVERYWHERE: &[(&str, &str, &[&str])] = &[
-    ("", "configmaps", &["create", "delete", "get", "list", "patch", "watch"]),
+    ("", "configmaps", &["create", "delete", "get", "list", "watch"]),
     ("", "pods", &["create", "delete", "get", "list", "patch", "watch"]),
-    ("", "secrets", &["create", "delete", "get", "patch"]),
+    ("", "secrets", &["create", "get", "patch"]),
     ("", "services", &["create", "delete", "get", "list", "patch", "watch"]),
     ("apps", "controllerrevisions", &["create", "get"]),
     ("daskade.dev", "daskclusters", &["create", "delete", "get", "list", "watch"]),
@@ -25,7 +25,7 @@ const EVERYWHERE: &[(&str, &str, &[&str])] = &[
     ("events.k8s.io", "events", &["create", "patch"]),
     ("networking.k8s.io", "networkpolicies", &["create", "delete", "get", "list", "patch", "watch"]),
 ];
-const NAMESPACES: &[(&str, &str, &[&str])] = &[("", "namespaces", &["get", "list", "watch"])];
+const NAMESPACES: &[(&str, &str, &[&str])] = &[("", "namespaces", &["list", "watch"])];
 const OWN: &[(&str, &str, &[&str])] = &[
     ("", "configmaps", &["create", "get", "patch"]),
     ("", "secrets", &["create", "delete", "get", "patch"]),

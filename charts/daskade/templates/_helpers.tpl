@@ -141,15 +141,19 @@ matchExpressions:
   verbs: [get, create]
 # Of ConfigMaps the runtime's; of others only one that a run names as its code, by its name.
 - apiGroups: [""]
-  resources: [pods, services, configmaps]
+  resources: [pods, services]
   verbs: [get, list, watch, create, patch, delete]
+# The runtime: what one holds is in its name, and never changed.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, list, watch, create, delete]
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
-# By exact name only: never listed, never watched.
+# By exact name only: never listed, never watched. They go with the cluster that owns them.
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [get, create, patch, delete]
+  verbs: [get, create, patch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
