@@ -139,11 +139,10 @@ matchExpressions:
 - apiGroups: [apps]
   resources: [controllerrevisions]
   verbs: [get, create]
-# Of ConfigMaps the runtime's; of others only one that a run names as its code, by its name.
 - apiGroups: [""]
   resources: [pods, services]
   verbs: [get, list, watch, create, patch, delete]
-# The runtime: what one holds is in its name, and never changed.
+# The runtime's: what one holds is in its name, and never changed. Of others only one that a run names as its code, by its name.
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, list, watch, create, delete]
