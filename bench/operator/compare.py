@@ -411,6 +411,20 @@ def see(side: Side, scenario: str, run: Callable[[Side, str], str]) -> str:
         side.delete(cluster)
 
 
+def clean_up(spaces: list[Namespace], operator: Operator | None, controller: Controller | None, folder: Path) -> None:
+    """Ends both sides and takes away what they made; dask-kubernetes has the last namespace."""
+    for space in spaces:
+        kubectl("delete", "namespace", space.name, "--wait=false", check=False)
+    if operator is not None:
+        operator.stop()
+    uninstall()
+    if controller is not None:
+        # Its objects have finalizers that only it takes away.
+        within(60, lambda: not kubectl("get", "ns", spaces[-1].name, "--ignore-not-found").strip())
+        controller.stop()
+    print(f"logs are in {folder}", file=sys.stderr)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
@@ -441,16 +455,7 @@ def main() -> int:
                 rows[scenario][side.name] = see(side, scenario, run)
                 print(f"{scenario}, {side.name}: {rows[scenario][side.name]}", file=sys.stderr, flush=True)
     finally:
-        for space in spaces:
-            kubectl("delete", "namespace", space.name, "--wait=false", check=False)
-        if operator is not None:
-            operator.stop()
-        uninstall()
-        if controller is not None:
-            # Its objects have finalizers that only it takes away.
-            within(60, lambda: not kubectl("get", "ns", spaces[-1].name, "--ignore-not-found").strip())
-            controller.stop()
-        print(f"logs are in {folder}", file=sys.stderr)
+        clean_up(spaces, operator, controller, folder)
     print(f"| | daskade | dask-kubernetes {DASK_KUBERNETES} |\n|---|---|---|")
     for scenario, cells in rows.items():
         print(f"| {SCENARIOS[scenario][0]} | {cells.get('daskade', '')} | {cells.get('dask-kubernetes', '')} |")

@@ -26,12 +26,12 @@ HERE = Path(__file__).resolve().parent
 TOP = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(TOP / "tests/cluster")]
 
-from compare import Controller, DaskKubernetes, pod_spec, within
+from compare import Controller, DaskKubernetes, clean_up, pod_spec, within
 from s3 import S3
 from scale import DASK_KUBERNETES, say
 
 import kube
-from kube import IMAGE, SMALL, Namespace, Object, Operator, install, kubectl, proxy, uninstall, until
+from kube import IMAGE, SMALL, Namespace, Object, Operator, install, kubectl, proxy, until
 
 API = "daskade.dev/v1alpha1"
 FLOW = """
@@ -202,16 +202,7 @@ def main() -> int:
         controller = Controller(folder, spaces[1].name)
         theirs = measure(Theirs(spaces[1], options.workers), options)
     finally:
-        for space in spaces:
-            kubectl("delete", "namespace", space.name, "--wait=false", check=False)
-        if operator is not None:
-            operator.stop()
-        uninstall()
-        if controller is not None:
-            # Its objects have finalizers that only it takes away.
-            within(60, lambda: not kubectl("get", "ns", spaces[-1].name, "--ignore-not-found").strip())
-            controller.stop()
-        print(f"logs are in {folder}", file=sys.stderr)
+        clean_up(spaces, operator, controller, folder)
     rows = {
         "warm": "apply to first step, warm shared cluster, s: median (least to most)",
         "cold": "apply to first step, cold cluster, s: median (least to most)",

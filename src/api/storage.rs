@@ -5,9 +5,12 @@ use serde::{Deserialize, Serialize};
 
 use super::schema;
 
-/// Storage URLs that are accepted.
-pub const STORAGE_URL_PATTERN: &str =
-    r"^(s3|gs)://[a-z0-9][a-z0-9._-]{1,221}[a-z0-9](/[^\x00-\x20\x7f]*)?$|^file:///[^\x00-\x1f\x7f]*$";
+/// Storage URLs that are accepted: of a prefix no part is empty, `.` or `..`, which would mean another place to some.
+pub const STORAGE_URL_PATTERN: &str = concat!(
+    r"^(s3|gs)://[a-z0-9][a-z0-9._-]{1,221}[a-z0-9]",
+    r"(/([^./\x00-\x20\x7f][^/\x00-\x20\x7f]*|\.[^./\x00-\x20\x7f][^/\x00-\x20\x7f]*|\.\.[^/\x00-\x20\x7f]+))*/?$",
+    r"|^file:///[^\x00-\x1f\x7f]*$"
+);
 
 /// Where outputs and journals are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]

@@ -54,7 +54,9 @@ pub(crate) fn form(pattern: &str) -> Option<&'static str> {
     Some(match pattern {
         CALL_PATTERN => "module:function, for example model:fit",
         ADDRESS_PATTERN => "tcp://host:port or tls://host:port",
-        STORAGE_URL_PATTERN => "s3://bucket/prefix, gs://bucket/prefix or file:///folder",
+        STORAGE_URL_PATTERN => {
+            "s3://bucket/prefix, gs://bucket/prefix or file:///folder, without empty, . and .. parts"
+        }
         OBJECT_REF_PATTERN => "lower-case letters, digits, dashes and dots",
         IMAGE_PATTERN => "registry/repository:tag or registry/repository@sha256:digest",
         GPU_RESOURCE_PATTERN => "domain/name, for example nvidia.com/gpu",

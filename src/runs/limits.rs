@@ -48,14 +48,14 @@ impl RunLimits {
     /// The same of its steps, as far as their number is known before the run.
     pub fn check_steps(&self, plan: &Plan, main: usize, at: &str) -> Option<Problem> {
         let most = u64::from(self.steps?);
-        let lens: Vec<u64> = plan.known_lengths().collect();
-        let runs = |ix: usize| plan.dag.steps().nth(ix).is_some_and(|(step, _)| plan.part(step) == Part::Runs);
-        let (largest, len, total) = lens.iter().enumerate().filter(|(ix, _)| runs(*ix)).fold(
-            (0, 0, 0_u64),
-            |(largest, most, sum), (ix, len)| {
-                if *len > most { (ix, *len, sum + len) } else { (largest, most, sum + len) }
-            },
-        );
+        let lens = plan.dag.steps().map(|(step, _)| step).zip(plan.known_lengths());
+        let (mut largest, mut len, mut total) = (0, 0, 0);
+        for (step, items) in lens.filter(|(step, _)| plan.part(*step) == Part::Runs) {
+            total += items;
+            if items > len {
+                (largest, len) = (step.0 as usize, items);
+            }
+        }
         if total <= most {
             return None;
         }

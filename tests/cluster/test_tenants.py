@@ -227,7 +227,7 @@ def runs(world: World) -> dict[str, tuple[Object, str, Object | None]]:
                     "storage": {**elsewhere, "url": f"s3://{b.bucket}/../{a.bucket}/x"},
                 }
             },
-            "OpenRefused",
+            "Invalid",
             own,
         ),
         "code-by-name": (
