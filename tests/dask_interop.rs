@@ -164,8 +164,8 @@ fn step(name: &str, call: &str, args: Vec<u8>, result: u8) -> StepDef {
         isolation: "thread".into(),
         timeout: None,
         env: BTreeMap::new(),
-        path: None,
-        if_exists: None,
+        inputs: Vec::new(),
+        target: None,
     }
 }
 

@@ -17,7 +17,7 @@ from daskade_runtime import channel, requirements
 from daskade_runtime.errors import StepFailure
 from daskade_runtime.execute import Definition
 from daskade_runtime.fetch import patiently
-from daskade_runtime.storage import StorageError, Store, open_store
+from daskade_runtime.storage import StorageError, Store, locate, open_store
 
 # Bounds for a run's code archive, against bombs.
 CODE_FILES = 100_000
@@ -36,6 +36,8 @@ class Run:
         self.steps: tuple[dict[str, Any], ...] = tuple(reply["steps"])
         self.settings: dict[str, Any] = dict(reply.get("settings") or {})
         self.store = store
+        self.storage = dict(reply["storage"])
+        self._elsewhere: dict[str, Store] = {}
         self.code_path = code_path
         self.code_digest: str = (reply.get("code") or {}).get("digest") or ""
         self.inline_max: int = self.settings.get("inline_max") or 65536
@@ -46,6 +48,14 @@ class Run:
         if not 0 <= index < len(self.steps):
             raise StepFailure("infra", "BadDefinition", f"run {self.uid} has no step {index}")
         return self.steps[index]
+
+    def place(self, path: str) -> tuple[Store, str]:
+        """Where an object is that a step names by ``path``: its store, and its key there."""
+        where, key = locate(self.storage, path)
+        if where is self.storage:
+            return self.store, key
+        url = where["url"]
+        return self._elsewhere.get(url) or self._elsewhere.setdefault(url, open_store(where)), key
 
     def define(self, index: int) -> bytes:
         """The message that tells a step process this step; made once."""
@@ -62,7 +72,9 @@ class Run:
         return made
 
     def _fields(self, index: int) -> dict[str, Any]:
-        return {**{name: self.step(index).get(name) for name in _CHILD_FIELDS}, "inline_max": self.inline_max}
+        step = self.step(index)
+        fields = {name: step.get(name) for name in _CHILD_FIELDS}
+        return {**fields, "kept": bool(step.get("target")), "inline_max": self.inline_max}
 
     def env(self, index: int) -> dict[str, str]:
         """The environment that the step asks for."""

@@ -60,6 +60,8 @@ class Past:
             "lengths": [[s, n] for s, n in folded.lengths.items()],
             "skipped": [[s, i, why[0], why[1] or ""] for (s, i), why in folded.skipped.items()],
             "gone": [list(task) for task in self.gone],
+            "named": [[s, i, v[1]["r"]] for (s, i), v in folded.committed.items() if v[1].get("r")],
+            "made": [_made(v) for v in folded.committed.values()],
         }
 
 
@@ -148,7 +150,7 @@ class Earlier:
                     "NotFound", f"no output of step {past_s}, item {past_i} of run {uid} is known here"
                 )
             taken.append(
-                (s, i, past.folded.adopted.get((past_s, past_i), uid), _from(uid, committed[1]), committed)
+                (s, i, past.folded.adopted.get((past_s, past_i), uid), _from(uid, committed), committed)
             )
         for s, i, origin, handle, (_, _, _, _, _, lens, json) in taken:
             if (s, i) not in live.state.outputs:
@@ -156,12 +158,18 @@ class Earlier:
         return {"status": "OK"}
 
 
-def _from(uid: str, handle: dict[str, Any]) -> dict[str, Any]:
+def _made(committed: Any) -> float:
+    """When the output was made: by the run that made it, not by those that took it over."""
+    return float(committed[1].get("t") or committed[4])
+
+
+def _from(uid: str, committed: Any) -> dict[str, Any]:
     """The handle as another run than ``uid`` reads it: its path is below the storage url."""
+    handle = committed[1]
     path = handle.get("u")
     if path is not None and not path.startswith("/"):
         path = f"/runs/{uid}/{path}"
-    return {**handle, "u": path, "w": None}
+    return {**handle, "u": path, "w": None, "t": _made(committed)}
 
 
 async def mark(store: Store, pipeline: str | None, name: str, uid: str) -> None:

@@ -34,18 +34,27 @@ class Inputs:
         outputs: dict[tuple[int, int], Descriptor],
         whole: dict[int, list[Descriptor | None]],
         elements: dict[tuple[int, int, int], Descriptor],
+        files: list[tuple[Descriptor, str]] | None = None,
+        taken: tuple[Descriptor, str] | None = None,
     ) -> None:
         self.outputs = outputs
         self.whole = whole
         self.elements = elements
+        #: Objects that the step reads, with their paths.
+        self.files = files or []
+        #: What is its output in place of what a call would give.
+        self.taken = taken
 
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> Inputs:
-        """The inputs as the worker sends them: lists under ``h``, ``all`` and ``e``."""
+        """The inputs as the worker sends them: lists under ``h``, ``all``, ``e`` and ``files``, and ``taken``."""
+        taken = message.get("taken")
         return cls(
             {(s, i): tuple(d) for s, i, d in message["h"]},
             {s: [d and tuple(d) for d in items] for s, items in message["all"]},
             {(s, i, k): tuple(d) for s, i, k, d in message["e"]},
+            [(tuple(d), path) for d, path in message.get("files") or ()],
+            taken and (tuple(taken[0]), taken[1]),
         )
 
     def resolve(self, ref: tuple[Any, ...], values: list[Any] | None) -> Any:
@@ -62,6 +71,10 @@ class Inputs:
             step, item, path = ref[1], ref[2], ref[3] if len(ref) > 3 else ()
             value = read(self._find(self.outputs, (step, item)))
             return template.walk(value, path, "the upstream output") if path else value
+        if kind == template.OBJECT:
+            if not 0 <= ref[1] < len(self.files):
+                raise StepFailure("infra", "MissingInput", f"the input {ref[1]} was not sent")
+            return read_object(*self.files[ref[1]])
         if kind == template.ELEMENT:
             step, item, index = ref[1], ref[2], ref[3]
             if (step, item, index) in self.elements:
@@ -137,6 +150,17 @@ def read(descriptor: Descriptor) -> Any:
         raise StepFailure("app", "InputUnreadable", message, format_exception(exc)) from exc
 
 
+def read_object(descriptor: Descriptor, path: str) -> Any:
+    """The value of an object that the step names; others wrote it, so it may be anything."""
+    try:
+        return read(descriptor)
+    except StepFailure as exc:
+        form = descriptor[0]
+        cause = exc.message.partition("cannot be read: ")[2] or exc.message
+        message = f"{path} cannot be read as {form}: {cause}; correct it, or the serializer of the step"
+        raise StepFailure("data", "InputUnreadable", message, exc.traceback) from exc
+
+
 class Definition:
     """One step of a run as the executing side keeps it: resolved on first use, then reused for every item."""
 
@@ -150,6 +174,8 @@ class Definition:
         self.lens: list[Any] = list(fields.get("lens") or ())
         self.result: int = fields.get("result") or 0
         self.inline_max: int = fields.get("inline_max", 65536)
+        #: The output is also kept as one object.
+        self.kept: bool = bool(fields.get("kept"))
         self._target: Any = None
 
     def target(self) -> Any:
@@ -212,19 +238,7 @@ def run(definition: Definition, values: bytes | None, inputs: Inputs, path: str)
 
     ``path`` is where an output goes that is too large to travel inline.
     """
-    given = None
-    if values is not None:
-        given = template.decode(values, functools.partial(_resolve, inputs, None))
-    target = definition.target()
-    arguments = template.decode(definition.args, functools.partial(_resolve, inputs, given))
-    positional, keywords = arguments if len(arguments) == 2 else (arguments, {})
-    if definition.script is not None:
-        value = _run_script(target, positional, keywords)
-    else:
-        value = target(*positional, **keywords)
-        if inspect.isawaitable(value):
-            value = asyncio.run(_await(value))
-    del arguments, positional, keywords, given
+    value = _call(definition, values, inputs) if inputs.taken is None else read_object(*inputs.taken)
     lens = [_length(definition, value, where) for where in definition.lens] if definition.lens else None
     json = serialize.result_of(value, definition.result == 2) if definition.result else None
     out = serialize.dump(value, definition.serializer, definition.container, definition.inline_max, path)
@@ -241,7 +255,24 @@ def run(definition: Definition, values: bytes | None, inputs: Inputs, path: str)
         answer["lens"] = lens
     if json is not None:
         answer["json"] = json
+    if definition.kept and definition.container and inputs.taken is None:
+        # Elements one after the other are no file that anything else reads.
+        one = serialize.dump(value, definition.serializer, False, definition.inline_max, f"{path}-whole")
+        answer["whole"] = {"z": one.size, "d": one.digest, "b": one.data, "path": one.path}
     return answer
+
+
+def _call(definition: Definition, values: bytes | None, inputs: Inputs) -> Any:
+    given = None
+    if values is not None:
+        given = template.decode(values, functools.partial(_resolve, inputs, None))
+    target = definition.target()
+    arguments = template.decode(definition.args, functools.partial(_resolve, inputs, given))
+    positional, keywords = arguments if len(arguments) == 2 else (arguments, {})
+    if definition.script is not None:
+        return _run_script(target, positional, keywords)
+    value = target(*positional, **keywords)
+    return asyncio.run(_await(value)) if inspect.isawaitable(value) else value
 
 
 def _resolve(inputs: Inputs, values: list[Any] | None, ref: tuple[Any, ...]) -> Any:

@@ -87,6 +87,38 @@ def object_key(run: str, path: str) -> str:
     return path[1:] if path.startswith("/") else f"runs/{run}/{path}"
 
 
+class OneAtATime:
+    """A lock for each key, there only while somebody holds it or waits."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._busy: dict[tuple[str, bytes], threading.Lock] = {}
+
+    @contextlib.contextmanager
+    def alone(self, key: tuple[str, bytes]) -> Iterator[None]:
+        with self._lock:
+            lock = self._busy.setdefault(key, threading.Lock())
+        with lock:
+            yield
+        with self._lock:
+            if not lock.locked():
+                self._busy.pop(key, None)
+
+
+@contextlib.contextmanager
+def kept_on_disk(path: str) -> Iterator[None]:
+    """Writes the file ``path``, of which nothing is left should it fail."""
+    try:
+        yield
+    except BaseException as exc:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        if isinstance(exc, OSError):
+            message = f"an input cannot be kept on this worker: {exc}"
+            raise StepFailure("infra", "DiskFull", message) from exc
+        raise
+
+
 class Fetcher:
     """Inputs of one worker's attempts. Thread-safe; one transfer per object at a time."""
 
@@ -101,8 +133,7 @@ class Fetcher:
         self._told = told
         self._call_peer = call_peer
         self._own_address = own_address
-        self._lock = threading.Lock()
-        self._busy: dict[tuple[str, bytes], threading.Lock] = {}
+        self._turns = OneAtATime()
         self._shunned: dict[str, float] = {}
 
     def whole(
@@ -178,33 +209,15 @@ class Fetcher:
         stopped: Callable[[], bool],
     ) -> Entry:
         key = (run, digest)
-        with self._alone(key):
+        with self._turns.alone(key):
             entry = self._cache.pin(key)
             if entry is not None:
                 return entry
             path = self._cache.new_path()
-            try:
+            with kept_on_disk(path):
                 if not self._peer_to_file(run, handle, start, length, digest, path):
                     self._storage_to_file(run, store, handle, start, length, digest, path, stopped)
                 return self._cache.add(key, path, length)
-            except BaseException as exc:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-                if isinstance(exc, OSError):
-                    raise StepFailure(
-                        "infra", "DiskFull", f"an input cannot be kept on this worker: {exc}"
-                    ) from exc
-                raise
-
-    @contextlib.contextmanager
-    def _alone(self, key: tuple[str, bytes]) -> Iterator[None]:
-        with self._lock:
-            lock = self._busy.setdefault(key, threading.Lock())
-        with lock:
-            yield
-        with self._lock:
-            if not lock.locked():
-                self._busy.pop(key, None)
 
     def _peer_to_file(
         self, run: str, handle: Handle, start: int, length: int, digest: bytes, path: str

@@ -128,6 +128,7 @@ class LiveRun:
             "finished": finished,
             "submitted": [[a.s, a.i, a.a] for a in self.state.current.values() if a.state != run_.GONE],
             "adopted": [list(task) for task in self.adopted],
+            "named": [[*task, out.named] for task in self.adopted if (out := self.state.outputs[task]).named],
             "lengths": [[s, n] for s, n in self.lengths.items()],
             "skipped": [[s, i, *why] for (s, i), why in self.skipped.items()],
             "refused": [[s, i, *why] for (s, i), why in self.refused.items()],

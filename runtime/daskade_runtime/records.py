@@ -50,6 +50,8 @@ _HANDLE: dict[str, tuple[type, ...]] = {
     "n": (int, _NONE),
     "x": (bytes, _NONE),
     "m": (bytes, _NONE),
+    "r": (list, tuple, _NONE),
+    "t": (*_NUMBER, _NONE),
 }
 _STEP_MAX, INT_MAX = 2**32 - 1, 2**63 - 1
 

@@ -25,6 +25,8 @@ INDEX_INLINE = 32
 
 WAITING, READY, SENT, RUNNING, STOPPING, GONE = range(6)
 
+# Fields of a handle that nobody needs who reads the output.
+_NOT_SENT = ("r", "t")
 _NIL = msgpack.packb(None)
 
 
@@ -90,16 +92,21 @@ class Output:
     workers fetch it once instead.
     """
 
-    __slots__ = ("a", "handle", "full", "lens", "json", "committed", "holder", "size")
+    __slots__ = ("a", "handle", "full", "lens", "json", "committed", "holder", "size", "named")
 
     def __init__(self, a: int, handle: Any, lens: Any, json: Any, committed: bool) -> None:
         self.a = a
         # The worker that has it as a file.
         self.holder: str | None = handle.get("w")
         self.size: int = handle.get("z") or 0
+        #: ``[path, version]`` of objects that the task named.
+        self.named: list[list[str]] = handle.get("r") or []
         self.full: bytes = _pack(handle)
         n = handle.get("n")
-        self.handle = self.full if n is None or n <= INDEX_INLINE else _pack({**handle, "x": None, "m": None})
+        short = {name: value for name, value in handle.items() if name not in _NOT_SENT}
+        if n is not None and n > INDEX_INLINE:
+            short.update(x=None, m=None)
+        self.handle = self.full if short == handle else _pack(short)
         self.lens = lens
         self.json = json
         self.committed = committed

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, NoReturn
 
 from . import credentials, storage
-from .storage import Data, Exists, StorageError, Store, check_key, clean, pieces
+from .storage import Data, Exists, Stat, StorageError, Store, check_key, clean, pieces
 
 # The first whose client takes a private authority and whose errors have the form that `failure` reads.
 _OLDEST = (0, 11)
@@ -106,7 +106,7 @@ class ObjectStore(Store):
             raise StorageError("InvalidStorage", "gs:// takes neither endpoint nor region")
         return GCSStore(bucket, client_options=_client_options(options, limit, False), retry_config=_RETRY)
 
-    def put(self, key: str, data: Data) -> None:
+    def put(self, key: str, data: Data) -> str | None:
         path = self._path(key)
         parts = pieces(data)
         size = sum(len(part) for part in parts)
@@ -114,37 +114,44 @@ class ObjectStore(Store):
             if size <= storage.MULTIPART_FROM:
                 body = parts[0] if len(parts) == 1 else b"".join(parts)
                 client = self._small if size <= storage.SMALL else self._large
-                self._api.put(client, path, body, use_multipart=False)
-            else:
-                self._multipart(path, iter(parts), size)
+                return _tag(self._api.put(client, path, body, use_multipart=False))
+            return self._multipart(path, iter(parts), size)
         except Exception as error:  # noqa: BLE001 - obstore's own types are many, all are told apart in failure()
             self._fail("put", key, error)
 
-    def put_file(self, key: str, path: str) -> None:
+    def put_file(self, key: str, path: str) -> str | None:
         target = self._path(key)
         with open(path, "rb") as source:
             size = os.fstat(source.fileno()).st_size
             try:
                 if size <= storage.MULTIPART_FROM:
-                    self._api.put(self._large, target, source.read(), use_multipart=False)
-                else:
-                    self._multipart(target, source, size)
+                    return _tag(self._api.put(self._large, target, source.read(), use_multipart=False))
+                return self._multipart(target, source, size)
             except Exception as error:  # noqa: BLE001 - obstore's own types are many, all are told apart in failure()
                 self._fail("put", key, error)
 
-    def _multipart(self, path: str, source: Any, size: int) -> None:
+    def _multipart(self, path: str, source: Any, size: int) -> str | None:
         if size > storage.OBJECT_LIMIT:
             raise StorageError("OutputTooLarge", f"{size} bytes, an object may have {storage.OBJECT_LIMIT}")
         chunk = max(storage.PART, -(-size // (storage.PARTS_LIMIT - 1)))
-        self._api.put(self._large, path, source, use_multipart=True, chunk_size=chunk, max_concurrency=4)
+        put = self._api.put(self._large, path, source, use_multipart=True, chunk_size=chunk, max_concurrency=4)
+        return _tag(put)
 
-    def create(self, key: str, data: Data) -> None:
+    def create_file(self, key: str, path: str) -> str | None:
+        if os.path.getsize(path) <= storage.MULTIPART_FROM:
+            with open(path, "rb") as source:
+                return self.create(key, source.read())
+        if self.look(key) is not None:
+            raise Exists(key)
+        return self.put_file(key, path)
+
+    def create(self, key: str, data: Data) -> str | None:
         path = self._path(key)
         parts = pieces(data)
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         client = self._small if len(body) <= storage.SMALL else self._large
         try:
-            self._api.put(client, path, body, mode="create")
+            return _tag(self._api.put(client, path, body, mode="create"))
         except self._api.exceptions.AlreadyExistsError as error:
             # 412 is a lost race. 409 is one that is still being decided: the other put may yet fail.
             if " 409 " in str(error).partition("\n\nDebug source")[0]:
@@ -187,11 +194,12 @@ class ObjectStore(Store):
                 return b""
             self._fail("get", key, error)
 
-    def get_to_file(self, key: str, path: str) -> int:
+    def get_to_file(self, key: str, path: str) -> Stat:
         target = self._path(key)
         try:
             answer = self._api.get(self._large, target)
-            size = int(answer.meta["size"])
+            found = _stat(answer.meta)
+            size = found.size
             with open(path, "wb") as sink:
                 if size <= storage.MULTIPART_FROM:
                     sink.writelines(memoryview(chunk) for chunk in answer.stream(min_chunk_size=1 << 20))
@@ -206,7 +214,7 @@ class ObjectStore(Store):
                             at, data = at + done, data[done:]
 
                     self._ranges(target, 0, size, tag, fetch)
-            return size
+            return found
         except OSError as error:
             if isinstance(error, FileNotFoundError) and error.errno is None:
                 self._fail("get", key, error)
@@ -231,9 +239,9 @@ class ObjectStore(Store):
             for _ in pool.map(one, range(first, last, storage.PART)):
                 pass
 
-    def head(self, key: str) -> int | None:
+    def look(self, key: str) -> Stat | None:
         try:
-            return int(self._api.head(self._small, self._path(key))["size"])
+            return _stat(self._api.head(self._small, self._path(key)))
         except FileNotFoundError:
             return None
         except Exception as error:  # noqa: BLE001 - obstore's own types are many, all are told apart in failure()
@@ -287,6 +295,17 @@ _RETRY: Any = {
         "base": 2,
     },
 }
+
+
+def _tag(put: Any) -> str | None:
+    """The version that a put has made; None if the service does not tell."""
+    tag = put.get("e_tag")
+    return tag.strip('"') if tag else None
+
+
+def _stat(meta: Any) -> Stat:
+    size = int(meta["size"])
+    return Stat(size, _tag(meta) or f"{meta['last_modified'].timestamp():.0f}-{size:x}")
 
 
 def _client_options(options: dict[str, Any], limit: float, http: bool) -> Any:

@@ -27,6 +27,7 @@ from daskade_runtime.events import Subscriber, now
 from daskade_runtime.fetch import object_key
 from daskade_runtime.journal import Journal, JournalError, read_all
 from daskade_runtime.live import LiveRun, json_value
+from daskade_runtime.looks import Looks
 from daskade_runtime.operation import Reply, operation
 from daskade_runtime.run import Address, Attempt, Refused
 from daskade_runtime.storage import open_store
@@ -103,7 +104,9 @@ class Runtime:
             }
         )
         self.cluster = ClusterView(self)
-        self.s.handlers.update({**self.cluster.handlers(), **self.earlier.handlers()})
+        self.s.handlers.update(
+            {**self.cluster.handlers(), **self.earlier.handlers(), **Looks().handlers()}
+        )
         self._background(self.cluster.note_use())
         self._background(self._watch_fence())
         log.info("daskade runtime %s is ready, instance %s", self.digest[:12], self.instance)

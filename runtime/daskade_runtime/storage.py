@@ -12,7 +12,9 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
@@ -35,6 +37,8 @@ SMALL_TIMEOUT = 30.0
 SMALL = 4 << 20
 _TEMP = ".tmp-"
 _TEXT_LIMIT = 500
+# A file that changes while it is read is read again, so often.
+_READS = 3
 
 
 class StorageError(Exception):
@@ -63,6 +67,33 @@ class Exists(Exception):
     def __init__(self, key: str) -> None:
         super().__init__(f"{key} already exists")
         self.key = key
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What is known of an object without its bytes. ``version`` is another text when the object is another one."""
+
+    size: int
+    version: str
+
+
+def locate(storage: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """Where an object is that a manifest names: the configuration of its store, and its key there.
+
+    ``path`` is below the run's ``storage``, or a whole URL. Service and identity of a URL are those of the storage if both
+    are of one kind, else those of the environment.
+    """
+    scheme, separator, rest = path.partition("://")
+    if not separator:
+        return storage, check_key(path)
+    bucket, slash, key = rest.partition("/")
+    key = unquote(key)
+    if not slash or any(c in rest for c in "?#") or any(c in bucket for c in "@:%"):
+        raise StorageError("InvalidKey", f"{clean(path)} names no object")
+    where: dict[str, Any] = {"url": f"{scheme}://{bucket}/"}
+    if scheme == str(storage.get("url")).partition(":")[0]:
+        where |= {name: storage[name] for name in ("endpoint", "region", "options") if storage.get(name)}
+    return where, check_key(key)
 
 
 def open_store(config: dict[str, Any]) -> Store:
@@ -127,15 +158,17 @@ class Store:
 
     url: str
 
-    def put(self, key: str, data: Data) -> None:
-        """Writes or replaces the object, durably and at once: readers see all of it or the old one."""
+    def put(self, key: str, data: Data) -> str | None:
+        """Writes or replaces the object, durably and at once: readers see all of it or the old one. The version of what
+        was written, if the store tells.
+        """
         raise NotImplementedError
 
-    def put_file(self, key: str, path: str) -> None:
+    def put_file(self, key: str, path: str) -> str | None:
         """As ``put`` from a file, in parts if it is large."""
         raise NotImplementedError
 
-    def create(self, key: str, data: Data) -> None:
+    def create(self, key: str, data: Data) -> str | None:
         """Writes the object only if the key is free, else ``Exists``. Of any number of racing creators one
         wins.
 
@@ -144,18 +177,29 @@ class Store:
         """
         raise NotImplementedError
 
+    def create_file(self, key: str, path: str) -> str | None:
+        """As ``create`` from a file. What goes up in parts has no create-only form: the look just before it narrows the
+        window in which two writers may both succeed.
+        """
+        raise NotImplementedError
+
     def get(self, key: str, start: int | None = None, length: int | None = None) -> bytes:
         """The object's bytes, or ``length`` of them from ``start`` (fewer at its end). ``NotFound`` if it is
         not there."""
         raise NotImplementedError
 
-    def get_to_file(self, key: str, path: str) -> int:
-        """Writes the object to ``path``, without holding all of it in memory; its size."""
+    def get_to_file(self, key: str, path: str) -> Stat:
+        """Writes the object to ``path``, without holding all of it in memory; what was written is one version of it."""
+        raise NotImplementedError
+
+    def look(self, key: str) -> Stat | None:
+        """Size and version of the object, None if it is not there."""
         raise NotImplementedError
 
     def head(self, key: str) -> int | None:
         """The object's size, None if it is not there."""
-        raise NotImplementedError
+        found = self.look(key)
+        return None if found is None else found.size
 
     def list(self, prefix: str, after: str | None = None) -> Iterator[tuple[str, int]]:
         """``(key, size)`` of everything below ``prefix`` (a folder, or "" for all), in order of the key's
@@ -221,17 +265,23 @@ class DirectoryStore(Store):
             self._raise("create directory", "", error)
         super().probe()
 
-    def put(self, key: str, data: Data) -> None:
-        self._write(key, pieces(data), replace=True)
+    def put(self, key: str, data: Data) -> str:
+        return self._write(key, pieces(data), replace=True)
 
-    def put_file(self, key: str, path: str) -> None:
+    def put_file(self, key: str, path: str) -> str:
         with open(path, "rb") as source:
-            self._write(key, iter(lambda: source.read(1 << 20), b""), replace=True)
+            return self._write(key, iter(lambda: source.read(1 << 20), b""), replace=True)
 
-    def create(self, key: str, data: Data) -> None:
+    def create(self, key: str, data: Data) -> str:
         if os.path.lexists(self._path(key)):
             raise Exists(key)
-        self._write(key, pieces(data), replace=False)
+        return self._write(key, pieces(data), replace=False)
+
+    def create_file(self, key: str, path: str) -> str:
+        if os.path.lexists(self._path(key)):
+            raise Exists(key)
+        with open(path, "rb") as source:
+            return self._write(key, iter(lambda: source.read(1 << 20), b""), replace=False)
 
     def get(self, key: str, start: int | None = None, length: int | None = None) -> bytes:
         try:
@@ -242,26 +292,39 @@ class DirectoryStore(Store):
         except OSError as error:
             self._raise("read", key, error)
 
-    def get_to_file(self, key: str, path: str) -> int:
+    def get_to_file(self, key: str, path: str) -> Stat:
+        for _ in range(_READS):
+            before, after, size = self._copy(key, path)
+            if before == after and size == before.size:
+                return before
+        raise StorageError(
+            "StorageUnreachable", f"{clean(key)} is being written while it is read", transient=True
+        )
+
+    def _copy(self, key: str, path: str) -> tuple[Stat, Stat, int]:
         size = 0
         try:
             source = open(self._path(key), "rb")  # noqa: SIM115 - closed by the with below
         except OSError as error:
             self._raise("read", key, error)
         with source, open(path, "wb") as sink:
+            before = _stat(os.fstat(source.fileno()))
             while True:
                 try:
                     chunk = source.read(1 << 20)
                 except OSError as error:
                     self._raise("read", key, error)
                 if not chunk:
-                    return size
+                    return before, _stat(os.fstat(source.fileno())), size
                 sink.write(chunk)
                 size += len(chunk)
 
-    def head(self, key: str) -> int | None:
+    def look(self, key: str) -> Stat | None:
         try:
-            return os.stat(self._path(key)).st_size
+            found = os.stat(self._path(key))
+            if stat.S_ISDIR(found.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            return _stat(found)
         except FileNotFoundError:
             self._check_root()
             return None
@@ -316,7 +379,7 @@ class DirectoryStore(Store):
     def _path(self, key: str) -> str:
         return os.path.join(self.root, *check_key(key).split("/"))
 
-    def _write(self, key: str, pieces: Iterable[bytes | bytearray | memoryview], *, replace: bool) -> None:
+    def _write(self, key: str, pieces: Iterable[bytes | bytearray | memoryview], *, replace: bool) -> str:
         path = self._path(key)
         folder = os.path.dirname(path)
         temp = os.path.join(folder, f"{_TEMP}{os.getpid()}-{secrets.token_hex(8)}")
@@ -335,6 +398,7 @@ class DirectoryStore(Store):
                     sink.writelines(pieces)
                     sink.flush()
                     os.fsync(sink.fileno())
+                    version = _stat(os.fstat(sink.fileno())).version
                 if replace:
                     os.replace(temp, path)
                 else:
@@ -343,6 +407,7 @@ class DirectoryStore(Store):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(temp)
             _sync_folder(folder)
+            return version
         except FileExistsError:
             raise Exists(key) from None
         except OSError as error:
@@ -389,6 +454,11 @@ class DirectoryStore(Store):
 
 
 _NO_LINK = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+def _stat(found: os.stat_result) -> Stat:
+    # Without the inode: where a volume is mounted twice, or is a service behind a file system, it is not the same.
+    return Stat(found.st_size, f"{found.st_mtime_ns:x}-{found.st_size:x}")
 
 
 def _sync_folder(folder: str) -> None:

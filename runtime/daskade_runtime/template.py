@@ -2,7 +2,7 @@
 
 ``[0, step, item, path]`` is the output of one task (or what is found in it under ``path``), ``[1, step,
 mode]`` the list of all items of a mapped step, ``[2, slot]`` a value of this item, ``[3, step, item, index]``
-an element of a container.
+an element of a container, ``[4, number]`` an object that the step reads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgpack
 from daskade_runtime.errors import StepFailure
 
 EXT = 1
-OUTPUT, ALL, VALUE, ELEMENT = 0, 1, 2, 3
+OUTPUT, ALL, VALUE, ELEMENT, OBJECT = 0, 1, 2, 3, 4
 HOLES, DROPPED, FLATTENED = 0, 1, 2
 
 Resolver = Callable[[tuple[Any, ...]], Any]
@@ -52,7 +52,7 @@ def _reference(code: int, payload: bytes) -> tuple[Any, ...]:
         raise StepFailure(
             "data", "BadTemplate", f"a reference in the step's arguments cannot be read: {exc}"
         ) from exc
-    if not isinstance(ref, tuple) or len(ref) < 2 or ref[0] not in (OUTPUT, ALL, VALUE, ELEMENT):
+    if not isinstance(ref, tuple) or len(ref) < 2 or ref[0] not in (OUTPUT, ALL, VALUE, ELEMENT, OBJECT):
         raise StepFailure("data", "BadTemplate", f"the step's arguments hold an unknown reference {ref!r}")
     return ref
 

@@ -33,6 +33,7 @@ from daskade_runtime.gpu import Devices, device_ids
 from daskade_runtime.inline import run_inline
 from daskade_runtime.inputs import Gatherer
 from daskade_runtime.logs import ATTEMPT_CAP, AttemptLog, LogHub
+from daskade_runtime.objects import Objects, named
 from daskade_runtime.outbox import Events
 from daskade_runtime.outputs import publish
 from daskade_runtime.pool import Pool
@@ -126,6 +127,7 @@ class WorkerState:
         self.cache = Cache(os.path.join(self.directory, "cache"), 1 << 30)
         self.definitions = Definitions(self._ask_definitions, os.path.join(self.directory, "code"))
         self.fetcher = Fetcher(self.cache, self._call_peer, lambda: str(worker.address), self._storage)
+        self.objects = Objects(self.cache, self._storage)
         self.gatherer = Gatherer(self.fetcher, self._ask_handle)
         self.events = Events(worker)
         self.bundles = Bundles(self.events.post)
@@ -201,7 +203,12 @@ class WorkerState:
         taken: dict[str, float] = {}
         path = self.cache.new_path()
         try:
-            inputs = self.gatherer.gather(run, request, step["args"], pins, attempt.stopped)
+            wanted = named(step, request["v"])
+            inputs: dict[str, Any] = {"h": (), "all": (), "e": ()}
+            if not wanted.taken:
+                inputs = self.gatherer.gather(run, request, step["args"], pins, attempt.stopped)
+            objects, versions = self.objects.gather(run, step, wanted, pins, attempt.stopped)
+            inputs.update(objects)
             if attempt.stop:
                 raise StepFailure("stopped", "Stopped", "stopped before it began")
             cuda, taken = self._devices(step)
@@ -211,13 +218,17 @@ class WorkerState:
                 else:
                     answer = self._run_in_child(run, step, request, inputs, path, cuda, attempt, lines)
             except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)  # what a killed process left
+                for left in (path, f"{path}-whole"):  # by a killed process
+                    with contextlib.suppress(OSError):
+                        os.unlink(left)
                 raise
             lines.finish()
             address = str(self.worker.address)
             told = functools.partial(self._storage, run.uid)
-            return publish(run, step, attempt.task, answer, self.cache, address, attempt.stopped, told)
+            return publish(
+                *(run, step, attempt.task, answer, self.cache, address),
+                *(wanted, versions, attempt.stopped, told),
+            )
         finally:
             for entry in pins:
                 self.cache.unpin(entry)

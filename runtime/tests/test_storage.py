@@ -87,6 +87,30 @@ def test_objects_come_back_whole_and_in_part(store: Store) -> None:
     assert refused(lambda: store.get("none", 1, 2)).reason == "NotFound"
 
 
+def test_a_version_changes_with_the_object(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "MULTIPART_FROM", 6 << 20)
+    monkeypatch.setattr(storage, "PART", 5 << 20)
+    (tmp_path / "up").write_bytes(b"3" * (7 << 20))
+    seen = set()
+    for number, write in enumerate(
+        (
+            lambda: store.create("v", b"1"),
+            lambda: store.put("v", b"2"),
+            lambda: store.put_file("v", str(tmp_path / "up")),
+            lambda: store.put("v", [b"4" * (7 << 20)]),
+        )
+    ):
+        version = write()
+        found = store.look("v")
+        assert found is not None and found.version == version == store.get_to_file("v", str(tmp_path / "x")).version
+        seen.add(version)
+        assert len(seen) == number + 1
+    with pytest.raises(Exists):
+        store.create_file("v", str(tmp_path / "up"))
+    assert store.create_file("w", str(tmp_path / "up")) == store.look("w").version  # type: ignore[union-attr]
+    assert store.look("none") is None
+
+
 def test_buffers_of_any_kind_are_bytes(store: Store) -> None:
     import array
 
@@ -101,7 +125,8 @@ def test_files_go_up_and_down(store: Store, tmp_path: Path, monkeypatch: pytest.
         data = os.urandom(size)
         (tmp_path / "up").write_bytes(data)
         store.put_file("file", str(tmp_path / "up"))
-        assert store.get_to_file("file", str(tmp_path / "down")) == size
+        assert store.get_to_file("file", str(tmp_path / "down")) == store.look("file")
+        assert store.head("file") == size
         assert (tmp_path / "down").read_bytes() == data
         assert store.get("file") == data
         store.put("pieces", [data[: size // 3], data[size // 3 :]])

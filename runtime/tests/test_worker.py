@@ -227,24 +227,6 @@ def test_small_results_are_reported_as_json(cluster: Cluster) -> None:
     assert (reply["class"], reply["type"]) == ("data", "NotJson")
 
 
-def test_a_declared_output_goes_where_it_was_declared(cluster: Cluster) -> None:
-    run = cluster.open(
-        [
-            script("output = {'a': 1}", serializer="json", path="models/a.json"),
-            script("output = b'x' * 100_000", path="parts/{item}.pkl", if_exists="error"),
-        ]
-    )
-    reply = cluster.run(run)
-    assert reply["handle"]["u"] == "/models/a.json" and reply["handle"]["b"] is not None
-    assert (cluster.store / "models/a.json").read_text() == '{"a":1}'
-    for _ in range(2):  # a second attempt with the same content is no conflict
-        assert cluster.run(run, 1, 7)["handle"]["u"] == "/parts/7.pkl"
-    (cluster.store / "parts/7.pkl").write_bytes(b"theirs")
-    reply = cluster.run(run, 1, 7)
-    assert (reply["class"], reply["type"]) == ("data", "OutputExists")
-    assert (cluster.store / "parts/7.pkl").read_bytes() == b"theirs"
-
-
 def test_the_environment_of_a_step(cluster: Cluster) -> None:
     source = "import os; names = ('DASKADE_', 'MINE', 'CUDA')\n"
     source += "output = {k: v for k, v in os.environ.items() if k.startswith(names)}"

@@ -336,7 +336,7 @@ def step(name: str, call: str | None = None, args: bytes = args(), **fields: Any
             "container": False,
         },
         **{"lens": [], "result": 0, "resources": {}, "group": None, "gpu_ok": False, "isolation": "process"},
-        **{"timeout": None, "env": {}, "path": None, "if_exists": None},
+        **{"timeout": None, "env": {}},
         **fields,
     }
 

@@ -65,7 +65,7 @@ def step(
     fields: dict[str, Any] = {
         "name": name, "call": call, "script": None, "args": template or args(), "serializer": "pickle",
         "container": False, "lens": [], "result": 0, "resources": {}, "group": None, "gpu_ok": False,
-        "isolation": "process", "timeout": None, "env": {}, "path": None, "if_exists": None,
+        "isolation": "process", "timeout": None, "env": {},
     }  # fmt: skip
     return {**fields, **more}
 

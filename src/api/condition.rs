@@ -161,6 +161,7 @@ pub const PROBLEM_REASONS: &[Reason] = &[
     ("DuplicateDependency", "A step names a dependency twice."),
     ("DuplicateParameter", "Two parameters have one name."),
     ("UnknownStep", "A reference to a step that does not exist; the help has the nearest name."),
+    ("UnknownInput", "A selection names an input that no step reads; the help has those that steps read."),
     ("UnknownTag", "A selection names a tag that no step has; the help has the nearest one."),
     ("EmptySelection", "No step fits all parts of a run's selection."),
     ("UnknownOutput", "A reference to an output that the step does not declare; the message lists those it does."),

@@ -107,7 +107,7 @@ pub struct Select {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::step_names")]
     pub to: Vec<String>,
-    /// Steps that read these inputs (paths), and all that come after them. Not implemented yet: refused.
+    /// Steps that read these inputs (paths, as written or with expressions filled in), and all that come after them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000), inner(length(min = 1, max = 1024)))]
     pub from_inputs: Vec<String>,

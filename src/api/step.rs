@@ -43,8 +43,9 @@ pub struct Step {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::map_sources")]
     pub map: Option<BTreeMap<String, Value>>,
-    /// Data that other systems or earlier runs left in storage, by keyword argument, for example
-    /// `{model: {path: models/current.pkl}}`. Not implemented yet: refused.
+    /// Objects that other systems or earlier runs left in storage, by keyword argument, for example
+    /// `{model: {path: models/current.pkl}}`. Each is read when the step starts; one that is not there is a failure of
+    /// class `data`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 100))]
     pub inputs: BTreeMap<String, Input>,
@@ -89,7 +90,7 @@ pub struct Step {
     /// How and where the output is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<OutputStore>,
-    /// Whether earlier runs' outputs of this step may be reused (`PipelineRun.spec.reuse`). Not implemented yet: refused.
+    /// Whether earlier runs' outputs of this step may be reused (`PipelineRun.spec.reuse`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<Cache>,
     /// The run does not fail when this step fails; steps that use its output whole see `None` in its place.
@@ -122,10 +123,11 @@ pub const CALL_PATTERN: &str =
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Input {
-    /// Path below the pipeline's storage, or a whole URL; may hold `$(…)`, for example `models/$(params.name).pkl`.
+    /// Path below the pipeline's storage, or a whole URL (`s3://`, `gs://`, `file:///`) that the storage's identity
+    /// reaches; may hold `$(…)`, for example `models/$(params.name).pkl`.
     #[schemars(length(min = 1, max = 1024))]
     pub path: String,
-    /// Form of the object. Default: by the ending of the path.
+    /// Form of the object. Default: by the ending of the path: `.pkl`, `.pickle`, `.json`, `.parquet` or `.npy`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serializer: Option<Serializer>,
 }
@@ -220,12 +222,13 @@ pub struct OutputStore {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serializer: Option<Serializer>,
     /// A path below the pipeline's storage where the output is kept under a name of its own, besides the run's record;
-    /// may hold `$(…)`, for example `models/$(run.name)/model.pkl`. Not implemented yet: refused.
+    /// may hold `$(…)`, for example `models/$(run.name)/model.pkl`. It is written before the output counts. With `map`
+    /// it must name the item.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub path: Option<String>,
-    /// What to do when something is at `path` already: `Fail` (default), `Replace` or `Skip` (the step is not run).
-    /// Not implemented yet: refused.
+    /// What to do when something is at `path` already: `Fail` (default), `Replace` or `Skip` (the step is not called,
+    /// what is there is its output).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub if_exists: Option<IfExists>,
 }
@@ -268,7 +271,7 @@ pub enum IfExists {
     Fail,
     /// The object is replaced.
     Replace,
-    /// The step is not run; the object is its output.
+    /// The step is not called; the object is its output.
     Skip,
 }
 

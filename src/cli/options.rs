@@ -52,6 +52,9 @@ pub(super) struct PartOptions {
     /// Run this step and all that come before it (repeatable)
     #[arg(long, value_name = "STEP")]
     pub to: Vec<String>,
+    /// Run the steps that read the object at this path, and all that come after them (repeatable)
+    #[arg(long, value_name = "PATH")]
+    pub from_inputs: Vec<String>,
     /// Run the steps with this tag (repeatable)
     #[arg(long = "tag", value_name = "TAG")]
     pub tags: Vec<String>,
@@ -214,6 +217,8 @@ pub(super) struct SubmitOptions {
     /// Parameters from a YAML or JSON file
     #[arg(long, value_name = "FILE", env = "DASKADE_PARAMS_FILE")]
     pub params_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub part: PartOptions,
     /// Wait for the end of the run; the exit code is then the run's
     #[arg(long)]
     pub wait: bool,

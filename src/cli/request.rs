@@ -101,7 +101,7 @@ pub(super) fn request(options: &RunOptions) -> Result<Request, Failure> {
 }
 
 /// The part of the pipeline that runs, and what it takes from earlier runs: options go before fields of the run.
-fn part(options: &PartOptions, run: Option<&PipelineRunSpec>) -> (Option<Select>, Option<Reuse>) {
+pub(super) fn part(options: &PartOptions, run: Option<&PipelineRunSpec>) -> (Option<Select>, Option<Reuse>) {
     let mut select = run.and_then(|run| run.select.clone()).unwrap_or_default();
     let given = |field: &mut Vec<String>, option: &Vec<String>| {
         if !option.is_empty() {
@@ -111,6 +111,7 @@ fn part(options: &PartOptions, run: Option<&PipelineRunSpec>) -> (Option<Select>
     given(&mut select.only, &options.only);
     given(&mut select.from, &options.from);
     given(&mut select.to, &options.to);
+    given(&mut select.from_inputs, &options.from_inputs);
     given(&mut select.tags, &options.tags);
     let select = (select != Select::default()).then_some(select);
     let mut reuse = run.and_then(|run| run.reuse.clone()).unwrap_or_default();

@@ -48,17 +48,8 @@ const fn local(object: &'static [Kind], path: &'static str, help: &'static str) 
 }
 
 const TABLE: &[Row] = &[
-    never(PIPELINE, "steps.*.inputs"),
-    never(PIPELINE, "steps.*.cache"),
-    never(PIPELINE, "steps.*.output.path"),
-    never(PIPELINE, "steps.*.output.ifExists"),
-    never(PIPELINE, "finally.*.inputs"),
-    never(PIPELINE, "finally.*.cache"),
-    never(PIPELINE, "finally.*.output.path"),
-    never(PIPELINE, "finally.*.output.ifExists"),
     never(PIPELINE, "deadlines.finally"),
     never(RUN, "deadlines.finally"),
-    never(RUN, "select.fromInputs"),
     never(RUN, "select.loadVersions"),
     never(RUN, "retention"),
     local(PIPELINE, "code.configMap", "a local run sees no ConfigMaps: use code.files, code.path or code.url"),
@@ -152,18 +143,11 @@ mod tests {
             "code": { "configMap": "flow" },
             "cluster": { "template": { "workers": [{ "name": "a", "env": [{ "name": "B", "value": "b" }, { "name": "A", "valueFrom": { "secretKeyRef": { "name": "a", "key": "b" } } }] }] } },
             "steps": [
-                { "name": "a", "call": "m:f", "cache": { "enabled": true }, "output": { "path": "x", "ifExists": "Skip" } },
-                { "name": "b", "call": "m:f", "inputs": { "x": { "path": "p" } }, "output": { "serializer": "json" } }
+                { "name": "a", "call": "m:f" }
             ],
-            "finally": [{ "name": "z", "call": "m:f", "cache": {} }]
+            "deadlines": { "finally": "1m" }
         });
-        let everywhere = [
-            "spec.steps[1].inputs",
-            "spec.steps[0].cache",
-            "spec.steps[0].output.path",
-            "spec.steps[0].output.ifExists",
-            "spec.finally[0].cache",
-        ];
+        let everywhere = ["spec.deadlines.finally"];
         let set = |list: &[&str]| list.iter().map(|path| (*path).to_owned()).collect::<BTreeSet<_>>();
         let found = |mode| check("Pipeline", spec.clone(), mode).into_iter().collect::<BTreeSet<_>>();
         assert_eq!(found(Mode::Cluster), set(&everywhere));
@@ -176,12 +160,12 @@ mod tests {
     #[test]
     fn a_run_is_searched_with_its_pipeline_and_false_is_no_use() {
         let spec = json!({
-            "suspend": true, "cancel": false, "select": { "only": ["a"], "fromInputs": ["s3://a/b"] },
-            "pipelineSpec": { "steps": [{ "name": "a", "call": "m:f", "cache": { "enabled": true } }] }
+            "suspend": true, "cancel": false, "select": { "only": ["a"], "loadVersions": { "a": "b" } },
+            "pipelineSpec": { "steps": [{ "name": "a", "call": "m:f" }], "deadlines": { "finally": "1m" } }
         });
         assert_eq!(
             check("PipelineRun", spec, Mode::Local),
-            ["spec.select.fromInputs", "spec.suspend", "spec.pipelineSpec.steps[0].cache"]
+            ["spec.select.loadVersions", "spec.suspend", "spec.pipelineSpec.deadlines.finally"]
         );
     }
 

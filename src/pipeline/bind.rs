@@ -11,12 +11,12 @@ use super::{
     limits::{ITEMS, KNOWN_BYTES, TEMPLATE_BYTES, TOTAL_ITEMS, json_size},
     params,
     plan::{Part, Plan, PlanStep, PlanVar, ResultSpec, VarSource},
-    wire::StepDef,
+    wire::{StepDef, TargetDef},
 };
 use crate::{
     api::{
         pipeline::RunLimits,
-        step::{FailureClass as Class, Isolation, Retry, Step},
+        step::{FailureClass as Class, IfExists, Isolation, Retry, Step},
     },
     graph::{Dag, Dep, FailureClass, Limits, MapSource, RetryPolicy, StepIx, StepSpec, When},
     problem::Problem,
@@ -60,20 +60,28 @@ impl Flow {
             let vars = plan_vars(step, known);
             let mut encoder = Encoder::new(self, &lengths, &scope, found);
             encoder.arguments(step);
+            let inputs = encoder.inputs(step).into_bytes();
+            let target = step.target.as_ref().map(|target| TargetDef {
+                place: encoder.place(target).into_bytes(),
+                replace: target.if_exists == IfExists::Replace,
+            });
             let (template, slots) = encoder.finish();
             let args = template.clone().into_bytes();
-            written += args.len();
+            written += args.len() + inputs.len();
             if written > TEMPLATE_BYTES {
                 break;
             }
             specs.push(self.engine_step(step, &vars));
-            let def = step_def(step, args);
+            let def = StepDef { inputs, target, ..step_def(step, args) };
             let (mapped, tags) = (step.map.is_some(), step.spec.tags.clone());
             steps.push(PlanStep {
                 def,
                 mapped,
                 vars,
                 slots,
+                inputs: step.inputs.clone(),
+                target: step.target.clone(),
+                cache: step.spec.cache.clone().unwrap_or_default(),
                 when: step.when.clone(),
                 template,
                 tags,
@@ -96,7 +104,9 @@ impl Flow {
         })?;
         let requirements = self.requirements.clone();
         let (params, index) = (Value::Object(params), self.index.clone());
-        Ok(Plan { dag, limits, params, steps, index, run: info, results, requirements })
+        let plan = Plan { dag, limits, params, steps, index, run: info, results, requirements };
+        let problems = plan.check_objects();
+        if problems.is_empty() { Ok(plan) } else { Err(problems) }
     }
 
     /// The lists of variables that are known now, by step and variable.
@@ -287,8 +297,8 @@ fn step_def(step: &FlowStep, args: Vec<u8>) -> StepDef {
         },
         timeout: timeout.map(|timeout| timeout.as_secs_f64()),
         env: env.iter().map(|var| (var.name.clone(), var.value.clone())).collect::<BTreeMap<_, _>>(),
-        path: None,
-        if_exists: None,
+        inputs: Vec::new(),
+        target: None,
     }
 }
 

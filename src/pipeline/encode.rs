@@ -8,8 +8,10 @@ use super::{
     flow::{Flow, FlowStep},
     mentions::{Mention, mentions},
     node::{Node, below},
+    objects::Target,
     wire::{Reference, Template},
 };
+use crate::api::step::IfExists;
 use crate::problem::Problem;
 
 /// A value that is made for each task.
@@ -19,6 +21,12 @@ pub(super) enum Slot {
     Var { var: u32, path: Vec<PathPart> },
     /// An expression over items or results.
     Text(Text),
+    /// An object that the step reads, by its number: its path needs items or results.
+    Object(u32),
+    /// Where the output is kept: likewise.
+    Place,
+    /// Whether what is there is taken.
+    Taken,
 }
 
 /// Writes the arguments of one step.
@@ -55,7 +63,7 @@ impl<'a> Encoder<'a> {
         for (i, node) in args.positional.iter().enumerate() {
             self.node(node, step, &format!("{at}[{i}]"));
         }
-        self.template.map(args.keyword.len() + args.passed.len());
+        self.template.map(args.keyword.len() + args.passed.len() + step.inputs.len());
         for (name, node) in &args.keyword {
             self.template.text(name);
             self.node(node, step, &below(&at, name));
@@ -64,6 +72,73 @@ impl<'a> Encoder<'a> {
             if let Some(name) = step.map.as_ref().and_then(|vars| vars.get(*var as usize)).map(|var| &var.name) {
                 self.template.text(name);
                 self.slot(Slot::Var { var: *var, path: Vec::new() });
+            }
+        }
+        for (number, input) in (0..).zip(&step.inputs) {
+            self.template.text(&input.name);
+            self.template.reference(&Reference::Object(number));
+        }
+    }
+
+    /// A template of its own with the objects that the step reads; empty without any.
+    pub fn inputs(&mut self, step: &FlowStep) -> Template {
+        if step.inputs.is_empty() {
+            return Template::default();
+        }
+        self.apart(|own| {
+            own.template.array(step.inputs.len());
+            for (number, input) in (0..).zip(&step.inputs) {
+                own.template.array(2);
+                own.template.text(&input.name);
+                if is_dynamic(&input.path) {
+                    own.slot(Slot::Object(number));
+                    continue;
+                }
+                let path = own.known(&input.path, &input.at);
+                match path.map(|path| input.object(&path)) {
+                    Some(Ok((path, serializer))) => own.template.object(&path, serializer),
+                    Some(Err(wrong)) => own.problems.push(wrong.problem(&input.at)),
+                    None => {}
+                }
+            }
+        })
+    }
+
+    /// A template of its own with the place where the step keeps its output.
+    pub fn place(&mut self, target: &Target) -> Template {
+        self.apart(|own| {
+            own.template.array(2);
+            if is_dynamic(&target.path) {
+                own.slot(Slot::Place);
+            } else {
+                let path = own.known(&target.path, &target.at);
+                match path.map(|path| target.place(&path)) {
+                    Some(Ok(path)) => own.template.text(&path),
+                    Some(Err(wrong)) => own.problems.push(wrong.problem(&target.at)),
+                    None => {}
+                }
+            }
+            match target.if_exists {
+                IfExists::Skip => own.slot(Slot::Taken),
+                IfExists::Fail | IfExists::Replace => own.template.value(&Value::Bool(false)),
+            }
+        })
+    }
+
+    /// What `write` writes, in a template of its own; slots are shared.
+    fn apart(&mut self, write: impl FnOnce(&mut Self)) -> Template {
+        let other = std::mem::take(&mut self.template);
+        write(self);
+        std::mem::replace(&mut self.template, other)
+    }
+
+    /// The value of a text that needs neither items nor results.
+    fn known(&mut self, text: &Text, at: &str) -> Option<Value> {
+        match text.evaluate(self.scope) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.problems.push(Problem::new(error.reason(), at, error.to_string()));
+                None
             }
         }
     }
@@ -99,9 +174,8 @@ impl<'a> Encoder<'a> {
         if is_dynamic(text) {
             return self.slot(Slot::Text(text.clone()));
         }
-        match text.evaluate(self.scope) {
-            Ok(value) => self.template.value(&value),
-            Err(error) => self.problems.push(Problem::new(error.reason(), at, error.to_string())),
+        if let Some(value) = self.known(text, at) {
+            self.template.value(&value);
         }
     }
 

@@ -115,16 +115,11 @@ fn check_outputs(step: &Step, at: &str, problems: &mut Vec<Problem>) {
             ));
         }
     }
-    let stored = step.output.as_ref();
-    for (field, given) in [
-        ("inputs", !step.inputs.is_empty()),
-        ("cache", step.cache.is_some()),
-        ("output.path", stored.is_some_and(|output| output.path.is_some())),
-        ("output.ifExists", stored.is_some_and(|output| output.if_exists.is_some())),
-    ] {
-        if given {
-            problems.push(not_implemented(&format!("{at}.{field}")));
-        }
+    for name in step.inputs.keys() {
+        check_name(name, &below(&format!("{at}.inputs"), name), problems);
+    }
+    if step.cache.as_ref().and_then(|cache| cache.max_age).is_some_and(|age| age.as_millis() == 0) {
+        problems.push(Problem::new("InvalidValue", format!("{at}.cache.maxAge"), "an age must be above zero"));
     }
 }
 
@@ -239,8 +234,4 @@ fn between(value: Option<f64>, least: f64, most: f64, at: &str, problems: &mut V
     {
         problems.push(Problem::new("InvalidValue", at, format!("{value} is outside {least} to {most}")));
     }
-}
-
-fn not_implemented(at: &str) -> Problem {
-    Problem::new("NotImplemented", at, "this field is not carried out yet")
 }

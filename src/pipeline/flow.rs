@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     expr::{Expr, PathPart},
     node::Node,
+    objects::{Input, Target},
 };
 use crate::{
     api::{
@@ -41,6 +42,10 @@ pub(super) struct FlowStep {
     pub when: Option<Expr>,
     /// `when` names `item`.
     pub per_item: bool,
+    /// Objects that it reads, in the order of their names.
+    pub inputs: Vec<Input>,
+    /// Where its output is kept besides the run's record.
+    pub target: Option<Target>,
     /// Steps whose outputs or results are used whole, besides the sources of `map`.
     pub data: BTreeSet<StepIx>,
     pub after: BTreeSet<StepIx>,

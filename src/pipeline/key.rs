@@ -59,7 +59,7 @@ impl Keyring {
     }
 
     /// Works out the key of a task that runs in this run. `None` as long as something before it has none, or may have
-    /// one later; `is_hole` says of a task (or a mapped step as a whole) that it has no output.
+    /// one later, and while an object that it names is not there; `is_hole` says of a task (or a mapped step as a whole) that it has no output.
     pub fn work_out(
         &mut self,
         plan: &Plan,
@@ -72,6 +72,7 @@ impl Keyring {
         let mut sum = Sum::new(b"task");
         sum.bytes(&reader.ring.base);
         definition(&mut sum, &step.def);
+        sum.text(step.cache.version.as_deref().unwrap_or_default());
         for dep in &plan.dag.step(task.step)?.deps {
             sum.bytes(match dep {
                 Dep::Data(_) => b"data",
@@ -80,7 +81,12 @@ impl Keyring {
             sum.bytes(&reader.whole(dep.step())?);
         }
         reader.template(&mut sum, &step.template)?;
-        match plan.filled(task, results).ok()? {
+        let named = plan.named(task, results).ok()?;
+        for path in named.reads.iter().chain(named.keeps.iter().map(|(path, _)| path)) {
+            sum.text(path);
+            sum.text(results.version(task, path)?);
+        }
+        match plan.filled(task, results, false).ok()? {
             Some(values) => reader.template(&mut sum, &values)?,
             // Nothing of the arguments tells the items apart.
             None => sum.number(task.item.map_or(0, |item| u64::from(item) + 1)),
@@ -103,6 +109,8 @@ fn definition(sum: &mut Sum, def: &StepDef) {
         sum.text(name);
         sum.text(value);
     }
+    sum.bytes(&def.inputs);
+    sum.bytes(def.target.as_ref().map_or(&[], |target| &target.place));
 }
 
 /// Reads what comes before a task.
@@ -178,6 +186,11 @@ impl Reader<'_> {
                 sum.bytes(b"all");
                 sum.text(&format!("{gather:?}"));
                 sum.bytes(&self.whole(*step)?);
+            }
+            // What is there was counted with its version.
+            Reference::Object(number) => {
+                sum.bytes(b"object");
+                sum.number(u64::from(*number));
             }
             Reference::Slot(slot) => {
                 sum.bytes(b"slot");
@@ -255,6 +268,9 @@ mod tests {
         fn flat(&self, _: StepIx, _: u32) -> Option<(u32, u32)> {
             None
         }
+        fn version(&self, _: TaskId, path: &str) -> Option<&str> {
+            Some(if path == "y.pkl" { "kept" } else { "read" })
+        }
     }
 
     fn base() -> Value {
@@ -265,7 +281,7 @@ mod tests {
                 {"name": "each", "call": "m:f", "map": {"x": [1, 2]}, "args": {"y": "$(steps.load.output)"}},
                 {"name": "sum", "call": "m:g", "args": ["$(steps.each.output)"]},
                 {"name": "last", "call": "m:h", "dependsOn": ["sum"]},
-                {"name": "apart", "call": "m:f"}
+                {"name": "apart", "call": "m:f", "inputs": {"x": {"path": "x.pkl"}}, "output": {"path": "y.pkl"}}
             ]
         })
     }
@@ -310,11 +326,57 @@ mod tests {
             ["last", "sum"]
         );
         assert_eq!(changed("c", |spec| spec["steps"][4]["output"] = json!({"serializer": "json"})), ["apart"]);
+        assert_eq!(changed("c", |spec| spec["steps"][4]["cache"] = json!({"version": "2"})), ["apart"]);
+        assert_eq!(changed("c", |spec| spec["steps"][4]["inputs"]["x"]["path"] = json!("z.pkl")), ["apart"]);
+        assert_eq!(changed("c", |spec| spec["steps"][4]["inputs"]["x"]["serializer"] = json!("json")), ["apart"]);
+        assert_eq!(changed("c", |spec| spec["steps"][4]["output"]["path"] = json!("z.pkl")), ["apart"]);
         let nothing: [&str; 0] = [];
         assert_eq!(changed("c", |spec| spec["steps"][0]["timeout"] = json!("1h")), nothing);
         assert_eq!(changed("c", |spec| spec["steps"][0]["retry"] = json!({"limit": 3})), nothing);
         assert_eq!(changed("c", |spec| spec["steps"][1]["priority"] = json!(3)), nothing);
         assert_eq!(changed("c", |spec| spec["steps"][1]["displayName"] = json!("Each")), nothing);
+        assert_eq!(changed("c", |spec| spec["steps"][4]["cache"] = json!({"maxAge": "1h"})), nothing);
+        assert_eq!(changed("c", |spec| spec["steps"][4]["output"]["ifExists"] = json!("Replace")), nothing);
+    }
+
+    /// Objects in one version, or not there.
+    struct There(Option<&'static str>);
+
+    impl Results for There {
+        fn result(&self, _: TaskId) -> Option<&Value> {
+            None
+        }
+        fn has_output(&self, _: TaskId) -> bool {
+            false
+        }
+        fn items(&self, _: StepIx) -> Option<u32> {
+            None
+        }
+        fn flat(&self, _: StepIx, _: u32) -> Option<(u32, u32)> {
+            None
+        }
+        fn version(&self, _: TaskId, path: &str) -> Option<&str> {
+            if path == "fixed.pkl" { Some("f") } else { self.0 }
+        }
+    }
+
+    #[test]
+    fn the_version_of_what_is_read_and_kept_counts_and_without_one_there_is_no_key() {
+        for field in [json!({"inputs": {"x": {"path": "in.pkl"}}}), json!({"output": {"path": "out.pkl"}})] {
+            let mut step = json!({"name": "a", "call": "m:f", "inputs": {"y": {"path": "fixed.pkl"}}});
+            for (name, value) in field.as_object().unwrap() {
+                step[name] = value.clone();
+            }
+            let flow = validate(&serde_json::from_value(json!({"steps": [step]})).unwrap(), "spec").unwrap();
+            let plan = flow.bind(&Map::new(), &RunInfo { name: "r".into(), uid: "u".into() }).unwrap();
+            let key = |version| {
+                let task = TaskId::whole(StepIx(0));
+                Keyring::new(&plan, "c", None).work_out(&plan, task, &|_| false, &There(version))
+            };
+            assert!(key(Some("1")).is_some() && key(Some("1")) == key(Some("1")), "{field}");
+            assert_ne!(key(Some("1")), key(Some("2")), "{field}");
+            assert_eq!(key(None), None, "{field}");
+        }
     }
 
     #[test]

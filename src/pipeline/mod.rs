@@ -13,6 +13,7 @@ mod key;
 pub mod limits;
 mod mentions;
 mod node;
+mod objects;
 mod order;
 mod params;
 mod placement;
@@ -30,8 +31,9 @@ pub use self::{
     expr::{ExprError, Gather, PathPart},
     flow::Flow,
     key::{Key, Keyring, Known},
+    objects::Named,
     params::read as read_parameter,
     plan::{Computed, Part, Plan, ResultSource, ResultSpec, Results},
     validate::validate,
-    wire::{Reference, StepDef, Template},
+    wire::{Reference, StepDef, TargetDef, Template},
 };

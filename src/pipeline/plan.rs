@@ -9,8 +9,10 @@ use super::{
     expr::{Account, Expr, ExprError, Gather, Path, PathPart, Root, Scope, Text, kind, lookup, no_values},
     mentions::{Mention, mentions},
     node::Node,
+    objects::{Input, Target},
     wire::{Reference, StepDef, Template},
 };
+use crate::api::step::Cache;
 use crate::graph::{Dag, Limits, RunState, StepIx, TaskId};
 
 /// What a run can be executed from. Holds no state of the run.
@@ -37,6 +39,8 @@ pub trait Results {
     fn items(&self, step: StepIx) -> Option<u32>;
     /// Where entry `index` of the flattened lists of a mapped step is: the item, and the place in its list.
     fn flat(&self, step: StepIx, index: u32) -> Option<(u32, u32)>;
+    /// Which version of the object at `path` the task has read or kept, or would read now.
+    fn version(&self, task: TaskId, path: &str) -> Option<&str>;
 }
 
 #[derive(Debug, Clone)]
@@ -45,6 +49,9 @@ pub(super) struct PlanStep {
     pub mapped: bool,
     pub vars: Vec<PlanVar>,
     pub slots: Vec<Slot>,
+    pub inputs: Vec<Input>,
+    pub target: Option<Target>,
+    pub cache: Cache,
     pub when: Option<Expr>,
     /// The arguments as in `def`.
     pub template: Template,
@@ -135,6 +142,11 @@ impl Plan {
         self.steps.get(step.0 as usize).map(|step| &step.def)
     }
 
+    /// What may be reused of a step.
+    pub fn cache(&self, step: StepIx) -> Cache {
+        self.steps.get(step.0 as usize).map(|step| step.cache.clone()).unwrap_or_default()
+    }
+
     /// The steps as the runtime is told, in order of their indices.
     pub fn step_defs(&self) -> Vec<StepDef> {
         self.steps.iter().map(|step| step.def.clone()).collect()
@@ -179,12 +191,18 @@ impl Plan {
         condition(when, &self.scope(&item, &named, &Account::default()))
     }
 
-    /// The values that differ from task to task, encoded; `None` if the step has none.
-    pub fn values(&self, task: TaskId, results: &dyn Results) -> Result<Option<Vec<u8>>, ExprError> {
-        Ok(self.filled(task, results)?.map(Template::into_bytes))
+    /// The values that differ from task to task, encoded; `None` if the step has none. `taken`: what is where the output
+    /// would be kept is the output, and the step is not called.
+    pub fn values(&self, task: TaskId, results: &dyn Results, taken: bool) -> Result<Option<Vec<u8>>, ExprError> {
+        Ok(self.filled(task, results, taken)?.map(Template::into_bytes))
     }
 
-    pub(super) fn filled(&self, task: TaskId, results: &dyn Results) -> Result<Option<Template>, ExprError> {
+    pub(super) fn filled(
+        &self,
+        task: TaskId,
+        results: &dyn Results,
+        taken: bool,
+    ) -> Result<Option<Template>, ExprError> {
         let Some(step) = self.steps.get(task.step.0 as usize) else { return Ok(None) };
         if step.slots.is_empty() {
             return Ok(None);
@@ -195,12 +213,24 @@ impl Plan {
             match slot {
                 Slot::Var { var, path } => step.write_var(*var, path, task, results, &mut template)?,
                 Slot::Text(text) => template.value(&self.evaluate(step, text, task, results)?),
+                Slot::Object(input) => {
+                    if let Some(input) = step.inputs.get(*input as usize) {
+                        let (path, serializer) = self.input(step, input, task, results)?;
+                        template.object(&path, serializer);
+                    }
+                }
+                Slot::Place => {
+                    if let Some(target) = &step.target {
+                        template.text(&self.place(step, target, task, results)?);
+                    }
+                }
+                Slot::Taken => template.value(&Value::Bool(taken)),
             }
         }
         Ok(Some(template))
     }
 
-    fn evaluate(&self, step: &PlanStep, text: &Text, task: TaskId, results: &dyn Results) -> Result<Value, ExprError> {
+    pub(super) fn evaluate(&self, step: &PlanStep, text: &Text, task: TaskId, results: &dyn Results) -> Result<Value, ExprError> {
         let mut named = Map::new();
         for (expr, column) in text.expressions() {
             named.append(&mut self.named_results(&mentions(expr, column), results)?);

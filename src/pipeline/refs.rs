@@ -26,6 +26,8 @@ pub(super) const RUN: [&str; 2] = ["name", "uid"];
 pub(super) enum Place<'a> {
     Args { step: StepIx, vars: Option<&'a [FlowVar]> },
     When { step: StepIx, vars: Option<&'a [FlowVar]> },
+    /// Of an object in storage.
+    Path { step: StepIx, vars: Option<&'a [FlowVar]> },
     Map { step: StepIx },
     Result,
 }
@@ -33,14 +35,14 @@ pub(super) enum Place<'a> {
 impl<'a> Place<'a> {
     fn step(self) -> Option<StepIx> {
         match self {
-            Self::Args { step, .. } | Self::When { step, .. } | Self::Map { step } => Some(step),
+            Self::Args { step, .. } | Self::When { step, .. } | Self::Path { step, .. } | Self::Map { step } => Some(step),
             Self::Result => None,
         }
     }
 
     fn vars(self) -> Option<&'a [FlowVar]> {
         match self {
-            Self::Args { vars, .. } | Self::When { vars, .. } => vars,
+            Self::Args { vars, .. } | Self::When { vars, .. } | Self::Path { vars, .. } => vars,
             Self::Map { .. } | Self::Result => None,
         }
     }
@@ -413,7 +415,7 @@ fn item(
     problems: &mut Vec<Problem>,
 ) {
     let Some(vars) = place.vars() else {
-        let message = format!("column {column}: item is known only in args and when of a step with map");
+        let message = format!("column {column}: item is known only in args, when and paths of a step with map");
         problems.push(Problem::new("InvalidExpression", at, message));
         return;
     };
@@ -462,7 +464,9 @@ fn opaque_here(what: &str, at: &str, column: usize, place: Place<'_>) -> Problem
         Place::Map { .. } => {
             format!("column {column}: {what} is an opaque value, a map takes it only as the whole list")
         }
-        Place::When { .. } => format!("column {column}: {what} is an opaque value that only the step's code sees"),
+        Place::When { .. } | Place::Path { .. } => {
+            format!("column {column}: {what} is an opaque value that only the step's code sees")
+        }
     };
     let help = "steps.<name>.result is the output as JSON, if it is small";
     Problem::new("TypeMismatch", at, message).help(help)

@@ -40,12 +40,23 @@ impl Plan {
             found.collect()
         };
         let (only, from, to) = (named(&select.only, "only"), named(&select.from, "from"), named(&select.to, "to"));
+        let mut reading = Vec::new();
+        for (i, path) in select.from_inputs.iter().enumerate() {
+            match self.readers(path, &format!("{at}.fromInputs[{i}]")) {
+                Ok(found) => reading.extend(found),
+                Err(problem) => problems.push(problem),
+            }
+        }
         let mut chosen: BTreeSet<usize> = (0..specs.len()).filter(|ix| !specs[*ix].finally).collect();
         if !select.only.is_empty() {
             chosen.retain(|ix| only.contains(ix));
         }
         if !select.from.is_empty() {
             let after = closure(from, &dependents(specs));
+            chosen.retain(|ix| after.contains(ix));
+        }
+        if !select.from_inputs.is_empty() {
+            let after = closure(reading, &dependents(specs));
             chosen.retain(|ix| after.contains(ix));
         }
         if !select.to.is_empty() {
@@ -63,7 +74,7 @@ impl Plan {
         }
         if chosen.is_empty() && problems.is_empty() {
             let problem = Problem::new("EmptySelection", at, "no step belongs to the selection");
-            problems.push(problem.help("a step must fit all of only, from, to and tags that are given"));
+            problems.push(problem.help("a step must fit all of only, from, to, fromInputs and tags that are given"));
         }
         if problems.is_empty() { Ok(chosen) } else { Err(problems) }
     }
@@ -155,10 +166,12 @@ mod tests {
         let spec = json!({
             "steps": [
                 {"name": "load", "call": "m:f", "tags": ["slow"]},
-                {"name": "each", "call": "m:f", "map": {"x": "$(steps.load.output)"}},
+                {"name": "each", "call": "m:f", "map": {"x": "$(steps.load.output)"},
+                    "inputs": {"w": {"path": "weights/$(run.name).npy"}}},
                 {"name": "sum", "call": "m:f", "args": ["$(steps.each.output)"], "tags": ["end"]},
                 {"name": "tell", "call": "m:f", "dependsOn": ["sum"], "tags": ["end"]},
-                {"name": "apart", "call": "m:f"}
+                {"name": "apart", "call": "m:f", "map": {"day": ["mon", "tue"]},
+                    "inputs": {"d": {"path": "in/$(item.day).json"}, "w": {"path": "s3://b/w.npy"}}}
             ],
             "finally": [{"name": "clean", "call": "m:f"}]
         });
@@ -192,6 +205,12 @@ mod tests {
         assert_eq!(check(json!({"from": ["each"], "to": ["sum"]})), names(&["each", "sum"], &["load"]));
         assert_eq!(check(json!({"tags": ["end"]})), names(&["sum", "tell"], &["each"]));
         assert_eq!(check(json!({"tags": ["end", "slow"], "to": ["sum"]})), names(&["load", "sum"], &["each"]));
+        let after_each = names(&["each", "sum", "tell"], &["load"]);
+        assert_eq!(check(json!({"fromInputs": ["weights/$(run.name).npy"]})), after_each, "as it is written");
+        assert_eq!(check(json!({"fromInputs": ["weights/r.npy"]})), after_each, "as it comes out");
+        assert_eq!(check(json!({"fromInputs": ["weights/r.npy"], "to": ["sum"]})), names(&["each", "sum"], &["load"]));
+        assert_eq!(check(json!({"fromInputs": ["in/tue.json"]})), names(&["apart"], &[]), "of one item");
+        assert_eq!(check(json!({"fromInputs": ["s3://b/w.npy"], "tags": ["end"]})).unwrap_err().len(), 1);
         assert_eq!(check(json!({"only": ["tell"]})), names(&["tell"], &[]), "order alone needs no output");
     }
 
@@ -204,6 +223,11 @@ mod tests {
         assert!(said.contains("spec.select.from[0]") && said.contains("finally"), "{said}");
         let said = first(json!({"tags": ["and"]}));
         assert!(said.contains("spec.select.tags[0]") && said.contains("did you mean end?"), "{said}");
+        let said = first(json!({"fromInputs": ["s3://b/w.npy", "in/wed.json"]}));
+        assert!(said.contains("spec.select.fromInputs[1]: UnknownInput") && said.contains("did you mean in/"), "{said}");
+        for known in ["weights/r.npy", "weights/$(run.name).npy", "in/mon.json", "s3://b/w.npy"] {
+            assert!(said.contains(known), "{known}: {said}");
+        }
         assert!(first(json!({"only": ["load"], "from": ["sum"]})).contains("EmptySelection"));
     }
 }

@@ -32,6 +32,10 @@ impl Results for Facts {
         self.items.get(&step).copied()
     }
 
+    fn version(&self, _: TaskId, _: &str) -> Option<&str> {
+        None
+    }
+
     /// Lists of two entries each.
     fn flat(&self, _: StepIx, index: u32) -> Option<(u32, u32)> {
         Some((index / 2, index % 2))
@@ -109,7 +113,7 @@ fn args_of(plan: &Plan, name: &str) -> Value {
 
 fn values_of(plan: &Plan, name: &str, item: Option<u32>, facts: &Facts) -> Value {
     let task = TaskId { step: plan.step_index(name).unwrap(), item };
-    plan.values(task, facts).unwrap_or_else(|error| panic!("{error}")).map_or(Value::Null, |bytes| decoded(&bytes))
+    plan.values(task, facts, false).unwrap_or_else(|error| panic!("{error}")).map_or(Value::Null, |bytes| decoded(&bytes))
 }
 
 fn diamond() -> Value {
@@ -204,6 +208,44 @@ fn values_of_items_are_seen_by_expressions() {
 }
 
 #[test]
+fn objects_are_arguments_by_their_number_and_paths_of_items_are_values() {
+    let plan = plan(
+        json!({"params": [{"name": "day", "default": "mon"}], "steps": [
+            {"name": "a", "call": "m:f", "args": {"k": 1}, "output": {"path": "out/$(params.day).json", "serializer": "json"},
+             "inputs": {"x": {"path": "in/$(params.day).pkl"}, "y": {"path": "raw", "serializer": "numpy"}}},
+            {"name": "b", "call": "m:f", "map": {"part": ["p", "q"], "other": [1, 2]},
+             "inputs": {"x": {"path": "in/$(item.part).parquet"}},
+             "output": {"path": "out/$(item.part).pkl", "ifExists": "Skip"}},
+            {"name": "c", "call": "m:f", "inputs": {"x": {"path": "$(steps.a.result)"}},
+             "output": {"path": "c.pkl", "ifExists": "Replace"}}
+        ]}),
+        json!({}),
+    );
+    let defs = plan.step_defs();
+    assert_eq!(args_of(&plan, "a"), json!([[], {"k": 1, "x": {"@": [4, 0]}, "y": {"@": [4, 1]}}]));
+    assert_eq!(decoded(&defs[0].inputs), json!([["x", ["in/mon.pkl", "pickle"]], ["y", ["raw", "numpy"]]]));
+    let target = |ix: usize| defs[ix].target.as_ref().map(|target| (decoded(&target.place), target.replace)).unwrap();
+    assert_eq!(target(0), (json!(["out/mon.json", false]), false));
+    // `part` is named by a path and not passed; `other` is.
+    assert_eq!(args_of(&plan, "b"), json!([[], {"other": {"@": [2, 0]}, "x": {"@": [4, 0]}}]));
+    assert_eq!(decoded(&defs[1].inputs), json!([["x", {"@": [2, 1]}]]));
+    assert_eq!(target(1), (json!([{"@": [2, 2]}, {"@": [2, 3]}]), false));
+    assert_eq!(target(2), (json!(["c.pkl", false]), true));
+    let mut facts = Facts::default();
+    let path = json!(["in/q.parquet", "parquet"]);
+    assert_eq!(values_of(&plan, "b", Some(1), &facts), json!([2, path, "out/q.pkl", false]));
+    let taken = plan.values(TaskId::item(StepIx(1), 1), &facts, true).unwrap().unwrap();
+    assert_eq!(decoded(&taken), json!([2, path, "out/q.pkl", true]));
+    assert!(defs[1].inputs != defs[0].inputs && spec_of(&plan, "b").late && spec_of(&plan, "a").late);
+    for (result, said) in [(json!("x.json"), None), (json!("x.csv"), Some("inputs.x.path")), (json!("../x"), Some(".."))] {
+        facts.results.insert(TaskId::whole(StepIx(0)), result);
+        let found = plan.values(TaskId::whole(StepIx(2)), &facts, false).map_err(|error| error.to_string());
+        assert_eq!(found.is_ok(), said.is_none(), "{found:?}");
+        assert!(said.is_none_or(|said| found.unwrap_err().contains(said)));
+    }
+}
+
+#[test]
 fn a_list_of_outputs_is_a_result_unless_one_of_them_is_no_json() {
     let plan = plan(json!({"steps": [{"name": "a", "call": "m:f", "map": {"x": [1, 2, 3]}}]}), json!({}));
     let item = |item| TaskId::item(StepIx(0), item);
@@ -245,7 +287,7 @@ fn results_of_steps_make_what_needs_them_late() {
     assert_eq!(values_of(&plan, "each", Some(1), &facts), json!([25]));
     let sources = vec![MapSource::Items(StepIx(1)), MapSource::Output { step: StepIx(0), lens_slot: 0 }];
     assert_eq!(spec_of(&plan, "each").map, Some(sources));
-    let error = plan.values(TaskId::item(StepIx(3), 0), &facts).unwrap_err();
+    let error = plan.values(TaskId::item(StepIx(3), 0), &facts, false).unwrap_err();
     assert!(error.to_string().contains("item.p has no value"), "{error}");
 }
 

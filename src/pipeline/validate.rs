@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    expr::Expr,
+    expr::{Expr, Text},
     fields,
     flow::{Flow, FlowArgs, FlowResult, FlowStep, FlowVar, limits_of},
     limits::{PIPELINE_BYTES, STEPS, json_size},
     node::{Node, below},
+    objects::{Input, Target},
     order, params,
     placement::Placement,
     refs::{Found, Place, Refs},
@@ -133,8 +134,11 @@ fn check_step(step: &Step, at: &str, ix: StepIx, refs: &mut Refs<'_>, problems: 
         });
         vars.collect::<Vec<_>>()
     });
-    let (args, mentioned) = check_args(step, at, ix, map.as_deref(), refs, &mut found, problems);
+    let (args, mut mentioned) = check_args(step, at, ix, map.as_deref(), refs, &mut found, problems);
+    let inputs = check_inputs(step, at, ix, map.as_deref(), refs, &mut mentioned, problems);
+    found.merge(mentioned.clone());
     let args = passed(step, at, args, map.as_deref(), &mentioned, problems);
+    let target = check_target(step, at, ix, map.as_deref(), refs, &mut found, problems);
     let mut per_item = false;
     let when = step.when.as_ref().and_then(|text| {
         let at = format!("{at}.when");
@@ -167,7 +171,8 @@ fn check_step(step: &Step, at: &str, ix: StepIx, refs: &mut Refs<'_>, problems: 
         }
     }
     after.retain(|step| !found.data.contains(step));
-    let late = found.late;
+    // Whoever looks at what is there does so just before the step runs.
+    let late = found.late || target.as_ref().is_some_and(Target::looks);
     FlowStep {
         spec: step.clone(),
         at: at.to_owned(),
@@ -176,6 +181,8 @@ fn check_step(step: &Step, at: &str, ix: StepIx, refs: &mut Refs<'_>, problems: 
         map,
         when,
         per_item,
+        inputs,
+        target,
         data: found.data,
         after,
         late,
@@ -217,6 +224,97 @@ fn check_args(
     }
     found.merge(mentioned.clone());
     (args, mentioned)
+}
+
+/// The objects that the step reads. Their paths name variables of `map` as arguments do.
+fn check_inputs(
+    step: &Step,
+    at: &str,
+    ix: StepIx,
+    vars: Option<&[FlowVar]>,
+    refs: &mut Refs<'_>,
+    mentioned: &mut Found,
+    problems: &mut Vec<Problem>,
+) -> Vec<Input> {
+    let mut inputs = Vec::new();
+    for (name, given) in &step.inputs {
+        let at = below(&format!("{at}.inputs"), name);
+        let by_args = matches!(&step.args, Some(Args::Map(args)) if args.contains_key(name));
+        if by_args || vars.unwrap_or_default().iter().any(|var| var.name == *name) {
+            let message = format!("the argument {name} is given here and by {}", if by_args { "args" } else { "map" });
+            problems.push(Problem::new("Conflict", &at, message).help("rename one of them"));
+        }
+        let at = format!("{at}.path");
+        let Some(path) = check_path(&given.path, &at, Place::Path { step: ix, vars }, refs, mentioned, problems) else {
+            continue;
+        };
+        let (name, written) = (name.clone(), given.path.clone());
+        let input = Input { name, at, written, path, serializer: given.serializer };
+        problems.extend(input.check().err().map(|wrong| wrong.problem(&input.at)));
+        inputs.push(input);
+    }
+    inputs
+}
+
+/// Where the output is kept besides the run's record.
+fn check_target(
+    step: &Step,
+    at: &str,
+    ix: StepIx,
+    vars: Option<&[FlowVar]>,
+    refs: &mut Refs<'_>,
+    found: &mut Found,
+    problems: &mut Vec<Problem>,
+) -> Option<Target> {
+    let output = step.output.as_ref()?;
+    let Some(text) = &output.path else {
+        if output.if_exists.is_some() {
+            let problem = Problem::new("Conflict", format!("{at}.output.ifExists"), "ifExists belongs to path");
+            problems.push(problem.help("add path: where the output is kept, or leave it out"));
+        }
+        return None;
+    };
+    let at = format!("{at}.output.path");
+    let mut here = Found::default();
+    let before = problems.len();
+    let path = check_path(text, &at, Place::Path { step: ix, vars }, refs, &mut here, problems)?;
+    if let Some(vars) = vars.filter(|_| !here.mentions_item() && problems.len() == before) {
+        let message = format!("all items of {} would keep their output at the same path", params::shortened(&step.name));
+        let seen = vars.iter().find(|var| var.source.is_known_to_expressions());
+        let help = match seen {
+            Some(var) => format!("name the item in it: $(item.{})", var.name),
+            None => "map over a .result, whose items a path can name".to_owned(),
+        };
+        problems.push(Problem::new("Conflict", &at, message).help(help));
+    }
+    found.merge(here);
+    let (if_exists, serializer) = (output.if_exists.unwrap_or_default(), output.serializer.unwrap_or_default());
+    let target = Target { at, path, if_exists, serializer };
+    problems.extend(target.check().err().map(|wrong| wrong.problem(&target.at)));
+    Some(target)
+}
+
+fn check_path(
+    text: &str,
+    at: &str,
+    place: Place<'_>,
+    refs: &mut Refs<'_>,
+    found: &mut Found,
+    problems: &mut Vec<Problem>,
+) -> Option<Text> {
+    match Text::parse(text) {
+        Ok(path) => {
+            let whole = matches!(path, Text::Whole { .. });
+            for (expr, column) in path.expressions() {
+                refs.expression(expr, column, at, whole, place, found, problems);
+            }
+            Some(path)
+        }
+        Err(error) => {
+            problems.push(Problem::new(error.reason(), at, error.to_string()));
+            None
+        }
+    }
 }
 
 /// Adds the variables of `map` that are passed by their names: all that no argument names, unless arguments are a list.

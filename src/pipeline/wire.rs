@@ -8,6 +8,7 @@ use rmp::encode;
 use serde_json::Value;
 
 use super::expr::{Gather, PathPart};
+use crate::api::step::Serializer;
 use crate::graph::StepIx;
 
 /// Extension type of references.
@@ -39,8 +40,19 @@ pub struct StepDef {
     /// Seconds of one attempt.
     pub timeout: Option<f64>,
     pub env: BTreeMap<String, String>,
-    pub path: Option<String>,
-    pub if_exists: Option<String>,
+    /// Template of the objects that it reads, `[name, [path, serializer]]` each; empty without any.
+    pub inputs: Vec<u8>,
+    /// Where the output is kept besides the run's record.
+    pub target: Option<TargetDef>,
+}
+
+/// Where an output is kept under a name of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetDef {
+    /// Template of `[path, taken]`; `taken`: what is there is the output, and the step is not called.
+    pub place: Vec<u8>,
+    /// Whether it may replace what is there.
+    pub replace: bool,
 }
 
 /// A reference within a template.
@@ -54,6 +66,8 @@ pub enum Reference {
     Slot(u32),
     /// An element of a list that is stored as a container.
     Element { step: StepIx, item: i64, index: u32 },
+    /// One of the objects that the step reads, by its number.
+    Object(u32),
 }
 
 /// A part of a template.
@@ -130,6 +144,13 @@ impl Template {
         }
     }
 
+    /// Writes where an object is, and its form.
+    pub fn object(&mut self, path: &str, serializer: Serializer) {
+        self.array(2);
+        self.text(path);
+        self.text(serializer.as_str());
+    }
+
     /// Writes a reference.
     pub fn reference(&mut self, reference: &Reference) {
         let start = self.bytes.len();
@@ -154,6 +175,10 @@ impl Template {
                 };
                 inner.array(3);
                 inner.ints(&[1, i64::from(step.0), mode]);
+            }
+            Reference::Object(input) => {
+                inner.array(2);
+                inner.ints(&[4, i64::from(*input)]);
             }
             Reference::Slot(slot) => {
                 inner.array(2);
@@ -207,6 +232,7 @@ mod tests {
         let all = Reference::All { step: StepIx(7), gather: Gather::Flatten };
         assert_eq!(bytes(|t| t.reference(&all)), [0xd6, 1, 0x93, 1, 7, 2]);
         assert_eq!(bytes(|t| t.reference(&Reference::Slot(1))), [0xc7, 3, 1, 0x92, 2, 1]);
+        assert_eq!(bytes(|t| t.reference(&Reference::Object(3))), [0xc7, 3, 1, 0x92, 4, 3]);
         let element = Reference::Element { step: StepIx(1), item: -1, index: 5 };
         assert_eq!(bytes(|t| t.reference(&element)), [0xc7, 5, 1, 0x94, 3, 1, 0xff, 5]);
     }

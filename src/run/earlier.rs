@@ -1,5 +1,7 @@
 //! Carries out what [`reuse`](super::reuse) decides: asks the runtime for earlier runs, and takes their outputs over.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use super::driver::RunSpec;
 use super::facts::{Facts, View};
 use super::reuse::{Reusable, Taken};
@@ -35,7 +37,8 @@ pub(super) async fn ask(peer: &Peer, spec: &RunSpec, code: &str) -> Result<Optio
         return Err(refusal("ReuseNotFound", message));
     }
     let keys = Keyring::new(&spec.plan, code, spec.image.as_deref());
-    Ok(Some(Reusable::new(earlier, keys, spec.reuse.missing)))
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    Ok(Some(Reusable::new(earlier, keys, spec.reuse.missing, now)))
 }
 
 /// Refuses a new run whose selection needs what nobody has: before anything of it exists.

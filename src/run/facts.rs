@@ -6,8 +6,9 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::objects::Versions;
 use super::report::Failure;
-use crate::dask::ops::Json;
+use crate::dask::ops::{Json, NamedObjects};
 use crate::graph::{Dag, FailReason, RunState, StepIx, TaskId, TaskStatus};
 use crate::pipeline::{Plan, Results};
 
@@ -19,6 +20,10 @@ pub(super) struct Facts {
     /// Tasks that failed, the first first.
     failed: Vec<TaskId>,
     blocked: BTreeMap<u32, Blocked>,
+    /// Versions of objects that tasks would read now, as far as somebody has looked.
+    pub versions: Versions,
+    /// Those that tasks have read or kept: path and version.
+    named: HashMap<TaskId, Vec<(String, String)>>,
     /// Tasks that the journal had when the run was opened.
     pub resumed: u64,
     /// A step has started, in this session or before it.
@@ -49,6 +54,12 @@ impl Facts {
         if let Some(value) = json {
             self.json.insert(task, value);
         }
+    }
+
+    /// The task has read and kept objects in these versions.
+    pub fn named(&mut self, named: NamedObjects) {
+        let task = TaskId { step: StepIx(named.task.step), item: named.task.item };
+        self.named.insert(task, named.versions);
     }
 
     pub fn lens(&self, task: TaskId) -> Vec<u32> {
@@ -131,6 +142,13 @@ impl Results for View<'_> {
 
     fn items(&self, step: StepIx) -> Option<u32> {
         self.state.step_len(step)
+    }
+
+    fn version(&self, task: TaskId, path: &str) -> Option<&str> {
+        if let Some(named) = self.facts.named.get(&task) {
+            return named.iter().find(|(named, _)| named == path).map(|(_, version)| version.as_str());
+        }
+        self.facts.versions.get(path)?.as_deref()
     }
 
     fn flat(&self, step: StepIx, index: u32) -> Option<(u32, u32)> {

@@ -11,6 +11,7 @@ mod fabric;
 mod facts;
 mod frozen;
 mod install;
+mod objects;
 mod pulse;
 mod replay;
 pub mod report;

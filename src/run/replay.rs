@@ -28,6 +28,8 @@ pub(super) struct Past {
 pub(super) struct PastOutput {
     pub lens: Vec<u32>,
     pub json: Option<Value>,
+    /// When it was made, seconds since 1970.
+    pub made: Option<f64>,
 }
 
 impl Past {
@@ -44,8 +46,10 @@ impl Past {
         for (step, len) in &run.lengths {
             state.apply(&plan.dag, &Event::MapLength { step: StepIx(*step), len: *len }, 0).ok()?;
         }
+        run.named.into_iter().for_each(|named| facts.named(named));
         let mut outputs = HashMap::new();
-        for done in run.committed {
+        let made = run.made.into_iter().map(Some).chain(std::iter::repeat(None));
+        for (done, made) in run.committed.into_iter().zip(made) {
             let (id, lens) = (task_id(done.task), done.lens.unwrap_or_default());
             let key = key_of(&plan, &mut keys, id, &View { facts: &facts, state: &state, dag: &plan.dag });
             facts.finished(id, lens.clone(), done.json.clone());
@@ -53,7 +57,7 @@ impl Past {
             if let Some(key) = key {
                 keys.insert(id, key);
             }
-            outputs.insert(id, PastOutput { lens, json: done.json });
+            outputs.insert(id, PastOutput { lens, json: done.json, made });
         }
         for gone in run.gone {
             outputs.remove(&TaskId { step: StepIx(gone.step), item: gone.item });

@@ -19,6 +19,8 @@ pub(super) struct Reusable {
     keys: Keyring,
     /// Take what has the same key.
     missing: bool,
+    /// Seconds since 1970.
+    now: f64,
 }
 
 /// An output that is taken over.
@@ -28,12 +30,13 @@ pub(super) struct Taken {
 }
 
 impl Reusable {
-    /// `keys` is empty; `missing`: whatever has the same key is taken.
-    pub fn new(earlier: EarlierRuns, keys: Keyring, missing: bool) -> Self {
+    /// `keys` is empty; `missing`: whatever has the same key is taken; `now`: seconds since 1970.
+    pub fn new(earlier: EarlierRuns, keys: Keyring, missing: bool, now: f64) -> Self {
         let runs: Vec<Past> = earlier.runs.into_iter().filter_map(Past::replay).collect();
         let (mut found, mut anywhere) = (HashMap::new(), HashMap::new());
         for (at, run) in runs.iter().enumerate().filter(|_| missing) {
             let mut tasks: Vec<TaskId> = run.outputs.keys().copied().collect();
+            tasks.retain(|task| run.plan.cache(task.step).enabled != Some(false));
             tasks.sort_by_key(|task| (task.step, task.item));
             for task in tasks {
                 if let Some(key) = run.keys.get(task) {
@@ -42,7 +45,7 @@ impl Reusable {
                 }
             }
         }
-        Self { runs, found, anywhere, keys, missing }
+        Self { runs, found, anywhere, keys, missing, now }
     }
 
     /// Learns the keys of what was taken over before the scheduler was lost, in that order.
@@ -57,13 +60,17 @@ impl Reusable {
     /// The earlier output that stands for `task`, about to be submitted. Only if everything before it was taken over
     /// too: what comes after a step that runs, runs.
     pub fn take(&mut self, plan: &Plan, task: TaskId, view: &View<'_>) -> Option<Taken> {
-        if !self.missing {
+        let cache = plan.cache(task.step);
+        if !self.missing || cache.enabled == Some(false) {
             return None;
         }
         let key = self.keys.work_out(plan, task, &|other| is_hole(view, other), view)?;
         let place = self.found.get(&(key, task.item)).or_else(|| self.anywhere.get(&key))?;
         let (run, theirs) = (&self.runs[place.0], place.1);
         let output = run.outputs.get(&theirs)?;
+        if cache.max_age.is_some_and(|age| output.made.is_none_or(|made| self.now - made > age.as_secs_f64())) {
+            return None;
+        }
         let wanted = plan.step_def(task.step)?.result;
         let had = run.plan.step_def(theirs.step)?.result;
         if wanted > had && output.json.is_none() {
@@ -221,9 +228,10 @@ mod tests {
     }
 
     fn reusable(plan: &Plan, runs: Vec<EarlierRun>) -> Reusable {
-        Reusable::new(EarlierRuns { runs }, Keyring::new(plan, "c", None), true)
+        Reusable::new(EarlierRuns { runs }, Keyring::new(plan, "c", None), true, NOW)
     }
 
+    const NOW: f64 = 1_000_000.0;
     const ALL: [(u32, i64); 4] = [(0, -1), (1, 0), (1, 1), (2, -1)];
 
     #[test]
@@ -241,6 +249,66 @@ mod tests {
         let cut = past("cut", &ALL, &[(1, 1)]);
         assert!(reusable(&plan, vec![cut]).source(&plan, "p").is_err(), "an item is not in storage any more");
         assert!(reusable(&plan, Vec::new()).source(&plan, "p").unwrap_err().contains("no earlier run"));
+    }
+
+    #[test]
+    fn what_a_step_says_of_its_cache_is_kept_to() {
+        let steps = |cache: Value| json!([{"name": "a", "call": "m:f", "cache": cache}]);
+        let past = |cache: Value| {
+            let spec = serde_json::to_vec(&frozen("old", steps(cache), Value::Null)).unwrap();
+            let run = json!({
+                "uid": "old", "name": "flow", "spec": [], "code": "c", "committed": [[0, -1, 1, null, null]],
+                "lengths": [], "skipped": [], "gone": [], "made": [NOW - 7200.0]
+            });
+            EarlierRun { spec: spec.into(), ..serde_json::from_value(run).unwrap() }
+        };
+        let taken = |before: Value, now: Value| {
+            let plan = frozen("new", steps(now), Value::Null).plan("spec").unwrap();
+            let (state, facts) = (RunState::new(&plan.dag, 0), Facts::default());
+            let view = View { facts: &facts, state: &state, dag: &plan.dag };
+            reusable(&plan, vec![past(before)]).take(&plan, TaskId::whole(StepIx(0)), &view).is_some()
+        };
+        assert!(taken(json!({}), json!({"enabled": true})));
+        assert!(!taken(json!({}), json!({"enabled": false})));
+        assert!(!taken(json!({"enabled": false}), json!({})), "it was said when the output was made");
+        assert!(!taken(json!({"version": "1"}), json!({"version": "2"})));
+        assert!(taken(json!({"version": "1"}), json!({"version": "1"})));
+        assert!(taken(json!({}), json!({"maxAge": "3h"})));
+        assert!(!taken(json!({}), json!({"maxAge": "1h"})));
+    }
+
+    /// A task of this run is taken over only if what an earlier one read is what is there now.
+    #[test]
+    fn an_object_that_has_changed_keeps_its_readers_from_being_taken() {
+        let steps = json!([
+            {"name": "a", "call": "m:f", "inputs": {"x": {"path": "in.pkl"}}, "output": {"path": "out.pkl"}},
+            {"name": "b", "call": "m:f", "args": ["$(steps.a.output)"]}
+        ]);
+        let spec = serde_json::to_vec(&frozen("old", steps.clone(), Value::Null)).unwrap();
+        let run = json!({
+            "uid": "old", "name": "flow", "spec": [], "code": "c", "committed": [[0, -1, 1, null, null], [1, -1, 1, null, null]],
+            "lengths": [], "skipped": [], "gone": [], "named": [[0, -1, [["in.pkl", "v1"], ["out.pkl", "w1"]]]]
+        });
+        let past = EarlierRun { spec: spec.into(), ..serde_json::from_value(run).unwrap() };
+        let plan = frozen("new", steps, Value::Null).plan("spec").unwrap();
+        let taken = |input: Option<&str>, output: Option<&str>| {
+            let (mut state, mut facts) = (RunState::new(&plan.dag, 0), Facts::default());
+            facts.versions.insert("in.pkl".into(), input.map(str::to_owned));
+            facts.versions.insert("out.pkl".into(), output.map(str::to_owned));
+            let mut runs = reusable(&plan, vec![past.clone()]);
+            for task in [TaskId::whole(StepIx(0)), TaskId::whole(StepIx(1))] {
+                let found = runs.take(&plan, task, &View { facts: &facts, state: &state, dag: &plan.dag });
+                if let Some(taken) = found {
+                    state.apply(&plan.dag, &taken.event, 0).unwrap();
+                }
+            }
+            state.counts().cached
+        };
+        assert_eq!(taken(Some("v1"), Some("w1")), 2);
+        assert_eq!(taken(Some("v2"), Some("w1")), 0, "the input is another one");
+        assert_eq!(taken(Some("v1"), Some("w2")), 0, "something else is where the output was kept");
+        assert_eq!(taken(None, Some("w1")), 0);
+        assert_eq!(taken(Some("v1"), None), 0);
     }
 
     #[test]

@@ -13,10 +13,11 @@ use super::driver::{DriveError, RunSpec};
 use super::fabric::Access;
 use super::facts::{Facts, View};
 use super::install::runtime;
+use super::objects::{Meeting, Objects, Versions};
 use super::report::{Counts, Failure, Note, Observer, Report, ResultValue, read_closing, summary, task_name};
 use super::reuse::Reusable;
 use super::wire::{address, decision, failure_class, step_def, storage, submit_item, task_id};
-use super::{Fabric, Start, earlier, restore};
+use super::{Fabric, Start, earlier, objects, restore};
 use crate::dask::ops::{
     Close, Code, FollowEvents, Open, Opened, ReadOutput, Record, Records, Settings, Stop, Submit, SubmitItem, TaskAddr,
 };
@@ -84,6 +85,7 @@ impl Session<'_> {
     async fn converse(&mut self, peer: &Peer, foreign: bool, lead: Option<u64>) -> Result<Report, Ended> {
         self.greet(peer, foreign).await?;
         let code = code(peer, self.spec).await.map_err(|error| self.troubled(error))?;
+        let versions = objects::before(peer, self.spec).await.map_err(|error| self.troubled(error))?;
         let mut reusable = earlier::ask(peer, self.spec, &code.digest).await.map_err(classify)?;
         let opened = self.open(peer, lead, reusable.as_ref(), code).await?;
         *self.opened_before = true;
@@ -93,7 +95,7 @@ impl Session<'_> {
                 return Ok(report);
             }
         }
-        self.follow(peer, opened, &mut reusable).await
+        self.follow(peer, opened, &mut reusable, versions).await
     }
 
     /// Makes sure that the scheduler has a runtime that this version understands.
@@ -179,20 +181,23 @@ impl Session<'_> {
         peer: &Peer,
         mut opened: Opened,
         reusable: &mut Option<Reusable>,
+        versions: Versions,
     ) -> Result<Report, Ended> {
         let plan = &self.spec.plan;
-        let mut facts = Facts::default();
+        let (mut facts, mut objects) = (Facts::default(), Objects::default());
+        facts.versions = versions;
         let mut state = RunState::new(&plan.dag, seed(&self.spec.uid));
-        let snapshot = std::mem::take(&mut opened.snapshot);
+        let mut snapshot = std::mem::take(&mut opened.snapshot);
+        std::mem::take(&mut snapshot.named).into_iter().for_each(|named| facts.named(named));
         let restored = restore::events(&snapshot);
         facts.resumed = snapshot.committed.len().saturating_sub(snapshot.adopted.len()) as u64;
-        for done in snapshot.committed.into_iter().chain(snapshot.finished) {
-            let id = task_id(done.task);
-            facts.finished(id, done.lens.unwrap_or_default(), done.json);
+        for done in snapshot.committed.iter().chain(&snapshot.finished) {
+            facts.finished(task_id(done.task), done.lens.clone().unwrap_or_default(), done.json.clone());
         }
         for event in restored {
             self.apply(&mut state, &event);
         }
+        objects.restore(plan, &snapshot, &View { facts: &facts, state: &state, dag: &plan.dag });
         let known = (&mut state, &mut facts);
         earlier::settle(peer, &opened, self.spec, reusable, &snapshot.adopted, known).await.map_err(classify)?;
         self.observer.note(Note::Opened { epoch: opened.epoch, resumed: facts.resumed });
@@ -209,7 +214,7 @@ impl Session<'_> {
             let start = self.spec.start_deadline.filter(|_| !facts.begun);
             let deadline = start.into_iter().chain(self.spec.deadline).min();
             limits.deadline_ms = deadline.map(|deadline| deadline.as_millis() as u64);
-            let (finish, wake_at) = self.act(peer, &opened, (&mut state, &mut facts), reusable, &limits).await?;
+            let (finish, wake_at) = self.act(peer, &opened, (&mut state, &mut facts), (&mut *reusable, &mut objects), &limits).await?;
             self.observer.counts(counts(&state, &facts));
             if let Some(outcome) = finish {
                 return self.close(peer, &opened, &state, &facts, outcome).await;
@@ -250,7 +255,7 @@ impl Session<'_> {
         peer: &Peer,
         opened: &Opened,
         (state, facts): (&mut RunState, &mut Facts),
-        reusable: &mut Option<Reusable>,
+        (reusable, objects): (&mut Option<Reusable>, &mut Objects),
         limits: &graph::Limits,
     ) -> Result<(Option<graph::RunOutcome>, Option<u64>), Ended> {
         let plan = &self.spec.plan;
@@ -263,6 +268,12 @@ impl Session<'_> {
             let mut records: Vec<Record> = Vec::new();
             let mut decided: Vec<Event> = Vec::new();
             let mut adopted = Vec::new();
+            let ready = planned.actions.iter().filter_map(|action| match action {
+                Action::Submit { task, .. } => Some(*task),
+                _ => None,
+            });
+            let looked = objects.look(peer, self.spec, &ready.collect::<Vec<_>>(), (state, facts)).await;
+            looked.map_err(|error| self.troubled(error))?;
             for action in planned.actions {
                 match action {
                     Action::Decide { task } => {
@@ -282,7 +293,12 @@ impl Session<'_> {
                             decided.push(taken.event);
                             continue;
                         }
-                        match plan.values(task, &view) {
+                        let meeting = objects.meet(plan, task, &view);
+                        if let Meeting::Refuse(reason) = meeting {
+                            decided.push(Event::Refused { task, reason });
+                            continue;
+                        }
+                        match plan.values(task, &view, meeting == Meeting::Take) {
                             Ok(values) => submits.push(submit_item(task, attempt, priority, values, &deps)),
                             Err(error) => decided.push(Event::Refused { task, reason: error.to_string() }),
                         }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::StorageSpec;
-use crate::dask::ops::{Decided, PathPart, StepDef, Storage, SubmitItem, TaskAddr, TaskDep};
+use crate::dask::ops::{Decided, PathPart, StepDef, Storage, SubmitItem, Target, TaskAddr, TaskDep};
 use crate::graph::{self, FailureClass, StepIx, TaskId};
 use crate::pipeline;
 
@@ -75,7 +75,7 @@ pub(super) fn step_def(step: pipeline::StepDef, ignore_resources: bool) -> StepD
         isolation: step.isolation,
         timeout: step.timeout,
         env: step.env,
-        path: step.path,
-        if_exists: step.if_exists,
+        inputs: step.inputs,
+        target: step.target.map(|target| Target { place: target.place, replace: target.replace }),
     }
 }

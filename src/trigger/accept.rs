@@ -83,12 +83,13 @@ mod tests {
 
     #[test]
     fn all_problems_are_told_at_once() {
-        let step = json!([{"name": "a", "call": "m:f", "cache": {}, "dependsOn": ["b"]}]);
-        let spec = json!({"steps": step, "schedule": {"cron": "x"}, "code": {"path": "src"}});
+        let step = json!([{"name": "a", "call": "m:f", "dependsOn": ["b"]}]);
+        let spec = json!({"steps": step, "schedule": {"cron": "x"}, "code": {"path": "src"},
+            "deadlines": {"finally": "1m"}});
         assert_eq!(
             told(spec),
             [
-                "spec.steps[0].cache NotImplemented",
+                "spec.deadlines.finally NotImplemented",
                 "spec.steps[0].dependsOn[0] UnknownStep",
                 "spec.schedule.cron InvalidValue",
                 "spec.code.path Conflict"

@@ -20,7 +20,7 @@ struct Around {
 
 impl World for Around {
     fn pipeline(&self, name: &str) -> Option<Value> {
-        let spec = json!({"steps": [{"name": "a", "call": "m:f", "cache": {"enabled": true}}]});
+        let spec = json!({"steps": [{"name": "a", "call": "m:f"}], "deadlines": {"finally": "1m"}});
         let good =
             json!({"steps": [{"name": "a", "call": "m:f"}], "cluster": {"ref": "c"}, "deadlines": {"start": "1h"}});
         let spec = match name {
@@ -150,10 +150,15 @@ fn a_cluster_of_its_own_gets_the_pipelines_storage() {
 #[test]
 fn every_problem_is_told_with_object_and_field() {
     for (spec, parts) in [
-        (json!({"pipelineRef": "bad"}), &["Pipeline bad: spec.steps[0].cache: NotImplemented"][..]),
+        (json!({"pipelineRef": "bad"}), &["Pipeline bad: spec.deadlines.finally: NotImplemented"][..]),
         (
-            json!({"pipelineSpec": {"steps": steps()}, "select": {"fromInputs": ["p"]}}),
-            &["spec.select.fromInputs: NotImplemented"][..],
+            json!({"pipelineSpec": {"steps": steps()}, "select": {"loadVersions": {"a": "r"}}}),
+            &["spec.select.loadVersions: NotImplemented"][..],
+        ),
+        (
+            json!({"pipelineSpec": {"steps": [{"name": "a", "call": "m:f", "inputs": {"x": {"path": "in/x.json"}}}],
+                "cluster": {"ref": "c"}}, "select": {"fromInputs": ["in/y.json"]}}),
+            &["spec.select.fromInputs[0]: UnknownInput", "did you mean in/x.json?"][..],
         ),
         (
             json!({"pipelineSpec": {"steps": steps(), "cluster": {"ref": "c"}}, "select": {"only": ["aa"]}}),

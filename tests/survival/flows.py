@@ -71,9 +71,10 @@ def dec(i, test):
 
 
 def add(i, x, y, test):
+    """No two executions return the same: what is kept under a name of its own must be what is committed."""
     with Noted(test["ledger"], "add", i):
         work(test, "add", i, test["ms"])
-        return box(test, x["v"] + y["v"])
+        return {**box(test, x["v"] + y["v"]), "n": uuid.uuid4().hex}
 
 
 def total(items, test, step="total"):
@@ -135,6 +136,8 @@ class Flow:
     inputs: dict[str, list[tuple[str, bool]]]
     expected: Any
     spec: list[dict[str, Any]] = field(repr=False)
+    #: Where steps keep their outputs besides the run's record; `{item}` stands for the item.
+    kept: dict[str, str] = field(default_factory=dict)
 
     def tasks(self) -> list[Task]:
         """All tasks, as (step, item); -1 stands for a step that is not mapped."""
@@ -194,6 +197,7 @@ def diamond(n: int) -> Flow:
             "call": "flow:add",
             "map": {"i": ids, "x": "$(steps.inc.output)", "y": "$(steps.dec.output)"},
             "args": {"test": test},
+            "output": {"path": "kept/$(item.i).pkl"},
         },
         {"name": "total", "call": "flow:total", "args": {"items": "$(steps.add.output)", "test": test}},
     ]
@@ -204,6 +208,7 @@ def diamond(n: int) -> Flow:
         inputs={"inc": [], "dec": [], "add": [("inc", True), ("dec", True)], "total": [("add", False)]},
         expected=n * (n - 1),
         spec=spec,
+        kept={"add": "kept/{item}.pkl"},
     )
 
 

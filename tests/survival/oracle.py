@@ -44,6 +44,7 @@ class Evidence:
     died: dict[int, float] = field(default_factory=dict)
     now: float = 0.0
     objects: Callable[[str], bytes | None] = lambda path: None
+    kept: Callable[[str], bytes | None] = lambda path: None
     left: list[str] = field(default_factory=list)
     charged: int = 0
 
@@ -62,6 +63,7 @@ def check(evidence: Evidence) -> list[str]:
         overlap_is_bounded,
         losses_are_not_charged,
         data_is_intact,
+        outputs_are_kept,
         nothing_is_left_running,
     ]
     return [f"{rule.__name__}: {text}" for rule in rules for text in rule(evidence)]
@@ -225,6 +227,23 @@ def data_is_intact(evidence: Evidence) -> list[str]:
             found.append(f"the output of {name(evidence, task)} is missing ({handle['u']})")
         elif len(data) != handle["z"] or hashlib.sha256(data).digest() != bytes(handle["d"]):
             found.append(f"the output of {name(evidence, task)} is not what was committed")
+    return found
+
+
+def outputs_are_kept(evidence: Evidence) -> list[str]:
+    """What a step keeps under a name of its own is there, and is what was committed."""
+    found = []
+    for commit in commits(evidence.segments):
+        task = (commit.step, commit.item)
+        form = evidence.flow.kept.get(evidence.flow.steps[commit.step]) if task in set(evidence.flow.tasks()) else None
+        if form is None:
+            continue
+        path = form.format(item=commit.item)
+        data = evidence.kept(path)
+        if data is None:
+            found.append(f"the output of {name(evidence, task)} is not at {path}")
+        elif hashlib.sha256(data).digest() != bytes(commit.handle["d"]):
+            found.append(f"what is at {path} is not what was committed of {name(evidence, task)}")
     return found
 
 

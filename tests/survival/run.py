@@ -237,6 +237,7 @@ class Run:
             died=self.died,
             now=time.monotonic(),
             objects=lambda path: self.store.read(run, path),
+            kept=self.store.kept,
             left=left,
             charged=self.scenario.charged,
         )

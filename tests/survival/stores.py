@@ -36,6 +36,10 @@ class Store(Protocol):
         """An object of a run."""
         ...
 
+    def kept(self, path: str) -> bytes | None:
+        """An object outside of the runs."""
+        ...
+
 
 class Directory:
     """A directory store. A segment is published by a link, which sets the time of change of the file."""
@@ -59,7 +63,10 @@ class Directory:
         return [decode(path.read_bytes(), os.stat(path).st_ctime) for path in paths]
 
     def read(self, run: str, path: str) -> bytes | None:
-        file = self._of(run) / path
+        return self.kept(f"runs/{run}/{path}")
+
+    def kept(self, path: str) -> bytes | None:
+        file = self.root / path
         return file.read_bytes() if file.is_file() else None
 
     def _of(self, run: str) -> Path:
@@ -93,7 +100,10 @@ class S3:
         return [decode(self.server.get(key), puts[key]) for key in keys]
 
     def read(self, run: str, path: str) -> bytes | None:
-        found: bytes | None = self.server.get(f"{self.prefix}/runs/{run}/{path}")
+        return self.kept(f"runs/{run}/{path}")
+
+    def kept(self, path: str) -> bytes | None:
+        found: bytes | None = self.server.get(f"{self.prefix}/{path}")
         return found
 
     def _keys(self, prefix: str) -> Iterable[str]:

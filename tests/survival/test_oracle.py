@@ -60,6 +60,7 @@ def clean(flow: Flow | None = None) -> Evidence:
         executions=[Execution(task, 7, at + 1.0, at + 1.0, at + 2.0, False) for at, task in enumerate(flow.tasks())],
         segments=chained(parts_of(flow)),
         now=1000.0,
+        kept=lambda path: OUTPUT,
     )
 
 
@@ -154,6 +155,14 @@ BROKEN: list[tuple[str, Callable[[Evidence], object]]] = [
     ("data_is_intact: the output of inc[0] is not", set_handle(b=b"outpuT")),
     ("data_is_intact: the output of inc[0] is not", set_handle(z=5)),
     ("data_is_intact: the output of inc[0] is missing", set_handle(u="data/0/0-1-x", b=None)),
+    (
+        "outputs_are_kept: the output of add[0] is not at kept/0.pkl",
+        lambda evidence: setattr(evidence, "kept", lambda path: None if path == "kept/0.pkl" else OUTPUT),
+    ),
+    (
+        "outputs_are_kept: what is at kept/2.pkl is not what was committed of add[2]",
+        lambda evidence: setattr(evidence, "kept", lambda path: b"x" if path == "kept/2.pkl" else OUTPUT),
+    ),
     ("nothing_is_left_running: still running: 5 x", lambda evidence: evidence.left.append("5 x")),
 ]
 

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::connection::{Connection, failed};
 use super::show;
 use crate::api::pipeline::{Code, PipelineSpec};
+use crate::api::run::{PipelineRunSpec, Select};
 use crate::api::{API_VERSION, PipelineRun};
 use crate::cli::options::{Output, SubmitOptions};
 use crate::cli::{Failure, request, validate};
@@ -60,7 +61,16 @@ async fn of_cluster(connection: &Connection, options: &SubmitOptions) -> Result<
     let params = given(options, &spec, Map::new())?;
     told(&format!("Pipeline {wanted}"), pipeline::check(&spec, "spec", Some(params.clone())))?;
     let mut run = named(options, wanted)?;
-    run["spec"] = json!({"pipelineRef": wanted, "params": params});
+    let (select, reuse) = request::part(&options.part, None);
+    told(&format!("Pipeline {wanted}"), check_part(&spec, &params, select.as_ref()))?;
+    let params = params.into_iter().collect();
+    run["spec"] = json!(PipelineRunSpec {
+        pipeline_ref: Some(wanted.clone()),
+        params,
+        select,
+        reuse,
+        ..PipelineRunSpec::default()
+    });
     Ok(run)
 }
 
@@ -97,7 +107,11 @@ fn of_file(options: &SubmitOptions) -> Result<Value, Failure> {
             let params = given(options, &spec, Map::new())?;
             told(file, pipeline::check(&spec, "spec", Some(params.clone())))?;
             let mut run = named(options, &name)?;
-            run["spec"] = json!({"pipelineSpec": spec, "params": params});
+            let (select, reuse) = request::part(&options.part, None);
+            told(file, check_part(&spec, &params, select.as_ref()))?;
+            let (pipeline_spec, params) = (Some(spec), params.into_iter().collect());
+            run["spec"] =
+                json!(PipelineRunSpec { pipeline_spec, params, select, reuse, ..PipelineRunSpec::default() });
             Ok(run)
         }
         Object::PipelineRun(object) => of_run(options, object, chosen),
@@ -140,6 +154,10 @@ fn of_run(options: &SubmitOptions, object: &PipelineRun, chosen: &manifest::Load
     if spec.pipeline_spec.is_some() {
         told(file, pipeline::check(&known, "spec.pipelineSpec", Some(params.clone())))?;
     }
+    (spec.select, spec.reuse) = request::part(&options.part, Some(&spec));
+    if spec.pipeline_spec.is_some() {
+        told(file, check_part(&known, &params, spec.select.as_ref()))?;
+    }
     spec.params = params.into_iter().collect();
     let base = spec.pipeline_ref.clone().or_else(|| object.metadata.name.clone());
     let mut run = named(options, &base.unwrap_or_else(|| "run".to_owned()))?;
@@ -153,6 +171,14 @@ fn of_run(options: &SubmitOptions, object: &PipelineRun, chosen: &manifest::Load
     }
     run["spec"] = json!(spec);
     Ok(run)
+}
+
+/// What is wrong with a selection of a pipeline that is free of mistakes otherwise.
+fn check_part(spec: &PipelineSpec, params: &Map<String, Value>, select: Option<&Select>) -> Vec<Problem> {
+    let Some(select) = select else { return Vec::new() };
+    let run = pipeline::RunInfo { name: "run".to_owned(), uid: uuid::Uuid::nil().to_string() };
+    let plan = pipeline::validate(spec, "spec").and_then(|flow| flow.bind(params, &run));
+    plan.and_then(|plan| plan.select(select, "spec.select")).err().unwrap_or_default()
 }
 
 /// Parameters: those of the manifest, of the file, then of the command line.

@@ -7,7 +7,7 @@ use serde::ser::SerializeTuple;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::values::item_to_wire;
-use super::{Accepted, Decided, Done, Item, Operation, Storage};
+use super::{Accepted, Decided, Done, Item, NamedObjects, Operation, Storage};
 use crate::dask::session::Deadlines;
 
 /// `daskade-earlier`: reads the newest earlier runs of a pipeline, each once. Before the run itself is opened.
@@ -49,6 +49,13 @@ pub struct EarlierRun {
     pub skipped: Vec<Decided>,
     /// Those of `committed` whose object is not there any more or has another size.
     pub gone: Vec<Item>,
+    /// Objects that tasks named by their paths.
+    #[serde(default)]
+    pub named: Vec<NamedObjects>,
+    /// When outputs were made, in the order of `committed`: seconds since 1970.
+    #[serde(default)]
+    pub made: Vec<f64>,
+
 }
 
 /// `daskade-adopt`: makes outputs of earlier runs, which [`Earlier`] has told of, outputs of this one.

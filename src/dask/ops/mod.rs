@@ -5,6 +5,7 @@
 pub mod cluster;
 mod code;
 mod earlier;
+mod objects;
 mod records;
 pub mod runtime;
 pub mod scheduler;
@@ -22,6 +23,7 @@ use super::session::Deadlines;
 pub use cluster::*;
 pub use code::*;
 pub use earlier::*;
+pub use objects::*;
 pub use records::*;
 pub use runtime::*;
 pub use scheduler::*;

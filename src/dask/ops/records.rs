@@ -17,6 +17,8 @@ pub struct Snapshot {
     pub committed: Vec<Done>,
     /// Those of `committed` that an earlier run made: step, item.
     pub adopted: Vec<Item>,
+    /// Objects that tasks of `adopted` named by their paths.
+    pub named: Vec<NamedObjects>,
     /// Not committed yet; only on a live runtime.
     pub finished: Vec<Done>,
     /// Waiting or running; only on a live runtime.
@@ -56,6 +58,24 @@ pub struct Item {
     pub step: u32,
     /// Index of the item; `None` for a step that is not mapped.
     pub item: Option<u32>,
+}
+
+/// `[step, item, [[path, version], …]]`: objects that a task read, and the one that it kept its output in.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "(u32, i64, Vec<(String, String)>)")]
+pub struct NamedObjects {
+    /// Whose.
+    pub task: Item,
+    /// Path as the step named it, and the version that was there.
+    pub versions: Vec<(String, String)>,
+}
+
+impl TryFrom<(u32, i64, Vec<(String, String)>)> for NamedObjects {
+    type Error = String;
+
+    fn try_from((step, item, versions): (u32, i64, Vec<(String, String)>)) -> Result<NamedObjects, String> {
+        Ok(NamedObjects { task: Item::try_from((step, item))?, versions })
+    }
 }
 
 impl TryFrom<(u32, i64)> for Item {

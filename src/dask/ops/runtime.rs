@@ -135,10 +135,22 @@ pub struct StepDef {
     pub timeout: Option<f64>,
     /// Environment variables.
     pub env: BTreeMap<String, String>,
-    /// Declared place of the output.
-    pub path: Option<String>,
-    /// What to do if something is there.
-    pub if_exists: Option<String>,
+    /// Template of the objects that it reads, msgpack `[name, [path, serializer]]` each; nothing without any.
+    #[serde(with = "serde_bytes", skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<u8>,
+    /// Where the output is kept under a name of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+}
+
+/// Where an output is kept besides the run's record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Target {
+    /// Template of `[path, taken]`; `taken`: what is there is the output, and the step is not called.
+    #[serde(with = "serde_bytes")]
+    pub place: Vec<u8>,
+    /// Whether it may replace what is there.
+    pub replace: bool,
 }
 
 /// Bounds of a run.

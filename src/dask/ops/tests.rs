@@ -144,8 +144,8 @@ fn a_run_is_opened_with_exactly_the_agreed_fields() {
             isolation: "process".into(),
             timeout: Some(1.5),
             env: [("A".to_owned(), "b".to_owned())].into(),
-            path: None,
-            if_exists: None,
+            inputs: vec![0x91, 0x90],
+            target: Some(Target { place: vec![0x90], replace: true }),
         }],
         settings: Settings { inline_max: 1, cache_bytes: 2, log_cap: 3, tasks_per_slot: 4 },
     };
@@ -158,8 +158,8 @@ fn a_run_is_opened_with_exactly_the_agreed_fields() {
             "steps": [{
                 "name": "s", "call": "m:f", "script": null, "args": {"bin": 3}, "serializer": "pickle",
                 "container": false, "lens": [[], ["k", -1]], "result": 1, "resources": {"GPU": 1.0}, "group": null,
-                "gpu_ok": false, "isolation": "process", "timeout": 1.5, "env": {"A": "b"}, "path": null,
-                "if_exists": null,
+                "gpu_ok": false, "isolation": "process", "timeout": 1.5, "env": {"A": "b"},
+                "inputs": {"bin": 2}, "target": {"place": {"bin": 1}, "replace": true},
             }],
             "settings": {"inline_max": 1, "cache_bytes": 2, "log_cap": 3, "tasks_per_slot": 4},
         })
@@ -190,6 +190,44 @@ fn a_snapshot_is_read() {
     assert_eq!(snapshot.skipped[0].item, None);
     assert_eq!(snapshot.refused[0].item, Some(0));
     assert_eq!(snapshot.closed.and_then(|f| f.get("state").cloned()), Some(json!("Succeeded")));
+}
+
+#[test]
+fn objects_are_asked_for_and_told_in_order() {
+    let task = Item { step: 2, item: None };
+    let keeps = [Kept { path: "m/x.pkl", task }, Kept { path: "m/0.pkl", task: Item { step: 3, item: Some(0) } }];
+    let storage = Storage { url: "file:///s".into(), ..Storage::default() };
+    assert_eq!(
+        wire(&LookAt { run: "u", storage, reads: &["in/a.json"], keeps: &keeps }),
+        json!({
+            "run": "u", "storage": {"url": "file:///s"}, "reads": ["in/a.json"],
+            "keeps": [["m/x.pkl", 2, -1], ["m/0.pkl", 3, 0]],
+        })
+    );
+    let reply = json!({"status": "OK", "reads": ["v", null], "keeps": [null, ["w", true]]});
+    let seen: SeenObjects = read_reply("daskade-objects", &message(&reply)).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(seen.reads, [Some("v".to_owned()), None]);
+    assert_eq!(seen.keeps, [None, Some(Seen { version: "w".into(), own: true })]);
+}
+
+#[test]
+fn what_earlier_runs_named_is_read_and_may_be_missing() {
+    let run = |more: Value| {
+        let mut run = json!({
+            "uid": "u", "name": "n", "spec": [], "code": "c", "committed": [], "lengths": [], "skipped": [], "gone": []
+        });
+        for (name, value) in more.as_object().into_iter().flatten() {
+            run[name] = value.clone();
+        }
+        let reply = json!({"status": "OK", "runs": [run]});
+        let found: EarlierRuns = read_reply("daskade-earlier", &message(&reply)).unwrap_or_else(|e| panic!("{e}"));
+        found.runs.into_iter().next().unwrap_or_else(|| panic!("a run"))
+    };
+    let old = run(json!({}));
+    assert!(old.named.is_empty() && old.made.is_empty(), "of a runtime of an earlier release");
+    let new = run(json!({"named": [[1, 0, [["in/a.json", "v"]]]], "made": [1.5]}));
+    assert_eq!(new.named[0].task, Item { step: 1, item: Some(0) });
+    assert_eq!((new.named[0].versions[0].1.as_str(), new.made[0]), ("v", 1.5));
 }
 
 #[test]

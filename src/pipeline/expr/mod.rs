@@ -16,5 +16,5 @@ pub use self::{
     error::ExprError,
     path::{Gather, Path, PathPart, Root, kind, lookup},
     scan::{Piece, scan},
-    text::{Expr, Text, stringify},
+    text::{Expr, Part, Text, stringify},
 };

@@ -1,0 +1,115 @@
+"""An output under a name of its own, besides the run's record: written before the output is committed.
+
+Where something must not be replaced, an attempt first leaves a note below the run with the digest of what it
+is about to write and its whole answer. Should it end between its write and its commit, the next attempt knows
+the object by that digest, and answers what the first one would have: what is committed is what is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from daskade_runtime.definitions import Run
+from daskade_runtime.errors import StepFailure
+from daskade_runtime.fetch import patiently
+from daskade_runtime.storage import Exists, StorageError, Store
+
+_PIECE = 16 << 20
+# An object that was there and is gone a moment later is written again, so often.
+_TRIES = 3
+
+
+@dataclass
+class Bytes:
+    """What is written: bytes in memory or a file, with size and sha256."""
+
+    data: bytes | None
+    file: str | None
+    size: int
+    digest: bytes
+
+
+def keep(
+    run: Run,
+    task: tuple[str, int, int, int],
+    path: str,
+    replace: bool,
+    what: Bytes,
+    reply: dict[str, Any],
+    stopped: Callable[[], bool],
+    told: Callable[[StorageError | None], None],
+) -> tuple[dict[str, Any], str]:
+    """Writes ``what`` to ``path``; the attempt's reply, and the version of what is there now."""
+    store = run.store
+    if replace:
+        tag = patiently(lambda: _put(store, path, what), stopped, told=told)
+        return reply, tag or _version(store, path, stopped, told)
+    _, s, i, a = task
+    note = msgpack.packb([what.size, what.digest, reply], use_bin_type=True)
+    note_key = f"{_notes(run.uid, s, i)}/{a}-{os.urandom(4).hex()}"
+    patiently(lambda: store.put(note_key, note), stopped, told=told)
+    for _ in range(_TRIES):
+        try:
+            tag = patiently(lambda: _create(store, path, what), stopped, told=told)
+            return reply, tag or _version(store, path, stopped, told)
+        except Exists:
+            there, own = patiently(lambda: look(store, run.uid, s, i, path), stopped, told=told)
+        if own is not None:
+            return own, there or ""
+        if there is not None:
+            break
+    message = f"something came to {path} while the step ran, and output.path does not replace it"
+    raise StepFailure("data", "OutputExists", message)
+
+
+def look(store: Store, run: str, s: int, i: int, path: str) -> tuple[str | None, dict[str, Any] | None]:
+    """The version of what is at ``path``, and the reply of the attempt of this task that wrote it, if one did."""
+    found = store.look(path)
+    if found is None:
+        return None, None
+    digest: bytes | None = None
+    for key, _ in store.list(_notes(run, s, i)):
+        size, noted, reply = msgpack.unpackb(store.get(key), raw=False, strict_map_key=False)
+        if size != found.size:
+            continue
+        digest = digest or _digest(store, path, found.size)
+        if noted == digest:
+            return found.version, reply
+    return found.version, None
+
+
+def _notes(run: str, s: int, i: int) -> str:
+    return f"runs/{run}/kept/{s}/{i}"
+
+
+def _put(store: Store, path: str, what: Bytes) -> str | None:
+    if what.file is not None:
+        return store.put_file(path, what.file)
+    return store.put(path, what.data or b"")
+
+
+def _create(store: Store, path: str, what: Bytes) -> str | None:
+    if what.file is not None:
+        return store.create_file(path, what.file)
+    return store.create(path, what.data or b"")
+
+
+def _version(
+    store: Store, path: str, stopped: Callable[[], bool], told: Callable[[StorageError | None], None]
+) -> str:
+    """For a service that does not say what it has made of a put."""
+    found = patiently(lambda: store.look(path), stopped, told=told)
+    return "" if found is None else found.version
+
+
+def _digest(store: Store, key: str, size: int) -> bytes:
+    hasher = hashlib.sha256()
+    for at in range(0, size, _PIECE):
+        hasher.update(store.get(key, at, min(_PIECE, size - at)))
+    return hasher.digest()

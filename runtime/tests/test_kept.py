@@ -1,0 +1,136 @@
+"""Writing an output under a name of its own, in a folder and on S3: create-only, and known again after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from s3server import S3Server
+
+from daskade_runtime import kept, storage
+from daskade_runtime.definitions import Run
+from daskade_runtime.errors import StepFailure
+from daskade_runtime.storage import StorageError, open_store
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with S3Server(tmp_path_factory.mktemp("s3")) as found:
+        yield found
+
+
+@pytest.fixture(params=["directory", "s3"])
+def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run that is kept in a store of its kind."""
+    where: dict[str, Any] = {"url": f"file://{tmp_path}"}
+    if request.param == "s3":
+        server: S3Server = request.getfixturevalue("server")
+        server.clear()
+        for name, value in server.environ().items():
+            monkeypatch.setenv(name, value)
+        where = server.storage(f"kept/{tmp_path.name}")
+    return Run("u", {"epoch": 1, "steps": [], "storage": where}, open_store(where), None)
+
+
+def of(data: bytes, folder: Path | None = None) -> kept.Bytes:
+    """What is written; as a file if ``folder`` is given."""
+    file = None
+    if folder is not None:
+        file = str(folder / os.urandom(4).hex())
+        Path(file).write_bytes(data)
+    return kept.Bytes(None if file else data, file, len(data), hashlib.sha256(data).digest())
+
+
+def keep(run: Run, what: kept.Bytes, reply: Any, a: int = 1, i: int = -1, replace: bool = False) -> Any:
+    return kept.keep(run, (run.uid, 0, i, a), "m/x.pkl", replace, what, reply, lambda: False, lambda error: None)
+
+
+@pytest.fixture(params=["memory", "file", "parts"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path | None:
+    """Where files are made, if what is written is one; small ones go up in parts then."""
+    if request.param == "memory":
+        return None
+    if request.param == "parts":
+        monkeypatch.setattr(storage, "MULTIPART_FROM", 100)
+    made = tmp_path.parent / f"{tmp_path.name}-files"
+    made.mkdir()
+    return made
+
+
+def test_the_version_told_is_that_of_what_is_there(run: Run, folder: Path | None) -> None:
+    data = os.urandom(1000)
+    reply, version = keep(run, of(data, folder), {"n": 1})
+    found = run.store.look("m/x.pkl")
+    assert found is not None and (found.size, found.version) == (1000, version)
+    assert (reply, run.store.get("m/x.pkl")) == ({"n": 1}, data)
+    _, second = keep(run, of(os.urandom(1000), folder), {"n": 2}, replace=True)
+    found = run.store.look("m/x.pkl")
+    assert found is not None and version != second == found.version
+
+
+def test_a_later_attempt_knows_what_an_earlier_one_wrote(run: Run, folder: Path | None) -> None:
+    reply, version = keep(run, of(b"1" * 200, folder), {"n": 1})
+    # Other bytes of the same length, since the step is not the same each time.
+    assert keep(run, of(b"2" * 200, folder), {"n": 2}, a=2) == (reply, version)
+    assert run.store.get("m/x.pkl") == b"1" * 200
+    with pytest.raises(StepFailure) as caught:
+        keep(run, of(b"3" * 200, folder), {"n": 3}, i=7)
+    assert (caught.value.class_, caught.value.type_) == ("data", "OutputExists")
+
+
+def test_what_another_has_put_there_is_left_alone(run: Run, folder: Path | None) -> None:
+    theirs = b"t" * 200
+    run.store.put("m/x.pkl", theirs)
+    for attempt in (1, 2):
+        with pytest.raises(StepFailure, match="m/x.pkl"):
+            keep(run, of(b"o" * 200, folder), {}, a=attempt)
+    assert run.store.get("m/x.pkl") == theirs
+
+
+def test_of_many_writers_one_wins(run: Run) -> None:
+    def write(i: int) -> int | None:
+        try:
+            keep(run, of(bytes([i]) * 200), {"i": i}, i=i)
+            return i
+        except StepFailure:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        (winner,) = [i for i in pool.map(write, range(8)) if i is not None]
+    assert run.store.get("m/x.pkl") == bytes([winner]) * 200
+
+
+@pytest.mark.parametrize("run", ["s3"], indirect=True)
+def test_an_answer_that_is_lost_on_the_way_is_no_conflict(run: Run, server: S3Server) -> None:
+    server.fault(method="PUT", match="/m/x.pkl", action="drop-reply", count=1)
+    assert keep(run, of(b"1" * 200), {"n": 1})[0] == {"n": 1}
+    assert run.store.get("m/x.pkl") == b"1" * 200
+    assert any(entry["key"].endswith("m/x.pkl") for entry in server.log())
+
+
+@pytest.mark.parametrize("run", ["directory"], indirect=True)
+def test_a_file_that_changes_while_it_is_read_is_not_read_in_half(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(b"1" * (3 << 20))
+    read = storage._stat
+    calls: list[int] = []
+
+    def change(found: Any) -> Any:
+        calls.append(1)
+        if len(calls) in (1, 3):
+            file.write_bytes(str(len(calls)).encode() * (2 << 20))
+        return read(found)
+
+    monkeypatch.setattr(storage, "_stat", change)
+    run.store.get_to_file("x", str(tmp_path / "copy"))
+    assert len(set((tmp_path / "copy").read_bytes())) == 1
+    monkeypatch.setattr(storage, "_stat", lambda found: storage.Stat(found.st_size, os.urandom(4).hex()))
+    with pytest.raises(StorageError, match="while it is read"):
+        run.store.get_to_file("x", str(tmp_path / "copy"))

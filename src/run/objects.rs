@@ -1,0 +1,208 @@
+//! Objects in storage that steps name by their paths: looks at what is there when a task is handed over, and says what
+//! follows from it.
+
+use std::collections::HashMap;
+
+use super::driver::RunSpec;
+use super::facts::{Facts, View};
+use super::wire::storage;
+use crate::api::step::IfExists;
+use crate::dask::ops::{Item, Kept, LookAt, Seen, SeenObjects, Snapshot};
+use crate::dask::{self, Peer};
+use crate::graph::{RunState, StepIx, TaskId};
+use crate::pipeline::Plan;
+
+/// Paths per message to the runtime, which makes a request to the storage for each.
+const CHUNK: usize = 1000;
+
+/// Versions of objects by their paths; `None`: not there.
+pub(super) type Versions = HashMap<String, Option<String>>;
+
+/// What becomes of a task about to be handed over.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Meeting {
+    /// Its code is called.
+    Call,
+    /// What is where its output would be kept is its output.
+    Take,
+    /// It fails, for this reason.
+    Refuse(String),
+}
+
+/// Where the tasks of a run keep their outputs.
+#[derive(Debug, Default)]
+pub(super) struct Objects {
+    /// Each path belongs to the first task that names it.
+    kept: HashMap<String, TaskId>,
+    /// What was at the paths of tasks about to be handed over.
+    seen: HashMap<TaskId, Option<Seen>>,
+}
+
+impl Objects {
+    /// Knows again which paths the tasks of an earlier session have.
+    pub fn restore(&mut self, plan: &Plan, snapshot: &Snapshot, view: &View<'_>) {
+        if !plan.names_objects() {
+            return;
+        }
+        let done = snapshot.committed.iter().chain(&snapshot.finished).map(|done| done.task);
+        for addr in done.chain(snapshot.submitted.iter().copied()) {
+            let task = TaskId { step: StepIx(addr.step), item: addr.item };
+            if let Ok(Some((path, _))) = plan.named(task, view).map(|named| named.keeps) {
+                self.kept.entry(path).or_insert(task);
+            }
+        }
+    }
+
+    /// Looks at what the tasks about to be handed over name: at what they read if earlier outputs may be taken in their
+    /// place, and at where they keep their outputs if it matters what is there.
+    pub async fn look(
+        &mut self,
+        peer: &Peer,
+        spec: &RunSpec,
+        tasks: &[TaskId],
+        (state, facts): (&RunState, &mut Facts),
+    ) -> Result<(), dask::Error> {
+        self.seen.clear();
+        if !spec.plan.names_objects() {
+            return Ok(());
+        }
+        let (mut reads, mut keeps) = (Vec::new(), Vec::new());
+        for task in tasks {
+            // What is wrong with a path is told when the arguments are made.
+            let Ok(named) = spec.plan.named(*task, &View { facts, state, dag: &spec.plan.dag }) else { continue };
+            if spec.reuse.missing {
+                let paths = named.reads.into_iter().chain(named.keeps.iter().map(|(path, _)| path.clone()));
+                reads.extend(paths.filter(|path| !facts.versions.contains_key(path)));
+            }
+            if let Some((path, if_exists)) = named.keeps
+                && *self.kept.entry(path.clone()).or_insert(*task) == *task
+                && if_exists != IfExists::Replace
+            {
+                keeps.push((path, *task));
+            }
+        }
+        facts.versions.extend(versions(peer, spec, reads).await?);
+        for keeps in keeps.chunks(CHUNK) {
+            let asked: Vec<Kept<'_>> = keeps
+                .iter()
+                .map(|(path, task)| Kept { path, task: Item { step: task.step.0, item: task.item } })
+                .collect();
+            let seen = ask(peer, spec, &[], &asked).await?;
+            self.seen.extend(keeps.iter().map(|(_, task)| *task).zip(seen.keeps));
+        }
+        Ok(())
+    }
+
+    /// What becomes of a task that [`look`](Self::look) has looked at.
+    pub fn meet(&self, plan: &Plan, task: TaskId, view: &View<'_>) -> Meeting {
+        let Ok(Some((path, if_exists))) = plan.named(task, view).map(|named| named.keeps) else {
+            return Meeting::Call;
+        };
+        if let Some(owner) = self.kept.get(&path).filter(|owner| **owner != task) {
+            return Meeting::Refuse(format!("output.path: {}", plan.collides(*owner, task, &path)));
+        }
+        match (self.seen.get(&task), if_exists) {
+            (Some(Some(_)), IfExists::Skip) => Meeting::Take,
+            // What an attempt of this task has left is no other's: the next one finds it.
+            (Some(Some(seen)), IfExists::Fail) if !seen.own => Meeting::Refuse(format!(
+                "OutputExists: something is at {path} already, and ifExists of output.path is Fail; remove it, choose \
+                 another path, or set ifExists: Replace or Skip"
+            )),
+            _ => Meeting::Call,
+        }
+    }
+}
+
+/// Makes sure that the runtime knows of objects, if the run names any, and learns the versions of those whose paths are
+/// known before it begins.
+pub(super) async fn before(peer: &Peer, spec: &RunSpec) -> Result<Versions, dask::Error> {
+    if !spec.plan.names_objects() {
+        return Ok(Versions::new());
+    }
+    if !spec.reuse.missing {
+        ask(peer, spec, &[], &[]).await?;
+        return Ok(Versions::new());
+    }
+    versions(peer, spec, spec.plan.known_paths()).await
+}
+
+async fn versions(
+    peer: &Peer,
+    spec: &RunSpec,
+    paths: impl IntoIterator<Item = String>,
+) -> Result<Versions, dask::Error> {
+    let mut paths: Vec<String> = paths.into_iter().collect();
+    paths.sort();
+    paths.dedup();
+    let mut found = Versions::new();
+    for paths in paths.chunks(CHUNK) {
+        let asked: Vec<&str> = paths.iter().map(String::as_str).collect();
+        let seen = ask(peer, spec, &asked, &[]).await?;
+        found.extend(paths.iter().cloned().zip(seen.reads));
+    }
+    Ok(found)
+}
+
+async fn ask(peer: &Peer, spec: &RunSpec, reads: &[&str], keeps: &[Kept<'_>]) -> Result<SeenObjects, dask::Error> {
+    match peer.call(&LookAt { run: &spec.uid, storage: storage(&spec.storage), reads, keeps }).await {
+        Err(dask::Error::UnknownOp { op }) => {
+            let message = "the runtime in the scheduler is of a release that does not know inputs and output.path";
+            Err(dask::Error::Refused { op, reason: "RuntimeVersion".to_owned(), message: message.to_owned() })
+        }
+        answer => answer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, Value, json};
+
+    use super::*;
+    use crate::pipeline::{RunInfo, validate};
+
+    fn plan(steps: Value) -> Plan {
+        let flow = validate(&serde_json::from_value(json!({ "steps": steps })).unwrap(), "spec").unwrap();
+        flow.bind(&Map::new(), &RunInfo { name: "r".into(), uid: "u".into() }).unwrap()
+    }
+
+    fn meet(if_exists: &str, seen: Option<Seen>) -> Meeting {
+        let plan = plan(json!([{"name": "a", "call": "m:f", "output": {"path": "x.pkl", "ifExists": if_exists}}]));
+        let task = TaskId::whole(StepIx(0));
+        let (facts, state) = (Facts::default(), RunState::new(&plan.dag, 0));
+        let mut objects = Objects::default();
+        objects.seen.insert(task, seen);
+        objects.meet(&plan, task, &View { facts: &facts, state: &state, dag: &plan.dag })
+    }
+
+    #[test]
+    fn what_is_there_counts_as_the_step_says() {
+        let seen = |own| Some(Seen { version: "v".into(), own });
+        for if_exists in ["Fail", "Replace", "Skip"] {
+            assert_eq!(meet(if_exists, None), Meeting::Call, "{if_exists}");
+        }
+        assert!(matches!(meet("Fail", seen(false)), Meeting::Refuse(why) if why.contains("x.pkl") && why.contains("Replace")));
+        assert_eq!(meet("Fail", seen(true)), Meeting::Call, "an earlier attempt of the same task wrote it");
+        assert_eq!(meet("Replace", seen(false)), Meeting::Call);
+        assert_eq!(meet("Skip", seen(false)), Meeting::Take);
+    }
+
+    #[test]
+    fn a_path_belongs_to_the_first_task_that_names_it() {
+        let plan = plan(json!([
+            {"name": "names", "script": "output = ['a', 'a']"},
+            {"name": "each", "call": "m:f", "map": {"x": "$(steps.names.result)"}, "output": {"path": "$(item.x).pkl"}}
+        ]));
+        let (names, each) = (TaskId::whole(StepIx(0)), |item| TaskId::item(StepIx(1), item));
+        let (mut facts, mut state) = (Facts::default(), RunState::new(&plan.dag, 0));
+        facts.finished(names, vec![2], Some(json!(["a", "a"])));
+        state.apply(&plan.dag, &crate::graph::Event::MapLength { step: StepIx(1), len: 2 }, 0).unwrap();
+        let view = View { facts: &facts, state: &state, dag: &plan.dag };
+        let done = |task: TaskId| serde_json::from_value(json!([task.step.0, task.item, 1, null, null])).unwrap();
+        let snapshot = Snapshot { committed: vec![done(each(0))], ..Snapshot::default() };
+        let mut objects = Objects::default();
+        objects.restore(&plan, &snapshot, &view);
+        assert_eq!(objects.meet(&plan, each(0), &view), Meeting::Call);
+        let refused = objects.meet(&plan, each(1), &view);
+        assert!(matches!(&refused, Meeting::Refuse(why) if why.contains("items 0 and 1 of each")), "{refused:?}");
+    }
+}

@@ -1,0 +1,325 @@
+"""Objects in storage that steps name by their paths: read as arguments, and outputs kept under names of their own.
+What ran is told by a file, not by us.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Cli, Done
+
+from s3server import S3Server
+
+CODE = """
+import os
+
+def note(name):
+    with open(os.environ["LEDGER"], "a") as ledger:
+        ledger.write(name + "\\n")
+
+def train(data, weights=None):
+    note("train")
+    return {"sum": sum(data), "weights": weights and len(weights)}
+
+def load(day, rows):
+    note(f"load-{day}")
+    return len(rows)
+
+def total(parts, model):
+    note("total")
+    return sum(parts) + model["sum"]
+"""
+RESULTS = [{"name": "total", "value": "$(steps.total.output)"}]
+
+
+class Folder:
+    """Objects in a folder, as another system sees them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def put(self, path: str, data: bytes) -> None:
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # As a new file: the time of change of one that is written twice in a moment might be the same.
+        fresh = file.with_name(f".new-{file.name}")
+        fresh.write_bytes(data)
+        fresh.rename(file)
+
+    def get(self, path: str) -> bytes:
+        return (self.root / path).read_bytes()
+
+    def delete(self, path: str) -> None:
+        (self.root / path).unlink()
+
+
+class Bucket:
+    """The same in a bucket, below a prefix."""
+
+    def __init__(self, server: S3Server, where: dict[str, str]) -> None:
+        from obstore.store import S3Store
+
+        bucket, _, prefix = where["url"].removeprefix("s3://").partition("/")
+        keys = server.environ()
+        self.store: Any = S3Store(
+            bucket,
+            prefix=prefix,
+            endpoint=where["endpoint"],
+            region=where["region"],
+            access_key_id=keys["AWS_ACCESS_KEY_ID"],
+            secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+            client_options={"allow_http": True},
+        )
+
+    def put(self, path: str, data: bytes) -> None:
+        self.store.put(path, data)
+
+    def get(self, path: str) -> bytes:
+        return bytes(self.store.get(path).bytes())
+
+    def delete(self, path: str) -> None:
+        self.store.delete(path)
+
+
+class Place:
+    """A storage of either kind, and runs that use it."""
+
+    def __init__(self, cli: Cli, words: list[str], env: dict[str, str], store: Folder | Bucket) -> None:
+        self.cli, self.words, self.env = cli, words, env
+        self.put, self.get, self.delete = store.put, store.get, store.delete
+
+    def run(self, flow: Path, *words: str) -> Done:
+        return self.cli("run", flow, "--python", self.cli.python, *self.words, *words, **self.env)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, cli: Cli, tmp_path: Path) -> Place:
+    if request.param == "folder":
+        return Place(cli, ["--storage", f"file://{cli.storage}"], {}, Folder(cli.storage))
+    server: S3Server = request.getfixturevalue("s3")
+    where = server.storage(f"objects/{tmp_path.name}")
+    words = ["--storage", where["url"], "--storage-endpoint", where["endpoint"], "--storage-region", where["region"]]
+    env = {name: value for name, value in server.environ().items() if name != "AWS_ENDPOINT_URL"}
+    return Place(cli, words, env, Bucket(server, where))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    return tmp_path / "ledger"
+
+
+def ran(ledger: Path) -> list[str]:
+    """What has run since the last question, sorted."""
+    found = sorted(ledger.read_text().split()) if ledger.exists() else []
+    ledger.write_text("")
+    return found
+
+
+def steps(ledger: Path, **train: Any) -> list[dict[str, Any]]:
+    env = [{"name": "LEDGER", "value": str(ledger)}]
+    return [
+        {
+            "name": "train",
+            "call": "flow:train",
+            "env": env,
+            "inputs": {"data": {"path": "in/data.json"}, "weights": {"path": "in/weights.bin", "serializer": "pickle"}},
+            **train,
+        },
+        {
+            "name": "load",
+            "call": "flow:load",
+            "env": env,
+            "map": {"day": "$(params.days)"},
+            "args": {"day": "$(item.day)"},
+            "inputs": {"rows": {"path": "days/$(item.day).json"}},
+        },
+        {
+            "name": "total",
+            "call": "flow:total",
+            "env": env,
+            "args": ["$(steps.load.output)", "$(steps.train.output)"],
+        },
+    ]
+
+
+DAYS = [{"name": "days", "type": "array", "default": ["mon", "tue"]}]
+ALL = ["load-mon", "load-tue", "total", "train"]
+
+
+def fill(place: Place) -> None:
+    place.put("in/data.json", b"[1, 2]")
+    place.put("in/weights.bin", pickle.dumps([0.5, 0.5]))
+    place.put("days/mon.json", b"[1]")
+    place.put("days/tue.json", b"[1, 2, 3]")
+
+
+def test_inputs_are_arguments_and_a_changed_one_runs_its_readers(
+    place: Place, manifest: Callable[..., Path], ledger: Path
+) -> None:
+    flow = manifest(CODE, steps(ledger), params=DAYS, results=RESULTS)
+    fill(place)
+    first = place.run(flow, "-o", "json")
+    assert first.code == 0 and first.json["results"] == {"total": 1 + 3 + 3}, first
+    assert ran(ledger) == ALL
+    again = place.run(flow, "--reuse", "-o", "json")
+    assert (again.code, ran(ledger), again.json["steps"]["cached"]) == (0, [], 4), again
+    place.put("days/tue.json", b"[1, 2, 3, 4]")
+    changed = place.run(flow, "--reuse", "-o", "json")
+    assert changed.code == 0 and changed.json["results"] == {"total": 1 + 4 + 3}, changed
+    assert ran(ledger) == ["load-tue", "total"], "the other item and train read what they had read before"
+    settled = place.run(flow, "--reuse", "-o", "json")
+    assert (settled.code, ran(ledger)) == (0, []), "and a run that took some over is as good as one that did not"
+    place.put("in/weights.bin", pickle.dumps([1.0]))
+    assert place.run(flow, "--reuse").code == 0
+    assert ran(ledger) == ["total", "train"]
+
+
+def test_a_part_is_chosen_by_what_it_reads(place: Place, manifest: Callable[..., Path], ledger: Path) -> None:
+    flow = manifest(CODE, steps(ledger), params=DAYS, results=RESULTS)
+    fill(place)
+    assert place.run(flow).code == 0
+    ran(ledger)
+    for path, expected in (
+        ("in/data.json", ["total", "train"]),
+        ("days/$(item.day).json", ["load-mon", "load-tue", "total"]),
+        ("days/mon.json", ["load-mon", "load-tue", "total"]),
+    ):
+        done = place.run(flow, "--from-inputs", path)
+        assert (done.code, ran(ledger)) == (0, expected), (path, done)
+    done = place.run(flow, "--from-inputs", "days/mon.jsn")
+    assert done.code == 2 and "UnknownInput" in done.err and "did you mean days/mon.json?" in done.err, done
+    assert ran(ledger) == []
+
+
+def test_a_missing_object_fails_its_step_with_what_to_do(
+    place: Place, manifest: Callable[..., Path], ledger: Path
+) -> None:
+    flow = manifest(CODE, steps(ledger, retry={"limit": 3}), params=DAYS, results=RESULTS)
+    fill(place)
+    place.delete("in/data.json")
+    done = place.run(flow, "-o", "json")
+    assert done.code == 1 and done.json["state"] == "Failed", done
+    (failure,) = [found for found in done.json["failures"] if found["step"] == "train"]
+    assert (failure["class"], failure["attempt"]) == ("data", 1), "no retry unless data is named"
+    assert "there is no object in/data.json, the input data of step train" in failure["message"], failure
+    assert "put it there" in failure["message"]
+    place.put("in/data.json", b"[1, 2]")
+    done = place.cli("resume", done.json["uid"], "--python", place.cli.python, "-o", "json", *place.words, **place.env)
+    assert done.code == 0 and done.json["results"] == {"total": 7}, done
+
+
+def test_an_output_is_kept_and_nothing_is_replaced_unless_it_is_said(
+    place: Place, manifest: Callable[..., Path], ledger: Path
+) -> None:
+    fill(place)
+
+    def flow(**output: Any) -> Path:
+        output = {"path": "models/$(params.name).json", "serializer": "json", **output}
+        params = [*DAYS, {"name": "name", "default": "current"}]
+        return manifest(CODE, steps(ledger, output=output), params=params, results=RESULTS)
+
+    first = place.run(flow(), "-o", "json")
+    assert first.code == 0 and first.json["results"] == {"total": 7}, first
+    assert json.loads(place.get("models/current.json")) == {"sum": 3, "weights": 2}
+    ran(ledger)
+    refused = place.run(flow(), "-o", "json")
+    assert refused.code == 1 and "train" not in ran(ledger), "it is seen before the step runs"
+    (failure,) = [found for found in refused.json["failures"] if found["step"] == "train"]
+    assert "OutputExists: something is at models/current.json already" in failure["message"], failure
+    assert "ifExists: Replace or Skip" in failure["message"], failure
+    other = place.run(flow(), "-p", "name=other")
+    assert other.code == 0 and json.loads(place.get("models/other.json")) == {"sum": 3, "weights": 2}, other
+    ran(ledger)
+
+    place.put("in/data.json", b"[10]")
+    replaced = place.run(flow(ifExists="Replace"), "-o", "json")
+    assert (replaced.code, replaced.json["results"]) == (0, {"total": 14}), replaced
+    assert json.loads(place.get("models/current.json"))["sum"] == 10
+    ran(ledger)
+    place.put("models/current.json", b'{"sum": 100}')
+    skipped = place.run(flow(ifExists="Skip"), "-o", "json")
+    assert (skipped.code, skipped.json["results"]) == (0, {"total": 104}), skipped
+    assert "train" not in ran(ledger), "what is there is the output"
+    assert place.get("models/current.json") == b'{"sum": 100}'
+    made = place.run(flow(ifExists="Skip"), "-p", "name=new", "-o", "json")
+    assert (made.code, made.json["results"]) == (0, {"total": 14}), made
+    assert "train" in ran(ledger) and json.loads(place.get("models/new.json"))["sum"] == 10
+
+
+def test_a_step_is_reused_only_while_what_it_kept_is_there(
+    place: Place, manifest: Callable[..., Path], ledger: Path
+) -> None:
+    fill(place)
+    output = {"path": "models/x.pkl"}
+    flow = manifest(CODE, steps(ledger, output=output), params=DAYS, results=RESULTS)
+    assert place.run(flow).code == 0
+    ran(ledger)
+    done = place.run(flow, "--reuse", "-o", "json")
+    assert (done.code, ran(ledger), done.json["steps"]["cached"]) == (0, [], 4), "ifExists is not asked then"
+    place.delete("models/x.pkl")
+    done = place.run(flow, "--reuse", "-o", "json")
+    assert (done.code, ran(ledger)) == (0, ["total", "train"]), done
+    assert pickle.loads(place.get("models/x.pkl"))["sum"] == 3
+
+
+def test_items_keep_their_outputs_apart_and_a_later_step_reads_them(
+    place: Place, manifest: Callable[..., Path], ledger: Path
+) -> None:
+    each = {"name": "each", "script": "output = x * 10", "map": {"x": [1, 2]}}
+    each["output"] = {"path": "parts/$(item.x).json", "serializer": "json"}
+    names = {"name": "names", "script": "output = 'parts/2.json'", "dependsOn": ["each"]}
+    last = {"name": "total", "script": "output = part", "inputs": {"part": {"path": "$(steps.names.result)"}}}
+    done = place.run(manifest(CODE, [each, names, last], results=RESULTS), "-o", "json")
+    assert (done.code, done.json["results"]) == (0, {"total": 20}), done
+    assert json.loads(place.get("parts/1.json")) == 10
+    twice = {"name": "twice", "script": "output = ['a', 'a']"}
+    both = {"name": "both", "script": "output = x", "map": {"x": "$(steps.twice.result)"}}
+    both["output"] = {"path": "both/$(item.x).pkl"}
+    done = place.run(manifest(CODE, [twice, both]), "-o", "json")
+    assert done.code == 1 and "items 0 and 1 of both would both keep their output at both/a.pkl" in done.out, done
+
+
+def test_a_run_that_was_killed_does_not_fail_on_its_own_output(
+    cli: Cli, manifest: Callable[..., Path], ledger: Path, tmp_path: Path
+) -> None:
+    """The command with all of its processes is killed right after the output came to its name."""
+    source = (
+        "import os, random\noutput = random.random()\n"
+        f"open({str(ledger)!r}, 'a').write('made\\n')"
+    )
+    first = {"name": "first", "script": source, "output": {"path": "out/first.json", "serializer": "json"}}
+    last = {"name": "total", "script": "output = x", "args": {"x": "$(steps.first.output)"}}
+    flow = manifest(CODE, [first, last], results=RESULTS)
+    kept, uid = cli.storage / "out/first.json", ""
+    process = cli.start(*cli.run_words(flow), "-o", "json")
+    for _ in range(100 * 60):
+        if kept.exists() or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    cli.finish(process)
+    assert kept.exists()
+    value = json.loads(kept.read_text())
+    (uid,) = [path.name for path in (cli.storage / "runs").iterdir()]
+    done = cli("resume", uid, "--python", cli.python, "-o", "json")
+    assert done.code == 0 and done.json["results"] == {"total": value}, done
+    assert json.loads(kept.read_text()) == value, "what is committed is what is there"
+
+
+def test_the_example_runs_once_and_then_takes_what_is_there(cli: Cli, examples: Path) -> None:
+    report = {"mon": 7.5, "tue": 7.5, "wed": 7.5}
+    first = cli.run(examples / "inputs.yaml", "-o", "json")
+    assert first.code == 0 and first.json["results"] == {"report": report}, first
+    assert json.loads((cli.storage / "reports/latest.json").read_text()) == report
+    again = cli.run(examples / "inputs.yaml", "--reuse", "-o", "json")
+    assert (again.code, again.json["steps"]["cached"]) == (0, 7), again
+    (cli.storage / "prices/tue.json").write_text('{"prices": [1, 3]}')
+    changed = cli.run(examples / "inputs.yaml", "-o", "json")
+    assert changed.code == 0 and changed.json["results"] == {"report": {**report, "tue": 2}}, changed
