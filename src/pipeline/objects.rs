@@ -240,7 +240,55 @@ impl Plan {
                 }
             }
         }
+        self.check_order(&kept, &state, &mut problems);
         problems
+    }
+
+    /// Who reads what another step keeps must come after it, or before: else it is left to chance what is read.
+    fn check_order(&self, kept: &BTreeMap<String, TaskId>, state: &RunState, problems: &mut Vec<Problem>) {
+        if kept.is_empty() {
+            return;
+        }
+        for (ix, step) in self.naming() {
+            for input in step.inputs.iter().filter(|input| is_early(step, &input.path)) {
+                let mut ordered: BTreeMap<StepIx, bool> = BTreeMap::new();
+                let mut paths = self.known_tasks(ix, state).into_iter().filter_map(|task| {
+                    let (path, _) = self.input(step, input, task, &Nothing).ok()?;
+                    let owner = kept.get(&path)?.step;
+                    let is_ordered = ordered.entry(owner).or_insert_with(|| {
+                        owner == ix || self.is_before(owner, ix) || self.is_before(ix, owner)
+                    });
+                    (!*is_ordered).then_some((path, owner))
+                });
+                let Some((path, owner)) = paths.next() else { continue };
+                let (reader, owner) = (self.step_name(ix), self.step_name(owner));
+                let message =
+                    format!("{reader} reads {}, where {owner} keeps its output, in no order", shortened(&path));
+                let help = format!("add dependsOn: [{owner}], or use $(steps.{owner}.output)");
+                problems.push(Problem::new("Conflict", &input.at, message).help(help));
+            }
+        }
+    }
+
+    /// Whether `later` runs after `first` by what it needs, or as a `finally` step.
+    fn is_before(&self, first: StepIx, later: StepIx) -> bool {
+        let (mut seen, mut work) = (BTreeSet::new(), vec![later]);
+        let finally = |step: StepIx| self.dag.step(step).is_some_and(|spec| spec.finally);
+        if finally(later) && !finally(first) {
+            return true;
+        }
+        while let Some(spec) = work.pop().and_then(|step| self.dag.step(step)) {
+            let sources = spec.map.iter().flatten().filter_map(|source| source.step());
+            for step in spec.deps.iter().map(|dep| dep.step()).chain(sources) {
+                if step == first {
+                    return true;
+                }
+                if seen.insert(step) {
+                    work.push(step);
+                }
+            }
+        }
+        false
     }
 
     fn collision(&self, one: TaskId, other: TaskId, path: &str, at: &str) -> Problem {
