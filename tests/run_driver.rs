@@ -136,7 +136,11 @@ impl Observer for Notes {
 }
 
 fn run_of_one_step(start: Start, patience: Patience) -> RunSpec {
-    let spec: PipelineSpec = serde_json::from_value(json!({"steps": [{"name": "a", "call": "m:f"}]})).expect("a spec");
+    run_of(&json!({"name": "a", "call": "m:f"}), start, patience)
+}
+
+fn run_of(step: &Value, start: Start, patience: Patience) -> RunSpec {
+    let spec: PipelineSpec = serde_json::from_value(json!({ "steps": [step] })).expect("a spec");
     let info = RunInfo { name: "run".to_owned(), uid: "uid".to_owned() };
     let plan = validate(&spec, "spec").and_then(|flow| flow.bind(&Map::new(), &info)).expect("no mistakes");
     RunSpec {
@@ -311,6 +315,64 @@ async fn a_runtime_of_another_protocol_is_refused_before_anything_starts() {
     assert_eq!(error.reason(), "RuntimeVersion");
     assert!(error.to_string().contains("2 to 3"), "{error}");
     assert!(scheduler.asked("daskade-open").is_empty());
+}
+
+#[tokio::test]
+async fn a_runtime_that_knows_no_objects_is_refused_before_anything_starts() {
+    for field in [json!({"inputs": {"x": {"path": "x.json"}}}), json!({"output": {"path": "x.pkl"}})] {
+        let mut step = json!({"name": "a", "call": "m:f"});
+        for (name, value) in field.as_object().into_iter().flatten() {
+            step[name] = value.clone();
+        }
+        let scheduler = Scheduler::new(|op, _| match op {
+            "daskade-objects" => Some(Value::Null),
+            _ => Some(usual(op, &[])),
+        })
+        .await;
+        let (ended, _, _) = driven(&run_of(&step, Start::New, Patience::default()), &scheduler.address).await;
+        assert_eq!(ended.expect_err("it would be ignored").reason(), "RuntimeVersion", "{step}");
+        assert!(scheduler.asked("daskade-open").is_empty(), "{step}");
+    }
+}
+
+/// What the driver does with a step that keeps its output where something is: the report and what was submitted.
+async fn kept(if_exists: &str, there: Value) -> (Report, usize) {
+    let answer = move |request: &Value| {
+        let asked = request["keeps"].as_array().map_or(0, Vec::len);
+        json!({"status": "OK", "reads": [], "keeps": vec![there.clone(); asked]})
+    };
+    let scheduler = Scheduler::new(move |op, request| match op {
+        "daskade-objects" => Some(answer(request)),
+        _ => Some(usual(op, &finished())),
+    })
+    .await;
+    let step = json!({"name": "a", "call": "m:f", "output": {"path": "m/x.pkl", "ifExists": if_exists}});
+    let mut spec = run_of(&step, Start::New, short());
+    spec.deadline = Some(Duration::from_secs(10));
+    let (ended, _, _) = driven(&spec, &scheduler.address).await;
+    let looked = scheduler.asked("daskade-objects").iter().any(|asked| asked["keeps"] == json!([["m/x.pkl", 0, -1]]));
+    assert_eq!(looked, if_exists != "Replace", "{if_exists}");
+    (ended.expect("a report"), scheduler.asked("daskade-submit").len())
+}
+
+#[tokio::test]
+async fn what_is_where_an_output_would_be_kept_is_seen_before_the_step_runs() {
+    for (if_exists, there, submitted) in [
+        ("Fail", json!(null), 1),
+        ("Fail", json!(["v", true]), 1),
+        ("Fail", json!(["v", false]), 0),
+        ("Replace", json!(["v", false]), 1),
+        ("Skip", json!(["v", false]), 1),
+    ] {
+        let (report, submits) = kept(if_exists, there.clone()).await;
+        let outcome = if submitted == 1 { RunOutcome::Succeeded } else { RunOutcome::Failed };
+        assert_eq!((report.outcome, submits), (outcome, submitted), "{if_exists} {there}");
+        if submitted == 0 {
+            let [failure] = &report.failures[..] else { panic!("{report:?}") };
+            assert!(failure.message.contains("OutputExists") && failure.message.contains("m/x.pkl"), "{failure:?}");
+            assert_eq!(failure.class, "data");
+        }
+    }
 }
 
 #[tokio::test]
