@@ -157,6 +157,7 @@ fn run_of_one_step(start: Start, patience: Patience) -> RunSpec {
         ignore_resources: false,
         deadline: None,
         start_deadline: None,
+        finally_deadline: None,
         patience,
     }
 }

@@ -2,8 +2,8 @@
 //! name: a field that changes what comes out is never ignored.
 //!
 //! Fields that only say where pods run (image, nodeSelector, tolerations, affinity, idleTimeout, tls, …), when runs are
-//! made (triggers, schedule) or with whose identity storage is reached mean nothing on one machine; local runs accept
-//! them, so that the same manifest runs on a laptop.
+//! made (triggers, schedule), how long what they store is kept (retention), or with whose identity storage is reached mean
+//! nothing on one machine; local runs accept them, so that the same manifest runs on a laptop.
 
 use serde_json::Value;
 
@@ -56,11 +56,8 @@ const TABLE: &[Row] = &[
     never(PIPELINE, "finally.*.cache"),
     never(PIPELINE, "finally.*.output.path"),
     never(PIPELINE, "finally.*.output.ifExists"),
-    never(PIPELINE, "deadlines.finally"),
-    never(RUN, "deadlines.finally"),
     never(RUN, "select.fromInputs"),
     never(RUN, "select.loadVersions"),
-    never(RUN, "retention"),
     local(PIPELINE, "code.configMap", "a local run sees no ConfigMaps: use code.files, code.path or code.url"),
     local(CLUSTER, "suspend", "a local cluster lives as long as its run"),
     local(CLUSTER, "scheduler.env", "set the variables in the shell"),
@@ -188,8 +185,8 @@ mod tests {
     #[test]
     fn what_means_nothing_on_a_laptop_is_accepted_there() {
         let spec = json!({
-            "triggers": { "onChange": false }, "schedule": { "cron": "@daily" },
-            "storage": { "url": "s3://bucket/a", "secretRef": "keys" },
+            "triggers": { "onChange": false }, "schedule": { "cron": "@daily" }, "retention": { "outputs": "30d" },
+            "deadlines": { "finally": "10m" }, "storage": { "url": "s3://bucket/a", "secretRef": "keys" },
             "cluster": { "template": { "image": "a/b:1", "idleTimeout": "10m", "tls": { "mode": "Disabled" }, "workers": [
                 { "name": "a", "nodeSelector": { "a": "b" }, "tolerations": [{ "operator": "Exists" }], "autoscale": { "max": 3 } }
             ] } },

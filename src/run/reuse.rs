@@ -13,6 +13,8 @@ use crate::pipeline::{Key, Keyring, Part, Plan};
 pub(super) struct Reusable {
     /// Newest first.
     runs: Vec<Past>,
+    /// Why nothing can be taken from a run that is not among them, in words.
+    cleared: Option<String>,
     found: HashMap<(Key, Option<u32>), (usize, TaskId)>,
     anywhere: HashMap<Key, (usize, TaskId)>,
     /// Of this run: tasks whose output is an earlier run's.
@@ -28,8 +30,8 @@ pub(super) struct Taken {
 }
 
 impl Reusable {
-    /// `keys` is empty; `missing`: whatever has the same key is taken.
-    pub fn new(earlier: EarlierRuns, keys: Keyring, missing: bool) -> Self {
+    /// `cleared`: why one is left out; `keys` is empty; `missing`: whatever has the same key is taken.
+    pub fn new(earlier: EarlierRuns, cleared: Option<String>, keys: Keyring, missing: bool) -> Self {
         let runs: Vec<Past> = earlier.runs.into_iter().filter_map(Past::replay).collect();
         let (mut found, mut anywhere) = (HashMap::new(), HashMap::new());
         for (at, run) in runs.iter().enumerate().filter(|_| missing) {
@@ -42,7 +44,7 @@ impl Reusable {
                 }
             }
         }
-        Self { runs, found, anywhere, keys, missing }
+        Self { runs, cleared, found, anywhere, keys, missing }
     }
 
     /// Learns the keys of what was taken over before the scheduler was lost, in that order.
@@ -88,7 +90,10 @@ impl Reusable {
                 let (step, why) = lacks(latest).unwrap_or((StepIx(0), String::new()));
                 (Some(step), format!("the latest, {} ({}), {why}", latest.name, latest.uid))
             }
-            None => (needed().next(), "there is no earlier run".to_owned()),
+            None => {
+                let why = self.cleared.clone().unwrap_or_else(|| "there is no earlier run".to_owned());
+                (needed().next(), why)
+            }
         };
         let name = step.map_or("", |step| plan.step_name(step));
         Err(format!(
@@ -221,7 +226,7 @@ mod tests {
     }
 
     fn reusable(plan: &Plan, runs: Vec<EarlierRun>) -> Reusable {
-        Reusable::new(EarlierRuns { runs }, Keyring::new(plan, "c", None), true)
+        Reusable::new(EarlierRuns { runs }, None, Keyring::new(plan, "c", None), true)
     }
 
     const ALL: [(u32, i64); 4] = [(0, -1), (1, 0), (1, 1), (2, -1)];

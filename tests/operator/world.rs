@@ -17,7 +17,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::api::{Api, Recorded};
-use crate::scheduler::{Journal, Journals, Scheduler};
+use crate::scheduler::{Journal, Journals, Refusal, Scheduler};
+use crate::trap::Trap;
 
 pub const SOON: Duration = Duration::from_secs(20);
 
@@ -25,6 +26,9 @@ pub struct World {
     pub api: Api,
     /// Of operators to come.
     pub limits: controller::Limits,
+    /// Life of the certificates that they issue.
+    pub lifetime: Duration,
+    pub trap: Trap,
     kubelet: Arc<Kubelet>,
     task: JoinHandle<()>,
 }
@@ -38,6 +42,8 @@ struct Kubelet {
     idle: AtomicBool,
     /// Steps do not end on schedulers that are to come.
     holds: AtomicBool,
+    /// Of all storages.
+    refusal: Refusal,
     /// Pods that never end.
     hung: Mutex<BTreeSet<String>>,
 }
@@ -76,7 +82,8 @@ impl World {
         let api = Api::start().await;
         let kubelet = Arc::new(Kubelet::default());
         let task = tokio::spawn(run(api.clone(), kubelet.clone()));
-        Self { api, limits: controller::Limits::default(), kubelet, task }
+        let lifetime = Duration::from_secs(90 * 86_400);
+        Self { api, limits: controller::Limits::default(), lifetime, trap: Trap::default(), kubelet, task }
     }
 
     /// Starts and ends no pods, or does again.
@@ -130,6 +137,25 @@ impl World {
         journals.get(uid.as_str().unwrap_or_default()).cloned().unwrap_or_default()
     }
 
+    /// Changes what the storage has of a run.
+    pub fn change_journal(&self, namespace: &str, name: &str, how: impl FnOnce(&mut Journal)) {
+        let uid = self.api.object(&run_path(namespace, name)).unwrap_or_default()["metadata"]["uid"].clone();
+        let mut journals = self.kubelet.journals.lock().unwrap();
+        how(journals.get_mut(uid.as_str().unwrap_or_default()).expect("the run has a journal"));
+    }
+
+    /// Why what is stored cannot be looked at or removed from now on.
+    pub fn refuse_storage(&self, reason: Option<&'static str>) {
+        *self.kubelet.refusal.lock().unwrap() = reason;
+    }
+
+    /// A condition of a run.
+    pub fn run_condition(&self, namespace: &str, name: &str, kind: &str) -> Value {
+        let object = self.api.object(&run_path(namespace, name)).unwrap_or_default();
+        let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.into_iter().find(|condition| condition["type"] == kind).cloned().unwrap_or_default()
+    }
+
     pub fn operator(&self) -> Operator {
         self.operator_with(1, Namespaces::All)
     }
@@ -139,13 +165,14 @@ impl World {
         grant.renew(epoch, Instant::now(), SystemTime::now(), Duration::from_secs(3600));
         let metrics = Arc::new(Metrics::default());
         let layer = FenceLayer::new(lead.clone(), metrics.clone());
-        let client = ClientBuilder::try_from(self.api.config()).expect("a client").with_layer(&layer).build();
+        let client = ClientBuilder::try_from(self.api.config()).expect("a client").with_layer(&layer);
+        let client = client.with_layer(&self.trap).build();
         let settings = Settings {
             image: "example.org/worker:1".to_owned(),
             namespaces,
             own_namespace: "daskade".to_owned(),
             own_labels: None,
-            certificate_lifetime: Duration::from_secs(90 * 86_400),
+            certificate_lifetime: self.lifetime,
             concurrency: 4,
             storage: None,
             allowed_addresses: Vec::new(),
@@ -296,7 +323,7 @@ async fn step(api: &Api, kubelet: &Kubelet, path: &str, pod: &Value) {
     }
     let mut ip = "127.0.0.2".to_owned();
     if meta["labels"]["dask.org/component"] == "scheduler" {
-        let scheduler = Scheduler::start(kubelet.journals.clone()).await;
+        let scheduler = Scheduler::start(kubelet.journals.clone(), kubelet.refusal.clone()).await;
         ip.clone_from(&scheduler.ip);
         if kubelet.holds.load(Ordering::Relaxed) {
             scheduler.change(|state| state.held = true);

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::connection::{Connection, failed};
 use super::show;
 use crate::api::pipeline::{Code, PipelineSpec};
+use crate::api::run::Retention;
 use crate::api::{API_VERSION, PipelineRun};
 use crate::cli::options::{Output, SubmitOptions};
 use crate::cli::{Failure, request, validate};
@@ -61,7 +62,15 @@ async fn of_cluster(connection: &Connection, options: &SubmitOptions) -> Result<
     told(&format!("Pipeline {wanted}"), pipeline::check(&spec, "spec", Some(params.clone())))?;
     let mut run = named(options, wanted)?;
     run["spec"] = json!({"pipelineRef": wanted, "params": params});
+    keep(&mut run, spec.retention.as_ref());
     Ok(run)
+}
+
+/// What the run stores is kept as long as its Pipeline says.
+fn keep(run: &mut Value, retention: Option<&Retention>) {
+    if let Some(retention) = retention {
+        run["spec"]["retention"] = json!(retention);
+    }
 }
 
 /// The run of a file, or a run of the one Pipeline in it, which need not be in the cluster.
@@ -92,12 +101,13 @@ fn of_file(options: &SubmitOptions) -> Result<Value, Failure> {
     match &chosen.object {
         Object::Pipeline(object) => {
             let name = object.metadata.name.clone().unwrap_or_default();
-            let mut spec = PipelineSpec { triggers: None, schedule: None, ..object.spec.clone() };
+            let mut spec = PipelineSpec { triggers: None, schedule: None, retention: None, ..object.spec.clone() };
             told(file, bring_code(&mut spec, "spec", chosen))?;
             let params = given(options, &spec, Map::new())?;
             told(file, pipeline::check(&spec, "spec", Some(params.clone())))?;
             let mut run = named(options, &name)?;
             run["spec"] = json!({"pipelineSpec": spec, "params": params});
+            keep(&mut run, object.spec.retention.as_ref());
             Ok(run)
         }
         Object::PipelineRun(object) => of_run(options, object, chosen),

@@ -49,6 +49,9 @@ pub struct EarlierRun {
     pub skipped: Vec<Decided>,
     /// Those of `committed` whose object is not there any more or has another size.
     pub gone: Vec<Item>,
+    /// When its outputs were removed, in seconds since 1970: nothing of it can be taken over.
+    #[serde(default)]
+    pub removed: Option<f64>,
 }
 
 /// `daskade-adopt`: makes outputs of earlier runs, which [`Earlier`] has told of, outputs of this one.
