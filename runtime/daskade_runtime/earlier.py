@@ -183,7 +183,7 @@ class Earlier:
                 (s, i, past.folded.adopted.get((past_s, past_i), uid), _from(uid, committed[1]), committed)
             )
         # The run whose object it is, and the one that it is taken from.
-        pairs = {(origin_of(handle), item[2]) for item, (_, _, _, handle, _) in zip(items, taken, strict=True)}
+        pairs = {(origin_of(entry[3]), item[2]) for item, entry in zip(items, taken, strict=True)}
         await self._refer(live, {(origin, source) for origin, source in pairs if origin is not None})
         live = self.runtime.live(run, epoch)
         for s, i, origin, handle, (_, _, _, _, _, lens, json) in taken:

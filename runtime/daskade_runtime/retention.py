@@ -1,4 +1,4 @@
-"""What is left of a run that has ended, who else uses it, and its removal, object by object as the driver says.
+"""What is left of a run that has ended, who else uses it, and its removal, as the driver says.
 
 Facts only: which objects go is said by the driver, and nothing outside the run's own folder is touched, nor
 anything of a run that is not marked as removed.
@@ -48,10 +48,8 @@ def removed(store: Store, run: str) -> dict[str, float]:
 def refuse_removed(store: Store, run: str) -> None:
     """Refuses to go on with a run whose outputs or journal are removed."""
     if removed(store, run):
-        raise Refused(
-            REASON,
-            f"what run {run} has stored was removed when its time was over (spec.retention); make another run",
-        )
+        message = f"what run {run} has stored was removed when its time was over (spec.retention)"
+        raise Refused(REASON, f"{message}; make another run")
 
 
 def origin_of(handle: dict[str, Any]) -> str | None:
@@ -62,8 +60,8 @@ def origin_of(handle: dict[str, Any]) -> str | None:
 
 
 def refer(store: Store, run: str, epoch: int, pairs: Iterable[tuple[str, str]]) -> None:
-    """Has ``run`` refer to objects, before it commits them: (run whose object it is, run that it takes it from)
-    each. Refused if one that it takes from is being removed.
+    """Has ``run`` refer to objects, before it commits them: (run whose object it is, run that it takes it
+    from) each. Refused if one that it takes from is being removed.
 
     Each opening of the run leaves references of its own, so that one that is new is seen as such.
     """
@@ -135,7 +133,8 @@ def _discard(store: Store, run: str, paths: Any, pipeline: str | None) -> None:
         if folder not in FOLDERS or folder == path:
             raise Refused("InvalidKey", f"{str(path)[:200]!r} is no object that a run has stored")
         if FOLDERS[folder] not in marks:
-            raise Refused("NotMarked", f"run {run} is not marked as removed: nothing of its {folder} is removed")
+            message = f"run {run} is not marked as removed: nothing of its {folder} is removed"
+            raise Refused("NotMarked", message)
         keys.append(check_key(f"runs/{check_run(run)}/{path}"))
     # The journal last, and of it the end first: what is left of it can be read at any moment.
     segments = [key for key in keys if key.split("/")[2] == "journal"]
