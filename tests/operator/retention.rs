@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::Method;
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::eventually;
 use crate::world::{SOON, World, cluster_path, plain, run_path};
@@ -23,11 +23,15 @@ fn status(world: &World, name: &str) -> Value {
 }
 
 async fn until_removed(world: &World, name: &str, truth: &str, reason: &str) {
-    let told = || {
+    let end = Instant::now() + SOON;
+    loop {
         let condition = world.run_condition("team", name, "Removed");
-        condition["status"] == truth && condition["reason"] == reason
-    };
-    eventually(&format!("{name}: Removed is {truth}, {reason}"), SOON, told).await;
+        if condition["status"] == truth && condition["reason"] == reason {
+            return;
+        }
+        assert!(Instant::now() < end, "{name}: Removed is not {truth}, {reason}: {condition:#}");
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Operations on what is stored that the scheduler of a cluster was asked for, in order, each once in a row.
@@ -46,6 +50,7 @@ fn asked(world: &World, cluster: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_cluster_of_a_run_is_made_again_without_workers_and_the_object_stays_until_then() {
     let world = World::new().await;
+    world.collect();
     let operator = world.operator();
     let spec = json!({"pipelineSpec": own(), "retention": {"outputs": "4s", "logs": "8s"}, "ttlAfterFinished": "1s"});
     world.create_run("team", "r", &spec);
@@ -78,6 +83,7 @@ async fn the_cluster_of_a_run_is_made_again_without_workers_and_the_object_stays
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_shared_cluster_its_scheduler_is_asked_and_marks_come_before_deletions() {
     let world = World::new().await;
+    world.collect();
     let operator = world.operator();
     let mut shared = plain(1);
     shared["storage"] = json!({"url": "s3://bucket/c"});
@@ -110,6 +116,7 @@ async fn on_a_shared_cluster_its_scheduler_is_asked_and_marks_come_before_deleti
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trouble_is_told_on_the_object_and_tried_again_and_holds_up_no_other() {
     let world = World::new().await;
+    world.collect();
     let operator = world.operator();
     world.create_run("team", "r", &json!({"pipelineSpec": own(), "retention": {"outputs": "3s"}}));
     world.until_run("team", "r", "Succeeded").await;
@@ -133,6 +140,7 @@ async fn trouble_is_told_on_the_object_and_tried_again_and_holds_up_no_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn outputs_that_others_have_taken_over_stay_and_wait_for_those_that_still_run() {
     let world = World::new().await;
+    world.collect();
     let operator = world.operator();
     for (name, users) in [("taken", json!({"later": ["data/0/-1-1-x"]})), ("live", json!({"later": null}))] {
         world.create_run("team", name, &json!({"pipelineSpec": own(), "retention": {"outputs": "3s"}}));
@@ -160,6 +168,7 @@ async fn outputs_that_others_have_taken_over_stay_and_wait_for_those_that_still_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_that_is_killed_in_the_middle_leaves_it_to_the_next_one() {
     let world = World::new().await;
+    world.collect();
     let first = world.operator();
     world.create_run("team", "r", &json!({"pipelineSpec": own(), "retention": {"outputs": "2s", "logs": "2s"}}));
     world.until_run("team", "r", "Succeeded").await;

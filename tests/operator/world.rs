@@ -42,6 +42,8 @@ struct Kubelet {
     idle: AtomicBool,
     /// Steps do not end on schedulers that are to come.
     holds: AtomicBool,
+    /// What a DaskCluster that is gone has owned goes too.
+    collects: AtomicBool,
     /// Of all storages.
     refusal: Refusal,
     /// Pods that never end.
@@ -95,6 +97,11 @@ impl World {
     /// Steps that are handed to schedulers which start from now on do not end.
     pub fn hold_steps(&self) {
         self.kubelet.holds.store(true, Ordering::Relaxed);
+    }
+
+    /// Has what a DaskCluster owned go soon after it, as Kubernetes does.
+    pub fn collect(&self) {
+        self.kubelet.collects.store(true, Ordering::Relaxed);
     }
 
     /// A pod whose node is dead.
@@ -295,6 +302,9 @@ impl Operator {
 async fn run(api: Api, kubelet: Arc<Kubelet>) {
     let mut news = api.watches.subscribe();
     loop {
+        if kubelet.collects.load(Ordering::Relaxed) {
+            collect(&api);
+        }
         if !kubelet.idle.load(Ordering::Relaxed) {
             for path in api.paths("/pods/") {
                 let Some(pod) = api.object(&path) else { continue };
@@ -304,6 +314,22 @@ async fn run(api: Api, kubelet: Arc<Kubelet>) {
         }
         if news.changed().await.is_err() {
             return;
+        }
+    }
+}
+
+/// Removes what is owned by clusters that are not there.
+fn collect(api: &Api) {
+    let clusters = api.paths("/daskclusters/").into_iter().filter_map(|path| api.object(&path));
+    let live: BTreeSet<String> = clusters.map(|object| object["metadata"]["uid"].to_string()).collect();
+    for part in ["/pods/", "/services/", "/networkpolicies/", "/configmaps/", "/secrets/"] {
+        for path in api.paths(part) {
+            let owners = api.object(&path).unwrap_or_default()["metadata"]["ownerReferences"].clone();
+            let of_cluster = |owner: &&Value| owner["kind"] == "DaskCluster";
+            let owner = owners.as_array().into_iter().flatten().find(of_cluster).cloned();
+            if owner.is_some_and(|owner| !live.contains(&owner["uid"].to_string())) {
+                api.delete(&path);
+            }
         }
     }
 }
