@@ -284,7 +284,7 @@ async fn certificates_are_renewed_while_the_spec_is_not_valid() {
     }
     eventually("their pods are made", SOON, || world.pods("team").len() == 4).await;
     for (name, workers) in
-        [("unread", json!([{"name": "a", "replicas": "many"}])), ("wrong", json!([{"name": "a"}, {"name": "a"}]))]
+        [("unread", json!([{"name": "a", "replicas": "many"}])), ("wrong", json!([{"name": "a".repeat(60)}]))]
     {
         world.api.edit(&cluster_path("team", name), |object| object["spec"]["workers"] = workers);
         world.until_reason("team", name, "Invalid").await;
