@@ -120,7 +120,7 @@ async fn trouble_is_told_on_the_object_and_tried_again_and_holds_up_no_other() {
     let operator = world.operator();
     world.create_run("team", "r", &json!({"pipelineSpec": own(), "retention": {"outputs": "3s"}}));
     world.until_run("team", "r", "Succeeded").await;
-    world.refuse_storage(Some("AccessDenied"));
+    world.refuse_storage(Some(("AccessDenied", 0)));
     until_removed(&world, "r", "False", "AccessDenied").await;
     let message = world.run_condition("team", "r", "Removed")["message"].as_str().unwrap().to_owned();
     assert!(message.contains("does not work") && message.contains("tried again"), "{message}");
@@ -183,4 +183,53 @@ async fn an_operator_that_is_killed_in_the_middle_leaves_it_to_the_next_one() {
     let stored = world.journal("team", "r").stored;
     assert!(stored.data.is_empty() && stored.logs.is_empty(), "{told} {stored:?}");
     second.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removal_that_ends_after_any_of_its_operations_is_brought_to_its_end_by_the_next_try() {
+    let world = World::new().await;
+    let operator = world.operator();
+    let mut shared = plain(1);
+    shared["storage"] = json!({"url": "s3://bucket/c"});
+    world.create("team", "c", &shared);
+    world.until_ready("team", "c").await;
+    world.refuse_storage(Some(("StorageUnreachable", 0)));
+    let on_shared = json!({"steps": [{"name": "a", "call": "m:f"}], "cluster": {"ref": "c"}});
+    world.create_run("team", "r", &json!({"pipelineSpec": on_shared, "retention": {"outputs": "1s", "logs": "1s"}}));
+    world.until_run("team", "r", "Succeeded").await;
+    operator.end().await;
+    let mut ends = 0;
+    for (epoch, allowed) in (2..).zip(0..20) {
+        world.refuse_storage(Some(("StorageUnreachable", allowed)));
+        let before = world.run_condition("team", "r", "Removed");
+        let operator = world.operator_with(epoch, daskade::controller::Namespaces::All);
+        let asked_before = asked_count(&world);
+        eventually("it came to an end or to its trouble", SOON, || {
+            let told = world.run_condition("team", "r", "Removed");
+            told["status"] == "True"
+                || (asked_count(&world) > asked_before + allowed && told["reason"] == "StorageUnreachable")
+        })
+        .await;
+        operator.end().await;
+        let journal = world.journal("team", "r").stored;
+        if world.run_condition("team", "r", "Removed")["status"] == "True" {
+            assert!(journal.data.is_empty() && journal.logs.is_empty(), "{journal:?}");
+            break;
+        }
+        // Nothing is gone that is not marked, and the mark says so to whoever comes.
+        assert!(!journal.data.is_empty() || journal.removed.contains("outputs"), "{journal:?} {before}");
+        assert!(status(&world, "r")["removed"].is_null(), "nothing is told that is not done");
+        ends += 1;
+    }
+    assert!(ends >= 8, "it ended {ends} times in the middle");
+}
+
+/// How often anything was asked about what is stored.
+fn asked_count(world: &World) -> usize {
+    let ops = ["mark", "stored", "seal", "references", "user", "objects", "discard"];
+    let calls = world.scheduler("team", "c").all_calls();
+    let of_stored = |call: &&Value| {
+        call["op"].as_str().and_then(|op| op.strip_prefix("daskade-")).is_some_and(|op| ops.contains(&op))
+    };
+    calls.iter().filter(of_stored).count()
 }

@@ -151,9 +151,9 @@ impl World {
         how(journals.get_mut(uid.as_str().unwrap_or_default()).expect("the run has a journal"));
     }
 
-    /// Why what is stored cannot be looked at or removed from now on.
-    pub fn refuse_storage(&self, reason: Option<&'static str>) {
-        *self.kubelet.refusal.lock().unwrap() = reason;
+    /// Why what is stored cannot be looked at or removed from now on, after so many operations that succeed.
+    pub fn refuse_storage(&self, refusal: Option<(&'static str, usize)>) {
+        *self.kubelet.refusal.lock().unwrap() = refusal;
     }
 
     /// A condition of a run.
