@@ -183,7 +183,7 @@ pub(crate) const RULES: &[Rule] = &[
     Rule {
         cel: "!has(self.pipelineSpec) || !(has(self.pipelineSpec.triggers) || has(self.pipelineSpec.schedule) || has(self.pipelineSpec.retention))",
         reason: CONFLICT,
-        message: "triggers, schedule and retention belong to a Pipeline, not to the pipelineSpec of one run",
+        message: "triggers and schedule belong to a Pipeline, not to one run; retention stands beside pipelineSpec",
         at: Some("pipelineSpec"),
         holds: |run| {
             run.field("pipelineSpec").is_none_or(|spec| count(spec, &["triggers", "schedule", "retention"]) == 0)

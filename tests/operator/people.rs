@@ -184,6 +184,11 @@ async fn what_failed_is_run_again_as_it_was_written_down_and_goes_on_from_what_i
         let said = person.says(&["retry", "one", "-n", "team"]).await;
         assert!(said.code == Some(2) && said.err.contains(told), "{}", said.err);
     }
+    person
+        .api
+        .edit(&path("pipelineruns", "one"), |run| run["status"]["removed"] = json!({"logsAt": "2026-02-01T00:00:00Z"}));
+    let said = person.says(&["logs", "one", "-n", "team"]).await;
+    assert!(said.code == Some(2) && said.err.contains("were removed at 2026-02-01T00:00:00Z"), "{}", said.err);
     person.end("one", "True", "Succeeded");
     let said = person.says(&["retry", "one", "-n", "team"]).await;
     assert!(said.code == Some(2) && said.err.contains("one has succeeded"), "{}", said.err);
