@@ -49,10 +49,11 @@ proptest! {
     #[test]
     fn a_run_that_is_cut_short_ends_too(
         shapes in shapes(), limits in limits(), choices in prop::collection::vec(any::<u16>(), 0..200), seed in any::<u64>(),
-        fail_fast in any::<bool>(), losses in 0u32..3, cancel_at in 0usize..60, deadline in any::<bool>(),
+        fail_fast in any::<bool>(), losses in 0u32..3, cancel_at in 0usize..60, deadline in any::<bool>(), last in any::<bool>(),
     ) {
-        let deadline_ms = deadline.then_some(5_000);
-        let mut sim = Sim::new(build_steps(&shapes), Limits { fail_fast, losses, deadline_ms, ..limits }, seed);
+        let (deadline_ms, finally_ms) = (deadline.then_some(5_000), last.then_some(50));
+        let limits = Limits { fail_fast, losses, deadline_ms, finally_ms, ..limits };
+        let mut sim = Sim::new(build_steps(&shapes), limits, seed);
         let cut = cancel_at.min(choices.len());
         sim.play(&choices[..cut]);
         if cancel_at % 3 > 0 {

@@ -754,6 +754,54 @@ fn the_deadline_cancels_the_run() {
 }
 
 #[test]
+fn finally_steps_that_take_too_long_are_stopped_and_the_run_has_failed() {
+    let limits = || Limits { finally_ms: Some(500), ..no_limits() };
+    let graph = "a\n f: finally\n g: finally, data f\n h: finally";
+    let mut run = check(graph, limits(), &[("", &["submit a#1"]), ("start a", &[])]);
+    assert_eq!(run.wake_at(), None, "their time has not begun");
+    run.step("at 1000");
+    assert_eq!(run.step("ok a"), ["submit f#1", "submit h#1", "submit g#1 <- f"]);
+    assert_eq!(run.wake_at(), Some(1500));
+    assert!(run.step("start f; ok h; at 1499").is_empty());
+    assert_eq!(run.step("at 1500"), ["stop f#1 DeadlineExceeded", "withdraw g#1"]);
+    assert_eq!(run.wake_at(), None);
+    assert_eq!(run.step("stopped g"), ["skip g DeadlineExceeded"]);
+    assert_eq!(run.step("stopped f"), ["skip f DeadlineExceeded", "end FinallyDeadlineExceeded"]);
+
+    // Restored after the first of them was recorded, it ends in the same way.
+    check(
+        graph,
+        limits(),
+        &[(
+            "commit a; commit h; skipped f DeadlineExceeded",
+            &["skip g DeadlineExceeded", "end FinallyDeadlineExceeded"],
+        )],
+    );
+    // What ends the main part has the last word; and who is done in time has not been cut short.
+    check(
+        "a\n f: finally",
+        limits(),
+        &[
+            ("", &["submit a#1"]),
+            ("start a; cancel", &["stop a#1 Cancelled"]),
+            ("stopped a", &["skip a Cancelled", "submit f#1"]),
+            ("start f; at 500", &["stop f#1 DeadlineExceeded"]),
+            ("stopped f", &["skip f DeadlineExceeded", "end Cancelled"]),
+        ],
+    );
+    check(
+        "a\n f: finally",
+        limits(),
+        &[
+            ("", &["submit a#1"]),
+            ("ok a", &["submit f#1"]),
+            ("finish f; at 500", &[]),
+            ("commit f", &["end Succeeded"]),
+        ],
+    );
+}
+
+#[test]
 fn fail_fast_lets_running_tasks_end_and_starts_nothing_else() {
     check(
         "a\n b: retry 5\n c\n d: data c\n e: when, data b",

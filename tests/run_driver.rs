@@ -161,6 +161,7 @@ fn run_of(step: &Value, start: Start, patience: Patience) -> RunSpec {
         ignore_resources: false,
         deadline: None,
         start_deadline: None,
+        finally_deadline: None,
         patience,
     }
 }

@@ -65,6 +65,10 @@ async fn runs_and_journals_are_found_and_read() {
     let none = reader.read_journal("nothing-here").await.unwrap_err();
     assert_eq!((none.reason(), none.to_string()), ("RunNotFound", "there is no journal of run nothing-here".into()));
     assert_eq!(reader.read_journal("../x").await.unwrap_err().reason(), "InvalidKey");
+    place.write("runs/over/removed/record", b"{\"t\": 1.0}");
+    let over = reader.read_journal("over").await.unwrap_err();
+    assert_eq!(over.reason(), "OutputsRemoved");
+    assert!(over.to_string().contains("what run over had stored was removed"), "{over}");
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ from daskade_runtime.fetch import object_key
 from daskade_runtime.journal import Folded, JournalError, check_run, read_all
 from daskade_runtime.live import LiveRun, json_value
 from daskade_runtime.operation import Reply, operation
+from daskade_runtime.retention import origin_of, refer, removed
 from daskade_runtime.run import Refused
 from daskade_runtime.storage import Store, open_store
 
@@ -35,6 +36,12 @@ def mark_key(pipeline: str, name: str, uid: str, t: float) -> str:
     return f"pipelines/{_short(pipeline)}/{left:013d}-{_short(name)}-{check_run(uid)}"
 
 
+def marks_of(store: Store, pipeline: str, run: str) -> list[str]:
+    """Keys of the marks by which the pipeline's runs find ``run``."""
+    listed = store.list(f"pipelines/{_short(pipeline)}")
+    return [key for key, _ in listed if key.rpartition("/")[2].split("-", 2)[2:] == [run]]
+
+
 def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -46,6 +53,8 @@ class Past:
     uid: str
     folded: Folded
     gone: set[tuple[int, int]] = field(default_factory=set)
+    #: When its outputs were removed.
+    removed: float | None = None
 
     def told(self) -> dict[str, Any]:
         """What the driver decides by; handles stay here."""
@@ -62,11 +71,15 @@ class Past:
             "gone": [list(task) for task in self.gone],
             "named": [[s, i, v[1]["r"]] for (s, i), v in folded.committed.items() if v[1].get("r")],
             "made": [_made(v) for v in folded.committed.values()],
+            "removed": self.removed,
         }
 
 
 def read_past(store: Store, run: str, pipeline: str, wanted: str | None) -> list[Past]:
-    """Earlier runs of ``pipeline``, newest first; with ``wanted`` the newest of that name or uid alone."""
+    """Earlier runs of ``pipeline``, newest first; with ``wanted`` the newest of that name or uid alone.
+
+    Of runs whose outputs were removed the newest is told, without outputs.
+    """
     folder = f"pipelines/{_short(pipeline)}"
     uids: list[str] = []
     if wanted is not None:
@@ -80,19 +93,34 @@ def read_past(store: Store, run: str, pipeline: str, wanted: str | None) -> list
         if seen >= MARKS or len(uids) > 4 * RUNS:
             break
     found: list[Past] = []
+    cleared: list[Past] = []
     room = JOURNAL_BYTES
     for uid in uids:
         if len(found) == (RUNS if wanted is None else 1):
             break
         # One that cannot be read is no reason not to run.
         with contextlib.suppress(JournalError):
+            marks = removed(store, uid)
+            if marks:
+                if not cleared:
+                    cleared.append(_cleared(store, uid, min(marks.values())))
+                continue
             size = sum(size for _, size in store.list(f"runs/{check_run(uid)}/journal"))
             if size > room and found:
                 break
             room -= size
             found.append(Past(uid, read_all(store, uid)))
     _look_for_objects(store, found)
-    return found
+    return found + cleared
+
+
+def _cleared(store: Store, uid: str, t: float) -> Past:
+    """A run whose outputs are removed: its name at most."""
+    folded = Folded()
+    # Its journal may be gone too.
+    with contextlib.suppress(JournalError):
+        folded.opened = {"name": read_all(store, uid).opened.get("name")}
+    return Past(uid, folded, removed=t)
 
 
 def _look_for_objects(store: Store, found: list[Past]) -> None:
@@ -116,6 +144,8 @@ class Earlier:
     def __init__(self, runtime: Any) -> None:
         self.runtime = runtime
         self._known: dict[str, dict[str, Past]] = {}
+        # (run, epoch) → pairs for which it has left references.
+        self._referred: dict[tuple[str, int], set[tuple[str, str]]] = {}
 
     def handlers(self) -> dict[str, Any]:
         return {"daskade-earlier": self.earlier, "daskade-adopt": self.adopt}
@@ -123,6 +153,8 @@ class Earlier:
     def forget(self, run: str) -> None:
         """The run is not open here any more."""
         self._known.pop(run, None)
+        for key in [key for key in self._referred if key[0] == run]:
+            del self._referred[key]
 
     @operation
     async def earlier(
@@ -152,10 +184,22 @@ class Earlier:
             taken.append(
                 (s, i, past.folded.adopted.get((past_s, past_i), uid), _from(uid, committed), committed)
             )
+        # The run whose object it is, and the one that it is taken from.
+        pairs = {(origin_of(entry[3]), item[2]) for item, entry in zip(items, taken, strict=True)}
+        await self._refer(live, {(origin, source) for origin, source in pairs if origin is not None})
+        live = self.runtime.live(run, epoch)
         for s, i, origin, handle, (_, _, _, _, _, lens, json) in taken:
             if (s, i) not in live.state.outputs:
                 live.adopt(s, i, handle, lens, json, origin)
         return {"status": "OK"}
+
+    async def _refer(self, live: LiveRun, pairs: set[tuple[str, str]]) -> None:
+        """Refers to the objects before they are committed, so that nobody removes them."""
+        referred = self._referred.setdefault((live.uid, live.epoch), set())
+        missing = pairs - referred
+        if missing:
+            await in_thread(refer, live.store, live.uid, live.epoch, missing)
+            referred |= missing
 
 
 def _made(committed: Any) -> float:

@@ -29,6 +29,7 @@ from daskade_runtime.journal import Journal, JournalError, read_all
 from daskade_runtime.live import LiveRun, json_value
 from daskade_runtime.looks import Looks
 from daskade_runtime.operation import Reply, operation
+from daskade_runtime.retention import Retention, refuse_removed
 from daskade_runtime.run import Address, Attempt, Refused
 from daskade_runtime.storage import open_store
 from daskade_runtime.wiring import Plugin, Workers, connect, describe, no_reply
@@ -67,6 +68,7 @@ class Runtime:
         self.dispatcher: Any = None
         self.cluster: Any = None
         self.earlier = Earlier(self)
+        self.retention = Retention(self)
         self.closing = False
 
     async def start(self) -> None:
@@ -104,9 +106,8 @@ class Runtime:
             }
         )
         self.cluster = ClusterView(self)
-        self.s.handlers.update(
-            {**self.cluster.handlers(), **self.earlier.handlers(), **Looks().handlers()}
-        )
+        for part in (self.cluster, self.earlier, self.retention, Looks()):
+            self.s.handlers.update(part.handlers())
         self._background(self.cluster.note_use())
         self._background(self._watch_fence())
         log.info("daskade runtime %s is ready, instance %s", self.digest[:12], self.instance)
@@ -205,6 +206,8 @@ class Runtime:
         uid = request["run"]
         store = open_store(request["storage"])
         await in_thread(store.probe)
+        if not create:
+            await in_thread(refuse_removed, store, uid)
         if not create and not reopen:
             known = await in_thread(read_all, store, uid)
             if known.final is not None and known.opened.get("spec_digest") == request["spec_digest"]:
@@ -222,6 +225,9 @@ class Runtime:
         if create:
             await mark(store, request.get("pipeline"), str(request.get("name") or uid), uid)
         journal, folded = await in_thread(Journal.open, store, uid, epoch, create, opened)
+        if not create:
+            # Whoever removes marks the run, and then closes its journal: one of the two sees the other.
+            await in_thread(refuse_removed, store, uid)
         live = LiveRun(self, request, store, journal, folded)
         if live.code.get("digest") and not live.code.get("zip"):
             live.code["zip"] = await in_thread(store.get, code_key)

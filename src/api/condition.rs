@@ -13,6 +13,8 @@ pub enum ConditionType {
     WorkersReady,
     /// PipelineRun: True when it succeeded, False when it failed, Unknown before.
     Succeeded,
+    /// PipelineRun: what `spec.retention` names and whose time has come is removed from the storage.
+    Removed,
     /// kstatus: the operator is still working on the latest spec.
     Reconciling,
     /// kstatus: it cannot get on without a change by a person.
@@ -21,12 +23,13 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// All types.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Accepted,
         Self::Ready,
         Self::SchedulerReady,
         Self::WorkersReady,
         Self::Succeeded,
+        Self::Removed,
         Self::Reconciling,
         Self::Stalled,
     ];
@@ -39,6 +42,7 @@ impl ConditionType {
             Self::SchedulerReady => "SchedulerReady",
             Self::WorkersReady => "WorkersReady",
             Self::Succeeded => "Succeeded",
+            Self::Removed => "Removed",
             Self::Reconciling => "Reconciling",
             Self::Stalled => "Stalled",
         }
@@ -115,6 +119,13 @@ pub const CONDITION_REASONS: &[Reason] = &[
     ("BadCode", "The archive at `code.url` cannot be used; the message says why."),
     ("OutputMissing", "The run's selection needs an output that no earlier run has; the message names the step."),
     ("ReuseNotFound", "There is no earlier run of the name in `spec.reuse.run`."),
+    (
+        "OutputsRemoved",
+        "The outputs that are named or needed were removed when their time was over (`spec.retention`).",
+    ),
+    ("Removing", "What the run has stored is being removed: its time is over (`spec.retention`)."),
+    ("Removed", "What the run had stored was removed when its time was over; the message says what, and what stayed."),
+    ("OutputsInUse", "Outputs stay until the run that the message names has ended: it has taken some of them over."),
     ("WorkerLost", "A step lost its worker more often than is borne."),
     ("RunCreated", "Event of a Pipeline: a run was made; the message says why."),
     (

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    cluster::DaskClusterSpec, duration, duration::Duration, schema, status::PipelineStatus, step::Step,
+    cluster::DaskClusterSpec, duration, duration::Duration, run::Retention, schema, status::PipelineStatus, step::Step,
     storage::Storage,
 };
 
@@ -57,6 +57,10 @@ pub struct PipelineSpec {
     /// Makes runs at times; a local run ignores it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<Schedule>,
+    /// How long is kept what runs have stored that changes, the schedule and `daskade submit` make of it: their own
+    /// `retention`. A run with a `pipelineRef` that others write says its own. A change makes no run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
     /// Limits of each run as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<RunLimits>,
@@ -232,7 +236,9 @@ pub struct Deadlines {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "duration::positive")]
     pub active: Option<Duration>,
-    /// For the `finally` steps, above zero, for example `10m`. Not implemented yet: refused.
+    /// For the `finally` steps, from the moment at which all others have ended, above zero, for example `10m`; then they are
+    /// stopped, and the run has failed with reason `DeadlineExceeded`. Counts anew after the loss of a scheduler or of the
+    /// operator. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "duration::positive")]
     pub finally: Option<Duration>,

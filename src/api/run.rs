@@ -38,8 +38,8 @@ use super::{
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     {"rule": "has(self.pipelineRef) != has(self.pipelineSpec)", "message": "give exactly one of pipelineRef and pipelineSpec"},
-    {"rule": "!has(self.pipelineSpec) || !(has(self.pipelineSpec.triggers) || has(self.pipelineSpec.schedule))",
-     "message": "triggers and schedule belong to a Pipeline, not to one run"},
+    {"rule": "!has(self.pipelineSpec) || !(has(self.pipelineSpec.triggers) || has(self.pipelineSpec.schedule) || has(self.pipelineSpec.retention))",
+     "message": "triggers and schedule belong to a Pipeline, not to one run; retention stands beside pipelineSpec"},
     {"rule": "has(self.pipelineRef) == has(oldSelf.pipelineRef) && (!has(self.pipelineRef) || self.pipelineRef == oldSelf.pipelineRef)",
      "message": "pipelineRef cannot be changed; make another run"},
     {"rule": "has(self.pipelineSpec) == has(oldSelf.pipelineSpec) && (!has(self.pipelineSpec) || self.pipelineSpec == oldSelf.pipelineSpec)",
@@ -59,7 +59,8 @@ pub struct PipelineRunSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::object_ref")]
     pub pipeline_ref: Option<String>,
-    /// A pipeline for this run alone: the fields of a Pipeline's spec, without `triggers` and `schedule`.
+    /// A pipeline for this run alone: the fields of a Pipeline's spec, without `triggers`, `schedule` and
+    /// `retention`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pipeline_spec: Option<PipelineSpec>,
     /// Values of parameters, by name, for example `{n: 10}`.
@@ -82,10 +83,11 @@ pub struct PipelineRunSpec {
     /// Longest times of the run's phases, each in place of the pipeline's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadlines: Option<Deadlines>,
-    /// The object (not its stored outputs) is deleted this long after the end, for example `7d`. Default: never.
+    /// The object (not what it has stored) is deleted this long after the end, for example `7d`; not before `retention` is
+    /// carried out. Default: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_after_finished: Option<Duration>,
-    /// How long stored outputs are kept. Not implemented yet: refused.
+    /// How long what the run has stored is kept. Local runs keep everything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Retention>,
 }
@@ -146,15 +148,18 @@ pub enum ReuseMode {
     Missing,
 }
 
-/// How long a run's outputs stay in storage.
+/// How long what a run has stored is kept after its end. It is removed by the scheduler of the cluster that it ran on; for a
+/// run with a cluster of its own that one is made again, without workers. Deleting the PipelineRun before keeps everything.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Retention {
-    /// Outputs are removed this long after the end, above zero, for example `30d`. Default: kept.
+    /// Outputs are removed this long after the end, above zero, for example `30d`. Those that later runs have taken over
+    /// (`reuse`, `select`) stay until these are removed too. Default: kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "duration::positive")]
     pub outputs: Option<Duration>,
-    /// Journal and logs are removed this long after the end, above zero, for example `90d`. Default: kept.
+    /// Journal, logs and code are removed this long after the end, above zero, for example `90d`. Without a journal no later
+    /// run finds the outputs. Default: kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "duration::positive")]
     pub logs: Option<Duration>,

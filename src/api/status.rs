@@ -147,7 +147,8 @@ pub struct PipelineRunStatus {
     /// Generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Conditions: `Succeeded` (True, False, or Unknown while it runs), `Reconciling`, `Stalled`.
+    /// Conditions: `Succeeded` (True, False, or Unknown while it runs), `Reconciling`, `Stalled`; with `spec.retention`, when
+    /// its time has come, `Removed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -189,6 +190,26 @@ pub struct PipelineRunStatus {
     /// ControllerRevision with the spec it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// What was removed from the storage, as `spec.retention` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed: Option<Removed>,
+}
+
+/// What was removed of a run's storage.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Removed {
+    /// When its outputs were removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::date_time")]
+    pub outputs_at: Option<String>,
+    /// Outputs that stayed, since other runs have taken them over. They go when the last of those runs is removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outputs_kept: Option<u64>,
+    /// When journal, logs and code were removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::date_time")]
+    pub logs_at: Option<String>,
 }
 
 /// Steps and items by state.

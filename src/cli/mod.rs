@@ -50,6 +50,9 @@ enum Command {
     Runs(options::RunsOptions),
     /// Make a run in Kubernetes: of a Pipeline that is there, or of a manifest
     Submit(options::SubmitOptions),
+    /// Run again in Kubernetes what has failed or was cancelled: another run of the same, which takes over what that one has
+    /// committed
+    Retry(options::RetryOptions),
     /// Tell how a run in Kubernetes is getting on, or list all of a namespace
     Status(options::StatusOptions),
     /// End a run in Kubernetes; steps that have ended stay committed
@@ -125,6 +128,7 @@ pub fn main() -> ExitCode {
         Command::Runs(options) if options.is_remote() => on_one_thread(remote::runs(&options.remote, options.output)),
         Command::Runs(options) => on_one_thread(async { runs::runs(&options) }),
         Command::Submit(options) => on_one_thread(remote::submit(options)),
+        Command::Retry(options) => on_one_thread(remote::retry(options)),
         Command::Status(options) => on_one_thread(remote::status(options)),
         Command::Cancel(options) => on_one_thread(remote::cancel(options)),
         Command::Dashboard(options) => on_one_thread(remote::dashboard(options)),

@@ -230,6 +230,23 @@ pub(super) struct SubmitOptions {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct RetryOptions {
+    /// Name of the run
+    pub run: String,
+    /// Name of the new run [default: that of the run with -retry- and five characters]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Wait for the end of the run; the exit code is then the run's
+    #[arg(long)]
+    pub wait: bool,
+    /// Form of what is told on standard output
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+    #[command(flatten)]
+    pub kube: KubeOptions,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct StatusOptions {
     /// Name of the run [default: all runs of the namespace]
     pub run: Option<String>,

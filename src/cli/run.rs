@@ -182,6 +182,7 @@ async fn carry_out(
         ignore_resources: cluster.ignore_resources,
         deadline: deadline(|deadlines| deadlines.active.as_ref()),
         start_deadline: Some(deadline(|deadlines| deadlines.start.as_ref()).unwrap_or(START_DEADLINE)),
+        finally_deadline: deadline(|deadlines| deadlines.finally.as_ref()),
         patience: Patience::default(),
     };
     if let Some((address, tls)) = to {

@@ -71,6 +71,8 @@ pub struct PodFact {
     pub trouble: Option<Trouble>,
     /// Restarts of its container.
     pub restarts: u32,
+    /// It has the labels that it was made with: by them it is found by the Service, by policies and by watches.
+    pub labelled: bool,
 }
 
 /// What workers have to have in common with their scheduler.

@@ -8,8 +8,8 @@ use super::{
     names, trouble,
 };
 
-/// Reads a pod; none for one that is not a DaskCluster's, or has no name of ours. Its labels do not count: anybody may
-/// change them.
+/// Reads a pod; none for one that is not a DaskCluster's, or has no name of ours. What it is does not depend on its labels:
+/// anybody may change them.
 pub fn read_pod(pod: &Pod, now: jiff::Timestamp) -> Option<PodFact> {
     let meta = &pod.metadata;
     let owner = meta.owner_references.iter().flatten().find(|owner| owner.kind == "DaskCluster")?;
@@ -23,6 +23,8 @@ pub fn read_pod(pod: &Pod, now: jiff::Timestamp) -> Option<PodFact> {
     let ready =
         status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
     let created = meta.creation_timestamp.as_ref().map_or(now, |time| time.0);
+    let labels = names::pod_labels(&owner.name, &slot);
+    let labelled = labels.iter().all(|(name, value)| meta.labels.as_ref().and_then(|map| map.get(name)) == Some(value));
     Some(PodFact {
         name: meta.name.clone()?,
         uid: meta.uid.clone()?,
@@ -47,6 +49,7 @@ pub fn read_pod(pod: &Pod, now: jiff::Timestamp) -> Option<PodFact> {
             .flatten()
             .map(|container| container.restart_count.max(0) as u32)
             .sum(),
+        labelled,
     })
 }
 

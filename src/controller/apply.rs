@@ -1,6 +1,8 @@
 //! Writes. Each is harmless if done twice, touches only what belongs to the object, and puts the answer into the cache, so
 //! that the next pass knows of it even if the watch lags.
 
+use std::collections::BTreeMap;
+
 use http::HeaderValue;
 use http::header::ACCEPT;
 use k8s_openapi::api::core::v1::Pod;
@@ -167,6 +169,20 @@ impl Writer<'_> {
         let note = json!({"metadata": {"uid": uid, "annotations": {names::CERTIFICATE_ANNOTATION: fingerprint}}});
         let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
         match self.pods().patch(name, &params, &Patch::Merge(&note)).await {
+            Ok(pod) => self.keep(Kind::Pod, name, watch::read_pod_record(&pod)),
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                self.cache.remove(Kind::Pod, self.key, name, Some(uid));
+            }
+            Err(error) => return Err(PassError::api("patch", Kind::Pod, name, error)),
+        }
+        Ok(())
+    }
+
+    /// Gives a pod back the labels that it was made with.
+    pub async fn relabel(&self, name: &str, uid: &str, labels: &BTreeMap<String, String>) -> Result<(), PassError> {
+        let patch = json!({"metadata": {"uid": uid, "labels": labels}});
+        let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
+        match self.pods().patch(name, &params, &Patch::Merge(&patch)).await {
             Ok(pod) => self.keep(Kind::Pod, name, watch::read_pod_record(&pod)),
             Err(kube::Error::Api(status)) if status.code == 404 => {
                 self.cache.remove(Kind::Pod, self.key, name, Some(uid));

@@ -11,9 +11,9 @@ use super::runs::Runs;
 use crate::api::cluster::DaskClusterSpec;
 use crate::api::storage::Storage;
 use crate::cluster::facts::Trouble;
+use crate::pipeline::allowed::RunLimits;
 use crate::runs::admit::World;
 use crate::runs::code::ConfigMap;
-use crate::runs::limits::RunLimits;
 
 /// What the run may refer to.
 pub(super) struct Around<'a> {

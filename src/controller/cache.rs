@@ -163,6 +163,18 @@ impl Cache {
         removed
     }
 
+    /// It may be gone: whoever looks next asks the API server. Tells whether it was known.
+    pub fn doubt(&self, kind: Kind, key: &Key, name: &str, uid: Option<&str>) -> bool {
+        let mut entries = self.lock();
+        let Some(entry) = entries.get_mut(key) else { return false };
+        let known = entry.children.get_mut(&(kind, name.to_owned()));
+        let Some(known) = known.filter(|record| uid.is_none_or(|uid| record.uid == uid)) else { return false };
+        let Some(long_ago) = Instant::now().checked_sub(UNSEEN) else { return false };
+        known.unseen = Some(long_ago);
+        entry.revision += 1;
+        true
+    }
+
     /// The object to which one of a kind and name belongs.
     pub fn parent(&self, kind: Kind, namespace: &str, name: &str) -> Option<Key> {
         let at = (kind, name.to_owned());

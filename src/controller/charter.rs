@@ -1,5 +1,6 @@
 //! The ControllerRevision of a run: what it is carried out from, written down once.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +15,10 @@ use crate::api::cluster::DaskClusterSpec;
 use crate::cluster::names;
 use crate::local::packing;
 use crate::pipeline::Plan;
-use crate::run::{CodeSource, Patience, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec};
+use crate::run::{CodeSource, Patience, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec, Sweep};
 use crate::runs::admit::Charter;
 use crate::runs::facts::{Frozen, Place};
+use crate::runs::retention::Due;
 
 /// A charter as it was stored.
 #[derive(Debug)]
@@ -112,10 +114,27 @@ impl Stored {
         }
     }
 
+    /// How what the run has stored is removed. `ended`: uids of runs that are known to have ended.
+    pub fn sweep(&self, due: Due, ended: BTreeSet<String>) -> Sweep {
+        let Charter { run, .. } = &self.charter;
+        let pipeline = run.pipeline_name.clone();
+        let (storage, Due { outputs, record }) = (self.storage(), due);
+        Sweep { uid: run.uid.clone(), pipeline, storage, outputs, record, ended }
+    }
+
+    fn storage(&self) -> StorageSpec {
+        let storage = &self.charter.storage;
+        StorageSpec {
+            url: storage.url.trim_end_matches('/').to_owned(),
+            endpoint: storage.endpoint.clone(),
+            region: storage.region.clone(),
+        }
+    }
+
     /// What the driver needs. `begun`: a step was seen running, so that the time to the first one does not count any more.
     /// `steps`: how many the operator allows.
     pub fn run_spec(&self, now: Timestamp, begun: bool, start: Start, steps: Option<u32>) -> Result<RunSpec, Unusable> {
-        let Charter { run, storage, .. } = &self.charter;
+        let Charter { run, .. } = &self.charter;
         let mut plan: Plan = run.plan("spec").map_err(|problems| {
             let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
             format!("is refused by this version of the operator: {}", texts.join("; "))
@@ -133,6 +152,7 @@ impl Stored {
         let frozen = self.frozen();
         let passed = Duration::try_from(now.duration_since(self.since)).unwrap_or_default();
         let left = |span: Duration| span.saturating_sub(passed);
+        let finally = run.pipeline.deadlines.as_ref().and_then(|deadlines| deadlines.finally);
         Ok(RunSpec {
             uid: run.uid.clone(),
             name: run.name.clone(),
@@ -147,17 +167,14 @@ impl Stored {
             image: run.cluster.image.clone(),
             pipeline: run.pipeline_name.clone(),
             reuse: run.reuse(),
-            storage: StorageSpec {
-                url: frozen.storage_url.clone(),
-                endpoint: storage.endpoint.clone(),
-                region: storage.region.clone(),
-            },
+            storage: self.storage(),
             start,
             reopen: false,
             logs: false,
             ignore_resources: false,
             deadline: frozen.active.map(left),
             start_deadline: (!begun).then(|| left(frozen.start)),
+            finally_deadline: finally.map(|span| span.to_std()),
             patience: Patience { open: Duration::MAX, first: FIRST },
         })
     }

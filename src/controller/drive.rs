@@ -51,7 +51,10 @@ impl Drive {
         let task = tokio::spawn(async move {
             let ended = match isolate(drive(&spec, &mut fabric, &mut teller, cancelled)).await {
                 Ok(Ok(report)) => End::Done(Box::new(report)),
-                Ok(Err(error)) => broken(&error),
+                Ok(Err(error)) => {
+                    let last = FOR_EVER.contains(&error.reason());
+                    End::Broken { trouble: trouble(&error), last }
+                }
                 Err(panicked) => {
                     let message = format!("the operator made a mistake ({panicked}); it is tried again");
                     End::Broken { trouble: Trouble { reason: "ApiError", message, stalled: false }, last: false }
@@ -138,7 +141,7 @@ impl Observer for Teller {
 }
 
 /// What the journal or the runtime refuses and will refuse again.
-const FOR_EVER: [&str; 10] = [
+const FOR_EVER: [&str; 11] = [
     "SpecMismatch",
     "RecordUnreadable",
     "UnsupportedDask",
@@ -149,11 +152,13 @@ const FOR_EVER: [&str; 10] = [
     "NoConditionalPut",
     "OutputMissing",
     "ReuseNotFound",
+    "OutputsRemoved",
 ];
 /// What only a person can help.
 const STALLED: [&str; 4] = ["AccessDenied", "CodeNotFound", "NoSuchBucket", "StorageFull"];
 
-fn broken(error: &DriveError) -> End {
+/// Why a run cannot be driven, or cleared away, in the words of a condition.
+pub(super) fn trouble(error: &DriveError) -> Trouble {
     let (reason, message) = match error {
         DriveError::Fenced { .. } => {
             ("TakenOver", "another command has taken the run over; the operator goes on with it in a moment".to_owned())
@@ -165,6 +170,5 @@ fn broken(error: &DriveError) -> End {
         DriveError::Cluster(message) => ("SchedulerUnreachable", message.clone()),
         DriveError::Dask(error) => ("SchedulerUnreachable", format!("failed to {error}")),
     };
-    let last = FOR_EVER.contains(&error.reason());
-    End::Broken { trouble: Trouble { reason, message, stalled: STALLED.contains(&error.reason()) }, last }
+    Trouble { reason, message, stalled: STALLED.contains(&error.reason()) }
 }

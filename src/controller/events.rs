@@ -103,8 +103,18 @@ pub(super) fn notes(before: &[Condition], after: &[Condition]) -> Vec<Note> {
 
 /// Reasons that are part of any life.
 fn is_usual(reason: &str) -> bool {
-    let usual =
-        ["Pending", "Progressing", "SchedulerNotReady", "Suspended", "Idle", "Running", "Finalizing", "Cancelled"];
+    let usual = [
+        "Pending",
+        "Progressing",
+        "SchedulerNotReady",
+        "Suspended",
+        "Idle",
+        "Running",
+        "Finalizing",
+        "Cancelled",
+        "Removing",
+        "OutputsInUse",
+    ];
     usual.contains(&reason)
 }
 

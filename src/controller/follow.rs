@@ -92,10 +92,15 @@ pub(super) fn read(run: &Value, meta: &ObjectMeta, record: &Record) -> Option<(K
             "pipelineRef": run.pointer("/spec/pipelineRef"),
             "suspend": run.pointer("/spec/suspend"),
             "cancel": run.pointer("/spec/cancel"),
+            "retention": run.pointer("/spec/retention"),
         },
-        "status": {"conditions": succeeded.map(|condition| {
-            json!([{"type": condition["type"], "status": condition["status"]}])
-        })},
+        "status": {
+            "conditions": succeeded.map(|condition| {
+                json!([{"type": condition["type"], "status": condition["status"]}])
+            }),
+            "revision": run.pointer("/status/revision"),
+            "removed": run.pointer("/status/removed"),
+        },
     });
     let (pipeline, _) = trigger::read_run(&slim)?;
     let key = Key::new(meta.namespace.clone()?, pipeline);

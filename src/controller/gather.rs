@@ -25,8 +25,10 @@ pub(super) struct Object {
     /// Kueue's queue.
     pub queue: Option<String>,
     pub deleting: bool,
-    /// What is wrong with the spec: nothing is done then but to say so.
+    /// What is wrong with the spec: nothing is done then but to say so, and to keep the certificates of what runs.
     pub problems: Vec<Problem>,
+    /// Whether `tls` of the spec could be read, whatever is wrong with the rest.
+    pub has_tls: bool,
 }
 
 /// Reads and checks a DaskCluster.
@@ -53,12 +55,20 @@ pub(super) fn read_object(key: &Key, record: &Record) -> Object {
         let problem = Problem::new("InvalidName", "metadata.name", format!("`{}` {error}", key.name));
         problems.push(problem.help("names of pods, Services and labels are made from it"));
     }
+    let mut has_tls = true;
     match read_spec(&value) {
         Ok(spec) => cluster.spec = spec,
-        Err(problem) => problems.push(problem),
+        Err(problem) => {
+            let tls = value.pointer("/spec/tls").cloned().unwrap_or_default();
+            match serde_json::from_value(tls) {
+                Ok(tls) => cluster.spec.tls = tls,
+                Err(_) => has_tls = false,
+            }
+            problems.push(problem);
+        }
     }
     problems.extend(validate_named(&key.name, &cluster.spec, "spec"));
-    Object { cluster, queue, deleting, problems }
+    Object { cluster, queue, deleting, problems, has_tls }
 }
 
 /// Reads a PipelineRun. A spec that cannot be read is an empty one here: what is wrong with it is found when it is checked.

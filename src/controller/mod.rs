@@ -26,6 +26,7 @@ mod pipeline_writes;
 mod pipelines;
 mod queue;
 mod reconcile;
+mod removal;
 mod run;
 mod run_writes;
 mod runs;
@@ -40,7 +41,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use kube::Client;
 use regex::Regex;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use self::board::Board;
@@ -57,7 +58,7 @@ use self::watch::Sinks;
 use crate::api::storage::Storage;
 use crate::cluster::build::{self, Peer};
 use crate::local::environment::{RUNTIME_DIGEST, runtime_zip};
-pub use crate::runs::limits::RunLimits;
+pub use crate::pipeline::allowed::RunLimits;
 use crate::telemetry::metrics::Metrics;
 
 /// Which namespaces are served.
@@ -155,6 +156,7 @@ pub async fn run(
         desk: Desk::new(sinks.pipelines.clone(), lead.clone(), metrics.clone()),
         events: events.clone(),
         scope: scope.clone(),
+        limits: limits.run,
         clock: Timestamp::now,
     });
     let runs = Arc::new(Runs {
@@ -171,6 +173,7 @@ pub async fn run(
         allowed: allowed_addresses,
         turnstile: Turnstile::new(limits.runs_per_namespace.map(|most| most as usize)),
         limits,
+        removals: Arc::new(Semaphore::new(removal::CLUSTERS)),
         clock: Timestamp::now,
     });
     let context = Arc::new(Context {

@@ -18,6 +18,7 @@ use super::run::{Controller, Desk, Done};
 use super::scope::Scope;
 use crate::api::status::PipelineStatus;
 use crate::cluster::names::QUEUE_LABEL;
+use crate::pipeline::allowed::RunLimits;
 use crate::problem::Problem;
 use crate::telemetry::metrics::{self, Outcome};
 use crate::trigger::{self, Action, Cause, Facts, Plan, Subject, Timing, Trouble};
@@ -34,6 +35,8 @@ pub(super) struct Pipelines {
     pub desk: Desk<Memory>,
     pub events: Events,
     pub scope: Scope,
+    /// What one run may ask for.
+    pub limits: RunLimits,
     /// The time.
     pub clock: fn() -> Timestamp,
 }
@@ -66,7 +69,7 @@ impl Controller for Pipelines {
             return Ok(Done { outcome: Outcome::Waiting, again: None, gone: false });
         }
         let spec = value.get("spec").cloned().unwrap_or_default();
-        match trigger_spec(memory, &subject, &spec) {
+        match trigger_spec(memory, &subject, &spec, &self.limits) {
             Ok(read) => subject.spec = read,
             Err(message) => {
                 let facts = Facts { now: (self.clock)(), runs: runs(&entry), ..Facts::default() };
@@ -181,7 +184,12 @@ fn read_subject(key: &Key, record: &Record, value: &Value) -> Subject {
 
 /// The spec if it is valid, or all that is wrong. The checks are made once for each generation: they take milliseconds for
 /// thousands of steps.
-fn trigger_spec(memory: &mut Memory, subject: &Subject, spec: &Value) -> Result<crate::api::PipelineSpec, String> {
+fn trigger_spec(
+    memory: &mut Memory,
+    subject: &Subject,
+    spec: &Value,
+    limits: &RunLimits,
+) -> Result<crate::api::PipelineSpec, String> {
     let is_known = |(uid, generation, _): &&(String, i64, Result<(), String>)| {
         *uid == subject.uid && *generation == subject.generation
     };
@@ -194,7 +202,8 @@ fn trigger_spec(memory: &mut Memory, subject: &Subject, spec: &Value) -> Result<
         }
         None => {}
     }
-    let checked = trigger::accept(&subject.name, spec).map_err(|problems: Vec<Problem>| problems_text(&problems));
+    let checked =
+        trigger::accept(&subject.name, spec, limits).map_err(|problems: Vec<Problem>| problems_text(&problems));
     let verdict = checked.as_ref().map(|_| ()).map_err(Clone::clone);
     memory.checked = Some((subject.uid.clone(), subject.generation, verdict));
     checked

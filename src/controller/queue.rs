@@ -75,6 +75,8 @@ struct Turn {
     wanted: bool,
     running: bool,
     due: Option<Instant>,
+    /// No turn before then, whoever wishes for one.
+    barred: Option<Instant>,
 }
 
 impl Key {
@@ -101,12 +103,22 @@ impl Queue {
         let due = Instant::now() + delay;
         let mut inner = self.lock();
         let turn = inner.turns.entry(key.clone()).or_default();
+        let due = turn.barred.map_or(due, |barred| due.max(barred));
         if turn.due.is_none_or(|earlier| due < earlier) {
             turn.due = Some(due);
             inner.timers.push(Reverse((due, key)));
             drop(inner);
             self.changed.notify_one();
         }
+    }
+
+    /// The key, which has its turn now, gets none before `pause` is over, and one then.
+    pub fn bar(&self, key: &Key, pause: Duration) {
+        let until = Instant::now() + pause;
+        let mut inner = self.lock();
+        let turn = inner.turns.entry(key.clone()).or_default();
+        (turn.wanted, turn.due, turn.barred) = (false, Some(until), Some(until));
+        inner.timers.push(Reverse((until, key.clone())));
     }
 
     /// The next key whose turn it is; [`Queue::done`] must follow. Losing the future loses nothing.
@@ -159,6 +171,9 @@ impl Queue {
 impl Inner {
     fn want(&mut self, key: Key) {
         let turn = self.turns.entry(key.clone()).or_default();
+        if turn.barred.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
         if !std::mem::replace(&mut turn.wanted, true) && !turn.running {
             self.ready.push_back(key);
         }
@@ -181,7 +196,7 @@ impl Inner {
     fn take(&mut self) -> Option<Key> {
         let key = self.ready.pop_front()?;
         let turn = self.turns.entry(key.clone()).or_default();
-        *turn = Turn { wanted: false, running: true, due: None };
+        *turn = Turn { running: true, ..Turn::default() };
         Some(key)
     }
 }
@@ -259,6 +274,27 @@ mod tests {
         queue.done(&key("a"));
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(next(&queue).await, None, "what was left of the other wishes means nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_is_barred_has_no_turn_before_its_time_and_others_have_theirs() {
+        let queue = Queue::default();
+        queue.add(key("a"));
+        assert_eq!(next(&queue).await.as_deref(), Some("a"));
+        queue.add(key("a"));
+        queue.bar(&key("a"), Duration::from_secs(60));
+        queue.done(&key("a"));
+        queue.add(key("a"));
+        queue.add_after(key("a"), Duration::from_secs(1));
+        queue.add(key("b"));
+        assert_eq!(next(&queue).await.as_deref(), Some("b"));
+        tokio::time::advance(Duration::from_secs(59)).await;
+        assert_eq!(next(&queue).await, None);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(next(&queue).await.as_deref(), Some("a"));
+        queue.done(&key("a"));
+        queue.add(key("a"));
+        assert_eq!(next(&queue).await.as_deref(), Some("a"), "it is barred no more");
     }
 
     #[tokio::test(start_paused = true)]

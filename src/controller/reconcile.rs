@@ -158,7 +158,7 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
         waits: Vec::new(),
     };
     if !object.problems.is_empty() {
-        return work.refuse(object).await;
+        return work.refuse(object, &entry).await;
     }
     work.run(object, entry, unchanged).await
 }
@@ -189,12 +189,22 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// A spec that is not valid: what runs goes on, and the status says what is wrong.
-    async fn refuse(mut self, object: Object) -> Result<Done, PassError> {
+    /// A spec that is not valid: what runs goes on, with certificates that are renewed, and the status says what is wrong.
+    async fn refuse(mut self, object: Object, entry: &Entry) -> Result<Done, PassError> {
         let message = problems_text(&object.problems);
+        let cluster = &object.cluster;
+        if object.has_tls && entry.pods(&cluster.uid).next().is_some() {
+            let credentials = self.credentials(cluster, false).await;
+            let (facts, _) = self.facts(entry, cluster, &credentials).await;
+            self.note_certificates(&facts, credentials.fact.fingerprint.as_deref()).await;
+            self.waits.extend(credentials.renew_after);
+        }
         let status = invalid_status(&object.cluster, "Invalid", message, self.now);
         self.tell(&object.cluster, &status).await?;
-        Ok(Done { outcome: Outcome::Invalid, again: None, gone: false })
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        Ok(self.done(Outcome::Invalid))
     }
 
     async fn run(mut self, object: Object, entry: Entry, unchanged: Option<Duration>) -> Result<Done, PassError> {
@@ -249,6 +259,7 @@ impl Work<'_> {
         }
         self.memory.incarnation = planned.incarnation;
         self.note_certificates(&facts, credentials.fact.fingerprint.as_deref()).await;
+        self.relabel(&cluster, &facts).await;
         self.prune(&cluster, &entry, &facts, &hashes).await;
 
         // What was written is in the cache now.
@@ -317,7 +328,10 @@ impl Work<'_> {
 
     /// Objects of ours that no watch has shown for long may be gone.
     async fn verify(&mut self, entry: &Entry) {
-        for (kind, name, uid) in entry.doubtful() {
+        let doubtful = entry.doubtful();
+        // What is found is for the next pass: this one goes by what was known before.
+        self.waits.extend((!doubtful.is_empty()).then_some(Duration::ZERO));
+        for (kind, name, uid) in doubtful {
             if let Err(error) = self.writer.verify(kind, &name, &uid).await {
                 self.fail(error, None);
             }
@@ -480,6 +494,18 @@ impl Work<'_> {
         let live = facts.pods.iter().filter(|pod| pod.deleting.is_none() && pod.phase != Phase::Ended);
         for pod in live.filter(|pod| pod.certificate.as_deref() != Some(fingerprint)) {
             if let Err(error) = self.writer.note_certificate(&pod.name, &pod.uid, fingerprint).await {
+                self.fail(error, None);
+            }
+        }
+    }
+
+    /// Labels that somebody has changed: without them a pod is out of the reach of the Service, of policies and of watches.
+    async fn relabel(&mut self, cluster: &Cluster, facts: &Facts) {
+        let live = facts.pods.iter().filter(|pod| pod.deleting.is_none() && pod.phase != Phase::Ended);
+        for pod in live.filter(|pod| !pod.labelled) {
+            tracing::info!(pod = pod.name, "its labels were changed by somebody: it gets its own again");
+            let labels = names::pod_labels(&cluster.name, &pod.slot);
+            if let Err(error) = self.writer.relabel(&pod.name, &pod.uid, &labels).await {
                 self.fail(error, None);
             }
         }

@@ -16,7 +16,7 @@ use super::watch::Sink;
 use crate::telemetry::metrics::{self, Metrics, Outcome};
 use crate::telemetry::panics::isolate;
 
-/// After a panic: it is a bug, and will most likely come again.
+/// After a panic, whatever happens meanwhile: it is a bug, and will most likely come again.
 const AFTER_PANIC: Duration = Duration::from_secs(60);
 /// How long passes that are in the middle may go on at the end. What they did not do is done by whoever leads next.
 const GRACE: Duration = Duration::from_secs(4);
@@ -127,7 +127,7 @@ async fn turn<C: Controller>(controller: Arc<C>, key: Key) {
         }
         // It was told in the log and counted where it happened. What was remembered is not to be trusted.
         Err(_) => {
-            queue.add_after(key.clone(), AFTER_PANIC);
+            queue.bar(&key, AFTER_PANIC);
             Outcome::Panicked
         }
     };

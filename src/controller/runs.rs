@@ -1,13 +1,15 @@
 //! One pass over one run: what is known, what to do, and what to tell.
 
+mod scheduler;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
 use serde_json::Value;
-use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
 use super::Limits;
 use super::apply::Writer;
@@ -22,6 +24,7 @@ use super::error::PassError;
 use super::events::{Events, notes};
 use super::gather::read_run;
 use super::queue::Key;
+use super::removal::Removal;
 use super::run::{Controller, Desk, Done};
 use super::run_writes::own_cluster;
 use super::scope::Scope;
@@ -30,13 +33,12 @@ use super::watch::Sink;
 use crate::api::storage::Storage;
 use crate::cluster::facts::Trouble;
 use crate::cluster::names;
-use crate::dask::ops::Forget;
-use crate::dask::{Connection, Deadlines};
-use crate::run::{Fabric, Lines, Report, Seat, Start};
+use crate::run::{Fabric, Report, Seat, Start};
 use crate::runs::admit::{self, Admission, Charter};
 use crate::runs::code::{self, ConfigMap};
-use crate::runs::facts::{ClusterFact, DriveFact, Facts, Place, Run, SpecFact};
+use crate::runs::facts::{ClusterFact, DriveFact, Facts, Place, Run, SpecFact, SweepFact};
 use crate::runs::plan::{ClusterStep, DriveStep, Hold, Plan, State, plan};
+use crate::runs::retention::{Removal as Removing, Retention, SweepStep, retention};
 use crate::runs::status::{build_status, says_the_same};
 use crate::telemetry::metrics::{self, Outcome};
 
@@ -50,8 +52,6 @@ const OPENING: Duration = Duration::from_secs(1);
 const MISSING: Duration = Duration::from_secs(10);
 /// Longest pause between two tries to open a run.
 const LONGEST: Duration = Duration::from_secs(30);
-/// How long a scheduler may take to let go of a run.
-const LEAVE: Duration = Duration::from_secs(8);
 /// Problems that a status tells of; more would only hide them.
 const PROBLEMS: usize = 10;
 
@@ -72,6 +72,8 @@ pub(super) struct Runs {
     pub allowed: Vec<regex::Regex>,
     pub turnstile: Turnstile,
     pub limits: Limits,
+    /// Places for removals that clusters are made for.
+    pub removals: Arc<Semaphore>,
     /// The time.
     pub clock: fn() -> Timestamp,
 }
@@ -95,6 +97,7 @@ pub(super) struct Memory {
     cancelled: Option<Instant>,
     status_written: Option<Instant>,
     opening: Option<Instant>,
+    removal: Removal,
 }
 
 impl Controller for Runs {
@@ -207,7 +210,7 @@ impl Work<'_> {
         if !matches!(planned.word.state, State::Ended(_)) {
             self.take_away(&run, &planned).await?;
         }
-        if planned.word.state == State::AsWritten {
+        if planned.word.state == State::AsWritten && planned.removal.is_none() {
             // Of what has ended nothing is needed.
             *self.memory = Memory { uid: std::mem::take(&mut self.memory.uid), ..Memory::default() };
         }
@@ -247,7 +250,7 @@ impl Work<'_> {
 
     /// What is written down of the run, if anything is.
     async fn spec(&mut self, run: &Run) -> SpecFact {
-        if run.has_ended() {
+        if run.has_ended() && !self.is_due(run) {
             return SpecFact::Valid;
         }
         if let Some(stored) = &self.memory.stored {
@@ -328,6 +331,9 @@ impl Work<'_> {
             (None, None, None) => DriveFact::None,
         };
         let owned = owned.is_some_and(|(_, ours, goes)| ours && !goes);
+        let places = matches!(&spec, SpecFact::Frozen(frozen) if frozen.place == Place::Own && !owned);
+        let places = places.then_some(&self.runs.removals);
+        let sweep = if self.is_due(run) { self.memory.removal.fact(self.key, places) } else { SweepFact::None };
         let cancelled = run.spec.cancel.then(|| *self.memory.cancelled.get_or_insert_with(Instant::now));
         let cancelling = cancelled.map(|at| at.elapsed()).unwrap_or_default();
         Facts {
@@ -340,78 +346,13 @@ impl Work<'_> {
             waited: self.memory.waited.clone(),
             trouble: None,
             full: None,
+            sweep,
         }
     }
 
-    async fn cluster(&mut self, place: &Place, owned: Option<&(String, bool, bool)>) -> ClusterFact {
-        let key = match place {
-            Place::Address { address, secret } => return self.outside(address, secret.as_deref()).await,
-            Place::Shared(name) => Key::new(self.key.namespace.clone(), name.clone()),
-            Place::Own => self.key.clone(),
-        };
-        self.runs.waiters.wait(Kind::Cluster, &key, self.key);
-        if *place == Place::Own {
-            match owned {
-                None => return ClusterFact::Missing,
-                Some((_, false, _)) => {
-                    let message = format!(
-                        "the DaskCluster {} is not this run's and is not touched; delete it, or give the run another name",
-                        self.key.name
-                    );
-                    return ClusterFact::Waits(Trouble { reason: "NameConflict", message, stalled: true });
-                }
-                Some((_, true, true)) => {
-                    let message = "its DaskCluster is being deleted; another is made then".to_owned();
-                    return ClusterFact::Waits(Trouble { reason: "Pending", message, stalled: false });
-                }
-                Some((_, true, false)) => {}
-            }
-        } else if self.runs.clusters.cache.entry(&key).is_none_or(|entry| entry.root.is_none()) {
-            return ClusterFact::Missing;
-        }
-        let standing = self.runs.board.standing(&key).unwrap_or_default();
-        if standing.seated {
-            return ClusterFact::Answers(standing.workers);
-        }
-        let unknown = || Trouble {
-            reason: "SchedulerNotReady",
-            message: "its scheduler is being started".to_owned(),
-            stalled: false,
-        };
-        let Trouble { reason, message, stalled } = standing.scheduler.unwrap_or_else(unknown);
-        ClusterFact::Waits(Trouble { reason, message: format!("DaskCluster {}: {message}", key.name), stalled })
-    }
-
-    /// A scheduler that is no DaskCluster: its certificates are read once, when the run is about to be opened.
-    async fn outside(&mut self, address: &str, secret: Option<&str>) -> ClusterFact {
-        if self.memory.outside.is_some() {
-            return ClusterFact::Answers(None);
-        }
-        let tls = match secret {
-            None => None,
-            Some(secret) => {
-                self.soon = Some(MISSING);
-                let field = "spec.cluster.tls.secretRef";
-                let read = self.runs.certificates.of_secret(&self.key.namespace, secret, field, self.now).await;
-                match read {
-                    Ok(credentials) => match credentials.fact.trouble {
-                        Some(trouble) => return ClusterFact::Waits(trouble),
-                        None => credentials.client,
-                    },
-                    Err(error) => {
-                        let error = PassError::Certificates(error);
-                        let message = format!("failed to {error}; it is tried again");
-                        let other = Trouble { reason: "ApiError", message, stalled: false };
-                        return ClusterFact::Waits(error.trouble().unwrap_or(other));
-                    }
-                }
-            }
-        };
-        let lead = self.runs.desk.lead.check().unwrap_or(0);
-        let lines = Lines::default();
-        let seat = Seat { address: address.to_owned(), tls, generation: 1, lead, foreign: true, lines };
-        self.memory.outside = Some(watch::Sender::new(Some(seat)));
-        ClusterFact::Answers(None)
+    /// What the run has stored is to be removed.
+    fn is_due(&self, run: &Run) -> bool {
+        matches!(retention(run, self.now), Retention::Now(_))
     }
 
     /// What has to be there before the run goes on.
@@ -445,12 +386,20 @@ impl Work<'_> {
             }
             _ => {}
         }
+        match (&planned.removal, &stored) {
+            (Some(Removing { step: SweepStep::Start, due, .. }), Some(stored)) => self.sweep(run, stored, *due),
+            (Some(Removing { step: SweepStep::Pause(trouble), .. }), _) => {
+                self.soon = Some(self.memory.removal.pause(self.key, trouble.clone()));
+            }
+            _ => {}
+        }
     }
 
     fn fail(&mut self, run: &Run, error: PassError, planned: &mut Plan, facts: &mut Facts) {
         facts.trouble = error.trouble();
         self.error.get_or_insert(error);
-        planned.word = plan(run, facts).word;
+        let told = plan(run, facts);
+        (planned.word, planned.removal) = (told.word, told.removal);
     }
 
     fn drive(&mut self, run: &Run, stored: &Stored, cancel: bool, planned: &mut Plan, facts: &mut Facts) {
@@ -480,26 +429,6 @@ impl Work<'_> {
         }
         if let Some(drive) = self.memory.drive.as_ref().filter(|_| cancel) {
             drive.cancel();
-        }
-    }
-
-    /// Has the scheduler let go of the run: its steps are stopped. It matters little if that cannot be told.
-    async fn leave(&self, run: &Run, facts: &Facts) {
-        let SpecFact::Frozen(frozen) = &facts.spec else { return };
-        let key = frozen.place.cluster(&run.name).map(|name| Key::new(run.namespace.clone(), name));
-        let seats = match (&self.memory.outside, key) {
-            (Some(seat), _) => seat.subscribe(),
-            (None, Some(key)) => self.runs.board.seats(&key),
-            (None, None) => return,
-        };
-        let Some(seat) = seats.borrow().clone() else { return };
-        let Ok(address) = seat.address.parse() else { return };
-        let told = timeout(LEAVE, async {
-            let connection = Connection::connect(&address, seat.tls.as_ref(), Deadlines::default()).await?;
-            connection.call(&Forget { run: &run.uid }).await.map(drop)
-        });
-        if let Ok(Err(error)) = told.await {
-            tracing::debug!(category = error.category(), "failed to have the scheduler let go of the run: {error}");
         }
     }
 

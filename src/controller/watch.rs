@@ -233,9 +233,14 @@ impl Feed {
                     follow.remove(meta);
                 }
                 let key = if self.kind.is_root() { own(meta) } else { owner(meta).or_else(|| labelled(meta)) };
-                if let Some(key) = key {
-                    self.remove(key, meta);
+                let Some(key) = key else { return };
+                // A pod that lost the label by which it is watched looks as if it was deleted.
+                let name = meta.name.as_deref().unwrap_or_default();
+                let doubtful = self.kind == Kind::Pod && meta.deletion_timestamp.is_none();
+                if doubtful && self.sink.cache.doubt(self.kind, &key, name, meta.uid.as_deref()) {
+                    return self.sink.queue.add_after(key, self.bundle());
                 }
+                self.remove(key, meta);
             }
         }
     }

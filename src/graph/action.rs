@@ -207,4 +207,6 @@ pub enum RunOutcome {
     Failed,
     Cancelled,
     DeadlineExceeded,
+    /// All others had ended, and the `finally` steps took longer than they may.
+    FinallyDeadlineExceeded,
 }

@@ -288,8 +288,11 @@ impl RunState {
             Some(other) => return Err(TransitionError::Contradiction { event, task: id, state: other.name() }),
         }
         // A recorded cancellation goes on after a restart, whether or not it is asked for again.
-        if reason.is_cancellation() && !dag.nodes[id.step.0 as usize].spec.finally {
-            self.request_cancel(reason);
+        if reason.is_cancellation() {
+            match dag.nodes[id.step.0 as usize].spec.finally {
+                true => self.finally_over = true,
+                false => self.request_cancel(reason),
+            }
         }
         match whole {
             Some(ix) => self.skip_whole(dag, ix, reason, true),

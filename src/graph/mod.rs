@@ -66,6 +66,8 @@
 //!   they read (holes included). Among themselves they follow the same rules as all.
 //! * **Cancel** and the deadline: nothing of the main part starts, what is submitted is withdrawn, what runs is stopped,
 //!   what is finished may commit. If nothing was left to cancel, the run ends as it would have.
+//! * **The time of the `finally` steps** ([`Limits::finally_ms`]) counts from the first plan in which all others have ended,
+//!   after a restore anew. Then they are stopped in the same way, and nothing starts any more.
 //! * **Fail-fast**: after the first failure that counts nothing starts; what has started ends, without retries.
 //! * **Timeout**: the worker enforces it; an attempt that is there [`Limits::timeout_grace_ms`] later is stopped, and
 //!   charged as class `timeout` when `Stopped` arrives.

@@ -16,8 +16,13 @@ pub fn plan(dag: &Dag, state: &mut RunState, limits: &Limits, now_ms: u64) -> Pl
     if limits.deadline_ms.is_some_and(|deadline| deadline <= now_ms) {
         state.request_cancel(SkipReason::DeadlineExceeded);
     }
+    state.finally_over |= state.finally_deadline(limits).is_some_and(|deadline| deadline <= now_ms);
     if state.cancel.is_some() && !state.cancel_spread {
         state.cancel_spread = true;
+        state.mark_all();
+    }
+    if state.finally_over && !state.finally_spread {
+        state.finally_spread = true;
         state.mark_all();
     }
     state.fire_timers(dag, limits, now_ms);
@@ -30,6 +35,9 @@ pub fn plan(dag: &Dag, state: &mut RunState, limits: &Limits, now_ms: u64) -> Pl
         if !state.admit_ready(dag, limits) && !state.admit_ahead(dag, limits) {
             break;
         }
+    }
+    if state.main_open == 0 {
+        state.finally_from.get_or_insert(now_ms);
     }
     state.maybe_finish();
     // What must not go on is called back before the runtime hears why: a recorded failure would let it commit what was
@@ -214,7 +222,7 @@ impl RunState {
     /// Why nothing of a step may start any more.
     pub(super) fn halt(&self, dag: &Dag, ix: u32) -> Option<SkipReason> {
         if dag.nodes[ix as usize].spec.finally {
-            return None;
+            return self.finally_over.then_some(SkipReason::DeadlineExceeded);
         }
         self.cancel.or(self.fail_fast_spread.then_some(SkipReason::FailFast))
     }
@@ -367,7 +375,12 @@ impl RunState {
         let retry = self.timers.first().filter(|(timer, _, _)| *timer == Timer::Retry).map(|(_, at, _)| *at);
         let timeout = self.first_timeout().map(|(at, _)| at.saturating_add(limits.timeout_grace_ms));
         let deadline = limits.deadline_ms.filter(|_| self.cancel.is_none() && self.main_open > 0);
-        [retry, timeout, deadline].into_iter().flatten().min()
+        let finally = self.finally_deadline(limits).filter(|_| !self.finally_over);
+        [retry, timeout, deadline, finally].into_iter().flatten().min()
+    }
+
+    fn finally_deadline(&self, limits: &Limits) -> Option<u64> {
+        Some(self.finally_from?.saturating_add(limits.finally_ms?))
     }
 
     fn maybe_finish(&mut self) {
@@ -379,6 +392,7 @@ impl RunState {
         let outcome = match self.cancel.filter(|_| self.cut_short) {
             Some(SkipReason::DeadlineExceeded) => RunOutcome::DeadlineExceeded,
             Some(_) => RunOutcome::Cancelled,
+            None if self.finally_cut => RunOutcome::FinallyDeadlineExceeded,
             None if self.fatal > 0 => RunOutcome::Failed,
             None => RunOutcome::Succeeded,
         };

@@ -28,6 +28,13 @@ pub struct RunState {
     /// Something was cancelled indeed.
     pub(super) cut_short: bool,
     pub(super) fail_fast_spread: bool,
+    /// When the main part had ended: the time of the `finally` steps counts from then.
+    pub(super) finally_from: Option<u64>,
+    /// That time is over: nothing of them may start any more.
+    pub(super) finally_over: bool,
+    pub(super) finally_spread: bool,
+    /// Some of them were stopped or kept from running by that.
+    pub(super) finally_cut: bool,
     pub(super) outcome: Option<RunOutcome>,
 
     /// Tasks and steps that something changed for since they were last looked at.
@@ -289,6 +296,10 @@ impl RunState {
             cancel_spread: false,
             cut_short: false,
             fail_fast_spread: false,
+            finally_from: None,
+            finally_over: false,
+            finally_spread: false,
+            finally_cut: false,
             outcome: None,
             dirty_tasks: Vec::new(),
             dirty_steps: Vec::new(),

@@ -188,6 +188,9 @@ pub struct Limits {
     pub fail_fast: bool,
     /// Absolute time at which the run is cancelled with reason `DeadlineExceeded`.
     pub deadline_ms: Option<u64>,
+    /// Time that the `finally` steps have from the moment at which all others have ended; then they are stopped, and the run
+    /// has failed.
+    pub finally_ms: Option<u64>,
     /// How long after its own timeout an attempt is stopped by the engine.
     pub timeout_grace_ms: u64,
 }
@@ -203,6 +206,7 @@ impl Default for Limits {
             losses: 3,
             fail_fast: false,
             deadline_ms: None,
+            finally_ms: None,
             timeout_grace_ms: 10_000,
         }
     }

@@ -44,7 +44,7 @@ impl RunState {
     /// of their own.
     pub(super) fn skip_task(&mut self, dag: &Dag, key: Key, reason: SkipReason, recorded: bool) {
         let recorded = recorded || self.steps[key.step as usize].whole.is_some();
-        self.cut_short |= reason.is_cancellation();
+        self.note_cut(dag, key.step, reason);
         self.task_mut(key).recorded = recorded;
         if !recorded {
             self.unrecorded.push(key.id(dag));
@@ -52,10 +52,15 @@ impl RunState {
         self.set_phase(dag, key, Phase::Skipped(reason), None);
     }
 
+    fn note_cut(&mut self, dag: &Dag, ix: u32, reason: SkipReason) {
+        let cut = if dag.nodes[ix as usize].spec.finally { &mut self.finally_cut } else { &mut self.cut_short };
+        *cut |= reason.is_cancellation();
+    }
+
     /// A mapped step never runs, or not any further.
     pub(super) fn skip_whole(&mut self, dag: &Dag, ix: u32, reason: SkipReason, recorded: bool) {
         self.steps[ix as usize].whole_recorded = recorded;
-        self.cut_short |= reason.is_cancellation();
+        self.note_cut(dag, ix, reason);
         if !recorded {
             self.unrecorded.push(TaskId::whole(StepIx(ix)));
         }

@@ -181,11 +181,13 @@ pub(crate) const RULES: &[Rule] = &[
         holds: |run| count(run, &["pipelineRef", "pipelineSpec"]) == 1,
     },
     Rule {
-        cel: "!has(self.pipelineSpec) || !(has(self.pipelineSpec.triggers) || has(self.pipelineSpec.schedule))",
+        cel: "!has(self.pipelineSpec) || !(has(self.pipelineSpec.triggers) || has(self.pipelineSpec.schedule) || has(self.pipelineSpec.retention))",
         reason: CONFLICT,
-        message: "triggers and schedule belong to a Pipeline, not to one run",
+        message: "triggers and schedule belong to a Pipeline, not to one run; retention stands beside pipelineSpec",
         at: Some("pipelineSpec"),
-        holds: |run| run.field("pipelineSpec").is_none_or(|spec| count(spec, &["triggers", "schedule"]) == 0),
+        holds: |run| {
+            run.field("pipelineSpec").is_none_or(|spec| count(spec, &["triggers", "schedule", "retention"]) == 0)
+        },
     },
 ];
 

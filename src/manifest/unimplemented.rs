@@ -2,8 +2,8 @@
 //! name: a field that changes what comes out is never ignored.
 //!
 //! Fields that only say where pods run (image, nodeSelector, tolerations, affinity, idleTimeout, tls, …), when runs are
-//! made (triggers, schedule) or with whose identity storage is reached mean nothing on one machine; local runs accept
-//! them, so that the same manifest runs on a laptop.
+//! made (triggers, schedule), how long what they store is kept (retention), or with whose identity storage is reached mean
+//! nothing on one machine; local runs accept them, so that the same manifest runs on a laptop.
 
 use serde_json::Value;
 
@@ -48,10 +48,7 @@ const fn local(object: &'static [Kind], path: &'static str, help: &'static str) 
 }
 
 const TABLE: &[Row] = &[
-    never(PIPELINE, "deadlines.finally"),
-    never(RUN, "deadlines.finally"),
     never(RUN, "select.loadVersions"),
-    never(RUN, "retention"),
     local(PIPELINE, "code.configMap", "a local run sees no ConfigMaps: use code.files, code.path or code.url"),
     local(CLUSTER, "suspend", "a local cluster lives as long as its run"),
     local(CLUSTER, "scheduler.env", "set the variables in the shell"),
@@ -123,8 +120,6 @@ fn to_value(spec: &impl serde::Serialize) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use serde_json::json;
 
     use super::*;
@@ -142,38 +137,30 @@ mod tests {
         let spec = json!({
             "code": { "configMap": "flow" },
             "cluster": { "template": { "workers": [{ "name": "a", "env": [{ "name": "B", "value": "b" }, { "name": "A", "valueFrom": { "secretKeyRef": { "name": "a", "key": "b" } } }] }] } },
-            "steps": [
-                { "name": "a", "call": "m:f" }
-            ],
-            "deadlines": { "finally": "1m" }
+            "steps": [{ "name": "a", "call": "m:f" }]
         });
-        let everywhere = ["spec.deadlines.finally"];
-        let set = |list: &[&str]| list.iter().map(|path| (*path).to_owned()).collect::<BTreeSet<_>>();
-        let found = |mode| check("Pipeline", spec.clone(), mode).into_iter().collect::<BTreeSet<_>>();
-        assert_eq!(found(Mode::Cluster), set(&everywhere));
-        let mut here = everywhere.to_vec();
-        here.push("spec.code.configMap");
-        here.push("spec.cluster.template.workers[0].env[1].valueFrom");
-        assert_eq!(found(Mode::Local), set(&here));
+        assert_eq!(check("Pipeline", spec.clone(), Mode::Cluster), Vec::<String>::new());
+        let here = ["spec.code.configMap", "spec.cluster.template.workers[0].env[1].valueFrom"];
+        assert_eq!(check("Pipeline", spec, Mode::Local), here);
     }
 
     #[test]
     fn a_run_is_searched_with_its_pipeline_and_false_is_no_use() {
         let spec = json!({
             "suspend": true, "cancel": false, "select": { "only": ["a"], "loadVersions": { "a": "b" } },
-            "pipelineSpec": { "steps": [{ "name": "a", "call": "m:f" }], "deadlines": { "finally": "1m" } }
+            "pipelineSpec": { "steps": [{ "name": "a", "call": "m:f" }], "code": { "configMap": "flow" } }
         });
         assert_eq!(
             check("PipelineRun", spec, Mode::Local),
-            ["spec.select.loadVersions", "spec.suspend", "spec.pipelineSpec.deadlines.finally"]
+            ["spec.select.loadVersions", "spec.suspend", "spec.pipelineSpec.code.configMap"]
         );
     }
 
     #[test]
     fn what_means_nothing_on_a_laptop_is_accepted_there() {
         let spec = json!({
-            "triggers": { "onChange": false }, "schedule": { "cron": "@daily" },
-            "storage": { "url": "s3://bucket/a", "secretRef": "keys" },
+            "triggers": { "onChange": false }, "schedule": { "cron": "@daily" }, "retention": { "outputs": "30d" },
+            "deadlines": { "finally": "10m" }, "storage": { "url": "s3://bucket/a", "secretRef": "keys" },
             "cluster": { "template": { "image": "a/b:1", "idleTimeout": "10m", "tls": { "mode": "Disabled" }, "workers": [
                 { "name": "a", "nodeSelector": { "a": "b" }, "tolerations": [{ "operator": "Exists" }], "autoscale": { "max": 3 } }
             ] } },

@@ -3,6 +3,7 @@
 //!
 //! [`validate`] → [`Flow`] (no mistakes left that show without parameters) → [`Flow::bind`] → [`Plan`] (one run).
 
+pub mod allowed;
 mod bind;
 mod check;
 mod encode;

@@ -67,6 +67,8 @@ pub struct RunSpec {
     pub deadline: Option<Duration>,
     /// The same as long as no step has started.
     pub start_deadline: Option<Duration>,
+    /// Time of the `finally` steps, from the end of all others; then they are stopped, and the run has failed.
+    pub finally_deadline: Option<Duration>,
     pub patience: Patience,
 }
 

@@ -2,11 +2,13 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use jiff::Timestamp;
+
 use super::driver::RunSpec;
 use super::facts::{Facts, View};
 use super::reuse::{Reusable, Taken};
 use super::wire::{decision, storage};
-use crate::dask::ops::{Adopt, AdoptItem, Earlier, Item, Opened, Record, Records};
+use crate::dask::ops::{Adopt, AdoptItem, Earlier, EarlierRun, Item, Opened, Record, Records};
 use crate::dask::{self, Peer};
 use crate::graph::{Event, RunState, SkipReason, StepIx, TaskId};
 use crate::pipeline::{Keyring, Part};
@@ -25,20 +27,32 @@ pub(super) async fn ask(peer: &Peer, spec: &RunSpec, code: &str) -> Result<Optio
         pipeline: pipeline(spec),
         wanted: spec.reuse.run.as_deref(),
     };
-    let earlier = match peer.call(&ask).await {
+    let mut earlier = match peer.call(&ask).await {
         Err(dask::Error::UnknownOp { .. }) => {
             let message = "the runtime in the scheduler is of a release that does not know select and reuse";
             return Err(refusal("RuntimeVersion", message.to_owned()));
         }
         answer => answer?,
     };
+    let cleared = earlier.runs.iter().find_map(cleared);
+    earlier.runs.retain(|run| run.removed.is_none());
     if let Some(wanted) = spec.reuse.run.as_deref().filter(|_| earlier.runs.is_empty()) {
+        if let Some(why) = cleared {
+            return Err(refusal("OutputsRemoved", format!("spec.reuse.run: {why}")));
+        }
         let message = format!("spec.reuse.run: there is no earlier run {wanted} of {}", whose(spec));
         return Err(refusal("ReuseNotFound", message));
     }
     let keys = Keyring::new(&spec.plan, code, spec.image.as_deref());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    Ok(Some(Reusable::new(earlier, keys, spec.reuse.missing, now)))
+    Ok(Some(Reusable::new(earlier, cleared, keys, spec.reuse.missing, now)))
+}
+
+/// Why nothing can be taken from a run whose time was over.
+fn cleared(run: &EarlierRun) -> Option<String> {
+    let at = Timestamp::from_second(run.removed? as i64).unwrap_or_default();
+    let name = if run.name.is_empty() { "run" } else { &run.name };
+    Some(format!("what {name} ({}) had stored was removed at {at}, when its time was over (spec.retention)", run.uid))
 }
 
 /// Refuses a new run whose selection needs what nobody has: before anything of it exists.

@@ -16,8 +16,10 @@ mod pulse;
 mod replay;
 pub mod report;
 mod restore;
+mod retention;
 mod reuse;
 mod session;
+mod sweep;
 mod wire;
 
 pub use driver::{
@@ -26,3 +28,4 @@ pub use driver::{
 pub use fabric::{Fabric, Lines, Seat, TlsPaths};
 pub use frozen::{Frozen, run_deadlines};
 pub use report::{Counts, Failure, Note, Observer, Report, ResultValue, RunOutcome};
+pub use sweep::{Sweep, Swept, sweep};

@@ -183,14 +183,19 @@ pub(super) fn summary(
             };
             (RunOutcome::Failed, Some("DeadlineExceeded".into()), Some(message.into()))
         }
-        graph::RunOutcome::Failed => {
-            let message = failures.first().map(|failure| {
-                let first = failure.message.lines().next().unwrap_or_default();
-                format!("step {} failed: {}: {first}", failure.task(), failure.kind)
-            });
-            (RunOutcome::Failed, Some("StepFailed".into()), message)
+        graph::RunOutcome::FinallyDeadlineExceeded => {
+            let before = first_failure(failures).map(|failure| format!("; before that, {failure}")).unwrap_or_default();
+            let message = format!("the finally steps had not ended within deadlines.finally and were stopped{before}");
+            (RunOutcome::Failed, Some("DeadlineExceeded".into()), Some(message))
         }
+        graph::RunOutcome::Failed => (RunOutcome::Failed, Some("StepFailed".into()), first_failure(failures)),
     }
+}
+
+fn first_failure(failures: &[Failure]) -> Option<String> {
+    let failure = failures.first()?;
+    let first = failure.message.lines().next().unwrap_or_default();
+    Some(format!("step {} failed: {}: {first}", failure.task(), failure.kind))
 }
 
 /// The report of a run that was closed before, from its closing record.

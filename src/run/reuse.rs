@@ -13,6 +13,8 @@ use crate::pipeline::{Key, Keyring, Part, Plan};
 pub(super) struct Reusable {
     /// Newest first.
     runs: Vec<Past>,
+    /// Why nothing can be taken from a run that is not among them, in words.
+    cleared: Option<String>,
     found: HashMap<(Key, Option<u32>), (usize, TaskId)>,
     anywhere: HashMap<Key, (usize, TaskId)>,
     /// Of this run: tasks whose output is an earlier run's.
@@ -30,8 +32,15 @@ pub(super) struct Taken {
 }
 
 impl Reusable {
-    /// `keys` is empty; `missing`: whatever has the same key is taken; `now`: seconds since 1970.
-    pub fn new(earlier: EarlierRuns, keys: Keyring, missing: bool, now: f64) -> Self {
+    /// `cleared`: why one is left out; `keys` is empty; `missing`: whatever has the same key is taken; `now`: seconds since
+    /// 1970.
+    pub fn new(
+        earlier: EarlierRuns,
+        cleared: Option<String>,
+        keys: Keyring,
+        missing: bool,
+        now: f64,
+    ) -> Self {
         let runs: Vec<Past> = earlier.runs.into_iter().filter_map(Past::replay).collect();
         let (mut found, mut anywhere) = (HashMap::new(), HashMap::new());
         for (at, run) in runs.iter().enumerate().filter(|_| missing) {
@@ -45,7 +54,7 @@ impl Reusable {
                 }
             }
         }
-        Self { runs, found, anywhere, keys, missing, now }
+        Self { runs, cleared, found, anywhere, keys, missing, now }
     }
 
     /// Learns the keys of what was taken over before the scheduler was lost, in that order.
@@ -95,7 +104,10 @@ impl Reusable {
                 let (step, why) = lacks(latest).unwrap_or((StepIx(0), String::new()));
                 (Some(step), format!("the latest, {} ({}), {why}", latest.name, latest.uid))
             }
-            None => (needed().next(), "there is no earlier run".to_owned()),
+            None => {
+                let why = self.cleared.clone().unwrap_or_else(|| "there is no earlier run".to_owned());
+                (needed().next(), why)
+            }
         };
         let name = step.map_or("", |step| plan.step_name(step));
         Err(format!(
@@ -228,7 +240,7 @@ mod tests {
     }
 
     fn reusable(plan: &Plan, runs: Vec<EarlierRun>) -> Reusable {
-        Reusable::new(EarlierRuns { runs }, Keyring::new(plan, "c", None), true, NOW)
+        Reusable::new(EarlierRuns { runs }, None, Keyring::new(plan, "c", None), true, NOW)
     }
 
     const NOW: f64 = 1_000_000.0;

@@ -148,6 +148,16 @@ impl Session<'_> {
         }
     }
 
+    /// Outputs could not be taken over: those that are being removed are not offered again.
+    fn missed(&self, error: dask::Error) -> Ended {
+        match error {
+            dask::Error::Refused { reason, message, .. } if reason == "OutputsRemoved" => {
+                Ended::Lost { cause: message, answered: true }
+            }
+            other => self.troubled(other),
+        }
+    }
+
     fn open_request(&self, lead: Option<u64>, code: Code) -> Open {
         let spec = self.spec;
         Open {
@@ -199,7 +209,8 @@ impl Session<'_> {
         }
         objects.restore(plan, &snapshot, &View { facts: &facts, state: &state, dag: &plan.dag });
         let known = (&mut state, &mut facts);
-        earlier::settle(peer, &opened, self.spec, reusable, &snapshot.adopted, known).await.map_err(classify)?;
+        let settled = earlier::settle(peer, &opened, self.spec, reusable, &snapshot.adopted, known).await;
+        settled.map_err(|error| self.missed(error))?;
         self.observer.note(Note::Opened { epoch: opened.epoch, resumed: facts.resumed });
 
         let mut follow = FollowEvents::new(&self.spec.uid, opened.epoch, opened.cursor, &opened.instance);
@@ -209,6 +220,7 @@ impl Session<'_> {
         facts.begun = facts.resumed > 0;
         let mut demand = self.scaled.then(Teller::new);
         let mut limits = plan.limits.clone();
+        limits.finally_ms = self.spec.finally_deadline.map(|deadline| deadline.as_millis() as u64);
         let (mut cancel, mut cancelled) = (self.cancel.clone(), false);
         loop {
             let start = self.spec.start_deadline.filter(|_| !facts.begun);
@@ -326,7 +338,7 @@ impl Session<'_> {
             if !records.is_empty() {
                 peer.call(&Records { run, epoch, records: &records }).await.map_err(classify)?;
             }
-            earlier::adopt(peer, opened, self.spec, &adopted).await.map_err(classify)?;
+            earlier::adopt(peer, opened, self.spec, &adopted).await.map_err(|error| self.missed(error))?;
             for items in submits.chunks(SUBMIT_CHUNK) {
                 peer.call(&Submit { run, epoch, items }).await.map_err(classify)?;
             }

@@ -5,7 +5,6 @@ use serde_json::{Map, Value};
 
 use super::code::{ConfigMap, resolve};
 use super::facts::Place;
-use super::limits::RunLimits;
 use crate::api::cluster::DaskClusterSpec;
 use crate::api::pipeline::{ClusterChoice, PipelineSpec};
 use crate::api::run::PipelineRun;
@@ -13,6 +12,7 @@ use crate::api::storage::Storage;
 use crate::cluster::facts::Trouble;
 use crate::cluster::{check_folder, effective_groups, too_many_workers, validate_named};
 use crate::manifest::{self, Mode, Object};
+use crate::pipeline::allowed::RunLimits;
 use crate::problem::Problem;
 use crate::run::{Frozen, run_deadlines};
 
@@ -86,8 +86,8 @@ pub fn admit(object: &Value, world: &dyn World) -> Admission {
     };
     let mut pipeline = PipelineSpec { cluster: placed.choice, code, ..spec };
     pipeline.deadlines = run_deadlines(pipeline.deadlines, run.spec.deadlines.as_ref());
-    // Both mean nothing to one run.
-    (pipeline.triggers, pipeline.schedule) = (None, None);
+    // They mean nothing to one run.
+    (pipeline.triggers, pipeline.schedule, pipeline.retention) = (None, None, None);
     let main = pipeline.steps.len();
     let frozen = Frozen {
         format: Frozen::FORMAT,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::retention::Due;
 use crate::api::run::PipelineRunSpec;
 use crate::api::status::PipelineRunStatus;
 use crate::cluster::facts::Trouble;
@@ -53,6 +54,25 @@ pub struct Facts {
     pub trouble: Option<Trouble>,
     /// Why it may not begin yet: its namespace has as many runs as it may have.
     pub full: Option<Trouble>,
+    pub sweep: SweepFact,
+}
+
+/// The removal of what an ended run has stored.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum SweepFact {
+    /// Nothing of it has begun.
+    #[default]
+    None,
+    /// It waits for its scheduler, for so long by now.
+    Waits(Duration),
+    /// Too many others have clusters made for theirs; it looks again.
+    Crowded,
+    /// A scheduler is at it.
+    Live,
+    /// So much of it is done; so many outputs stayed.
+    Done { due: Due, kept: u64 },
+    /// It could not be done; it is tried again after a pause.
+    Paused { trouble: Trouble, left: Duration },
 }
 
 /// What the run is to do.

@@ -4,6 +4,6 @@ pub mod admit;
 mod advice;
 pub mod code;
 pub mod facts;
-pub mod limits;
 pub mod plan;
+pub mod retention;
 pub mod status;

@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::advice::advised;
 use super::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact};
+use super::retention::{Removal, Retention, remove, retention};
 use crate::cluster::facts::Trouble;
 use crate::run::{Report, RunOutcome};
 
@@ -29,6 +30,8 @@ pub struct Plan {
     pub drive: DriveStep,
     /// Delete the object itself.
     pub delete: bool,
+    /// Remove what it has stored.
+    pub removal: Option<Removal>,
     pub word: Word,
     /// Look again after this time even if nothing happens.
     pub wake: Option<Duration>,
@@ -288,6 +291,20 @@ fn tidy(run: &Run, facts: &Facts) -> Plan {
     if run.held {
         plan.hold = Hold::Release;
     }
+    match retention(run, facts.now) {
+        Retention::Now(due) if run.deleting.is_none() => {
+            let (removal, cluster) = remove(due, facts);
+            (plan.cluster, plan.wake) = (cluster, removal.wake);
+            plan.removal = Some(removal);
+            return plan;
+        }
+        // The object stays as long as something is to be done because of it.
+        Retention::Later(left) => {
+            plan.wake = Some(left);
+            return plan;
+        }
+        Retention::Now(_) | Retention::Nothing => {}
+    }
     let ended = run.status.finished_at.as_deref().and_then(|at| at.parse::<Timestamp>().ok());
     if let (Some(ended), Some(ttl), None) = (ended, &run.spec.ttl_after_finished, run.deleting) {
         let ttl = SignedDuration::try_from(ttl.to_std()).unwrap_or(SignedDuration::MAX);
@@ -330,6 +347,7 @@ fn waiting(word: Word, wake: Option<Duration>) -> Plan {
         cluster: ClusterStep::Keep,
         drive: DriveStep::Keep,
         delete: false,
+        removal: None,
         word,
         wake,
     }

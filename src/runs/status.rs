@@ -8,8 +8,10 @@ use serde_json::json;
 
 use super::facts::{DriveFact, Facts, Live, Run, SpecFact};
 use super::plan::{Plan, State, Word};
+use super::retention::{Due, Removal, RemovalWord};
 use crate::api::condition::ConditionType;
 use crate::api::status::{PipelineRunStatus, StepCounts, StepFailure, StepWaiting};
+use crate::cluster::facts::Trouble;
 use crate::run::{Counts, Failure, Report, RunOutcome};
 
 /// Bytes of the message of a condition.
@@ -26,10 +28,13 @@ const RESULTS: usize = 24 << 10;
 
 /// Builds the status.
 pub fn build_status(run: &Run, facts: &Facts, plan: &Plan) -> PipelineRunStatus {
-    if plan.word.state == State::AsWritten {
-        return run.status.clone();
-    }
     let mut status = run.status.clone();
+    if plan.word.state == State::AsWritten {
+        if let Some(removal) = &plan.removal {
+            tell_removal(&mut status, run, removal, facts.now);
+        }
+        return status;
+    }
     status.observed_generation = Some(run.generation);
     status.conditions = conditions(run, &plan.word, facts.now);
     status.state = Some(state_text(plan.word.state).to_owned());
@@ -120,6 +125,45 @@ fn told(run: &Run, storage: &str, failure: &Failure) -> StepFailure {
         attempts: failure.attempt,
         class: bounded(&failure.class, 20),
         message: format!("{text}{more}"),
+    }
+}
+
+/// What retention has come to.
+fn tell_removal(status: &mut PipelineRunStatus, run: &Run, removal: &Removal, now: Timestamp) {
+    let what = match removal.due {
+        Due { outputs: true, record: true } => "outputs, journal and logs",
+        Due { outputs: true, .. } => "outputs",
+        Due { .. } => "journal and logs",
+    };
+    let (truth, reason, message) = match &removal.word {
+        RemovalWord::Working => ("False", "Removing", format!("its {what} are being removed (spec.retention)")),
+        RemovalWord::Waits(Trouble { reason, message, .. }) => {
+            ("False", *reason, format!("its {what} cannot be removed now: {message}; it is tried again"))
+        }
+        RemovalWord::Done { kept } => {
+            let stay = match kept {
+                0 => String::new(),
+                1 => "; 1 output stays, since a later run has taken it over".to_owned(),
+                many => format!("; {many} outputs stay, since later runs have taken them over"),
+            };
+            ("True", "Removed", format!("its {what} were removed (spec.retention){stay}"))
+        }
+    };
+    if let RemovalWord::Done { kept } = removal.word {
+        let removed = status.removed.get_or_insert_default();
+        if removal.due.outputs {
+            (removed.outputs_at, removed.outputs_kept) = (Some(second(now)), Some(kept).filter(|kept| *kept > 0));
+        }
+        if removal.due.record {
+            removed.logs_at = Some(second(now));
+        }
+    }
+    let word = Word { state: State::AsWritten, reason: reason.to_owned(), message, stalled: false };
+    let kind = ConditionType::Removed.as_str();
+    let told = condition(run, kind, truth, &word, now);
+    match status.conditions.iter_mut().find(|known| known.type_ == kind) {
+        Some(known) => *known = told,
+        None => status.conditions.push(told),
     }
 }
 

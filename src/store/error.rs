@@ -12,6 +12,8 @@ pub enum StoreError {
     Key(#[from] KeyError),
     #[error("there is no journal of run {0}")]
     RunNotFound(String),
+    #[error("what run {0} had stored was removed when its time was over (spec.retention)")]
+    Removed(String),
     #[error("segment {seg} of the journal of run {run} cannot be read: {why}")]
     Unreadable { run: String, seg: u64, why: SegmentError },
     #[error("{key} is not what was committed: {why}")]
@@ -32,6 +34,7 @@ impl StoreError {
             StoreError::Invalid(_) => "InvalidStorage",
             StoreError::Key(_) => "InvalidKey",
             StoreError::RunNotFound(_) => "RunNotFound",
+            StoreError::Removed(_) => "OutputsRemoved",
             StoreError::Unreadable { .. } => "RecordUnreadable",
             StoreError::Corrupt { .. } => "CorruptOutput",
             StoreError::TooLarge { .. } => "OutputTooLarge",

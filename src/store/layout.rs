@@ -74,6 +74,11 @@ impl Layout {
         format!("runs/{}/journal/{seg:010}.seg", self.run)
     }
 
+    /// Key of the mark that journal, logs and code are removed.
+    pub fn removed(&self) -> String {
+        format!("runs/{}/removed/record", self.run)
+    }
+
     /// Folder of the log objects.
     pub fn logs(&self) -> String {
         format!("runs/{}/logs", self.run)

@@ -18,6 +18,9 @@ use super::segment::{Handle, Limits, SegmentError, decode_segment};
 /// Largest archive of code that is read, in bytes.
 const CODE_LIMIT: u64 = 80 << 20;
 
+/// Bytes of a mark.
+const MARK_LIMIT: u64 = 4096;
+
 /// Segments fetched ahead of the one being folded.
 const AHEAD: usize = 8;
 
@@ -74,7 +77,10 @@ impl Reader {
         let mut journal = self.follow_journal(run)?;
         journal.advance().await?;
         if journal.state.last.is_none() {
-            return Err(StoreError::RunNotFound(run.to_owned()));
+            return Err(match self.get(&journal.layout.removed(), MARK_LIMIT).await {
+                Ok(_) => StoreError::Removed(run.to_owned()),
+                Err(_) => StoreError::RunNotFound(run.to_owned()),
+            });
         }
         Ok(journal.state)
     }

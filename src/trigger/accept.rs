@@ -1,18 +1,18 @@
 //! Whether a Pipeline may make runs in a cluster.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::validate::validate;
 use crate::api::{Pipeline, PipelineSpec};
 use crate::cluster::check_folder;
 use crate::manifest::{Mode, Object, unimplemented};
 use crate::names::{OBJECT_NAME_MAX, check_label};
-use crate::pipeline;
+use crate::pipeline::{self, allowed::RunLimits};
 use crate::problem::Problem;
 
 /// Reads and checks the spec of the Pipeline `name`, as it is stored. Objects may be older than the schema that is there
-/// now, or newer than this program. All problems at once.
-pub fn accept(name: &str, spec: &Value) -> Result<PipelineSpec, Vec<Problem>> {
+/// now, or newer than this program. `limits`: what the operator allows a run. All problems at once.
+pub fn accept(name: &str, spec: &Value, limits: &RunLimits) -> Result<PipelineSpec, Vec<Problem>> {
     let mut problems = Vec::new();
     if let Err(error) = check_label(name, OBJECT_NAME_MAX) {
         let problem = Problem::new("InvalidName", "metadata.name", format!("`{name}` {error}"));
@@ -36,6 +36,11 @@ pub fn accept(name: &str, spec: &Value) -> Result<PipelineSpec, Vec<Problem>> {
         problems.push(problem.help("use code.files, or an image with the code"));
     }
     problems.extend(folder(&read));
+    problems.extend(match makes_runs(&read) {
+        true => limits.check_defaults(&read, "spec"),
+        // How many steps there are is the parameters' to say that somebody gives.
+        false => limits.check(&read, &Map::new(), "spec"),
+    });
     let open = read.params.iter().position(|param| param.default.is_none());
     if let Some(param) = open.filter(|_| makes_runs(&read)) {
         let at = format!("spec.params[{param}].default");
@@ -77,7 +82,7 @@ mod tests {
     use super::*;
 
     fn told(spec: Value) -> Vec<String> {
-        let problems = accept("p", &spec).err().unwrap_or_default();
+        let problems = accept("p", &spec, &RunLimits::default()).err().unwrap_or_default();
         problems.into_iter().map(|problem| format!("{} {}", problem.path, problem.reason)).collect()
     }
 
@@ -97,9 +102,25 @@ mod tests {
         );
         assert_eq!(told(json!({"steps": 3})), ["spec.steps InvalidValue"]);
         assert_eq!(
-            accept("P", &json!({"steps": [{"name": "a", "call": "m:f"}]})).unwrap_err()[0].path,
+            accept("P", &json!({"steps": [{"name": "a", "call": "m:f"}]}), &RunLimits::default()).unwrap_err()[0].path,
             "metadata.name"
         );
+    }
+
+    #[test]
+    fn what_the_operator_does_not_allow_its_runs_is_told_of_the_pipeline() {
+        let limits = RunLimits { steps: Some(5), attempts: Some(2), ..RunLimits::default() };
+        let step = json!({"name": "a", "call": "m:f", "map": {"x": "$(range(params.n))"}, "retry": {"limit": 2}});
+        let spec = |n: Value| json!({"params": [{"name": "n", "type": "integer", "default": n}], "steps": [step]});
+        let problems = accept("p", &spec(json!(6)), &limits).unwrap_err();
+        let told: Vec<String> = problems.iter().map(|problem| format!("{} {}", problem.path, problem.reason)).collect();
+        assert_eq!(told, ["spec.steps[0].retry.limit LimitExceeded", "spec.steps[0].map LimitExceeded"]);
+        assert_eq!(accept("p", &spec(json!(5)), &limits).unwrap_err().len(), 1);
+        let mut by_hand = spec(json!(6));
+        by_hand["triggers"] = json!({"onChange": false});
+        assert_eq!(accept("p", &by_hand, &limits).unwrap_err().len(), 1, "whoever makes runs says how many steps");
+        let small = RunLimits { pipeline_bytes: Some(50), ..RunLimits::default() };
+        assert_eq!(accept("p", &spec(json!(5)), &small).unwrap_err()[0].path, "spec");
     }
 
     #[test]

@@ -42,7 +42,11 @@ pub fn build_run(subject: &Subject, spec: &Value, name: &str, cause: &Cause, que
     for field in ["triggers", "schedule"] {
         pipeline.shift_remove(field);
     }
+    let retention = pipeline.shift_remove("retention").filter(|retention| !retention.is_null());
     let mut spec = json!({ "pipelineSpec": pipeline });
+    if let Some(retention) = retention {
+        spec["retention"] = retention;
+    }
     if queued {
         spec["suspend"] = json!(true);
     }

@@ -53,6 +53,8 @@ pub struct RunFact {
     /// It waits for the run before it.
     pub queued: bool,
     pub deleting: bool,
+    /// What it has stored is to be removed later, because of it.
+    pub retains: bool,
 }
 
 /// What made a run.
@@ -116,8 +118,19 @@ pub fn read_run(run: &Value) -> Option<(String, RunFact)> {
         cancelled: is_set("/spec/cancel"),
         queued: is_set("/spec/suspend") && annotation(QUEUED_ANNOTATION).is_some(),
         deleting: text("/metadata/deletionTimestamp").is_some(),
+        retains: retains(run),
     };
     Some((pipeline, fact))
+}
+
+/// Whether a part of `spec.retention` is not carried out yet. What never began has stored nothing.
+fn retains(run: &Value) -> bool {
+    let is_there = |path: &str| run.pointer(path).is_some_and(|value| !value.is_null());
+    let parts = [("outputs", "outputsAt"), ("logs", "logsAt")];
+    let open = |(asked, done): &(&str, &str)| {
+        is_there(&format!("/spec/retention/{asked}")) && !is_there(&format!("/status/removed/{done}"))
+    };
+    is_there("/status/revision") && parts.iter().any(open)
 }
 
 fn end(run: &Value) -> Option<End> {

@@ -12,7 +12,7 @@ pub const VERSION: &str = "v1:";
 const DIGITS: usize = 32;
 
 /// `v1:<hex>` of the fields that matter to a run. Equal for specs that differ only in what makes runs (`triggers`,
-/// `schedule`), in texts for people (`description`, `displayName`), in the order of parameters, steps and results, in how
+/// `schedule`) or becomes of them (`retention`), in texts for people (`description`, `displayName`), in the order of parameters, steps and results, in how
 /// the same value is written (`60s` and `1m`), or in an empty field that could as well be absent.
 ///
 /// Fields that are not given are not part of it, so that neither their defaults nor fields of later versions change it.
@@ -28,7 +28,7 @@ pub fn hash(spec: &PipelineSpec) -> String {
 }
 
 fn reduce(spec: &mut Map<String, Value>) {
-    for field in ["triggers", "schedule"] {
+    for field in ["triggers", "schedule", "retention"] {
         spec.remove(field);
     }
     drop_empty(spec, &["limits", "deadlines"]);
@@ -132,7 +132,8 @@ mod tests {
     #[test]
     fn what_does_not_matter_to_a_run_changes_nothing() {
         let known = of(base());
-        let same: [Edit; 10] = [
+        let same: [Edit; 11] = [
+            ("retention", |spec| spec["retention"] = json!({"outputs": "30d"})),
             ("schedule", |spec| spec["schedule"] = json!({"cron": "@daily", "suspend": true})),
             ("triggers", |spec| spec["triggers"] = json!({"onChange": false})),
             ("empty lists", |spec| {

@@ -9,7 +9,8 @@ use crate::api::pipeline::Schedule;
 /// Runs kept unless the schedule says otherwise.
 const KEPT: u32 = 3;
 
-/// Deletes the oldest ended runs of the schedule beyond its limits. Runs that changes or people made are theirs.
+/// Deletes the oldest ended runs of the schedule beyond its limits. Runs that changes or people made are theirs. One whose
+/// retention is not carried out yet stays until it is.
 pub(super) fn plan(schedule: &Schedule, facts: &Facts, actions: &mut Vec<Action>) {
     for (end, limit, field) in [
         (End::Succeeded, schedule.successful_runs_history_limit, "successfulRunsHistoryLimit"),
@@ -19,7 +20,8 @@ pub(super) fn plan(schedule: &Schedule, facts: &Facts, actions: &mut Vec<Action>
         let mut ended: Vec<&RunFact> =
             facts.runs.iter().filter(|run| run.moment().is_some() && run.end == Some(end) && !run.deleting).collect();
         ended.sort_by_key(|run| Reverse((run.moment(), run.name.clone())));
-        actions.extend(ended.into_iter().skip(limit as usize).map(|run| Action::Delete {
+        let beyond = ended.into_iter().skip(limit as usize).filter(|run| !run.retains);
+        actions.extend(beyond.map(|run| Action::Delete {
             name: run.name.clone(),
             uid: run.uid.clone(),
             why: format!("{field} is {limit}"),

@@ -204,12 +204,9 @@ def test_cancel_stops_steps_runs_what_is_final_and_keeps_what_is_done(space: Nam
 
 def test_a_wrong_spec_is_refused_with_every_field_and_a_missing_pipeline_is_waited_for(space: Namespace) -> None:
     s3 = S3(space)
-    steps = [{"name": "a", "call": "m:f"}]
-    limits = {"deadlines": {"finally": "1m"}}
-    start(space, "unimplemented", pipelineSpec={"steps": steps, **limits}, retention={"outputs": "1d"})
+    start(space, "unimplemented", pipelineSpec={"steps": [{"name": "a", "call": "m:f"}]}, select={"loadVersions": {"a": "b"}})
     wait_end(space, "unimplemented", "Invalid", 30)
-    message = succeeded(space, "unimplemented")["message"]
-    assert "spec.retention: NotImplemented" in message and "spec.pipelineSpec.deadlines.finally: NotImplemented" in message
+    assert "spec.select.loadVersions: NotImplemented" in succeeded(space, "unimplemented")["message"]
     steps = [{"name": "a", "call": "m:f", "args": ["$(steps.b.output)"]}, {"name": "c", "call": "m:f", "workerGroup": "gpu"}]
     start(space, "wrong", pipelineSpec={"steps": steps, **template(s3, "w")})
     wait_end(space, "wrong", "Invalid", 30)

@@ -206,6 +206,7 @@ impl Pod {
             deleting: None,
             trouble: None,
             restarts: 0,
+            labelled: true,
         };
         Self { fact, hangs: false, tasks: 0, draining: false }
     }

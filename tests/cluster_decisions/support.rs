@@ -86,6 +86,7 @@ fn pod_fact(text: &str) -> (PodFact, Option<WorkerFact>) {
         deleting: None,
         trouble: None,
         restarts: 0,
+        labelled: true,
         slot,
     };
     let mut worker = WorkerFact { draining: false, tasks: 0, certificate: None };

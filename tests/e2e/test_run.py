@@ -193,6 +193,18 @@ def test_the_deadlines_of_a_run_are_those_that_hold(cli: Cli, manifest: Callable
     assert (done.code, done.json["reason"]) == (1, "DeadlineExceeded"), done
 
 
+def test_finally_steps_that_take_too_long_are_stopped(cli: Cli, manifest: Callable[..., Path], tmp_path: Path) -> None:
+    steps = [{"name": "a", "call": "builtins:len", "args": [[1, 2]]}]
+    last = [
+        {"name": "slow", "script": "import time\ntime.sleep(60)"},
+        {"name": "quick", "script": f"open({str(tmp_path / 'quick')!r}, 'w')"},
+    ]
+    path = manifest("", steps, **{"finally": last, "deadlines": {"finally": "3s"}})
+    done = cli.run(path, "-o", "json", timeout=60)
+    assert (done.code, done.json["reason"]) == (1, "DeadlineExceeded"), done
+    assert "deadlines.finally" in done.json["message"] and (tmp_path / "quick").exists(), done
+
+
 def test_logs_can_be_followed_while_the_run_lives(cli: Cli, manifest: Callable[..., Path], tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     code = (

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use crate::api::Fault;
 use crate::eventually;
 use crate::watches::Disturbance;
-use crate::world::{SOON, World, cluster_path, core_path, plain};
+use crate::world::{SOON, World, cluster_path, core_path, plain, run_path};
 
 const OUTCOMES: &str = "daskade_reconcile_duration_seconds_count{controller=\"daskcluster\",outcome=";
 
@@ -231,5 +231,77 @@ async fn a_scheduler_that_does_not_answer_is_told_and_keeps_its_workers() {
     assert_eq!(world.pods("team").iter().filter(|pod| pod.starts_with("c-cpu")).count(), 2);
     world.until_ready("team", "d").await;
     assert!(scheduler.calls("daskade-drain").is_empty());
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mistake_in_a_pass_over_one_object_holds_up_no_other_and_is_not_made_again_at_once() {
+    let world = World::new().await;
+    world.trap.set("/bad/status");
+    let operator = world.operator();
+    let pipeline = |name: &str| format!("/apis/daskade.dev/v1alpha1/namespaces/team/pipelines/{name}");
+    let steps = json!({"steps": [{"name": "a", "call": "m:f"}], "cluster": {"ref": "c"}});
+    let mut shared = plain(1);
+    shared["storage"] = json!({"url": "s3://bucket/c"});
+    world.create("team", "c", &shared);
+    for name in ["bad", "good"] {
+        world.create("team", name, &plain(1));
+        world.create_run("team", name, &json!({"pipelineSpec": steps}));
+        let spec = json!({"steps": steps["steps"], "triggers": {"onChange": false}});
+        world.api.put(&pipeline(name), json!({"metadata": {"name": name, "namespace": "team"}, "spec": spec}));
+    }
+    world.until_ready("team", "good").await;
+    world.until_run("team", "good", "Succeeded").await;
+    let accepted = || world.api.object(&pipeline("good")).unwrap()["status"]["conditions"][0]["status"] == "True";
+    eventually("the other Pipeline is accepted", SOON, accepted).await;
+    for controller in ["daskcluster", "pipelinerun", "pipeline"] {
+        let series =
+            format!("daskade_reconcile_duration_seconds_count{{controller=\"{controller}\",outcome=\"panicked\"}}");
+        eventually(&format!("{controller}: it is counted"), SOON, || operator.metric(&series) >= 1.0).await;
+    }
+    // Whatever happens to them, they have no turn before their time.
+    let before = world.trap.sprung();
+    for look in 0..10 {
+        for path in [cluster_path("team", "bad"), run_path("team", "bad"), pipeline("bad")] {
+            world.api.edit(&path, |object| object["metadata"]["labels"] = json!({ "look": format!("{look}") }));
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!((before, world.trap.sprung()), (3, 3));
+    world.create("team", "late", &plain(1));
+    world.until_ready("team", "late").await;
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_are_renewed_while_the_spec_is_not_valid() {
+    let mut world = World::new().await;
+    world.lifetime = Duration::from_secs(12);
+    world.set_kubelet_idle(true);
+    let operator = world.operator();
+    for name in ["unread", "wrong"] {
+        world.create("team", name, &json!({}));
+    }
+    eventually("their pods are made", SOON, || world.pods("team").len() == 4).await;
+    for (name, workers) in
+        [("unread", json!([{"name": "a", "replicas": "many"}])), ("wrong", json!([{"name": "a".repeat(60)}]))]
+    {
+        world.api.edit(&cluster_path("team", name), |object| object["spec"]["workers"] = workers);
+        world.until_reason("team", name, "Invalid").await;
+    }
+    let certificate = |name: &str| {
+        let secret = world.api.object(&core_path("team", "secrets", &format!("{name}-tls"))).unwrap();
+        secret["data"]["tls.crt"].as_str().unwrap().to_owned()
+    };
+    for name in ["unread", "wrong"] {
+        let before = certificate(name);
+        eventually(&format!("{name} has another certificate"), SOON, || certificate(name) != before).await;
+        assert_eq!(world.reason("team", name), "Invalid");
+    }
+    // A cluster that was never valid gets none.
+    world.create("team", "never", &json!({"workers": [{"name": "a", "replicas": "many"}]}));
+    world.until_reason("team", "never", "Invalid").await;
+    assert!(world.api.object(&core_path("team", "secrets", "never-tls")).is_none());
+    assert_eq!(world.pods("team").len(), 4, "what runs goes on, and nothing else is done");
     operator.end().await;
 }

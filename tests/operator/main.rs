@@ -14,8 +14,10 @@ mod people;
 mod pipelines;
 mod process;
 mod reconcile;
+mod retention;
 mod runs;
 mod scheduler;
+mod trap;
 mod watches;
 mod world;
 

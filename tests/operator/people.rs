@@ -122,6 +122,81 @@ async fn who_waits_gets_the_exit_code_of_the_run() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_failed_is_run_again_as_it_was_written_down_and_goes_on_from_what_it_committed() {
+    let person = Person::new().await;
+    let submitted = person.says(&["submit", "etl", "-n", "team", "-p", "n=7", "--name", "one"]).await;
+    assert_eq!(submitted.code, Some(0), "{}", submitted.err);
+    let said = person.says(&["retry", "one", "-n", "team"]).await;
+    assert!(said.code == Some(2) && said.err.contains("one has not ended (Pending)"), "{}", said.err);
+    person.end("one", "False", "Failed");
+    let said = person.says(&["retry", "one", "-n", "team"]).await;
+    assert!(said.code == Some(2) && said.err.contains("never began"), "{}", said.err);
+    assert!(said.err.contains("daskade submit etl"), "{}", said.err);
+
+    // It ran on a cluster of others, which stands in the revision with its groups.
+    let pipeline = json!({"steps": [{"name": "a", "call": "m:f", "args": ["$(params.n)"]}],
+        "params": [{"name": "n", "type": "integer", "default": 1}], "cluster": {"template": {"workers": []}}});
+    let revision = "/apis/apps/v1/namespaces/team/controllerrevisions/one-1";
+    let data = json!({"run": {"pipeline": pipeline}, "place": {"shared": "c"}, "storage": {"url": "s3://b/p"}});
+    person.api.put(revision, json!({"metadata": {"name": "one-1", "namespace": "team"}, "revision": 1, "data": data}));
+    let began = |run: &mut Value| {
+        run["status"]["startedAt"] = json!("2026-01-01T00:00:00Z");
+        run["status"]["revision"] = json!("one-1");
+        run["spec"]["retention"] = json!({"outputs": "30d"});
+    };
+    person.api.edit(&path("pipelineruns", "one"), began);
+    // The Pipeline has changed since: that does not matter.
+    person.api.edit(&path("pipelines", "etl"), |pipeline| pipeline["spec"]["steps"] = json!([]));
+    let said = person.says(&["retry", "one", "-n", "team"]).await;
+    assert_eq!((said.code, &*said.err), (Some(0), ""));
+    let name = said.out.trim();
+    assert!(name.starts_with("one-retry-") && name.len() == 15, "{name}");
+    let [first, second] = ["one", name].map(|run| person.api.object(&path("pipelineruns", run)).unwrap());
+    let mut expected = pipeline.clone();
+    expected["cluster"] = json!({"ref": "c"});
+    assert_eq!(
+        second["spec"],
+        json!({"pipelineSpec": expected, "params": {"n": 7}, "retention": {"outputs": "30d"},
+            "reuse": {"mode": "Missing", "run": first["metadata"]["uid"]}})
+    );
+    assert_eq!(second["metadata"]["labels"], first["metadata"]["labels"]);
+
+    // A retry of a retry has no longer name, and a run of a part goes by its own spec.
+    person.end(name, "False", "Cancelled");
+    person.api.edit(&path("pipelineruns", name), |run| {
+        began(run);
+        run["spec"]["select"] = json!({"from": ["a"]});
+        run["spec"]["reuse"] = json!({"run": "earlier"});
+    });
+    let again = person.says(&["retry", name, "-n", "team", "-o", "json"]).await;
+    let again: Value = serde_json::from_str(&again.out).unwrap();
+    let third = again["name"].as_str().unwrap();
+    assert!(third.starts_with("one-retry-") && third.len() == 15, "{third}");
+    let spec = person.api.object(&path("pipelineruns", third)).unwrap()["spec"].clone();
+    assert_eq!((&spec["select"], &spec["reuse"]), (&json!({"from": ["a"]}), &json!({"run": "earlier"})));
+
+    for (edit, told) in [
+        (json!({"outputsAt": "2026-01-31T00:00:00Z"}), "what one had stored was removed at 2026-01-31T00:00:00Z"),
+        (Value::Null, "what one was made of is gone (ControllerRevision one-1)"),
+    ] {
+        person.api.edit(&path("pipelineruns", "one"), |run| run["status"]["removed"] = edit);
+        person.api.delete(revision);
+        let said = person.says(&["retry", "one", "-n", "team"]).await;
+        assert!(said.code == Some(2) && said.err.contains(told), "{}", said.err);
+    }
+    person
+        .api
+        .edit(&path("pipelineruns", "one"), |run| run["status"]["removed"] = json!({"logsAt": "2026-02-01T00:00:00Z"}));
+    let said = person.says(&["logs", "one", "-n", "team"]).await;
+    assert!(said.code == Some(2) && said.err.contains("were removed at 2026-02-01T00:00:00Z"), "{}", said.err);
+    person.end("one", "True", "Succeeded");
+    let said = person.says(&["retry", "one", "-n", "team"]).await;
+    assert!(said.code == Some(2) && said.err.contains("one has succeeded"), "{}", said.err);
+    let resumed = person.says(&["resume", "one", "-n", "team"]).await;
+    assert!(resumed.code == Some(2) && resumed.err.contains("daskade retry one"), "{}", resumed.err);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn runs_are_listed_told_and_cancelled() {
     let person = Person::new().await;
     let none = person.says(&["runs", "-n", "team"]).await;

@@ -213,6 +213,35 @@ async fn pods_whose_labels_somebody_changed_are_neither_lost_nor_doubled() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn labels_that_somebody_took_off_a_pod_come_back_also_the_one_by_which_it_is_watched() {
+    let world = World::new().await;
+    let operator = world.operator();
+    world.create("team", "c", &plain(1));
+    world.until_ready("team", "c").await;
+    world.until_quiet().await;
+    let pods = world.pods("team");
+    let labels = |pod: &str| world.api.object(&core_path("team", "pods", pod)).unwrap()["metadata"]["labels"].clone();
+    let before: Vec<Value> = pods.iter().map(|pod| labels(pod)).collect();
+    for pod in &pods {
+        world.api.edit(&core_path("team", "pods", pod), |pod| {
+            pod["metadata"]["labels"] = json!({"dask.org/component": "other", "mine": "stays"});
+        });
+    }
+    for (pod, before) in pods.iter().zip(&before) {
+        let is_back = || {
+            let now = labels(pod);
+            now["mine"] == "stays" && before.as_object().unwrap().iter().all(|(name, value)| now[name] == *value)
+        };
+        eventually(&format!("{pod} has its labels"), SOON, is_back).await;
+    }
+    world.until_quiet().await;
+    assert_eq!(world.pods("team"), pods, "none was lost, none doubled");
+    let made = world.writes().into_iter().filter(|write| write.method == Method::POST && write.path.ends_with("/pods"));
+    assert_eq!(made.count(), pods.len());
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_foreign_object_with_a_childs_name_is_never_touched() {
     let world = World::new().await;
     let foreign =

@@ -38,7 +38,11 @@ pub struct State {
     pub journals: Journals,
     /// Steps that were handed over do not end.
     pub held: bool,
+    pub refusal: Refusal,
 }
+
+/// Why no storage can be used, for operations on what is stored, and how many of them succeed before.
+pub type Refusal = Arc<Mutex<Option<(&'static str, usize)>>>;
 
 /// What a storage keeps of runs: shared by schedulers that follow each other.
 pub type Journals = Arc<Mutex<BTreeMap<String, Journal>>>;
@@ -51,6 +55,20 @@ pub struct Journal {
     pub closed: Option<Value>,
     /// Times that its step was handed over.
     pub submits: u32,
+    pub stored: Stored,
+}
+
+/// What it has in the storage besides its journal.
+#[derive(Debug, Clone, Default)]
+pub struct Stored {
+    pub data: BTreeSet<String>,
+    pub logs: BTreeSet<String>,
+    /// `<uid>/<epoch>`
+    pub references: BTreeSet<String>,
+    /// What others' runs need of `data`, by their uid; nothing of one that has not ended.
+    pub users: BTreeMap<String, Option<Vec<String>>>,
+    /// `outputs`, `record`
+    pub removed: BTreeSet<String>,
 }
 
 /// The double. It ends with its last clone's task.
@@ -66,8 +84,8 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 impl Scheduler {
     /// Each has an address of this machine for itself, since the port is always the same.
-    pub async fn start(journals: Journals) -> Self {
-        let state = Arc::new(Mutex::new(State { version: 1, clients: 1, journals, ..State::default() }));
+    pub async fn start(journals: Journals, refusal: Refusal) -> Self {
+        let state = Arc::new(Mutex::new(State { version: 1, clients: 1, journals, refusal, ..State::default() }));
         let changed = Arc::new(watch::Sender::new(1));
         loop {
             let next = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -93,6 +111,10 @@ impl Scheduler {
 
     pub fn calls(&self, op: &str) -> Vec<Value> {
         lock(&self.state).calls.iter().filter(|call| call["op"] == op).cloned().collect()
+    }
+
+    pub fn all_calls(&self) -> Vec<Value> {
+        lock(&self.state).calls.clone()
     }
 
     pub fn names(&self) -> BTreeSet<String> {
@@ -174,6 +196,8 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<wat
             "daskade-events" => return follow(&mut stream, &call, &state, &instance).await,
             "daskade-open" | "daskade-submit" | "daskade-record" | "daskade-stop" | "daskade-close"
             | "daskade-forget" => run(&lock(&state), &call, &instance),
+            "daskade-stored" | "daskade-references" | "daskade-user" | "daskade-mark" | "daskade-seal"
+            | "daskade-objects" | "daskade-discard" => stored(&lock(&state), &call),
             _ => continue,
         };
         send(&mut stream, &reply).await;
@@ -209,6 +233,63 @@ fn run(state: &State, call: &Value, instance: &str) -> Value {
     json!({"status": "OK"})
 }
 
+/// An operation on what a run has left.
+fn stored(state: &State, call: &Value) -> Value {
+    let mut journals = state.journals.lock().expect("no panic while it was held");
+    if let Some((reason, left)) = &mut *state.refusal.lock().expect("no panic while it was held") {
+        if *left == 0 {
+            return json!({"status": "error", "reason": *reason, "message": "the double's storage does not work"});
+        }
+        *left -= 1;
+    }
+    let text = |key: &str| call[key].as_str().unwrap_or_default().to_owned();
+    let texts = |key: &str| -> Vec<String> {
+        call[key].as_array().into_iter().flatten().filter_map(Value::as_str).map(ToOwned::to_owned).collect()
+    };
+    let whose = if call["op"] == "daskade-user" { text("of") } else { text("run") };
+    let there = journals.contains_key(&whose);
+    let journal = journals.entry(whose).or_default();
+    let stored = &mut journal.stored;
+    match call["op"].as_str().unwrap_or_default() {
+        "daskade-stored" => {
+            let told = there.then(|| json!({"closed": journal.closed.is_some(), "origins": []}));
+            json!({"status": "OK", "open": false, "removed": stored.removed, "journal": told})
+        }
+        "daskade-references" => json!({"status": "OK", "names": stored.references}),
+        "daskade-user" => {
+            let needs = stored.users.get(&text("run")).cloned().flatten();
+            json!({"status": "OK", "removed": false, "closed": needs.is_some(), "name": "later",
+                "paths": needs.unwrap_or_default()})
+        }
+        "daskade-mark" => {
+            stored.removed.extend(texts("what"));
+            json!({"status": "OK"})
+        }
+        "daskade-seal" => {
+            journal.closed = Some(call["final"].clone());
+            json!({"status": "OK"})
+        }
+        "daskade-objects" => {
+            let none = BTreeSet::new();
+            let paths = match call["folder"].as_str() {
+                Some("data") => &stored.data,
+                Some("logs") => &stored.logs,
+                _ => &none,
+            };
+            json!({"status": "OK", "paths": paths, "more": false})
+        }
+        _ => {
+            for path in texts("paths") {
+                let mark = if path.starts_with("data/") { "outputs" } else { "record" };
+                assert!(stored.removed.contains(mark) || path.starts_with("refs/"), "{path} was not marked");
+                stored.data.remove(&path);
+                stored.logs.remove(&path);
+            }
+            json!({"status": "OK"})
+        }
+    }
+}
+
 /// The stream of a run's events: its step ends soon after it was handed over.
 async fn follow(stream: &mut TcpStream, call: &Value, state: &Mutex<State>, instance: &str) {
     let uid = call["run"].as_str().unwrap_or_default();
@@ -224,6 +305,8 @@ async fn follow(stream: &mut TcpStream, call: &Value, state: &Mutex<State>, inst
             }
             if journal.submits > 0 && told <= 1 && !state.held {
                 journal.committed = true;
+                journal.stored.data.insert("data/0/-1-1-x".to_owned());
+                journal.stored.logs.insert("logs/w-x-000001.jsonl".to_owned());
                 events.push(
                     json!({"k": "finished", "n": 2, "s": 0, "i": -1, "a": 1, "w": "w", "t0": 1.0, "t1": 2.0, "z": 1}),
                 );

@@ -17,7 +17,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::api::{Api, Recorded};
-use crate::scheduler::{Journal, Journals, Scheduler};
+use crate::scheduler::{Journal, Journals, Refusal, Scheduler};
+use crate::trap::Trap;
 
 pub const SOON: Duration = Duration::from_secs(20);
 
@@ -25,6 +26,9 @@ pub struct World {
     pub api: Api,
     /// Of operators to come.
     pub limits: controller::Limits,
+    /// Life of the certificates that they issue.
+    pub lifetime: Duration,
+    pub trap: Trap,
     kubelet: Arc<Kubelet>,
     task: JoinHandle<()>,
 }
@@ -38,6 +42,10 @@ struct Kubelet {
     idle: AtomicBool,
     /// Steps do not end on schedulers that are to come.
     holds: AtomicBool,
+    /// What a DaskCluster that is gone has owned goes too.
+    collects: AtomicBool,
+    /// Of all storages.
+    refusal: Refusal,
     /// Pods that never end.
     hung: Mutex<BTreeSet<String>>,
 }
@@ -76,7 +84,8 @@ impl World {
         let api = Api::start().await;
         let kubelet = Arc::new(Kubelet::default());
         let task = tokio::spawn(run(api.clone(), kubelet.clone()));
-        Self { api, limits: controller::Limits::default(), kubelet, task }
+        let lifetime = Duration::from_secs(90 * 86_400);
+        Self { api, limits: controller::Limits::default(), lifetime, trap: Trap::default(), kubelet, task }
     }
 
     /// Starts and ends no pods, or does again.
@@ -88,6 +97,11 @@ impl World {
     /// Steps that are handed to schedulers which start from now on do not end.
     pub fn hold_steps(&self) {
         self.kubelet.holds.store(true, Ordering::Relaxed);
+    }
+
+    /// Has what a DaskCluster owned go soon after it, as Kubernetes does.
+    pub fn collect(&self) {
+        self.kubelet.collects.store(true, Ordering::Relaxed);
     }
 
     /// A pod whose node is dead.
@@ -130,6 +144,25 @@ impl World {
         journals.get(uid.as_str().unwrap_or_default()).cloned().unwrap_or_default()
     }
 
+    /// Changes what the storage has of a run.
+    pub fn change_journal(&self, namespace: &str, name: &str, how: impl FnOnce(&mut Journal)) {
+        let uid = self.api.object(&run_path(namespace, name)).unwrap_or_default()["metadata"]["uid"].clone();
+        let mut journals = self.kubelet.journals.lock().unwrap();
+        how(journals.get_mut(uid.as_str().unwrap_or_default()).expect("the run has a journal"));
+    }
+
+    /// Why what is stored cannot be looked at or removed from now on, after so many operations that succeed.
+    pub fn refuse_storage(&self, refusal: Option<(&'static str, usize)>) {
+        *self.kubelet.refusal.lock().unwrap() = refusal;
+    }
+
+    /// A condition of a run.
+    pub fn run_condition(&self, namespace: &str, name: &str, kind: &str) -> Value {
+        let object = self.api.object(&run_path(namespace, name)).unwrap_or_default();
+        let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.into_iter().find(|condition| condition["type"] == kind).cloned().unwrap_or_default()
+    }
+
     pub fn operator(&self) -> Operator {
         self.operator_with(1, Namespaces::All)
     }
@@ -139,13 +172,14 @@ impl World {
         grant.renew(epoch, Instant::now(), SystemTime::now(), Duration::from_secs(3600));
         let metrics = Arc::new(Metrics::default());
         let layer = FenceLayer::new(lead.clone(), metrics.clone());
-        let client = ClientBuilder::try_from(self.api.config()).expect("a client").with_layer(&layer).build();
+        let client = ClientBuilder::try_from(self.api.config()).expect("a client").with_layer(&layer);
+        let client = client.with_layer(&self.trap).build();
         let settings = Settings {
             image: "example.org/worker:1".to_owned(),
             namespaces,
             own_namespace: "daskade".to_owned(),
             own_labels: None,
-            certificate_lifetime: Duration::from_secs(90 * 86_400),
+            certificate_lifetime: self.lifetime,
             concurrency: 4,
             storage: None,
             allowed_addresses: Vec::new(),
@@ -268,6 +302,9 @@ impl Operator {
 async fn run(api: Api, kubelet: Arc<Kubelet>) {
     let mut news = api.watches.subscribe();
     loop {
+        if kubelet.collects.load(Ordering::Relaxed) {
+            collect(&api);
+        }
         if !kubelet.idle.load(Ordering::Relaxed) {
             for path in api.paths("/pods/") {
                 let Some(pod) = api.object(&path) else { continue };
@@ -277,6 +314,22 @@ async fn run(api: Api, kubelet: Arc<Kubelet>) {
         }
         if news.changed().await.is_err() {
             return;
+        }
+    }
+}
+
+/// Removes what is owned by clusters that are not there.
+fn collect(api: &Api) {
+    let clusters = api.paths("/daskclusters/").into_iter().filter_map(|path| api.object(&path));
+    let live: BTreeSet<String> = clusters.map(|object| object["metadata"]["uid"].to_string()).collect();
+    for part in ["/pods/", "/services/", "/networkpolicies/", "/configmaps/", "/secrets/"] {
+        for path in api.paths(part) {
+            let owners = api.object(&path).unwrap_or_default()["metadata"]["ownerReferences"].clone();
+            let of_cluster = |owner: &&Value| owner["kind"] == "DaskCluster";
+            let owner = owners.as_array().into_iter().flatten().find(of_cluster).cloned();
+            if owner.is_some_and(|owner| !live.contains(&owner["uid"].to_string())) {
+                api.delete(&path);
+            }
         }
     }
 }
@@ -296,7 +349,7 @@ async fn step(api: &Api, kubelet: &Kubelet, path: &str, pod: &Value) {
     }
     let mut ip = "127.0.0.2".to_owned();
     if meta["labels"]["dask.org/component"] == "scheduler" {
-        let scheduler = Scheduler::start(kubelet.journals.clone()).await;
+        let scheduler = Scheduler::start(kubelet.journals.clone(), kubelet.refusal.clone()).await;
         ip.clone_from(&scheduler.ip);
         if kubelet.holds.load(Ordering::Relaxed) {
             scheduler.change(|state| state.held = true);

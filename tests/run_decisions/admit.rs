@@ -2,10 +2,10 @@
 
 use daskade::api::cluster::DaskClusterSpec;
 use daskade::api::storage::Storage;
+use daskade::pipeline::allowed::RunLimits;
 use daskade::runs::admit::{Admission, Charter, World, admit};
 use daskade::runs::code::{ConfigMap, config_map};
 use daskade::runs::facts::Place;
-use daskade::runs::limits::RunLimits;
 use serde_json::{Value, json};
 
 use crate::support::UID;
@@ -203,8 +203,8 @@ fn every_problem_is_told_with_object_and_field() {
         ),
         (json!({"pipelineSpec": {"steps": []}}), &["spec.pipelineSpec.steps"][..]),
         (
-            json!({"pipelineSpec": {"steps": steps(), "deadlines": {"finally": "1m"}}}),
-            &["deadlines.finally: NotImplemented"][..],
+            json!({"pipelineSpec": {"steps": steps()}, "select": {"fromInputs": ["a"]}}),
+            &["select.fromInputs: NotImplemented"][..],
         ),
     ] {
         let told = refused(spec.clone());

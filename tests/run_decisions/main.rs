@@ -2,5 +2,6 @@
 
 mod admit;
 mod plan;
+mod retention;
 mod status;
 mod support;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use daskade::cluster::facts::Trouble;
 use daskade::run::{Counts, Report, RunOutcome};
-use daskade::runs::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact};
+use daskade::runs::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact, SweepFact};
 use daskade::runs::plan::{Plan, plan};
 use daskade::runs::status::build_status;
 use jiff::{SignedDuration, Timestamp};
@@ -45,6 +45,7 @@ pub fn facts(spec: SpecFact) -> Facts {
         waited: None,
         trouble: None,
         full: None,
+        sweep: SweepFact::None,
     }
 }
 

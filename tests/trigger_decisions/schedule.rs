@@ -227,3 +227,26 @@ fn only_ended_runs_of_the_schedule_beyond_the_limits_are_deleted() {
     world.settle();
     assert_eq!(world.runs.len(), 4, "without a schedule nothing is deleted");
 }
+
+#[test]
+fn a_run_whose_retention_is_not_carried_out_yet_stays_beyond_the_limits() {
+    let mut world = World::new(json!({"schedule": {"cron": "0 * * * *", "successfulRunsHistoryLimit": 0},
+        "retention": {"outputs": "1d", "logs": "2d"}}));
+    world.settle();
+    world.pass_time("1h");
+    world.settle();
+    let name = world.active().remove(0);
+    let run = world.find(&name).unwrap();
+    assert_eq!(run["spec"]["retention"], json!({"outputs": "1d", "logs": "2d"}));
+    assert!(run["spec"]["pipelineSpec"].get("retention").is_none());
+    world.end(&name, true);
+    world.find(&name).unwrap()["status"]["revision"] = json!("r");
+    world.settle();
+    assert!(world.find(&name).is_some(), "nothing is removed yet");
+    world.find(&name).unwrap()["status"]["removed"] = json!({"outputsAt": "2026-01-16T13:00:00Z"});
+    world.settle();
+    assert!(world.find(&name).is_some(), "the journal is not removed yet");
+    world.find(&name).unwrap()["status"]["removed"]["logsAt"] = json!("2026-01-17T13:00:00Z");
+    world.settle();
+    assert!(world.find(&name).is_none());
+}

@@ -34,6 +34,12 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub(in crate::cli) async fn logs(options: &LogsOptions) -> Result<(), Failure> {
     let connection = Connection::open(&options.remote).await?;
     let mut run = connection.run(&options.run).await?;
+    let removed = word(&run, "/status/removed/logsAt");
+    if !removed.is_empty() {
+        let why =
+            format!("the logs of {} were removed at {removed}, when their time was over (spec.retention)", options.run);
+        return Err(Failure::bad_input(why));
+    }
     let mut about = About::gather(&connection, &run, &options.storage).await?;
     about.check_step(options)?;
     let filter = LogFilter { step: options.step.clone(), item: options.item.map(i64::from), attempt: None };

@@ -4,6 +4,7 @@ mod connection;
 mod dashboard;
 mod logs;
 mod resume;
+mod retry;
 mod scheduler;
 mod show;
 mod submit;
@@ -13,6 +14,7 @@ pub(super) use self::{
     dashboard::dashboard,
     logs::logs,
     resume::resume,
+    retry::retry,
     show::{cancel, runs, status},
     submit::submit,
 };

@@ -16,7 +16,7 @@ pub(in crate::cli) async fn resume(kube: &KubeOptions, name: &str) -> Result<(),
     let run = connection.run(name).await?;
     if ended(&run).is_some() {
         return Err(Failure::bad_input(format!(
-            "{name} has ended ({}), and an ended run in Kubernetes stays as it is: make another one by daskade submit",
+            "{name} has ended ({}), and an ended run in Kubernetes stays as it is: another one of the same by daskade retry {name}",
             state(&run)
         )));
     }

@@ -148,6 +148,8 @@ fn text(run: &Value) -> String {
     if let Some(condition) = condition(run).filter(|_| ended(run) == Some(false)) {
         row("reason", &format!("{}: {}", word(condition, "/reason"), word(condition, "/message")));
     }
+    let removal = list(run, "/status/conditions").iter().find(|condition| condition["type"] == "Removed");
+    row("removed", removal.map(|condition| word(condition, "/message")).unwrap_or_default());
     for entry in list(run, "/status/waiting") {
         row("waits", &format!("{} ({}): {}", word(entry, "/step"), word(entry, "/reason"), word(entry, "/message")));
     }
@@ -208,7 +210,7 @@ pub(super) fn state(run: &Value) -> &str {
     }
 }
 
-fn pipeline(run: &Value) -> &str {
+pub(super) fn pipeline(run: &Value) -> &str {
     match word(run, "/metadata/labels/daskade.dev~1pipeline") {
         "" => word(run, "/spec/pipelineRef"),
         name => name,

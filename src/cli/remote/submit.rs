@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::connection::{Connection, failed};
 use super::show;
 use crate::api::pipeline::{Code, PipelineSpec};
-use crate::api::run::{PipelineRunSpec, Select};
+use crate::api::run::{PipelineRunSpec, Retention, Select};
 use crate::api::{API_VERSION, PipelineRun};
 use crate::cli::options::{Output, SubmitOptions};
 use crate::cli::{Failure, request, validate};
@@ -71,7 +71,15 @@ async fn of_cluster(connection: &Connection, options: &SubmitOptions) -> Result<
         reuse,
         ..PipelineRunSpec::default()
     });
+    keep(&mut run, spec.retention.as_ref());
     Ok(run)
+}
+
+/// What the run stores is kept as long as its Pipeline says.
+fn keep(run: &mut Value, retention: Option<&Retention>) {
+    if let Some(retention) = retention {
+        run["spec"]["retention"] = json!(retention);
+    }
 }
 
 /// The run of a file, or a run of the one Pipeline in it, which need not be in the cluster.
@@ -102,7 +110,7 @@ fn of_file(options: &SubmitOptions) -> Result<Value, Failure> {
     match &chosen.object {
         Object::Pipeline(object) => {
             let name = object.metadata.name.clone().unwrap_or_default();
-            let mut spec = PipelineSpec { triggers: None, schedule: None, ..object.spec.clone() };
+            let mut spec = PipelineSpec { triggers: None, schedule: None, retention: None, ..object.spec.clone() };
             told(file, bring_code(&mut spec, "spec", chosen))?;
             let params = given(options, &spec, Map::new())?;
             told(file, pipeline::check(&spec, "spec", Some(params.clone())))?;
@@ -111,6 +119,7 @@ fn of_file(options: &SubmitOptions) -> Result<Value, Failure> {
             told(file, check_part(&spec, &params, select.as_ref()))?;
             let (pipeline_spec, params) = (Some(spec), params.into_iter().collect());
             run["spec"] = json!(PipelineRunSpec { pipeline_spec, params, select, reuse, ..PipelineRunSpec::default() });
+            keep(&mut run, object.spec.retention.as_ref());
             Ok(run)
         }
         Object::PipelineRun(object) => of_run(options, object, chosen),

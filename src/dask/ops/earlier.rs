@@ -55,6 +55,9 @@ pub struct EarlierRun {
     /// When outputs were made, in the order of `committed`: seconds since 1970.
     #[serde(default)]
     pub made: Vec<f64>,
+    /// When its outputs were removed, in seconds since 1970: nothing of it can be taken over.
+    #[serde(default)]
+    pub removed: Option<f64>,
 }
 
 /// `daskade-adopt`: makes outputs of earlier runs, which [`Earlier`] has told of, outputs of this one.

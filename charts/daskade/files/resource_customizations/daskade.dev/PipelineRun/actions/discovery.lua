@@ -5,8 +5,8 @@ if obj.status ~= nil and obj.status.conditions ~= nil then
   for _, condition in ipairs(obj.status.conditions) do
     if condition.type == "Succeeded" and condition.status ~= "Unknown" then
       ended = true
-      -- One that never began has nothing to go on from.
-      failed = condition.status == "False" and obj.status.startedAt ~= nil
+      -- One that never began, or whose outputs were removed, has nothing to go on from.
+      failed = condition.status == "False" and obj.status.startedAt ~= nil and obj.status.removed == nil
     end
   end
 end

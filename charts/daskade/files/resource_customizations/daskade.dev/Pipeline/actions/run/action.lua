@@ -18,7 +18,7 @@ return {
         namespace = obj.metadata.namespace,
         labels = {["daskade.dev/pipeline"] = obj.metadata.name, ["daskade.dev/trigger"] = "manual"},
       },
-      spec = {pipelineRef = obj.metadata.name},
+      spec = {pipelineRef = obj.metadata.name, retention = obj.spec.retention},
     },
   },
 }

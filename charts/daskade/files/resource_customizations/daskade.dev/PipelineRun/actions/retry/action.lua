@@ -3,7 +3,9 @@
 local os = require("os")
 
 local spec = {}
-for _, field in ipairs({"pipelineRef", "pipelineSpec", "params", "select", "reuse", "deadlines", "ttlAfterFinished"}) do
+for _, field in ipairs({
+  "pipelineRef", "pipelineSpec", "params", "select", "reuse", "deadlines", "ttlAfterFinished", "retention",
+}) do
   spec[field] = obj.spec[field]
 end
 -- A run of a part has loaded outputs that it did not make: it goes by its own spec again.

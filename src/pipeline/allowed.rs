@@ -3,9 +3,9 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::limits::json_size;
+use super::{Part, Plan, RunInfo, validate};
 use crate::api::pipeline::PipelineSpec;
-use crate::pipeline::limits::json_size;
-use crate::pipeline::{Part, Plan};
 use crate::problem::Problem;
 
 /// None: no limit but those that the formats have themselves.
@@ -41,6 +41,18 @@ impl RunLimits {
                 let message = format!("{} retries make {asked} attempts, and the operator allows {most}", retry.limit);
                 problems.push(exceeded(format!("{path}.retry.limit"), message, "--max-attempts"));
             }
+        }
+        problems
+    }
+
+    /// The same of a run of the pipeline to which nobody has given parameters.
+    pub fn check_defaults(&self, pipeline: &PipelineSpec, at: &str) -> Vec<Problem> {
+        let params = Map::new();
+        let mut problems = self.check(pipeline, &params, at);
+        let info = RunInfo { name: String::new(), uid: String::new() };
+        // What else is wrong is told by other checks.
+        if let Ok(plan) = validate(pipeline, at).and_then(|flow| flow.bind(&params, &info)) {
+            problems.extend(self.check_steps(&plan, pipeline.steps.len(), at));
         }
         problems
     }

@@ -1,0 +1,110 @@
+//! The removal of what an ended run has stored: a task of its own on the run's scheduler, and what is remembered of it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::backoff::jittered;
+use super::drive::trouble;
+use super::queue::{Key, Queue};
+use crate::cluster::facts::Trouble;
+use crate::run::{Seat, Sweep, Swept, sweep};
+use crate::runs::facts::SweepFact;
+use crate::runs::retention::{Due, pause};
+use crate::telemetry::panics::isolate;
+
+/// Clusters that are made at once for nothing but this: runs that end together are due together.
+pub(super) const CLUSTERS: usize = 4;
+
+/// What is remembered. Without it, it is begun anew, which does no harm.
+#[derive(Debug, Default)]
+pub(super) struct Removal {
+    task: Option<Task>,
+    done: Option<(Due, Swept)>,
+    broken: Option<(Trouble, Instant)>,
+    tries: u32,
+    /// Since when it waits for a scheduler.
+    waits: Option<Instant>,
+    /// Its place among those for which clusters are made.
+    place: Option<OwnedSemaphorePermit>,
+}
+
+type End = Arc<Mutex<Option<Result<Swept, Trouble>>>>;
+
+#[derive(Debug)]
+struct Task {
+    due: Due,
+    end: End,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Removal {
+    /// How far it is. `places`: only if a cluster is made for it.
+    pub fn fact(&mut self, key: &Key, places: Option<&Arc<Semaphore>>) -> SweepFact {
+        let ended = self.task.as_ref().and_then(|task| {
+            let end = task.end.lock().unwrap_or_else(PoisonError::into_inner).take();
+            end.map(|end| (task.due, end))
+        });
+        match ended {
+            Some((due, Ok(swept))) => (self.done, self.task) = (Some((due, swept)), None),
+            Some((_, Err(trouble))) => drop(self.pause(key, trouble)),
+            None => {}
+        }
+        if let Some((due, Swept { kept })) = self.done {
+            return SweepFact::Done { due, kept };
+        }
+        if self.task.is_some() {
+            return SweepFact::Live;
+        }
+        if let Some((trouble, until)) = &self.broken {
+            let left = until.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                return SweepFact::Paused { trouble: trouble.clone(), left };
+            }
+        }
+        if let Some(places) = places.filter(|_| self.place.is_none()) {
+            match places.clone().try_acquire_owned() {
+                Ok(place) => self.place = Some(place),
+                Err(_) => return SweepFact::Crowded,
+            }
+        }
+        SweepFact::Waits(self.waits.get_or_insert_with(Instant::now).elapsed())
+    }
+
+    /// Has the scheduler do it. `queue` gets `key` when it has ended.
+    pub fn start(&mut self, order: Sweep, due: Due, seat: Seat, key: &Key, queue: Arc<Queue>) {
+        let end = End::default();
+        let (told, key) = (end.clone(), key.clone());
+        let task = tokio::spawn(async move {
+            let ended = match isolate(sweep(&order, &seat)).await {
+                Ok(ended) => ended.map_err(|error| trouble(&error)),
+                Err(panicked) => {
+                    let message = format!("the operator made a mistake ({panicked})");
+                    Err(Trouble { reason: "ApiError", message, stalled: false })
+                }
+            };
+            *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
+            queue.add(key);
+        });
+        self.task = Some(Task { due, end, task });
+    }
+
+    /// It could not be done; how long until it is tried again. Its place is another's.
+    pub fn pause(&mut self, key: &Key, trouble: Trouble) -> Duration {
+        self.tries = self.tries.saturating_add(1);
+        let pause = jittered(pause(self.tries), key);
+        tracing::info!(reason = trouble.reason, again = ?pause, "what the run has stored cannot be removed now: {}", trouble.message);
+        self.broken = Some((trouble, Instant::now() + pause));
+        (self.task, self.waits, self.place) = (None, None, None);
+        pause
+    }
+}

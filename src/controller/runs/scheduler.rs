@@ -1,0 +1,138 @@
+//! What a run has to do with its scheduler: where it is, leaving it, and having it remove what the run has stored.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::{MISSING, OPENING, Work};
+use crate::cluster::facts::Trouble;
+use crate::controller::cache::Kind;
+use crate::controller::charter::Stored;
+use crate::controller::error::PassError;
+use crate::controller::gather::read_run;
+use crate::controller::queue::Key;
+use crate::dask::ops::Forget;
+use crate::dask::{Connection, Deadlines};
+use crate::run::{Lines, Seat};
+use crate::runs::facts::{ClusterFact, Facts, Place, Run, SpecFact};
+use crate::runs::retention::Due;
+
+/// How long a scheduler may take to let go of a run.
+const LEAVE: Duration = Duration::from_secs(8);
+
+impl Work<'_> {
+    pub(super) async fn cluster(&mut self, place: &Place, owned: Option<&(String, bool, bool)>) -> ClusterFact {
+        let key = match place {
+            Place::Address { address, secret } => return self.outside(address, secret.as_deref()).await,
+            Place::Shared(name) => Key::new(self.key.namespace.clone(), name.clone()),
+            Place::Own => self.key.clone(),
+        };
+        self.runs.waiters.wait(Kind::Cluster, &key, self.key);
+        if *place == Place::Own {
+            match owned {
+                None => return ClusterFact::Missing,
+                Some((_, false, _)) => {
+                    let message = format!(
+                        "the DaskCluster {} is not this run's and is not touched; delete it, or give the run another name",
+                        self.key.name
+                    );
+                    return ClusterFact::Waits(Trouble { reason: "NameConflict", message, stalled: true });
+                }
+                Some((_, true, true)) => {
+                    let message = "its DaskCluster is being deleted; another is made then".to_owned();
+                    return ClusterFact::Waits(Trouble { reason: "Pending", message, stalled: false });
+                }
+                Some((_, true, false)) => {}
+            }
+        } else if self.runs.clusters.cache.entry(&key).is_none_or(|entry| entry.root.is_none()) {
+            return ClusterFact::Missing;
+        }
+        let standing = self.runs.board.standing(&key).unwrap_or_default();
+        if standing.seated {
+            return ClusterFact::Answers(standing.workers);
+        }
+        let unknown = || Trouble {
+            reason: "SchedulerNotReady",
+            message: "its scheduler is being started".to_owned(),
+            stalled: false,
+        };
+        let Trouble { reason, message, stalled } = standing.scheduler.unwrap_or_else(unknown);
+        ClusterFact::Waits(Trouble { reason, message: format!("DaskCluster {}: {message}", key.name), stalled })
+    }
+
+    /// A scheduler that is no DaskCluster: its certificates are read once, when the run is about to be opened.
+    async fn outside(&mut self, address: &str, secret: Option<&str>) -> ClusterFact {
+        if self.memory.outside.is_some() {
+            return ClusterFact::Answers(None);
+        }
+        let tls = match secret {
+            None => None,
+            Some(secret) => {
+                self.soon = Some(MISSING);
+                let field = "spec.cluster.tls.secretRef";
+                let read = self.runs.certificates.of_secret(&self.key.namespace, secret, field, self.now).await;
+                match read {
+                    Ok(credentials) => match credentials.fact.trouble {
+                        Some(trouble) => return ClusterFact::Waits(trouble),
+                        None => credentials.client,
+                    },
+                    Err(error) => {
+                        let error = PassError::Certificates(error);
+                        let message = format!("failed to {error}; it is tried again");
+                        let other = Trouble { reason: "ApiError", message, stalled: false };
+                        return ClusterFact::Waits(error.trouble().unwrap_or(other));
+                    }
+                }
+            }
+        };
+        let lead = self.runs.desk.lead.check().unwrap_or(0);
+        let lines = Lines::default();
+        let seat = Seat { address: address.to_owned(), tls, generation: 1, lead, foreign: true, lines };
+        self.memory.outside = Some(watch::Sender::new(Some(seat)));
+        ClusterFact::Answers(None)
+    }
+
+    /// Has the run's scheduler remove what it has stored.
+    pub(super) fn sweep(&mut self, run: &Run, stored: &Stored, due: Due) {
+        let key = stored.charter.place.cluster(&run.name).map(|name| Key::new(run.namespace.clone(), name));
+        let seat = match (&self.memory.outside, key) {
+            (Some(seat), _) => seat.borrow().clone(),
+            (None, Some(key)) => self.runs.board.seats(&key).borrow().clone(),
+            (None, None) => None,
+        };
+        let Some(seat) = seat else { return self.soon = Some(OPENING) };
+        let order = stored.sweep(due, self.ended());
+        self.memory.removal.start(order, due, seat, self.key, self.runs.desk.sink.queue.clone());
+    }
+
+    /// Has the scheduler let go of the run: its steps are stopped. It matters little if that cannot be told.
+    pub(super) async fn leave(&self, run: &Run, facts: &Facts) {
+        let SpecFact::Frozen(frozen) = &facts.spec else { return };
+        let key = frozen.place.cluster(&run.name).map(|name| Key::new(run.namespace.clone(), name));
+        let seats = match (&self.memory.outside, key) {
+            (Some(seat), _) => seat.subscribe(),
+            (None, Some(key)) => self.runs.board.seats(&key),
+            (None, None) => return,
+        };
+        let Some(seat) = seats.borrow().clone() else { return };
+        let Ok(address) = seat.address.parse() else { return };
+        let told = timeout(LEAVE, async {
+            let connection = Connection::connect(&address, seat.tls.as_ref(), Deadlines::default()).await?;
+            connection.call(&Forget { run: &run.uid }).await.map(drop)
+        });
+        if let Ok(Err(error)) = told.await {
+            tracing::debug!(category = error.category(), "failed to have the scheduler let go of the run: {error}");
+        }
+    }
+
+    /// Uids of the namespace's runs that have ended.
+    fn ended(&self) -> BTreeSet<String> {
+        let cache = &self.runs.desk.sink.cache;
+        let keys = cache.keys().into_iter().filter(|key| key.namespace == self.key.namespace);
+        let records = keys.filter_map(|key| Some((cache.entry(&key)?.root?, key)));
+        let runs = records.map(|(record, key)| read_run(&key, &record, &record.json()));
+        runs.filter(Run::has_ended).map(|run| run.uid).collect()
+    }
+}

@@ -1,0 +1,151 @@
+//! When what an ended run has stored is removed, and what to do about it now. Pure.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::facts::{ClusterFact, Facts, Place, Run, SpecFact, SweepFact};
+use super::plan::ClusterStep;
+use crate::cluster::facts::Trouble;
+
+/// A scheduler that is made for a removal has to be there within this time; then its cluster is given back, and made anew
+/// after a pause.
+const PROVISION: Duration = Duration::from_secs(600);
+/// Pauses after tries that came to nothing: the first, doubled up to the longest.
+const FIRST: Duration = Duration::from_secs(30);
+const LONGEST: Duration = Duration::from_secs(3600);
+/// How soon one that found no place looks again.
+const CROWDED: Duration = Duration::from_secs(15);
+
+/// Whose time has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    pub outputs: bool,
+    pub record: bool,
+}
+
+/// What retention asks for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retention {
+    /// Nothing, now and later.
+    Nothing,
+    Later(Duration),
+    Now(Due),
+}
+
+/// What a run's `spec.retention` asks for.
+pub fn retention(run: &Run, now: Timestamp) -> Retention {
+    let Some(asked) = run.spec.retention.as_ref().filter(|_| run.has_ended() && run.status.revision.is_some()) else {
+        return Retention::Nothing;
+    };
+    let Some(ended) = run.status.finished_at.as_deref().and_then(|at| at.parse::<Timestamp>().ok()) else {
+        return Retention::Nothing;
+    };
+    let done = run.status.removed.clone().unwrap_or_default();
+    let passed = now.duration_since(ended);
+    let left = |span: Option<crate::api::duration::Duration>, done: &Option<String>| {
+        let span = SignedDuration::try_from(span?.to_std()).unwrap_or(SignedDuration::MAX);
+        done.is_none().then(|| span.saturating_sub(passed))
+    };
+    let outputs = left(asked.outputs, &done.outputs_at);
+    let record = left(asked.logs, &done.logs_at);
+    let is_due = |left: Option<SignedDuration>| left.is_some_and(|left| !left.is_positive());
+    let due = Due { outputs: is_due(outputs), record: is_due(record) };
+    if due.outputs || due.record {
+        return Retention::Now(due);
+    }
+    match outputs.into_iter().chain(record).min() {
+        Some(left) => Retention::Later(left.unsigned_abs()),
+        None => Retention::Nothing,
+    }
+}
+
+/// What to do about a removal that is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    pub due: Due,
+    pub step: SweepStep,
+    pub word: RemovalWord,
+    /// Look again after this time even if nothing happens.
+    pub wake: Option<Duration>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SweepStep {
+    Keep,
+    /// Have the scheduler do it.
+    Start,
+    /// Give up for now, for this reason.
+    Pause(Trouble),
+}
+
+/// What to tell of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RemovalWord {
+    Working,
+    Waits(Trouble),
+    Done { kept: u64 },
+}
+
+/// Decides about a removal that is due, and about the cluster that it takes.
+pub(super) fn remove(due: Due, facts: &Facts) -> (Removal, ClusterStep) {
+    let removal = |step, word, wake| Removal { due, step, word, wake };
+    let given_back = if facts.owned { ClusterStep::Delete } else { ClusterStep::Keep };
+    let (frozen, waited) = match (&facts.spec, &facts.sweep) {
+        // More may have become due meanwhile: of what was done alone is told.
+        (_, SweepFact::Done { due, kept }) => {
+            let word = RemovalWord::Done { kept: *kept };
+            let done = Removal { due: *due, step: SweepStep::Keep, word, wake: Some(Duration::ZERO) };
+            return (done, ClusterStep::Keep);
+        }
+        (_, SweepFact::Paused { trouble, left }) if !left.is_zero() => {
+            return (removal(SweepStep::Keep, RemovalWord::Waits(trouble.clone()), Some(*left)), given_back);
+        }
+        (_, SweepFact::Live) => return (removal(SweepStep::Keep, RemovalWord::Working, None), ClusterStep::Keep),
+        (SpecFact::Frozen(frozen), SweepFact::Waits(waited)) => (frozen, *waited),
+        (SpecFact::Frozen(frozen), _) => (frozen, Duration::ZERO),
+        (SpecFact::Waits(trouble), _) => {
+            return (removal(SweepStep::Pause(trouble.clone()), RemovalWord::Waits(trouble.clone()), None), given_back);
+        }
+        (SpecFact::Invalid(why), _) => {
+            let message = format!("{why}; what it has stored has to be removed by hand");
+            let trouble = Trouble { reason: "Invalid", message, stalled: true };
+            return (removal(SweepStep::Pause(trouble.clone()), RemovalWord::Waits(trouble), None), given_back);
+        }
+        (SpecFact::Valid, _) => return (removal(SweepStep::Keep, RemovalWord::Working, None), ClusterStep::Keep),
+    };
+    if facts.sweep == SweepFact::Crowded {
+        return (removal(SweepStep::Keep, RemovalWord::Working, Some(CROWDED)), ClusterStep::Keep);
+    }
+    let trouble = match (&facts.trouble, &facts.cluster, &frozen.place) {
+        (Some(trouble), ..) | (None, ClusterFact::Waits(trouble), _) => trouble.clone(),
+        (None, ClusterFact::Answers(_), _) => {
+            return (removal(SweepStep::Start, RemovalWord::Working, None), ClusterStep::Keep);
+        }
+        (None, ClusterFact::Missing, Place::Own) => {
+            let left = PROVISION.saturating_sub(waited);
+            return (removal(SweepStep::Keep, RemovalWord::Working, Some(left)), ClusterStep::Make);
+        }
+        (None, ClusterFact::Missing, Place::Shared(name)) => {
+            let message = format!(
+                "there is no DaskCluster {name} in the namespace any more, by which {}/runs/ was reached; make it again, or \
+                 remove what is there by hand",
+                frozen.storage_url
+            );
+            Trouble { reason: "ClusterNotFound", message, stalled: true }
+        }
+        (None, ClusterFact::Missing, Place::Address { .. }) => {
+            Trouble { reason: "Pending", message: "the address is being looked at".to_owned(), stalled: false }
+        }
+    };
+    let left = PROVISION.saturating_sub(waited);
+    if left.is_zero() {
+        return (removal(SweepStep::Pause(trouble.clone()), RemovalWord::Waits(trouble), None), given_back);
+    }
+    (removal(SweepStep::Keep, RemovalWord::Waits(trouble), Some(left)), ClusterStep::Keep)
+}
+
+/// The pause after so many tries in a row that came to nothing.
+pub fn pause(tries: u32) -> Duration {
+    FIRST.saturating_mul(1_u32 << tries.saturating_sub(1).min(10)).min(LONGEST)
+}
