@@ -34,13 +34,7 @@ pub(super) struct Taken {
 impl Reusable {
     /// `cleared`: why one is left out; `keys` is empty; `missing`: whatever has the same key is taken; `now`: seconds since
     /// 1970.
-    pub fn new(
-        earlier: EarlierRuns,
-        cleared: Option<String>,
-        keys: Keyring,
-        missing: bool,
-        now: f64,
-    ) -> Self {
+    pub fn new(earlier: EarlierRuns, cleared: Option<String>, keys: Keyring, missing: bool, now: f64) -> Self {
         let runs: Vec<Past> = earlier.runs.into_iter().filter_map(Past::replay).collect();
         let (mut found, mut anywhere) = (HashMap::new(), HashMap::new());
         for (at, run) in runs.iter().enumerate().filter(|_| missing) {
