@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -217,3 +219,33 @@ def test_outputs_are_reused_on_s3(on_s3: Callable[..., Done], flows: Callable[..
     assert (ran(ledger), second.json["steps"]["cached"]) == ([], 7)
     third = on_s3(flow, "--only", "total")
     assert (third.code, ran(ledger)) == (0, ["total"]), third
+
+
+def test_a_run_whose_outputs_are_removed_while_they_are_about_to_be_taken_is_done_without(
+    cli: Cli, manifest: Callable[..., Path], ledger: Path, tmp_path: Path
+) -> None:
+    gate, begun = tmp_path / "gate", tmp_path / "begun"
+    code = f"def large():\n    open({str(ledger)!r}, 'a').write('large\\n')\n    return bytes(200_000)\n"
+    large = {"name": "large", "call": "flow:large"}
+    first = cli.run(manifest(code, [large]), "-o", "json").json["uid"]
+    wait = f"import os, time\nopen({str(begun)!r}, 'w')\nwhile not os.path.exists({str(gate)!r}):\n    time.sleep(0.05)"
+    # The one place is the gate's: what was found of the first run is taken over only afterwards.
+    steps = [{"name": "gate", "script": wait, "priority": 100}, large]
+    path = manifest(code, steps, limits={"parallelism": 1})
+    second = cli.start(*cli.run_words(path), "--reuse", "-o", "json")
+    end = time.monotonic() + 60
+    while not begun.exists():
+        assert time.monotonic() < end and second.poll() is None
+        time.sleep(0.1)
+    # As a scheduler in Kubernetes does it when `retention.outputs` is over.
+    folder = Path(cli.storage) / "runs" / first
+    (folder / "removed").mkdir()
+    (folder / "removed" / "outputs").write_text('{"t": 1700000000}')
+    shutil.rmtree(folder / "data")
+    gate.touch()
+    done = cli.finish(second)
+    assert done.code == 0 and done.json["steps"]["done"] == 2, done
+    assert ledger.read_text() == "large\nlarge\n", "it was made again"
+
+    named = cli.run(path, "--reuse", "--reuse-run", first)
+    assert named.code == 3 and f"({first}) had stored was removed at 2023-11-14T22:13:20Z" in named.err, named

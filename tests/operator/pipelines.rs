@@ -109,6 +109,28 @@ async fn what_is_not_valid_is_told_and_makes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pipeline_whose_runs_would_be_refused_for_a_limit_is_not_accepted_and_makes_none() {
+    let mut world = World::new().await;
+    world.limits.run.steps = Some(5);
+    let operator = world.operator();
+    let mut large = spec(1);
+    large["steps"][0]["map"] = json!({"x": "$(range(6))"});
+    world.pipeline(&large);
+    let accepted = || world.told()["conditions"][0].clone();
+    eventually("it is refused", SOON, || accepted()["status"] == "False").await;
+    let message = accepted()["message"].as_str().unwrap_or_default().to_owned();
+    assert!(
+        message.contains("spec.steps[0].map: LimitExceeded") && message.contains("--max-steps-per-run"),
+        "{message}"
+    );
+    assert!(world.runs().is_empty());
+    large["steps"][0]["map"] = json!({"x": "$(range(5))"});
+    world.pipeline(&large);
+    world.until_runs(1).await;
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_is_lost_makes_no_second_run_and_a_refusal_is_told_and_tried_again() {
     let world = World::new().await;
     let operator = world.operator();
