@@ -81,7 +81,7 @@ impl Keyring {
             sum.bytes(&reader.whole(dep.step())?);
         }
         reader.template(&mut sum, &step.template)?;
-        let named = plan.named(task, results).ok()?;
+        let named = plan.objects_of(task, results).ok()?;
         for path in named.reads.iter().chain(named.keeps.iter().map(|(path, _)| path)) {
             sum.text(path);
             sum.text(results.version(task, path)?);

@@ -148,7 +148,7 @@ impl Plan {
     }
 
     /// The objects that `task` names.
-    pub fn named(&self, task: TaskId, results: &dyn Results) -> Result<Named, ExprError> {
+    pub fn objects_of(&self, task: TaskId, results: &dyn Results) -> Result<Named, ExprError> {
         let Some(step) = self.steps.get(task.step.0 as usize) else { return Ok(Named::default()) };
         let mut named = Named::default();
         for input in &step.inputs {
@@ -164,13 +164,13 @@ impl Plan {
     pub fn known_paths(&self) -> BTreeSet<String> {
         let (mut paths, state) = (BTreeSet::new(), RunState::new(&self.dag, 0));
         for (ix, step) in self.naming().filter(|(_, step)| step.part == Part::Runs) {
-            for task in self.known_tasks(ix, &state) {
-                for input in step.inputs.iter().filter(|input| is_early(step, &input.path)) {
-                    paths.extend(self.input(step, input, task, &Nothing).map(|(path, _)| path).ok());
-                }
-                for target in step.target.iter().filter(|target| is_early(step, &target.path)) {
-                    paths.extend(self.place(step, target, task, &Nothing).ok());
-                }
+            for input in &step.inputs {
+                let tasks = self.early_tasks((ix, step), &input.path, &state).into_iter();
+                paths.extend(tasks.filter_map(|task| Some(self.input(step, input, task, &Nothing).ok()?.0)));
+            }
+            if let Some(target) = &step.target {
+                let tasks = self.early_tasks((ix, step), &target.path, &state).into_iter();
+                paths.extend(tasks.filter_map(|task| self.place(step, target, task, &Nothing).ok()));
             }
         }
         paths
@@ -198,12 +198,17 @@ impl Plan {
         target.place(&path).map_err(|wrong| wrong.error("output.path"))
     }
 
-    /// The tasks of a step, if their number is known before the run.
-    fn known_tasks(&self, step: StepIx, state: &RunState) -> Vec<TaskId> {
-        if !self.is_mapped(step) {
-            return vec![TaskId::whole(step)];
+    /// The tasks of a step for which a path can differ, as far as they and it are known before the run.
+    fn early_tasks(&self, step: (StepIx, &PlanStep), path: &Text, state: &RunState) -> Vec<TaskId> {
+        let (ix, step) = step;
+        if !is_early(step, path) {
+            return Vec::new();
         }
-        (0..state.step_len(step).unwrap_or(0)).map(|item| TaskId::item(step, item)).collect()
+        match (self.is_mapped(ix), names_item(path)) {
+            (false, _) => vec![TaskId::whole(ix)],
+            (true, false) => vec![TaskId::item(ix, 0)],
+            (true, true) => (0..state.step_len(ix).unwrap_or(0)).map(|item| TaskId::item(ix, item)).collect(),
+        }
     }
 
     /// The steps that name objects.
@@ -218,18 +223,18 @@ impl Plan {
         let mut kept: BTreeMap<String, TaskId> = BTreeMap::new();
         let state = RunState::new(&self.dag, 0);
         for (ix, step) in self.naming() {
-            let tasks = self.known_tasks(ix, &state);
-            for input in step.inputs.iter().filter(|input| is_early(step, &input.path)) {
-                let found = tasks.iter().find_map(|task| self.input(step, input, *task, &Nothing).err());
+            for input in &step.inputs {
+                let mut tasks = self.early_tasks((ix, step), &input.path, &state).into_iter();
+                let found = tasks.find_map(|task| self.input(step, input, task, &Nothing).err());
                 problems.extend(found.map(|error| Problem::new(error.reason(), &input.at, error.to_string())));
             }
-            for target in step.target.iter().filter(|target| is_early(step, &target.path)) {
-                for task in &tasks {
-                    let problem = match self.place(step, target, *task, &Nothing) {
+            if let Some(target) = &step.target {
+                for task in self.early_tasks((ix, step), &target.path, &state) {
+                    let problem = match self.place(step, target, task, &Nothing) {
                         Ok(path) => match kept.get(&path) {
-                            Some(other) => self.collision(*other, *task, &path, &target.at),
+                            Some(other) => self.collision(*other, task, &path, &target.at),
                             None => {
-                                kept.insert(path, *task);
+                                kept.insert(path, task);
                                 continue;
                             }
                         },
@@ -250,14 +255,14 @@ impl Plan {
             return;
         }
         for (ix, step) in self.naming() {
-            for input in step.inputs.iter().filter(|input| is_early(step, &input.path)) {
+            for input in &step.inputs {
                 let mut ordered: BTreeMap<StepIx, bool> = BTreeMap::new();
-                let mut paths = self.known_tasks(ix, state).into_iter().filter_map(|task| {
+                let mut paths = self.early_tasks((ix, step), &input.path, state).into_iter().filter_map(|task| {
                     let (path, _) = self.input(step, input, task, &Nothing).ok()?;
                     let owner = kept.get(&path)?.step;
-                    let is_ordered = ordered.entry(owner).or_insert_with(|| {
-                        owner == ix || self.is_before(owner, ix) || self.is_before(ix, owner)
-                    });
+                    let is_ordered = ordered
+                        .entry(owner)
+                        .or_insert_with(|| owner == ix || self.is_before(owner, ix) || self.is_before(ix, owner));
                     (!*is_ordered).then_some((path, owner))
                 });
                 let Some((path, owner)) = paths.next() else { continue };
@@ -302,7 +307,9 @@ impl Plan {
             (Some(first), Some(second)) if one.step == other.step => {
                 format!("items {first} and {second} of {name} would both keep their output at {}", shortened(path))
             }
-            _ => format!("{name} and {} would both keep their output at {}", self.step_name(other.step), shortened(path)),
+            _ => {
+                format!("{name} and {} would both keep their output at {}", self.step_name(other.step), shortened(path))
+            }
         }
     }
 
@@ -312,8 +319,8 @@ impl Plan {
         let state = RunState::new(&self.dag, 0);
         for (ix, step) in self.naming().filter(|(_, step)| !step.inputs.is_empty()) {
             let mut paths: BTreeSet<String> = step.inputs.iter().map(|input| input.written.clone()).collect();
-            for input in step.inputs.iter().filter(|input| is_early(step, &input.path)) {
-                let tasks = self.known_tasks(ix, &state).into_iter();
+            for input in &step.inputs {
+                let tasks = self.early_tasks((ix, step), &input.path, &state).into_iter();
                 paths.extend(tasks.filter_map(|task| Some(self.input(step, input, task, &Nothing).ok()?.0)));
             }
             if paths.contains(path) {
@@ -348,6 +355,11 @@ fn is_early(step: &PlanStep, path: &Text) -> bool {
         Mention::Item(name) => known(name),
         Mention::Result(_) | Mention::Output { .. } => false,
     })
+}
+
+fn names_item(path: &Text) -> bool {
+    let mut mentioned = path.expressions().flat_map(|(expr, column)| mentions(expr, column));
+    mentioned.any(|(mention, _)| matches!(mention, Mention::Item(_)))
 }
 
 /// Before the run there is nothing.
@@ -495,7 +507,8 @@ mod tests {
     #[test]
     fn nothing_outside_the_storage_is_named_by_a_path() {
         let read = |path: &str| input(Some(Serializer::Json)).object(&Value::String(path.to_owned())).map(drop);
-        for path in ["a", "a/b c/é.x", "a/..b", "s3://b/k", "s3://other.bucket/a/b", "gs://b/k", "file:///data/x", "runs/x"]
+        for path in
+            ["a", "a/b c/é.x", "a/..b", "s3://b/k", "s3://other.bucket/a/b", "gs://b/k", "file:///data/x", "runs/x"]
         {
             assert!(read(path).is_ok(), "{path}: {:?}", read(path));
         }
@@ -537,7 +550,8 @@ mod tests {
             if_exists: IfExists::Fail,
             serializer,
         };
-        let place = |path: &str, form| target(form).place(&Value::String(path.to_owned())).map_err(|wrong| wrong.reason);
+        let place =
+            |path: &str, form| target(form).place(&Value::String(path.to_owned())).map_err(|wrong| wrong.reason);
         for path in ["a", "models/current.pkl", "runs-of-mine/x", "x/runs/y"] {
             assert_eq!(place(path, Serializer::Pickle), Ok(path.to_owned()));
         }

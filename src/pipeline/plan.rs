@@ -230,7 +230,13 @@ impl Plan {
         Ok(Some(template))
     }
 
-    pub(super) fn evaluate(&self, step: &PlanStep, text: &Text, task: TaskId, results: &dyn Results) -> Result<Value, ExprError> {
+    pub(super) fn evaluate(
+        &self,
+        step: &PlanStep,
+        text: &Text,
+        task: TaskId,
+        results: &dyn Results,
+    ) -> Result<Value, ExprError> {
         let mut named = Map::new();
         for (expr, column) in text.expressions() {
             named.append(&mut self.named_results(&mentions(expr, column), results)?);

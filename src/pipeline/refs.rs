@@ -24,18 +24,31 @@ pub(super) const RUN: [&str; 2] = ["name", "uid"];
 /// Where an expression stands.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Place<'a> {
-    Args { step: StepIx, vars: Option<&'a [FlowVar]> },
-    When { step: StepIx, vars: Option<&'a [FlowVar]> },
+    Args {
+        step: StepIx,
+        vars: Option<&'a [FlowVar]>,
+    },
+    When {
+        step: StepIx,
+        vars: Option<&'a [FlowVar]>,
+    },
     /// Of an object in storage.
-    Path { step: StepIx, vars: Option<&'a [FlowVar]> },
-    Map { step: StepIx },
+    Path {
+        step: StepIx,
+        vars: Option<&'a [FlowVar]>,
+    },
+    Map {
+        step: StepIx,
+    },
     Result,
 }
 
 impl<'a> Place<'a> {
     fn step(self) -> Option<StepIx> {
         match self {
-            Self::Args { step, .. } | Self::When { step, .. } | Self::Path { step, .. } | Self::Map { step } => Some(step),
+            Self::Args { step, .. } | Self::When { step, .. } | Self::Path { step, .. } | Self::Map { step } => {
+                Some(step)
+            }
             Self::Result => None,
         }
     }

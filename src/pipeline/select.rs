@@ -224,7 +224,10 @@ mod tests {
         let said = first(json!({"tags": ["and"]}));
         assert!(said.contains("spec.select.tags[0]") && said.contains("did you mean end?"), "{said}");
         let said = first(json!({"fromInputs": ["s3://b/w.npy", "in/wed.json"]}));
-        assert!(said.contains("spec.select.fromInputs[1]: UnknownInput") && said.contains("did you mean in/"), "{said}");
+        assert!(
+            said.contains("spec.select.fromInputs[1]: UnknownInput") && said.contains("did you mean in/"),
+            "{said}"
+        );
         for known in ["weights/r.npy", "weights/$(run.name).npy", "in/mon.json", "s3://b/w.npy"] {
             assert!(said.contains(known), "{known}: {said}");
         }

@@ -113,7 +113,9 @@ fn args_of(plan: &Plan, name: &str) -> Value {
 
 fn values_of(plan: &Plan, name: &str, item: Option<u32>, facts: &Facts) -> Value {
     let task = TaskId { step: plan.step_index(name).unwrap(), item };
-    plan.values(task, facts, false).unwrap_or_else(|error| panic!("{error}")).map_or(Value::Null, |bytes| decoded(&bytes))
+    plan.values(task, facts, false)
+        .unwrap_or_else(|error| panic!("{error}"))
+        .map_or(Value::Null, |bytes| decoded(&bytes))
 }
 
 fn diamond() -> Value {
@@ -237,7 +239,9 @@ fn objects_are_arguments_by_their_number_and_paths_of_items_are_values() {
     let taken = plan.values(TaskId::item(StepIx(1), 1), &facts, true).unwrap().unwrap();
     assert_eq!(decoded(&taken), json!([2, path, "out/q.pkl", true]));
     assert!(defs[1].inputs != defs[0].inputs && spec_of(&plan, "b").late && spec_of(&plan, "a").late);
-    for (result, said) in [(json!("x.json"), None), (json!("x.csv"), Some("inputs.x.path")), (json!("../x"), Some(".."))] {
+    for (result, said) in
+        [(json!("x.json"), None), (json!("x.csv"), Some("inputs.x.path")), (json!("../x"), Some(".."))]
+    {
         facts.results.insert(TaskId::whole(StepIx(0)), result);
         let found = plan.values(TaskId::whole(StepIx(2)), &facts, false).map_err(|error| error.to_string());
         assert_eq!(found.is_ok(), said.is_none(), "{found:?}");

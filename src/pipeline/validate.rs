@@ -279,7 +279,8 @@ fn check_target(
     let before = problems.len();
     let path = check_path(text, &at, Place::Path { step: ix, vars }, refs, &mut here, problems)?;
     if let Some(vars) = vars.filter(|_| !here.mentions_item() && problems.len() == before) {
-        let message = format!("all items of {} would keep their output at the same path", params::shortened(&step.name));
+        let message =
+            format!("all items of {} would keep their output at the same path", params::shortened(&step.name));
         let seen = vars.iter().find(|var| var.source.is_known_to_expressions());
         let help = match seen {
             Some(var) => format!("name the item in it: $(item.{})", var.name),

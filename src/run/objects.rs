@@ -47,7 +47,7 @@ impl Objects {
         let done = snapshot.committed.iter().chain(&snapshot.finished).map(|done| done.task);
         for addr in done.chain(snapshot.submitted.iter().copied()) {
             let task = TaskId { step: StepIx(addr.step), item: addr.item };
-            if let Ok(Some((path, _))) = plan.named(task, view).map(|named| named.keeps) {
+            if let Ok(Some((path, _))) = plan.objects_of(task, view).map(|named| named.keeps) {
                 self.kept.entry(path).or_insert(task);
             }
         }
@@ -69,7 +69,7 @@ impl Objects {
         let (mut reads, mut keeps) = (Vec::new(), Vec::new());
         for task in tasks {
             // What is wrong with a path is told when the arguments are made.
-            let Ok(named) = spec.plan.named(*task, &View { facts, state, dag: &spec.plan.dag }) else { continue };
+            let Ok(named) = spec.plan.objects_of(*task, &View { facts, state, dag: &spec.plan.dag }) else { continue };
             if spec.reuse.missing {
                 let paths = named.reads.into_iter().chain(named.keeps.iter().map(|(path, _)| path.clone()));
                 reads.extend(paths.filter(|path| !facts.versions.contains_key(path)));
@@ -95,7 +95,7 @@ impl Objects {
 
     /// What becomes of a task that [`look`](Self::look) has looked at.
     pub fn meet(&self, plan: &Plan, task: TaskId, view: &View<'_>) -> Meeting {
-        let Ok(Some((path, if_exists))) = plan.named(task, view).map(|named| named.keeps) else {
+        let Ok(Some((path, if_exists))) = plan.objects_of(task, view).map(|named| named.keeps) else {
             return Meeting::Call;
         };
         if let Some(owner) = self.kept.get(&path).filter(|owner| **owner != task) {
@@ -180,7 +180,9 @@ mod tests {
         for if_exists in ["Fail", "Replace", "Skip"] {
             assert_eq!(meet(if_exists, None), Meeting::Call, "{if_exists}");
         }
-        assert!(matches!(meet("Fail", seen(false)), Meeting::Refuse(why) if why.contains("x.pkl") && why.contains("Replace")));
+        assert!(
+            matches!(meet("Fail", seen(false)), Meeting::Refuse(why) if why.contains("x.pkl") && why.contains("Replace"))
+        );
         assert_eq!(meet("Fail", seen(true)), Meeting::Call, "an earlier attempt of the same task wrote it");
         assert_eq!(meet("Replace", seen(false)), Meeting::Call);
         assert_eq!(meet("Skip", seen(false)), Meeting::Take);

@@ -214,7 +214,8 @@ impl Session<'_> {
             let start = self.spec.start_deadline.filter(|_| !facts.begun);
             let deadline = start.into_iter().chain(self.spec.deadline).min();
             limits.deadline_ms = deadline.map(|deadline| deadline.as_millis() as u64);
-            let (finish, wake_at) = self.act(peer, &opened, (&mut state, &mut facts), (&mut *reusable, &mut objects), &limits).await?;
+            let (finish, wake_at) =
+                self.act(peer, &opened, (&mut state, &mut facts), (&mut *reusable, &mut objects), &limits).await?;
             self.observer.counts(counts(&state, &facts));
             if let Some(outcome) = finish {
                 return self.close(peer, &opened, &state, &facts, outcome).await;

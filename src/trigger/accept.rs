@@ -89,9 +89,9 @@ mod tests {
         assert_eq!(
             told(spec),
             [
-                "spec.deadlines.finally NotImplemented",
                 "spec.steps[0].dependsOn[0] UnknownStep",
                 "spec.schedule.cron InvalidValue",
+                "spec.deadlines.finally NotImplemented",
                 "spec.code.path Conflict"
             ]
         );

@@ -110,8 +110,7 @@ fn of_file(options: &SubmitOptions) -> Result<Value, Failure> {
             let (select, reuse) = request::part(&options.part, None);
             told(file, check_part(&spec, &params, select.as_ref()))?;
             let (pipeline_spec, params) = (Some(spec), params.into_iter().collect());
-            run["spec"] =
-                json!(PipelineRunSpec { pipeline_spec, params, select, reuse, ..PipelineRunSpec::default() });
+            run["spec"] = json!(PipelineRunSpec { pipeline_spec, params, select, reuse, ..PipelineRunSpec::default() });
             Ok(run)
         }
         Object::PipelineRun(object) => of_run(options, object, chosen),

@@ -55,7 +55,6 @@ pub struct EarlierRun {
     /// When outputs were made, in the order of `committed`: seconds since 1970.
     #[serde(default)]
     pub made: Vec<f64>,
-
 }
 
 /// `daskade-adopt`: makes outputs of earlier runs, which [`Earlier`] has told of, outputs of this one.
