@@ -47,7 +47,7 @@ class Inputs:
 
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> Inputs:
-        """The inputs as the worker sends them: lists under ``h``, ``all``, ``e`` and ``files``, and ``taken``."""
+        """The inputs as the worker sends them: lists under ``h``, ``all``, ``e`` and ``files``; ``taken``."""
         taken = message.get("taken")
         return cls(
             {(s, i): tuple(d) for s, i, d in message["h"]},

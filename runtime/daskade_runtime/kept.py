@@ -69,7 +69,7 @@ def keep(
 
 
 def look(store: Store, run: str, s: int, i: int, path: str) -> tuple[str | None, dict[str, Any] | None]:
-    """The version of what is at ``path``, and the reply of the attempt of this task that wrote it, if one did."""
+    """The version of what is at ``path``, and the reply of the attempt of this task that wrote it, if any."""
     found = store.look(path)
     if found is None:
         return None, None

@@ -26,8 +26,8 @@ class Looks:
 
     @operation
     async def objects(self, *, run: str, storage: Any, reads: Any = (), keeps: Any = (), **_: Any) -> Reply:
-        """Versions of what is at the paths ``reads``; of ``keeps``, ``[path, step, item]`` each, also whether an
-        attempt of that task of the run has written it.
+        """Versions of what is at the paths ``reads``; of ``keeps``, ``[path, step, item]`` each, also whether
+        an attempt of that task of the run has written it.
         """
         check_run(run)
         store = open_store(storage)

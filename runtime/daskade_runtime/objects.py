@@ -62,7 +62,7 @@ def named(step: dict[str, Any], values: bytes | None) -> Named:
 
 
 class Objects:
-    """Reads objects for the attempts on one worker. Thread-safe; each version of one is fetched once per run."""
+    """Reads objects for the attempts on one worker. Thread-safe; a version of one is fetched once per run."""
 
     def __init__(self, cache: Cache, told: Callable[[str, StorageError | None], None]) -> None:
         self._cache = cache
@@ -77,7 +77,9 @@ class Objects:
         pins: list[Entry],
         stopped: Callable[[], bool],
     ) -> tuple[dict[str, Any], list[list[str]]]:
-        """What ``execute.Inputs.from_message`` takes besides outputs, and ``[path, version]`` of all that is read."""
+        """What ``execute.Inputs.from_message`` takes besides outputs, and ``[path, version]`` of all that is
+        read.
+        """
         versions: list[list[str]] = []
 
         def read(path: str, form: str, what: str) -> list[Any]:

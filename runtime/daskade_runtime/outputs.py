@@ -1,5 +1,5 @@
-"""Where an output goes: small ones travel in their handle, large ones into storage, and under a name of its own
-what the step keeps besides.
+"""Where an output goes: small ones travel in their handle, large ones into storage, and under a name of its
+own what the step keeps besides.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def publish(
     stopped: Callable[[], bool],
     told: Callable[[StorageError | None], None],
 ) -> dict[str, Any]:
-    """Makes an output available beyond its attempt; the attempt's reply, with the handle. ``versions`` are of what
-    the attempt has read, ``[path, version]`` each.
+    """Makes an output available beyond its attempt; the attempt's reply, with the handle. ``versions`` are of
+    what the attempt has read, ``[path, version]`` each.
 
     The file of a large output becomes an entry of ``cache``.
     """

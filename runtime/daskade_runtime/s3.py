@@ -134,8 +134,8 @@ class ObjectStore(Store):
         if size > storage.OBJECT_LIMIT:
             raise StorageError("OutputTooLarge", f"{size} bytes, an object may have {storage.OBJECT_LIMIT}")
         chunk = max(storage.PART, -(-size // (storage.PARTS_LIMIT - 1)))
-        put = self._api.put(self._large, path, source, use_multipart=True, chunk_size=chunk, max_concurrency=4)
-        return _tag(put)
+        options: Any = {"use_multipart": True, "chunk_size": chunk, "max_concurrency": 4}
+        return _tag(self._api.put(self._large, path, source, **options))
 
     def create_file(self, key: str, path: str) -> str | None:
         if os.path.getsize(path) <= storage.MULTIPART_FROM:

@@ -71,7 +71,7 @@ class Exists(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What is known of an object without its bytes. ``version`` is another text when the object is another one."""
+    """What is known of an object without its bytes. ``version`` is another text for another object."""
 
     size: int
     version: str
@@ -80,8 +80,8 @@ class Stat:
 def locate(storage: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
     """Where an object is that a manifest names: the configuration of its store, and its key there.
 
-    ``path`` is below the run's ``storage``, or a whole URL. Service and identity of a URL are those of the storage if both
-    are of one kind, else those of the environment.
+    ``path`` is below the run's ``storage``, or a whole URL. Service and identity of a URL are those of the
+    storage if both are of one kind, else those of the environment.
     """
     scheme, separator, rest = path.partition("://")
     if not separator:
@@ -159,8 +159,8 @@ class Store:
     url: str
 
     def put(self, key: str, data: Data) -> str | None:
-        """Writes or replaces the object, durably and at once: readers see all of it or the old one. The version of what
-        was written, if the store tells.
+        """Writes or replaces the object, durably and at once: readers see all of it or the old one. The
+        version of what was written, if the store tells.
         """
         raise NotImplementedError
 
@@ -178,8 +178,8 @@ class Store:
         raise NotImplementedError
 
     def create_file(self, key: str, path: str) -> str | None:
-        """As ``create`` from a file. What goes up in parts has no create-only form: the look just before it narrows the
-        window in which two writers may both succeed.
+        """As ``create`` from a file. What goes up in parts has no create-only form: the look just before it
+        narrows the window in which two writers may both succeed.
         """
         raise NotImplementedError
 
@@ -189,7 +189,7 @@ class Store:
         raise NotImplementedError
 
     def get_to_file(self, key: str, path: str) -> Stat:
-        """Writes the object to ``path``, without holding all of it in memory; what was written is one version of it."""
+        """Writes the object to ``path``, without holding all of it in memory: one version of it."""
         raise NotImplementedError
 
     def look(self, key: str) -> Stat | None:
@@ -457,7 +457,7 @@ _NO_LINK = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS
 
 
 def _stat(found: os.stat_result) -> Stat:
-    # Without the inode: where a volume is mounted twice, or is a service behind a file system, it is not the same.
+    # Without the inode: it is another one on each mount of some volumes.
     return Stat(found.st_size, f"{found.st_mtime_ns:x}-{found.st_size:x}")
 
 

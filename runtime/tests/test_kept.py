@@ -1,4 +1,4 @@
-"""Writing an output under a name of its own, in a folder and on S3: create-only, and known again after a kill."""
+"""Writing an output under a name of its own, in a folder and on S3: create-only, and known again."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def of(data: bytes, folder: Path | None = None) -> kept.Bytes:
 
 
 def keep(run: Run, what: kept.Bytes, reply: Any, a: int = 1, i: int = -1, replace: bool = False) -> Any:
-    return kept.keep(run, (run.uid, 0, i, a), "m/x.pkl", replace, what, reply, lambda: False, lambda error: None)
+    return kept.keep(
+        run, (run.uid, 0, i, a), "m/x.pkl", replace, what, reply, lambda: False, lambda error: None
+    )
 
 
 @pytest.fixture(params=["memory", "file", "parts"])

@@ -1,5 +1,5 @@
-"""Objects that steps name by their paths, on real workers: read as arguments, kept under names of their own, taken
-in place of a call; and what the scheduler tells of them.
+"""Objects that steps name by their paths, on real workers: read as arguments, kept under names of their own,
+taken in place of a call; and what the scheduler tells of them.
 """
 
 from __future__ import annotations
@@ -123,7 +123,12 @@ def test_what_is_wrong_with_an_object_is_of_class_data(cluster: Cluster) -> None
     put(cluster, "bad/x.json", b"not json")
     put(cluster, "bad/folder/x.json", b"1")
     for path, form, kind, words in (
-        ("bad/none.json", "json", "InputMissing", ["bad/none.json", "input x of step train", f"{cluster.store}", "put it"]),
+        (
+            "bad/none.json",
+            "json",
+            "InputMissing",
+            ["bad/none.json", "input x of step train", f"{cluster.store}", "put it"],
+        ),
         ("file:///nowhere/x.json", "json", "InputMissing", ["file:///nowhere/x.json"]),
         ("bad/cut.pkl", "pickle", "InputUnreadable", ["bad/cut.pkl", "as pickle", "serializer"]),
         ("bad/x.json", "json", "InputUnreadable", ["bad/x.json", "as json"]),
@@ -176,7 +181,9 @@ def test_an_output_is_kept_under_a_name_of_its_own_besides_the_runs_record(clust
     assert small["handle"]["u"] is None and small["handle"]["b"] == b'{"a":1}'
     assert pickle.loads((cluster.store / "kept/large.pkl").read_bytes()) == b"x" * 100_000
     record = cluster.store / "runs" / run / large["handle"]["u"]
-    assert record.read_bytes() == (cluster.store / "kept/large.pkl").read_bytes(), "a later Replace harms no run"
+    assert record.read_bytes() == (cluster.store / "kept/large.pkl").read_bytes(), (
+        "a later Replace harms no run"
+    )
     assert json.loads((cluster.store / "kept/list.json").read_text()) == [1, 2], "one list, not two values"
     assert listed["handle"]["n"] == 2
     assert pickle.loads((cluster.store / "kept/list.pkl").read_bytes()) == [b"y" * 60_000] * 2
@@ -217,7 +224,13 @@ def test_what_is_there_is_taken_in_place_of_a_call(cluster: Cluster) -> None:
     put(cluster, "taken/x.json", b"[1, 2, 3]")
     step_ = script(
         "raise ValueError('called')",
-        **{**keeps("taken/x.json", ref(2, 0)), "serializer": "json", "result": 2, "lens": [[]], "container": True},
+        **{
+            **keeps("taken/x.json", ref(2, 0)),
+            "serializer": "json",
+            "result": 2,
+            "lens": [[]],
+            "container": True,
+        },
     )
     run = cluster.open([step_])
     reply = cluster.run(run, v=msgpack.packb([True]))
@@ -247,7 +260,9 @@ def test_the_scheduler_tells_what_is_at_paths_and_what_tasks_named(
     (store / "in").mkdir(parents=True)
     (store / "in/x.json").write_text("[1]")
     steps = [
-        script("output = x", serializer="json", result=1, **reads(x=("in/x.json", "json")), **keeps("out/x.json")),
+        script(
+            "output = x", serializer="json", result=1, **reads(x=("in/x.json", "json")), **keeps("out/x.json")
+        ),
         script("output = y", template=args(y=ref(0, 0, -1, [])), result=1),
     ]
     run = wireclient.Run(dask.address, f"file://{store}", steps, pipeline="p")
@@ -274,7 +289,9 @@ def test_the_scheduler_tells_what_is_at_paths_and_what_tasks_named(
 
     later = wireclient.Run(dask.address, f"file://{store}", steps, pipeline="p")
     assert look(later, [], [kept])["keeps"] == [[seen[0], False]], "of another run"
-    told = later.conn.rpc("daskade-earlier", run=later.uid, storage=later.request["storage"], pipeline="p", wanted=None)
+    told = later.conn.rpc(
+        "daskade-earlier", run=later.uid, storage=later.request["storage"], pipeline="p", wanted=None
+    )
     (past,) = told["runs"]
     assert past["named"] == [[0, -1, [["in/x.json", version], ["out/x.json", seen[0]]]]]
     made = past["made"]
@@ -285,10 +302,16 @@ def test_the_scheduler_tells_what_is_at_paths_and_what_tasks_named(
     later.submit((1, -1, None, [[0, -1]]))
     assert events.wait_for("finished", s=1)[0]["json"] == [1]
     later.close()
-    again = wireclient.Run(dask.address, f"file://{store}", steps, uid=later.uid).open(create=False, reopen=True)
+    again = wireclient.Run(dask.address, f"file://{store}", steps, uid=later.uid).open(
+        create=False, reopen=True
+    )
     assert again.snapshot["named"] == [[0, -1, [["in/x.json", version], ["out/x.json", seen[0]]]]]
     again.close()
     third = wireclient.Run(dask.address, f"file://{store}", steps, pipeline="p")
-    told = third.conn.rpc("daskade-earlier", run=third.uid, storage=third.request["storage"], pipeline="p", wanted=None)
+    told = third.conn.rpc(
+        "daskade-earlier", run=third.uid, storage=third.request["storage"], pipeline="p", wanted=None
+    )
     newest = told["runs"][0]
-    assert newest["uid"] == later.uid and newest["made"][0] == made[0], "an output does not get younger by being reused"
+    assert newest["uid"] == later.uid and newest["made"][0] == made[0], (
+        "an output does not get younger by being reused"
+    )

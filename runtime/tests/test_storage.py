@@ -87,7 +87,9 @@ def test_objects_come_back_whole_and_in_part(store: Store) -> None:
     assert refused(lambda: store.get("none", 1, 2)).reason == "NotFound"
 
 
-def test_a_version_changes_with_the_object(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_changes_with_the_object(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "MULTIPART_FROM", 6 << 20)
     monkeypatch.setattr(storage, "PART", 5 << 20)
     (tmp_path / "up").write_bytes(b"3" * (7 << 20))
@@ -101,8 +103,8 @@ def test_a_version_changes_with_the_object(store: Store, tmp_path: Path, monkeyp
         )
     ):
         version = write()
-        found = store.look("v")
-        assert found is not None and found.version == version == store.get_to_file("v", str(tmp_path / "x")).version
+        found, fetched = store.look("v"), store.get_to_file("v", str(tmp_path / "x"))
+        assert found is not None and found.version == version == fetched.version
         seen.add(version)
         assert len(seen) == number + 1
     with pytest.raises(Exists):

@@ -290,10 +290,7 @@ def test_a_run_that_was_killed_does_not_fail_on_its_own_output(
     cli: Cli, manifest: Callable[..., Path], ledger: Path, tmp_path: Path
 ) -> None:
     """The command with all of its processes is killed right after the output came to its name."""
-    source = (
-        "import os, random\noutput = random.random()\n"
-        f"open({str(ledger)!r}, 'a').write('made\\n')"
-    )
+    source = f"import os, random\noutput = random.random()\nopen({str(ledger)!r}, 'a').write('made\\n')"
     first = {"name": "first", "script": source, "output": {"path": "out/first.json", "serializer": "json"}}
     last = {"name": "total", "script": "output = x", "args": {"x": "$(steps.first.output)"}}
     flow = manifest(CODE, [first, last], results=RESULTS)
