@@ -325,7 +325,7 @@ async fn a_runtime_that_knows_no_objects_is_refused_before_anything_starts() {
             step[name] = value.clone();
         }
         let scheduler = Scheduler::new(|op, _| match op {
-            "daskade-objects" => Some(Value::Null),
+            "daskade-look" => Some(Value::Null),
             _ => Some(usual(op, &[])),
         })
         .await;
@@ -342,7 +342,7 @@ async fn kept(if_exists: &str, there: Value) -> (Report, usize) {
         json!({"status": "OK", "reads": [], "keeps": vec![there.clone(); asked]})
     };
     let scheduler = Scheduler::new(move |op, request| match op {
-        "daskade-objects" => Some(answer(request)),
+        "daskade-look" => Some(answer(request)),
         _ => Some(usual(op, &finished())),
     })
     .await;
@@ -350,7 +350,7 @@ async fn kept(if_exists: &str, there: Value) -> (Report, usize) {
     let mut spec = run_of(&step, Start::New, short());
     spec.deadline = Some(Duration::from_secs(10));
     let (ended, _, _) = driven(&spec, &scheduler.address).await;
-    let looked = scheduler.asked("daskade-objects").iter().any(|asked| asked["keeps"] == json!([["m/x.pkl", 0, -1]]));
+    let looked = scheduler.asked("daskade-look").iter().any(|asked| asked["keeps"] == json!([["m/x.pkl", 0, -1]]));
     assert_eq!(looked, if_exists != "Replace", "{if_exists}");
     (ended.expect("a report"), scheduler.asked("daskade-submit").len())
 }

@@ -19,13 +19,13 @@ AT_ONCE = 16
 
 
 class Looks:
-    """Answers ``daskade-objects``."""
+    """Answers ``daskade-look``."""
 
     def handlers(self) -> dict[str, Any]:
-        return {"daskade-objects": self.objects}
+        return {"daskade-look": self.look}
 
     @operation
-    async def objects(self, *, run: str, storage: Any, reads: Any = (), keeps: Any = (), **_: Any) -> Reply:
+    async def look(self, *, run: str, storage: Any, reads: Any = (), keeps: Any = (), **_: Any) -> Reply:
         """Versions of what is at the paths ``reads``; of ``keeps``, ``[path, step, item]`` each, also whether
         an attempt of that task of the run has written it.
         """

@@ -269,7 +269,7 @@ def test_the_scheduler_tells_what_is_at_paths_and_what_tasks_named(
 
     def look(run: wireclient.Run, reads: list[str], keeps: list[Any]) -> Any:
         storage = run.request["storage"]
-        return run.conn.rpc("daskade-objects", run=run.uid, storage=storage, reads=reads, keeps=keeps)
+        return run.conn.rpc("daskade-look", run=run.uid, storage=storage, reads=reads, keeps=keeps)
 
     kept = ["out/x.json", 0, -1]
     asked = ["in/x.json", "in/none", "../x", f"file://{store}/in/x.json", "ftp://host/x", "in"]

@@ -30,8 +30,10 @@ pub(super) enum Meeting {
 }
 
 /// Where the tasks of a run keep their outputs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Objects {
+    /// Steps of the run name objects.
+    any: bool,
     /// Each path belongs to the first task that names it.
     kept: HashMap<String, TaskId>,
     /// What was at the paths of tasks about to be handed over.
@@ -39,9 +41,13 @@ pub(super) struct Objects {
 }
 
 impl Objects {
+    pub fn new(plan: &Plan) -> Self {
+        Self { any: plan.names_objects(), kept: HashMap::new(), seen: HashMap::new() }
+    }
+
     /// Knows again which paths the tasks of an earlier session have.
     pub fn restore(&mut self, plan: &Plan, snapshot: &Snapshot, view: &View<'_>) {
-        if !plan.names_objects() {
+        if !self.any {
             return;
         }
         let done = snapshot.committed.iter().chain(&snapshot.finished).map(|done| done.task);
@@ -63,7 +69,7 @@ impl Objects {
         (state, facts): (&RunState, &mut Facts),
     ) -> Result<(), dask::Error> {
         self.seen.clear();
-        if !spec.plan.names_objects() {
+        if !self.any {
             return Ok(());
         }
         let (mut reads, mut keeps) = (Vec::new(), Vec::new());
@@ -95,6 +101,9 @@ impl Objects {
 
     /// What becomes of a task that [`look`](Self::look) has looked at.
     pub fn meet(&self, plan: &Plan, task: TaskId, view: &View<'_>) -> Meeting {
+        if !self.any {
+            return Meeting::Call;
+        }
         let Ok(Some((path, if_exists))) = plan.objects_of(task, view).map(|named| named.keeps) else {
             return Meeting::Call;
         };
@@ -169,7 +178,7 @@ mod tests {
         let plan = plan(json!([{"name": "a", "call": "m:f", "output": {"path": "x.pkl", "ifExists": if_exists}}]));
         let task = TaskId::whole(StepIx(0));
         let (facts, state) = (Facts::default(), RunState::new(&plan.dag, 0));
-        let mut objects = Objects::default();
+        let mut objects = Objects::new(&plan);
         objects.seen.insert(task, seen);
         objects.meet(&plan, task, &View { facts: &facts, state: &state, dag: &plan.dag })
     }
@@ -201,7 +210,7 @@ mod tests {
         let view = View { facts: &facts, state: &state, dag: &plan.dag };
         let done = |task: TaskId| serde_json::from_value(json!([task.step.0, task.item, 1, null, null])).unwrap();
         let snapshot = Snapshot { committed: vec![done(each(0))], ..Snapshot::default() };
-        let mut objects = Objects::default();
+        let mut objects = Objects::new(&plan);
         objects.restore(&plan, &snapshot, &view);
         assert_eq!(objects.meet(&plan, each(0), &view), Meeting::Call);
         let refused = objects.meet(&plan, each(1), &view);

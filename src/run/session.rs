@@ -184,7 +184,7 @@ impl Session<'_> {
         versions: Versions,
     ) -> Result<Report, Ended> {
         let plan = &self.spec.plan;
-        let (mut facts, mut objects) = (Facts::default(), Objects::default());
+        let (mut facts, mut objects) = (Facts::default(), Objects::new(plan));
         facts.versions = versions;
         let mut state = RunState::new(&plan.dag, seed(&self.spec.uid));
         let mut snapshot = std::mem::take(&mut opened.snapshot);

@@ -9,7 +9,7 @@ use super::values::item_to_wire;
 use super::{Item, Operation, Storage};
 use crate::dask::session::Deadlines;
 
-/// `daskade-objects`: what is at these paths now. Also before the run is opened.
+/// `daskade-look`: what is at these paths now. Also before the run is opened.
 #[derive(Debug, Clone, Serialize)]
 pub struct LookAt<'a> {
     /// Unique id of the run.
@@ -51,7 +51,7 @@ pub struct Seen {
 }
 
 impl Operation for LookAt<'_> {
-    const OP: &'static str = "daskade-objects";
+    const OP: &'static str = "daskade-look";
     type Reply = SeenObjects;
 
     /// One request to the storage for each path.

@@ -205,7 +205,7 @@ fn objects_are_asked_for_and_told_in_order() {
         })
     );
     let reply = json!({"status": "OK", "reads": ["v", null], "keeps": [null, ["w", true]]});
-    let seen: SeenObjects = read_reply("daskade-objects", &message(&reply)).unwrap_or_else(|e| panic!("{e}"));
+    let seen: SeenObjects = read_reply("daskade-look", &message(&reply)).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(seen.reads, [Some("v".to_owned()), None]);
     assert_eq!(seen.keeps, [None, Some(Seen { version: "w".into(), own: true })]);
 }
