@@ -46,7 +46,12 @@ class Looks:
 
         def there(asked: Any) -> list[Any] | None:
             path, s, i = asked
-            found, reply = kept.look(store, run, s, i, path)
+            try:
+                found, reply = kept.look(store, run, s, i, path)
+            except StorageError as error:
+                if error.reason == "InvalidKey":
+                    return ["", False]  # a folder: something that no attempt has written
+                raise
             return None if found is None else [found, reply is not None]
 
         return {"status": "OK", "reads": await _each(version, reads), "keeps": await _each(there, keeps)}

@@ -30,7 +30,7 @@ OUTPUTS, RECORD = "outputs", "record"
 FOLDERS = {
     "data": OUTPUTS,
     "refs": OUTPUTS,
-    "kept": RECORD,
+    "kept": OUTPUTS,
     "logs": RECORD,
     "code": RECORD,
     "journal": RECORD,

@@ -277,6 +277,7 @@ def test_the_scheduler_tells_what_is_at_paths_and_what_tasks_named(
     version = found["reads"][0]
     assert version and found["reads"] == [version, None, None, version, None, None]
     assert found["keeps"] == [None]
+    assert look(run, [], [["in", 0, -1]])["keeps"] == [["", False]], "a folder is in the way"
     run.open()
     events = run.follow()
     run.submit((0, -1), (1, -1, None, [[0, -1]]))

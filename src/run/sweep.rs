@@ -95,7 +95,7 @@ impl Sweeper<'_> {
             }
         }
         if self.sweep.record {
-            for folder in [Folder::Kept, Folder::Logs, Folder::Code, Folder::Journal] {
+            for folder in [Folder::Logs, Folder::Code, Folder::Journal] {
                 self.folder(run, folder, &BTreeSet::new()).await?;
             }
             self.discard(run, &[], self.sweep.pipeline.as_deref()).await?;
@@ -111,6 +111,7 @@ impl Sweeper<'_> {
             refused("OutputsInUse", message)
         })?;
         let kept = self.folder(run, Folder::Data, &needed).await?;
+        self.folder(run, Folder::Kept, &BTreeSet::new()).await?;
         self.discard(run, &users.spent(), None).await?;
         Ok(kept)
     }

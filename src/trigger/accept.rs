@@ -89,14 +89,12 @@ mod tests {
     #[test]
     fn all_problems_are_told_at_once() {
         let step = json!([{"name": "a", "call": "m:f", "dependsOn": ["b"]}]);
-        let spec = json!({"steps": step, "schedule": {"cron": "x"}, "code": {"path": "src"},
-            "deadlines": {"finally": "1m"}});
+        let spec = json!({"steps": step, "schedule": {"cron": "x"}, "code": {"path": "src"}});
         assert_eq!(
             told(spec),
             [
                 "spec.steps[0].dependsOn[0] UnknownStep",
                 "spec.schedule.cron InvalidValue",
-                "spec.deadlines.finally NotImplemented",
                 "spec.code.path Conflict"
             ]
         );
