@@ -92,11 +92,7 @@ mod tests {
         let spec = json!({"steps": step, "schedule": {"cron": "x"}, "code": {"path": "src"}});
         assert_eq!(
             told(spec),
-            [
-                "spec.steps[0].dependsOn[0] UnknownStep",
-                "spec.schedule.cron InvalidValue",
-                "spec.code.path Conflict"
-            ]
+            ["spec.steps[0].dependsOn[0] UnknownStep", "spec.schedule.cron InvalidValue", "spec.code.path Conflict"]
         );
         assert_eq!(told(json!({"steps": 3})), ["spec.steps InvalidValue"]);
         assert_eq!(
