@@ -10,7 +10,7 @@ ARG RUST=docker.io/library/rust:1-slim-bookworm
 
 FROM ${RUST} AS build
 ARG PROFILE=release
-RUN cargo auditable --version 2>/dev/null || cargo install --quiet --locked cargo-auditable@0.7.5
+RUN cargo auditable --version 2>/dev/null || cargo install --quiet --locked cargo-auditable@0.7.7
 WORKDIR /src
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY src src
