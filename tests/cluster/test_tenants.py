@@ -264,7 +264,7 @@ def runs(world: World) -> dict[str, tuple[Object, str, Object | None]]:
         ),
         "code-on-their-claim": (mounted(b, "only-a"), "Unschedulable", mounted(a, "only-a")),
         "code-on-a-claim-to-their-volume": (mounted(b, "to-theirs"), "Unschedulable", mounted(a, "only-a")),
-        "code-in-a-folder-of-the-node": (code(url=f"file://{world.volume}/flow.zip"), "CodeNotFound", mounted(a, "only-a")),
+        "code-in-a-folder-of-the-node": (code(url=f"file://{world.volume}/flow.zip"), "StorageUnreachable", mounted(a, "only-a")),
         "code-config-map": (mapped, "ConfigMapNotFound", None),
         "code-config-map-with-namespace": (code(configMap=f"{a.name}/only-a"), "Invalid", mapped),
         "code-config-map-by-dns": (code(configMap=f"only-a.{a.name}"), "ConfigMapNotFound", mapped),
