@@ -28,6 +28,12 @@ class Right(NamedTuple):
     verb: str
 
 
+def rights(where: str, text: str) -> set[Right]:
+    """From a text like `pods: create delete; services: get`."""
+    parts = [part.split(":") for part in text.split(";")]
+    return {Right(where, resource.strip(), verb) for resource, verbs in parts for verb in verbs.split()}
+
+
 def lines(log: Path) -> list[str]:
     """Those that are complete."""
     return log.read_text().split("\n")[:-1]
