@@ -62,5 +62,10 @@ def device_ids(resource: float, environ: Mapping[str, str] = os.environ) -> list
     return [str(k) for k in range(int(resource))]
 
 
+def shares_device(one: str | None, other: str | None) -> bool:
+    """Whether two values of ``CUDA_VISIBLE_DEVICES`` have a device in common."""
+    return not set(_listed(one or "")).isdisjoint(_listed(other or ""))
+
+
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip() and part.strip() != "-1"]

@@ -29,14 +29,14 @@ from daskade_runtime.definitions import Definitions, Run
 from daskade_runtime.drain import not_begun
 from daskade_runtime.errors import StepFailure, describe
 from daskade_runtime.fetch import Fetcher
-from daskade_runtime.gpu import Devices, device_ids
+from daskade_runtime.gpu import Devices, device_ids, shares_device
 from daskade_runtime.inline import run_inline
 from daskade_runtime.inputs import Gatherer
 from daskade_runtime.logs import ATTEMPT_CAP, AttemptLog, LogHub
 from daskade_runtime.outbox import Events
 from daskade_runtime.outputs import publish
 from daskade_runtime.pool import Pool
-from daskade_runtime.process import Child, Killed, ProcessDied, Stale, describe_exit
+from daskade_runtime.process import Child, Killed, Kind, ProcessDied, Stale, describe_exit
 from daskade_runtime.storage import StorageError
 
 log = logging.getLogger("distributed.daskade")
@@ -254,6 +254,7 @@ class WorkerState:
             child = self.pool.acquire(kind, lambda: self._setup(run, env, cuda), env)
             reusable = False
             try:
+                self._clear(kind, step)
                 known = key in child.defined
                 child.defined.add(key)
                 with attempt.holding(child):
@@ -305,6 +306,15 @@ class WorkerState:
         if exc.code == -9:
             message += "; the kernel does this when memory runs out"
         return StepFailure("app", "ProcessDied", message)
+
+    def _clear(self, kind: Kind, step: dict[str, Any]) -> None:
+        """Ends idle processes that have something on the step's devices: contexts, and what libraries cache.
+        Those of its own kind may stay on a device that is shared.
+        """
+        devices = kind[2]
+        if devices:
+            shared = step["resources"]["GPU"] < 1
+            self.pool.drop(lambda other: shares_device(other[2], devices) and not (shared and other == kind))
 
     def _setup(self, run: Run, env: dict[str, str], cuda: str | None) -> dict[str, Any]:
         env = dict(env)

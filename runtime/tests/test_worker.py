@@ -466,6 +466,44 @@ def test_a_step_beyond_its_share_of_the_workers_memory_is_oom(tmp_path: Path) ->
         cluster.close()
 
 
+def test_a_device_is_handed_on_without_the_processes_that_idle_on_it(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, workers=0)
+    try:
+        cluster.worker("gpu-0-1", 4, more=["--resources", "GPU=2"], CUDA_VISIBLE_DEVICES="4,5")
+        cluster.client.wait_for_workers(1, 60)
+        mine = "import os, time; time.sleep(0.3); output = os.getpid()"
+        half, whole, both = {"GPU": 0.5}, {"GPU": 1}, {"GPU": 2}
+        run = cluster.open(
+            [
+                script(mine, resources=half),
+                script(mine, resources=half, env={"A": "1"}),
+                script(mine, resources=both),
+                script("import os; output = os.getpid()"),
+                script(mine, resources=whole),
+            ]
+        )
+
+        def pids(s: int, count: int) -> set[int]:
+            return {value(result(f)) for f in [cluster.submit(run, s, i) for i in range(count)]}
+
+        def alive(of: set[int]) -> set[int]:
+            return {pid for pid in of if os.path.exists(f"/proc/{pid}")}
+
+        halves = pids(0, 4)
+        assert len(halves) == 4 and alive(halves) == halves, "a share is kept warm for its like"
+        other = pids(1, 4)
+        assert not alive(halves) and len(other) == 4, "another kind finds nobody on the device"
+        pair = pids(2, 1)
+        assert not alive(other) and alive(pair) == pair
+        one = pids(4, 1)
+        assert not alive(pair), "a device among several is one in common"
+        without = pids(3, 1)
+        assert pids(4, 1) == one, "its own process stays warm"
+        assert alive(without) == without, "a process without a device is in nobody's way"
+    finally:
+        cluster.close()
+
+
 def test_gpu_steps_see_their_devices_and_others_see_none(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, workers=0)
     try:

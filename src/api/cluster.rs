@@ -219,7 +219,8 @@ pub struct Autoscale {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Gpu {
-    /// GPUs (or MIG slices) of one worker, 1 to 64; also its Dask resource `GPU`.
+    /// GPUs (or MIG slices) of one worker, 1 to 64; also its Dask resource `GPU`. In a local run each worker has devices of
+    /// its own while there are enough; then they share, and a machine without any just counts.
     #[schemars(range(min = 1, max = 64))]
     pub count: u32,
     /// Kubernetes' name of the resource, for example `nvidia.com/mig-1g.10gb`. Default: `nvidia.com/gpu`.

@@ -8,19 +8,23 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
+use tokio::time::{Duration, Instant};
 
 use crate::cluster::names;
 
 /// Its name.
 pub(super) const NAME: &str = "daskade-authorities";
 
+/// Least time between two writes. The first of many clusters goes ahead, the others share the writes that follow.
+const PACE: Duration = Duration::from_millis(250);
+
 /// The list.
 pub(super) struct Authorities {
     api: Api<ConfigMap>,
     /// What is to be written, by uid: whether the cluster has an authority.
     notes: Mutex<BTreeMap<String, bool>>,
-    /// Held by whoever writes.
-    turn: tokio::sync::Mutex<()>,
+    /// Held by whoever writes; when the last write had ended.
+    turn: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl Authorities {
@@ -29,17 +33,22 @@ impl Authorities {
     }
 
     /// Writes down that a cluster has an authority, or that it has none any more. All that is to be written at the moment
-    /// goes into one write: the list is one object, so that each write costs the more the longer it is, and several at
-    /// once get into each other's way.
+    /// goes into one write, and the next one waits for a moment: the list is one object, so that each write costs the more
+    /// the longer it is, and several at once get into each other's way.
     pub async fn note(&self, uid: &str, there: bool) -> kube::Result<()> {
         self.notes().insert(uid.to_owned(), there);
-        let _turn = self.turn.lock().await;
-        let batch = self.notes().clone();
-        if !batch.contains_key(uid) {
+        let mut turn = self.turn.lock().await;
+        if !self.notes().contains_key(uid) {
             // Whoever had the turn before has written it.
             return Ok(());
         }
-        self.write(&batch).await?;
+        if let Some(last) = *turn {
+            tokio::time::sleep_until(last + PACE).await;
+        }
+        let batch = self.notes().clone();
+        let written = self.write(&batch).await;
+        *turn = Some(Instant::now());
+        written?;
         // What could not be written stays, and so does a newer word on the same.
         self.notes().retain(|uid, there| batch.get(uid) != Some(there));
         Ok(())
@@ -82,7 +91,6 @@ mod tests {
     use std::pin::Pin;
     use std::sync::Arc;
     use std::task::{Context, Poll};
-    use std::time::Duration;
 
     use http::{Request, Response};
     use kube::client::Body;
@@ -178,6 +186,26 @@ mod tests {
         assert_eq!(list.uids_in(&server), 0);
         assert!(server.writes.lock().unwrap().len() <= 4);
         assert!(list.notes().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clusters_that_come_one_after_the_other_share_writes() {
+        let (server, list) = start(0);
+        let began = Instant::now();
+        let notes = (0..100).map(|n| {
+            let list = list.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(20 * n)).await;
+                list.note(&format!("u{n}"), true).await
+            })
+        });
+        for note in notes.collect::<Vec<_>>() {
+            note.await.unwrap().unwrap();
+        }
+        let most = began.elapsed().div_duration_f64(PACE) as usize + 1;
+        assert!(server.writes.lock().unwrap().len() <= most, "{:?}", server.writes);
+        assert!(began.elapsed() < Duration::from_secs(3), "nobody waits for long");
+        assert_eq!(list.uids_in(&server), 100);
     }
 
     #[tokio::test(start_paused = true)]

@@ -394,6 +394,13 @@ impl Certificates {
             },
             "data": encoded(&data),
         });
+        if chain.next.is_none() && chain.old.is_none() {
+            // The first of a cluster, unless one that could not be read is in its place.
+            match create(&api, &name, secret.clone()).await {
+                Err(Error::Api { source, .. }) if is_conflict(&source) => {}
+                answer => return answer,
+            }
+        }
         apply(&api, &name, &secret).await
     }
 
@@ -477,6 +484,10 @@ async fn create(api: &Api<Secret>, name: &str, secret: Value) -> Result<(), Erro
     let secret: Secret = serde_json::from_value(secret).map_err(|error| failed(kube::Error::SerdeError(error)))?;
     let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
     api.create(&params, &secret).await.map(drop).map_err(failed)
+}
+
+fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.reason == "AlreadyExists")
 }
 
 async fn apply(api: &Api<Secret>, name: &str, secret: &Value) -> Result<(), Error> {

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Environment;
+use super::devices;
 use super::process::{Exit, Process, tail};
 
 /// A scheduler that does not listen within this time is taken as failed: importing Dask and bokeh from a cold disk
@@ -121,6 +122,8 @@ impl Fleet {
 
 struct Supervisor {
     spec: FleetSpec,
+    /// `CUDA_VISIBLE_DEVICES` of each group's workers, by number.
+    devices: Vec<Vec<Option<String>>>,
     publish: watch::Sender<FleetState>,
     exits: mpsc::UnboundedReceiver<Exit>,
     exit_sender: mpsc::UnboundedSender<Exit>,
@@ -148,7 +151,8 @@ enum Outcome {
 impl Supervisor {
     fn new(spec: FleetSpec, publish: watch::Sender<FleetState>) -> Self {
         let (exit_sender, exits) = mpsc::unbounded_channel();
-        Self { spec, publish, exits, exit_sender, generation: 0, incarnation: 0, losses: VecDeque::new() }
+        let devices = devices::shared_out(&devices::of_this_machine(), &spec.groups);
+        Self { spec, devices, publish, exits, exit_sender, generation: 0, incarnation: 0, losses: VecDeque::new() }
     }
 
     async fn run(&mut self, mut replacements: mpsc::UnboundedReceiver<u64>, mut stop: oneshot::Receiver<()>) {
@@ -329,6 +333,9 @@ impl Supervisor {
         }
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let mut command = self.python(&arguments);
+        if let Some(Some(devices)) = self.devices[slot.group].get(slot.number as usize) {
+            command.env("CUDA_VISIBLE_DEVICES", devices);
+        }
         command.envs(group.env.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         let log = self.spec.scratch.join(format!("worker-{}-{}.log", group.name, slot.number));
         let process = Process::spawn(&name, &mut command, &log, false, self.exit_sender.clone())

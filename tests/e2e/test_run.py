@@ -294,3 +294,37 @@ def test_a_result_that_is_null_is_a_result_and_one_that_cannot_be_made_says_why(
     assert found["nothings"] == [None, None] and found["bytes"]["serializer"] == "list", done
     said = cli.run(path)
     assert re.search(r"^part: \(none: .*\bb\b", said.out, re.M), said
+
+
+def test_workers_with_gpus_have_devices_of_their_own(cli: Cli, manifest: Callable[..., Path]) -> None:
+    code = """
+import os, pathlib, time
+
+def hold(i):
+    mine = pathlib.Path(os.environ["PLACE"]) / str(i)
+    mine.touch()
+    end = time.monotonic() + 60
+    while len(list(mine.parent.iterdir())) < 3 and time.monotonic() < end:
+        time.sleep(0.05)
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+"""
+    place = cli.folder / "place"
+    place.mkdir()
+    workers = [
+        {"name": "cpu", "replicas": 1, "threads": 1},
+        {"name": "small", "replicas": 1, "threads": 1, "gpu": {"count": 1}},
+        {"name": "large", "replicas": 1, "threads": 2, "gpu": {"count": 2}},
+    ]
+    step = {
+        "name": "hold",
+        "call": "flow:hold",
+        "map": {"i": "$(range(3))"},
+        "resources": {"GPU": 1},
+        "env": [{"name": "PLACE", "value": str(place)}],
+    }
+    results = [{"name": "seen", "value": "$(steps.hold.output)"}]
+    step["output"] = {"serializer": "json"}
+    path = manifest(code, [step], cluster={"template": {"workers": workers}}, results=results)
+    done = cli.run(path, "--output", "json", CUDA_VISIBLE_DEVICES="3,MIG-5,7")
+    assert done.code == 0, done
+    assert sorted(done.json["results"]["seen"]) == ["3", "7", "MIG-5"]

@@ -75,7 +75,7 @@ async fn certificates_are_there_before_the_pods_that_mount_them_and_no_secret_is
     let order = [
         // What exists is written down before it does, or nobody would find it again.
         "apply configmaps daskade-authorities",
-        &format!("apply secrets daskade-ca-{uid}"),
+        &format!("create secrets daskade-ca-{uid}"),
         "create secrets c-tls",
         "create secrets c-client-tls",
         "create pods c-scheduler-1",
@@ -97,6 +97,27 @@ async fn certificates_are_there_before_the_pods_that_mount_them_and_no_secret_is
         assert!(secret["data"]["ca.key"].is_null(), "the authority's key stays with the operator");
         assert_eq!(secret["metadata"]["ownerReferences"][0]["uid"], json!(uid));
     }
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_authority_that_cannot_be_read_is_replaced() {
+    let world = World::new().await;
+    world.set_kubelet_idle(true);
+    let operator = world.operator();
+    world.create("team", "c", &json!({}));
+    eventually("a pod is made", SOON, || world.pods("team").len() == 2).await;
+    operator.end().await;
+    let uid = world.object("team", "c")["metadata"]["uid"].as_str().unwrap().to_owned();
+    let path = core_path("daskade", "secrets", &format!("daskade-ca-{uid}"));
+    let key = world.api.object(&path).unwrap()["data"]["ca.key"].clone();
+    world.api.edit(&path, |secret| secret["data"] = json!({"ca.key": "bm9uZQ=="}));
+    let certificate = || world.api.object(&core_path("team", "secrets", "c-tls")).unwrap()["data"]["tls.crt"].clone();
+    let before = certificate();
+    let operator = world.operator_with(2, daskade::controller::Namespaces::All);
+    eventually("another certificate", SOON, || certificate() != before).await;
+    let data = world.api.object(&path).unwrap()["data"].clone();
+    assert!(data["ca.crt"].is_string() && data["ca.key"] != key, "{data}");
     operator.end().await;
 }
 
