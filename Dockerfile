@@ -4,18 +4,20 @@
 #
 # docker build --build-arg SOURCE_DATE_EPOCH=0 --output type=registry,rewrite-timestamp=true -t registry.example.com/daskade/operator .
 #
-# RUST is any image with cargo, a C linker, a static libc and ca-certificates: it can come from a registry of yours.
+# RUST is any image with cargo, a C linker, a static libc and ca-certificates: it can come from a registry of yours. If it has no
+# cargo-auditable, that is installed: it writes into the program which crates it is made of, where scanners of images look for it.
 ARG RUST=docker.io/library/rust:1-slim-bookworm
 
 FROM ${RUST} AS build
 ARG PROFILE=release
+RUN cargo auditable --version 2>/dev/null || cargo install --quiet --locked cargo-auditable@0.7.7
 WORKDIR /src
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY src src
 COPY benches benches
 COPY runtime runtime
 # Only the program itself is linked statically: build scripts and macros run on this machine.
-RUN cargo rustc --locked --profile "${PROFILE}" --bin daskade -- -C target-feature=+crt-static \
+RUN cargo auditable rustc --locked --profile "${PROFILE}" --bin daskade -- -C target-feature=+crt-static \
     && mkdir -p /image/usr/local/bin /image/etc/ssl/certs \
     && install --strip target/$([ "${PROFILE}" = dev ] && echo debug || echo "${PROFILE}")/daskade /image/usr/local/bin/daskade \
     && cp /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/

@@ -61,13 +61,13 @@ def cache() -> Path:
 
 
 def tools() -> tuple[Path, Path]:
-    """The Kubernetes binary and kwok, built if need be."""
+    """The folder of Kubernetes' components and kwok, built if need be."""
     built = subprocess.run([TOP / "tests/kube/build"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     kwok = cache() / f"kwok-{KWOK}" / "kwok"
     if not kwok.exists():
         environment = {**os.environ, "CGO_ENABLED": "0", "GOBIN": str(kwok.parent)}
         subprocess.run(["go", "install", f"sigs.k8s.io/kwok/cmd/kwok@{KWOK}"], env=environment, check=True)
-    return Path(built) / "kube", kwok
+    return Path(built), kwok
 
 
 def enter_namespace() -> None:
@@ -204,7 +204,7 @@ class Plane:
         for path in (self.pki, self.bin, self.log):
             path.mkdir(parents=True, exist_ok=True)
         for name in ("etcd", "kubectl", "kube-apiserver", "kube-controller-manager", "kube-scheduler"):
-            (self.bin / name).symlink_to(kube)
+            (self.bin / name).symlink_to(kube / name)
         self.audit = self.log / "audit.jsonl"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 

@@ -28,6 +28,12 @@ class Right(NamedTuple):
     verb: str
 
 
+def rights(where: str, text: str) -> set[Right]:
+    """From a text like `pods: create delete; services: get`."""
+    parts = [part.split(":") for part in text.split(";")]
+    return {Right(where, resource.strip(), verb) for resource, verbs in parts for verb in verbs.split()}
+
+
 def lines(log: Path) -> list[str]:
     """Those that are complete."""
     return log.read_text().split("\n")[:-1]
@@ -37,20 +43,25 @@ def used(log: Path, own: str, begin: int = 0) -> set[Right]:
     """Rights that requests made use of, from a line on, without those that were refused."""
     found = set()
     for line in lines(log)[begin:]:
-        event = json.loads(line)
-        about, status = event.get("objectRef"), event.get("responseStatus", {}).get("code", 0)
-        # Versions and groups of the API are everybody's.
-        if about is None or status in (401, 403):
-            continue
-        resource = about["resource"] + (f"/{about['subresource']}" if "subresource" in about else "")
-        space = about.get("namespace")
-        where = "own" if space == own else "cluster" if resource == "namespaces" or not space else "served"
-        # Objects of all namespaces are asked for at once.
-        where = "served" if where == "cluster" and resource != "namespaces" else where
-        found.add(Right(where, resource, event["verb"]))
-        # An apply of what is not there asks for the right to create, too.
-        if event["verb"] == "patch" and status == 201:
-            found.add(Right(where, resource, "create"))
+        found |= used_by(json.loads(line), own)
+    return found
+
+
+def used_by(event: Object, own: str) -> set[Right]:
+    """The rights of one request."""
+    about, status = event.get("objectRef"), event.get("responseStatus", {}).get("code", 0)
+    # Versions and groups of the API are everybody's.
+    if about is None or status in (401, 403):
+        return set()
+    resource = about["resource"] + (f"/{about['subresource']}" if "subresource" in about else "")
+    space = about.get("namespace")
+    where = "own" if space == own else "cluster" if resource == "namespaces" or not space else "served"
+    # Objects of all namespaces are asked for at once.
+    where = "served" if where == "cluster" and resource != "namespaces" else where
+    found = {Right(where, resource, event["verb"])}
+    # An apply of what is not there asks for the right to create, too.
+    if event["verb"] == "patch" and status == 201:
+        found.add(Right(where, resource, "create"))
     return found
 
 

@@ -92,6 +92,7 @@ KINDS = {
     **dict.fromkeys(
         ("pods", "services", "secrets", "configmaps", "serviceaccounts", "resourcequotas", "limitranges"), "/api/v1"
     ),
+    "persistentvolumeclaims": "/api/v1",
 }
 
 
@@ -141,6 +142,24 @@ class Namespace:
 
     def patch(self, kind: str, name: str, change: Object, *options: str) -> None:
         kubectl("-n", self.name, "patch", kind, name, "--type=merge", "-p", json.dumps(change), *options)
+
+    def volume(self, claim: str, folder: Path) -> None:
+        """A claim that stands for a folder of the node, through a PersistentVolume with the name of the namespace."""
+        size, modes = {"storage": "1Gi"}, ["ReadWriteMany"]
+        of = {"namespace": self.name, "name": claim}
+        volume = {"capacity": size, "accessModes": modes, "hostPath": {"path": str(folder)}, "claimRef": of}
+        volume |= {"storageClassName": "", "persistentVolumeReclaimPolicy": "Retain"}
+        meta = {"name": self.name}
+        self.apply(
+            {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": meta, "spec": volume}, self.claim(claim, self.name)
+        )
+
+    @staticmethod
+    def claim(name: str, volume: str) -> Object:
+        """A claim to a PersistentVolume, whoever it belongs to."""
+        spec = {"accessModes": ["ReadWriteMany"], "storageClassName": "", "volumeName": volume}
+        spec |= {"resources": {"requests": {"storage": "1Gi"}}}
+        return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
 
     # ------------------------------------------------------------------ clusters
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
+import shutil
 import ssl
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chart"))
 
+import obstore
 from charts import Charts
+from obstore.store import S3Store
 from s3 import S3
 from test_tls import make
 
@@ -26,6 +32,14 @@ NAME = f"tenants-{RUN}"
 MARKER = f"marker-{os.urandom(6).hex()}"
 CODE = "def f(word):\n    print(word, flush=True)\n    return [word]\n"
 SUM = [{"name": "sum", "call": "builtins:sum", "args": [[1, 2]]}]
+
+
+def archive(owner: str) -> bytes:
+    """The tenants' code as an archive, which is another one for each of them."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as written:
+        written.writestr(zipfile.ZipInfo("recipe.py"), f"# of {owner}\n{CODE}")
+    return made.getvalue()
 
 
 class Tenant:
@@ -133,6 +147,8 @@ class World:
             text = charts.render("-s", f"templates/{part}.yaml", values=given, namespace=SYSTEM)
             kubectl("apply", "-f", "-", stdin=text)
         self.s3 = S3(self.store, "of-a", "of-b")
+        self.volume = Path(tempfile.mkdtemp(prefix="daskade-volume-"))
+        self.volume.chmod(0o755)
         self.a, self.b = (Tenant(space, f"of-{space.name[-1]}", folder / space.name[-1]) for space in spaces)
         path = path_of(self.b.name, "pipelineruns")
         until("the role edit has daskade's kinds", lambda: self.b.ask("GET", path)[0] == 200, 60)
@@ -156,13 +172,22 @@ class World:
         space.apply({**keys, "stringData": self.s3.keys_of(tenant.bucket)})
         space.cluster("c", {"name": "w", "replicas": 1}, storage=self.storage(tenant))
         tenant.make("Pipeline", "p", {**self.flow(), "triggers": {"onChange": False}})
+        bucket = S3Store(
+            tenant.bucket,
+            config={**self.s3.keys_of(tenant.bucket), "AWS_REGION": "us-east-1", "AWS_ENDPOINT": self.s3.endpoint},
+            client_options={"allow_http": True},
+        )
+        obstore.put(bucket, "code/flow.zip", archive(tenant.bucket))
         if tenant is not self.a:
             return
         only = {"metadata": {"name": "only-a"}}
         space.apply(
             {**keys, **only, "stringData": {"key": MARKER, **self.s3.keys_of(tenant.bucket)}},
             {"apiVersion": "v1", "kind": "ServiceAccount", **only},
+            {"apiVersion": "v1", "kind": "ConfigMap", **only, "data": {"recipe.py": CODE}},
         )
+        (self.volume / "flow.zip").write_bytes(archive(tenant.bucket))
+        space.volume("only-a", self.volume)
         where: Object = {"cluster": {"ref": "c"}, "triggers": {"onChange": False}}
         tenant.make("Pipeline", "only-a", {"steps": SUM, **where})
         tenant.make("DaskCluster", "only-a", {"suspend": True})
@@ -171,6 +196,10 @@ class World:
         """The first tenant's pipeline; the second has the same words as well, as who has read the repository would."""
         steps = [{"name": "one", "call": "recipe:f", "args": [MARKER]}]
         return {"cluster": {"ref": "c"}, "code": {"files": {"recipe.py": CODE}}, "steps": steps}
+
+    def code(self, tenant: Tenant) -> str:
+        """Where the tenant's own archive is, which their keys open."""
+        return f"s3://{tenant.bucket}/code/flow.zip"
 
     def storage(self, tenant: Tenant, bucket: str = "") -> Object:
         url = f"s3://{bucket or tenant.bucket}/x"
@@ -218,6 +247,8 @@ class World:
             kubectl("delete", kind, f"{NAME}-rights", check=False)
         kubectl("delete", "clusterrole", *(f"{NAME}-{role}" for role in ("view", "edit", "admin")), check=False)
         kubectl("delete", "namespace", self.store.name, self.a.name, self.b.name, "--wait=false")
+        kubectl("delete", "persistentvolume", self.a.name, "--wait=false")
+        shutil.rmtree(self.volume, ignore_errors=True)
         kubectl("-n", self.b.name, "delete", "pipelineruns.daskade.dev", "--all", "--wait=false")
         # Those that wait for a scheduler that never lets them in are held for a minute, and the operator ends before.
         for name in (found["metadata"]["name"] for found in self.b.space.list("pipelineruns")):

@@ -19,7 +19,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chart"))
 
-from audit import POLICY, Right, granted, lines, used
+from audit import POLICY, Right, granted, lines, rights, used
 from charts import TOP, objects
 from empty import EmptyCluster
 
@@ -29,12 +29,6 @@ SYSTEM, ACCOUNT, TEAM = "daskade-system", "daskade-operator", "team"
 USER = f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"
 STEPS = [{"name": "sum", "call": "builtins:sum", "args": [[1, 2]]}]
 LABEL = "daskade-test"
-
-
-def rights(where: str, text: str) -> set[Right]:
-    """From a text like `pods: create delete; services: get`."""
-    parts = [part.split(":") for part in text.split(";")]
-    return {Right(where, resource.strip(), verb) for resource, verbs in parts for verb in verbs.split()}
 
 
 class World:
@@ -215,6 +209,20 @@ def ran(world: World) -> None:
     world.until("its cluster goes", lambda: "r" not in world.names(clusters))
 
 
+def unreadable(world: World) -> None:
+    """The keys of an authority that cannot be read are replaced, as they are at half of its life, years later."""
+    world.make(ours("DaskCluster", "u"))
+    world.until("its pod", lambda: any(name.startswith("u-scheduler") for name in world.names("pods")))
+    (uid,) = {each["metadata"]["uid"] for each in world.find("daskclusters.daskade.dev") if each["metadata"]["name"] == "u"}
+    secret = ["-n", SYSTEM, "get", "secret", f"daskade-ca-{uid}", "-o", "json"]
+    data = json.loads(world.empty.kubectl(*secret))["data"]
+    world.operator.stop()
+    spoilt = json.dumps({"data": dict.fromkeys(data, "eA==")})
+    world.empty.kubectl("-n", SYSTEM, "patch", "secret", f"daskade-ca-{uid}", "--type=merge", "-p", spoilt)
+    world.operator.start()
+    world.until("others are in their place", lambda: "eA==" not in json.loads(world.empty.kubectl(*secret))["data"].values())
+
+
 # What each scenario is there for. The rest of what it uses is named elsewhere.
 SCENARIOS: list[tuple[Callable[[World], None], set[Right]]] = [
     (
@@ -228,7 +236,7 @@ SCENARIOS: list[tuple[Callable[[World], None], set[Right]]] = [
     ),
     (
         cluster,
-        rights("own", "secrets: get create patch; configmaps: create patch")
+        rights("own", "secrets: get create; configmaps: create patch")
         | rights("served", "pods: create; services: create; configmaps: create; networkpolicies: create")
         | rights("served", "secrets: get create; daskclusters/status: patch; events: create"),
     ),
@@ -244,16 +252,18 @@ SCENARIOS: list[tuple[Callable[[World], None], set[Right]]] = [
         ran,
         rights("served", "controllerrevisions: get create; daskclusters: create delete; pipelineruns/status: patch"),
     ),
+    (unreadable, rights("own", "secrets: patch")),
 ]
 # No request of their own: an admission plugin asks for them where it is on, as here.
 OWNERS = rights("served", "daskclusters/finalizers: update; pipelineruns/finalizers: update")
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """For each test its own, also when it is tried again: nothing of an earlier try is there."""
     if not EmptyCluster.can_be_had():
         pytest.skip("no API server can be started here; tests/kube builds one")
-    folder = tmp_path_factory.mktemp("granted")
+    folder = tmp_path
     (folder / "policy.yaml").write_text(POLICY % SYSTEM)
     audit = [f"--audit-policy-file={folder}/policy.yaml", f"--audit-log-path={folder}/audit.jsonl"]
     with EmptyCluster(folder, *audit, "--enable-admission-plugins=OwnerReferencesPermissionEnforcement") as empty:

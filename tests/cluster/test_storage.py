@@ -26,16 +26,7 @@ def folder(space: Namespace) -> Iterator[Path]:
     """A folder of the node, which the claim ``data`` of the namespace stands for."""
     path = Path(tempfile.mkdtemp(prefix="daskade-volume-"))
     path.chmod(0o777)
-    size = {"storage": "1Gi"}
-    modes = ["ReadWriteMany"]
-    of = {"namespace": space.name, "name": "data"}
-    volume = {"capacity": size, "accessModes": modes, "hostPath": {"path": str(path)}, "claimRef": of}
-    volume |= {"storageClassName": "", "persistentVolumeReclaimPolicy": "Retain"}
-    claim = {"accessModes": modes, "storageClassName": "", "volumeName": space.name, "resources": {"requests": size}}
-    space.apply(
-        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": space.name}, "spec": volume},
-        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"}, "spec": claim},
-    )
+    space.volume("data", path)
     yield path
     kubectl("delete", "persistentvolume", space.name, "--wait=false")
     shutil.rmtree(path, ignore_errors=True)

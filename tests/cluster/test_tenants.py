@@ -6,6 +6,7 @@ role `edit` in their namespaces and the chart's policies are in force; the opera
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tenants import CODE, MARKER, SUM, World
+from tenants import CODE, MARKER, SUM, Tenant, World, archive
 
 from kube import IMAGE, SMALL, SYSTEM, Object, Operator, kubectl, path_of, proxy, until
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="pods' addresses are not reachable from here"
 )
 # Of all attempts below, counted by pytest's own list of them.
-AT_LEAST = 60
+AT_LEAST = 70
 DASKADE = "/apis/daskade.dev/v1alpha1/namespaces/{ns}"
 CORE = "/api/v1/namespaces/{ns}"
 RULES = {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{}]}
@@ -195,6 +196,18 @@ def runs(world: World) -> dict[str, tuple[Object, str, Object | None]]:
 
     mine = there(f"tls://{world.address(b)}:8786")
     ip, host = world.address(a), f"c-scheduler.{a.name}"
+    def code(where: Object = ref, **source: str) -> Object:
+        return {"pipelineSpec": {**where, "code": source, "steps": step("recipe:f", "x")}}
+
+    def mounted(tenant: Tenant, claim: str) -> Object:
+        volumes = [{"name": "data", "mountPath": "/data", "persistentVolumeClaim": claim}]
+        workers = [{"name": "w", "autoscale": {"max": 1}, "resources": SMALL, "volumes": volumes}]
+        template = {"image": IMAGE, "scheduler": {"resources": SMALL, "volumes": volumes}, "workers": workers}
+        where = {"cluster": {"template": template}, "storage": world.storage(tenant)}
+        return code(where, url="file:///data/flow.zip")
+
+    digests = {tenant.bucket: hashlib.sha256(archive(tenant.bucket)).hexdigest() for tenant in (a, b)}
+    archived, mapped = code(url=world.code(b)), code(configMap="only-a")
     elsewhere = {key: value for key, value in world.storage(b, a.bucket).items() if key != "secretRef"}
     again = {"pipelineRef": "p", "reuse": {"mode": "Missing"}}
     return {
@@ -241,6 +254,20 @@ def runs(world: World) -> dict[str, tuple[Object, str, Object | None]]:
             None,
         ),
         "code-same-digest": (again, "Succeeded", None),
+        "code-archive-of-the-other": (code(url=world.code(a)), "AccessDenied", archived),
+        "code-archive-by-dots": (code(url=f"s3://{b.bucket}/../{a.bucket}/code/flow.zip"), "OpenRefused", archived),
+        "code-archive-by-escapes": (code(url=f"s3://{b.bucket}/..%2F{a.bucket}%2Fcode%2Fflow.zip"), "OpenRefused", archived),
+        "code-archive-of-their-digest": (
+            code(url=world.code(b), sha256=digests[a.bucket]),
+            "CodeMismatch",
+            code(url=world.code(b), sha256=digests[b.bucket]),
+        ),
+        "code-on-their-claim": (mounted(b, "only-a"), "Unschedulable", mounted(a, "only-a")),
+        "code-on-a-claim-to-their-volume": (mounted(b, "to-theirs"), "Unschedulable", mounted(a, "only-a")),
+        "code-in-a-folder-of-the-node": (code(url=f"file://{world.volume}/flow.zip"), "StorageUnreachable", mounted(a, "only-a")),
+        "code-config-map": (mapped, "ConfigMapNotFound", None),
+        "code-config-map-with-namespace": (code(configMap=f"{a.name}/only-a"), "Invalid", mapped),
+        "code-config-map-by-dns": (code(configMap=f"only-a.{a.name}"), "ConfigMapNotFound", mapped),
     }
 
 
@@ -248,7 +275,10 @@ NAMES = [
     "reference-pipeline", "reference-pipeline-with-namespace", "reference-pipeline-by-dns", "cluster-with-namespace",
     "cluster-by-dns", "address-by-name", "address-by-whole-name", "address-with-fragment", "address-with-path",
     "address-with-user", "address-by-number", "address-without-tls", "secret-of-an-address", "prefix-of-the-other",
-    "prefix-by-dots", "code-by-name", "code-run-by-uid", "code-same-digest",
+    "prefix-by-dots", "code-by-name", "code-run-by-uid", "code-same-digest", "code-archive-of-the-other",
+    "code-archive-by-dots", "code-archive-by-escapes", "code-archive-of-their-digest", "code-on-their-claim",
+    "code-on-a-claim-to-their-volume", "code-in-a-folder-of-the-node", "code-config-map", "code-config-map-with-namespace",
+    "code-config-map-by-dns",
 ]  # fmt: skip
 
 
@@ -257,6 +287,9 @@ def started(world: World) -> dict[str, tuple[str, str]]:
     """All runs at once: each attempt and its control; the answer of the API server to what it does not take."""
     answers: dict[str, tuple[str, str]] = {}
     controls: dict[str, str] = {}
+    claim = world.b.space.claim("to-theirs", world.a.name)
+    code, text = world.b.ask("POST", path_of(world.b.name, "persistentvolumeclaim"), claim)
+    assert code == 201, text
     for name, (spec, reason, control) in runs(world).items():
         path = f"{path_of(world.b.name, 'pipelineruns')}?fieldValidation=Strict"
         code, text = world.b.ask("POST", path, run(name, **spec))
