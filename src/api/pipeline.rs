@@ -300,8 +300,13 @@ pub enum ParamType {
     Object,
 }
 
-/// URLs of archives that are accepted.
-pub const ARCHIVE_URL_PATTERN: &str = r"^(s3|gs)://[a-z0-9][a-z0-9._-]{1,221}[a-z0-9]/[^\x00-\x20\x7f?#]*[^\x00-\x20\x7f?#/]$|^file:///[^\x00-\x1f\x7f?#]*[^\x00-\x1f\x7f?#/]$";
+/// URLs of archives that are accepted: no part of the path is empty, `.` or `..`, which would mean another place to some.
+pub const ARCHIVE_URL_PATTERN: &str = concat!(
+    r"^(s3|gs)://[a-z0-9][a-z0-9._-]{1,221}[a-z0-9]",
+    r"(/([^./\x00-\x20\x7f?#][^/\x00-\x20\x7f?#]*|\.[^./\x00-\x20\x7f?#][^/\x00-\x20\x7f?#]*|\.\.[^/\x00-\x20\x7f?#]+))+$",
+    r"|^file://",
+    r"(/([^./\x00-\x1f\x7f?#][^/\x00-\x1f\x7f?#]*|\.[^./\x00-\x1f\x7f?#][^/\x00-\x1f\x7f?#]*|\.\.[^/\x00-\x1f\x7f?#]+))+$"
+);
 
 /// Source of the steps' modules: exactly one of files, path, configMap and url.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
