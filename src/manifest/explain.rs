@@ -4,7 +4,7 @@ use crate::{
     api::{
         cluster::GPU_RESOURCE_PATTERN,
         duration::{DURATION_PATTERN, Duration, POSITIVE_DURATION_PATTERN},
-        pipeline::ADDRESS_PATTERN,
+        pipeline::{ADDRESS_PATTERN, ARCHIVE_URL_PATTERN},
         quantity::{QUANTITY_PATTERN, Quantity},
         schema::{IMAGE_PATTERN, OBJECT_REF_PATTERN},
         step::CALL_PATTERN,
@@ -56,6 +56,9 @@ pub(crate) fn form(pattern: &str) -> Option<&'static str> {
         ADDRESS_PATTERN => "tcp://host:port or tls://host:port",
         STORAGE_URL_PATTERN => {
             "s3://bucket/prefix, gs://bucket/prefix or file:///folder, without empty, . and .. parts"
+        }
+        ARCHIVE_URL_PATTERN => {
+            "s3://bucket/flow.zip, gs://bucket/flow.tar.gz or file:///folder/flow.zip, without empty, . and .. parts"
         }
         OBJECT_REF_PATTERN => "lower-case letters, digits, dashes and dots",
         IMAGE_PATTERN => "registry/repository:tag or registry/repository@sha256:digest",
