@@ -185,4 +185,4 @@ def test_a_suspended_run_is_resumed_and_an_ended_one_is_not(space: Namespace, op
     assert (code, out) == (0, "s goes on\n"), err
     wait_end(space, "s")
     code, _, err = person.says("resume", "--kube", "s")
-    assert (code, "daskade submit" in err) == (2, True), err
+    assert (code, "daskade retry" in err) == (2, True), err
