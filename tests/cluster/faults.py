@@ -236,5 +236,5 @@ FAULTS = {
     "certificates": Fault(
         rotate_certificates, again=0, aim=5, width=22, seconds=2.0, options=("--certificate-lifetime", "1m")
     ),
-    "api-server": Fault(restart_api_server, again=0, aim=5, width=8),
+    "api-server": Fault(restart_api_server, again=0, aim=5, width=10, seconds=2.5),
 }

@@ -139,7 +139,7 @@ def test_plain_steps_keep_off_gpu_workers(cli: Cli, manifest: Callable[..., Path
 
 def test_the_number_of_workers_can_be_set_for_a_run(cli: Cli, manifest: Callable[..., Path]) -> None:
     code = "import time\ndef nap(i):\n    time.sleep(0.3)\n"
-    steps = [{"name": "nap", "call": "flow:nap", "map": {"i": "$(range(9))"}}]
+    steps = [{"name": "nap", "call": "flow:nap", "map": {"i": "$(range(45))"}}]
     done = cli.run(manifest(code, steps), "--workers", "cpu=3", "-o", "json")
     assert done.code == 0, done
     names = {record[5] for record in records(cli.journal(done.json["uid"]), "committed")}
@@ -316,7 +316,7 @@ def hold(i):
     mine = pathlib.Path(os.environ["PLACE"]) / str(i)
     mine.touch()
     end = time.monotonic() + 60
-    while len(list(mine.parent.iterdir())) < 3 and time.monotonic() < end:
+    while len(list(mine.parent.iterdir())) < 2 and time.monotonic() < end:
         time.sleep(0.05)
     return os.environ["CUDA_VISIBLE_DEVICES"]
 """
@@ -327,16 +327,18 @@ def hold(i):
         {"name": "small", "replicas": 1, "threads": 1, "gpu": {"count": 1}},
         {"name": "large", "replicas": 1, "threads": 2, "gpu": {"count": 2}},
     ]
-    step = {
-        "name": "hold",
-        "call": "flow:hold",
-        "map": {"i": "$(range(3))"},
-        "resources": {"GPU": 1},
-        "env": [{"name": "PLACE", "value": str(place)}],
-    }
-    results = [{"name": "seen", "value": "$(steps.hold.output)"}]
-    step["output"] = {"serializer": "json"}
-    path = manifest(code, [step], cluster={"template": {"workers": workers}}, results=results)
+    common = {"call": "flow:hold", "resources": {"GPU": 1}, "output": {"serializer": "json"}}
+    steps = [
+        {"name": "one", "workerGroup": "small", "args": ["one"], **common},
+        {"name": "two", "workerGroup": "large", "map": {"i": "$(range(2))"}, **common},
+    ]
+    for step in steps:
+        (place / step["name"]).mkdir()
+        step["env"] = [{"name": "PLACE", "value": str(place / step["name"])}]
+    (place / "one" / "alone").touch()
+    results = [{"name": step["name"], "value": f"$(steps.{step['name']}.output)"} for step in steps]
+    path = manifest(code, steps, cluster={"template": {"workers": workers}}, results=results)
     done = cli.run(path, "--output", "json", CUDA_VISIBLE_DEVICES="3,MIG-5,7")
     assert done.code == 0, done
-    assert sorted(done.json["results"]["seen"]) == ["3", "7", "MIG-5"]
+    assert done.json["results"]["one"] == "3"
+    assert sorted(done.json["results"]["two"]) == ["7", "MIG-5"]
