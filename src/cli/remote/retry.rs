@@ -1,18 +1,16 @@
 //! `retry` for runs in Kubernetes: another run of what one that failed or was cancelled was made of, which takes over what that
 //! one has committed.
 
-use std::io::{self, Write};
-
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::Api;
-use kube::api::{DynamicObject, PostParams};
 use serde_json::{Map, Value, json};
 
 use super::connection::{Connection, failed};
-use super::show::{self, ended, pipeline, state, word};
+use super::show::{ended, pipeline, state, word};
+use super::submit;
 use crate::api::API_VERSION;
 use crate::cli::Failure;
-use crate::cli::options::{Output, RetryOptions};
+use crate::cli::options::RetryOptions;
 use crate::names::{OBJECT_NAME_MAX, check_label};
 use crate::trigger::{PIPELINE_LABEL, TRIGGER_LABEL};
 
@@ -44,25 +42,13 @@ pub(in crate::cli) async fn retry(options: RetryOptions) -> Result<(), Failure> 
     if !pipeline(&run).is_empty() {
         labels.insert(PIPELINE_LABEL.to_owned(), json!(pipeline(&run)));
     }
-    let object = json!({
+    let run = json!({
         "apiVersion": API_VERSION,
         "kind": "PipelineRun",
         "metadata": {"name": name, "labels": labels},
         "spec": spec,
     });
-    let object: DynamicObject =
-        serde_json::from_value(object).map_err(|error| Failure::environment(format!("make the run: {error}")))?;
-    let made = connection.runs().create(&PostParams::default(), &object).await;
-    made.map_err(|error| failed(&format!("make the run {name} in {}", connection.namespace), &error))?;
-    if options.wait {
-        return show::follow(&connection, &name, options.output, true).await;
-    }
-    let mut out = io::stdout().lock();
-    match options.output {
-        Output::Text => writeln!(out, "{name}")?,
-        Output::Json => writeln!(out, "{:#}", json!({"name": name, "namespace": connection.namespace}))?,
-    }
-    Ok(())
+    submit::make(&connection, run, options.wait, options.output).await
 }
 
 /// Whether there is something to go on from.

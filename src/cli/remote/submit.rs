@@ -31,16 +31,21 @@ pub(in crate::cli) async fn submit(options: SubmitOptions) -> Result<(), Failure
     let connection = Connection::open(&options.kube).await?;
     let is_file = options.what == "-" || Path::new(&options.what).exists();
     let run = if is_file { of_file(&options)? } else { of_cluster(&connection, &options).await? };
+    make(&connection, run, options.wait, options.output).await
+}
+
+/// Makes a PipelineRun, tells its name, and with `wait` follows it to its end.
+pub(super) async fn make(connection: &Connection, run: Value, wait: bool, output: Output) -> Result<(), Failure> {
     let name = run["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let object: DynamicObject =
         serde_json::from_value(run).map_err(|error| Failure::environment(format!("make the run: {error}")))?;
     let made = connection.runs().create(&PostParams::default(), &object).await;
     made.map_err(|error| failed(&format!("make the run {name} in {}", connection.namespace), &error))?;
-    if options.wait {
-        return show::follow(&connection, &name, options.output, true).await;
+    if wait {
+        return show::follow(connection, &name, output, true).await;
     }
     let mut out = io::stdout().lock();
-    match options.output {
+    match output {
         Output::Text => writeln!(out, "{name}")?,
         Output::Json => writeln!(out, "{:#}", json!({"name": name, "namespace": connection.namespace}))?,
     }
