@@ -28,6 +28,9 @@ log = logging.getLogger("distributed.daskade")
 # turn around (2 to 10 ms each way).
 AHEAD_SECONDS = 0.05
 AHEAD_CAP = 64
+# Attempts that take so long are queued behind none: the turn is nothing against them, but a worker that comes
+# late, or is free sooner, could not have one that is queued elsewhere.
+LONG_SECONDS = 1.0
 # Inputs of so many bytes are worth a worker: fewer are read elsewhere as fast as Dask finds one that is free.
 HOLD_BYTES = 1 << 20
 # One call into Dask carries at most so many tasks, to keep its loop responsive.
@@ -58,7 +61,7 @@ class Group:
         self.ready: Counter[tuple[str, int]] = Counter()
         self.blocked: dict[tuple[str, int], tuple[str, int]] = {}
         self.unassigned = 0
-        self.mean = 1.0
+        self.mean = LONG_SECONDS
         self.eligible: dict[str, int] = {}
 
     def slots(self, worker: Any) -> int:
@@ -76,6 +79,8 @@ class Group:
     @property
     def depth(self) -> int:
         """Attempts in flight per slot."""
+        if self.mean >= LONG_SECONDS:
+            return 1
         return max(self.ahead, min(AHEAD_CAP, 1 + math.ceil(AHEAD_SECONDS / max(self.mean, 1e-4))))
 
     def took(self, seconds: float) -> None:
@@ -282,18 +287,22 @@ class Dispatcher:
 
     def _at_home(self, group: Group, batch: list[Attempt]) -> dict[str | None, list[Attempt]]:
         """The attempts of a batch by the worker that holds most of what they read, if it is free for them;
-        None for those that Dask finds a worker for.
+        None for those that Dask finds a worker for. Where slots are counted by resources it is never None:
+        Dask looks at what a worker has of them, not at what is free, and would queue one GPU step behind
+        another beside an idle GPU.
         """
         parts: dict[str | None, list[Attempt]] = {}
-        sent: Counter[str] = Counter()
+        taken = {address: self._load[address] for address in group.eligible}
         for attempt in batch:
             held = attempt.run.held(attempt)
             there = [(n, w) for w, n in held.items() if n >= HOLD_BYTES and w in group.eligible]
             home = max(there, default=(0, None))[1]
-            if home is not None and self._load[home] + sent[home] >= group.eligible[home]:
+            if home is not None and taken[home] >= group.eligible[home]:
                 home = None  # another one is sooner done with reading than this one is free
+            if home is None and group.resources:
+                home = min(taken, key=lambda address: taken[address] / group.eligible[address])
             if home is not None:
-                sent[home] += 1
+                taken[home] += 1
             parts.setdefault(home, []).append(attempt)
         return parts
 
@@ -304,7 +313,11 @@ class Dispatcher:
         for flight in flights:
             graph[flight.key] = (function, flight.message([self._calls.blob(a) for a in flight.attempts]))
             self.flying[flight.key] = flight
-        group.unassigned += len(batch)
+        if home is None:
+            group.unassigned += len(batch)
+        else:
+            for attempt in batch:
+                self._assign(attempt, home)
         futures = self._client.get(
             graph,
             list(graph),

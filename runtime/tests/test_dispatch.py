@@ -170,12 +170,14 @@ def test_a_worker_offers_slots_only_to_steps_that_it_may_run(step: Any, worker: 
 
 def test_more_is_queued_ahead_only_while_steps_are_short() -> None:
     group = Group(StepDef({"name": "s", "call": "m:f"}), 2)
+    assert group.depth == 1, "nothing is known of them"
+    group.took(0.5)
     assert group.depth == 2
     for _ in range(50):
         group.took(0.001)
     assert 32 <= group.depth <= dispatch.AHEAD_CAP
     group.took(60.0)
-    assert group.depth == 2
+    assert group.depth == 1
 
 
 def test_a_key_names_the_function_not_the_run() -> None:
@@ -338,9 +340,9 @@ def test_a_held_journal_starts_no_append_until_released() -> None:
 class Sent:
     """A dispatcher without Dask: what it sends, by the workers that it names."""
 
-    def __init__(self, *workers: str) -> None:
+    def __init__(self, *workers: str, **step: Any) -> None:
         self.dispatcher = dispatch.Dispatcher(None, self, None, self)
-        self.group = Group(StepDef({"name": "s", "call": "m:f"}), 2)
+        self.group = Group(StepDef({"name": "s", "call": "m:f", **step}), 2)
         self.group.eligible = dict.fromkeys(workers, 1)
         self.calls: list[tuple[list[str], list[int]]] = []
 
@@ -360,6 +362,11 @@ class Sent:
         self.dispatcher._send(self.group, batch)
         return self.calls
 
+    def end(self) -> None:
+        for flight in list(self.dispatcher.flying.values()):
+            for attempt in list(flight.attempts):
+                self.dispatcher._unload(attempt)
+
 
 def held(worker: str | None, size: int) -> Output:
     return Output(1, {**HANDLE, "w": worker, "z": size}, None, None, False)
@@ -376,16 +383,31 @@ def test_a_step_goes_where_most_of_its_inputs_are_if_that_worker_is_free() -> No
     every = ["a", "b"]
     # More bytes count, not more inputs; of a list all of them.
     assert sent.send(run.submit(1, 0, [(0, 0), (0, 1), (0, 3)])) == [(["b"], [0])]
+    sent.end()
     assert sent.send(run.submit(1, 1, [(0, ALL, 4)])) == [(["b"], [1])]
     # What is small, in the journal, in storage alone or on a worker that may not run it has no home.
     assert sent.send(run.submit(1, 9, [(0, 0), (0, 4)])) == [(["a"], [9])]
     for item, data in ((2, [(0, 3)]), (3, [(0, 2)]), (4, [(0, 4)]), (5, [])):
         assert sent.send(run.submit(1, item, data)) == [(every, [item])], data
     # One is as many as it runs at once: the others go where there is room.
+    sent.end()
     batch = [run.submit(2, item, [(0, 0)]) for item in range(3)]
     assert sent.send(*batch) == [(["a"], [0]), (every, [1, 2])]
-    sent.dispatcher._load["a"] = 1
     assert sent.send(run.submit(2, 9, [(0, 0)])) == [(every, [9])]
+
+
+def test_steps_that_ask_for_a_gpu_go_where_one_is_free() -> None:
+    run = State()
+    run.state.finish(0, 0, held("a", 2 * dispatch.HOLD_BYTES))
+    sent = Sent("a", "b", resources={"GPU": 1})
+    sent.group.eligible["b"] = 2
+    batch = [run.submit(1, item) for item in range(3)]
+    assert sorted(sent.send(*batch)) == [(["a"], [0]), (["b"], [1, 2])]
+    # One behind each, where it has to be at all.
+    more = [run.submit(1, item) for item in range(3, 6)]
+    assert sorted(sent.send(*more)) == [(["a"], [3]), (["b"], [4, 5])]
+    sent.end()
+    assert sent.send(run.submit(2, 0, [(0, 0)]), run.submit(2, 1)) == [(["a"], [0]), (["b"], [1])]
 
 
 def test_of_what_a_run_told_and_what_was_handed_over_the_larger_counts() -> None:

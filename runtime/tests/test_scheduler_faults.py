@@ -259,6 +259,23 @@ def test_a_step_that_no_worker_may_run_is_blocked_with_the_reason(dask: Cluster,
     run.close()
 
 
+@pytest.mark.parametrize("resources", [{}, {"GPU": 1}])
+def test_a_worker_that_comes_late_takes_a_long_step_that_waits(
+    tmp_path: Path, storage: str, resources: dict[str, int]
+) -> None:
+    with cluster(tmp_path, workers=0) as dask:
+        offered = ",".join(f"{name}={amount}" for name, amount in resources.items())
+        dask.add_worker("one-0-0", resources=offered)
+        run = Run(dask.address, storage, [{**SLEEP, "resources": resources}]).open()
+        events = run.follow()
+        run.submit((0, 0, values(30)), (0, 1, values(0)))
+        events.wait_for("started", i=0)
+        dask.add_worker("one-1-0", resources=offered)
+        assert events.wait_for("finished", i=1)[0]["w"] == "one-1-0"
+        assert len(events.of("finished")) == 1
+        run.close()
+
+
 def test_steps_without_gpu_stay_off_gpu_workers_unless_allowed(tmp_path: Path, storage: str) -> None:
     with cluster(tmp_path, workers=0) as dask:
         dask.add_worker("gpu-0-0", resources="GPU=1")
