@@ -5,8 +5,11 @@ Each release serves namespaces of its own, which no other operator of this run s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -198,6 +201,20 @@ def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_
         release.helm("uninstall", "try", check=False)
 
 
+def tells_how_it_ended(system: Namespace) -> None:
+    """Its process is killed as the kernel does it for lack of memory; the next one tells of it."""
+    pod = system.list("pods", "app.kubernetes.io/component=operator")[0]["metadata"]
+    inside = re.compile("pod" + re.sub("[-_]", "[-_]", pod["uid"]))
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "exe").readlink().name == "daskade" and inside.search((process / "cgroup").read_text()):
+                os.kill(int(process.name), signal.SIGKILL)
+    until(
+        "the end of the process before is told",
+        lambda: "ended badly" in kubectl("-n", system.name, "logs", pod["name"], check=False),
+    )
+
+
 def test_a_release_without_rights_on_the_cluster_serves_its_namespaces(
     charts: Charts, two: tuple[Namespace, Namespace]
 ) -> None:
@@ -221,6 +238,8 @@ def test_a_release_without_rights_on_the_cluster_serves_its_namespaces(
         may = ["auth", "can-i", "create", "pods", "--as"]
         assert kubectl(*may, operator, "-n", served.name, check=False).strip() == "yes"
         assert kubectl(*may, operator, "-n", "default", check=False).strip() == "no"
+        if os.environ.get("DASKADE_TEST_OWN_CLUSTER"):
+            tells_how_it_ended(system)
     finally:
         release.helm("uninstall", "try", check=False)
 
