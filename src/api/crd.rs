@@ -4,6 +4,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
+use super::form::form;
+use super::schema::OBJECT_REF_PATTERN;
 use super::{DaskCluster, Pipeline, PipelineRun};
 use crate::names::{DNS_LABEL_PATTERN, OBJECT_NAME_MAX};
 
@@ -28,6 +30,7 @@ pub fn documents() -> Vec<Value> {
         .map(|mut document| {
             if let Some(schema) = root_schema(&mut document) {
                 publish(schema);
+                say_forms(schema);
             }
             document
         })
@@ -89,6 +92,30 @@ fn publish(schema: &mut Value) {
     });
 }
 
+/// Of a pattern the API server shows the expression alone: where that is hard to read, a rule with words takes its place.
+/// Not in steps, of which there may be thousands: a rule takes far more time than a pattern.
+fn say_forms(schema: &mut Value) {
+    match schema {
+        Value::Object(map) if map.get("type").is_some_and(|kind| kind == "string") => {
+            let pattern = map.get("pattern").and_then(Value::as_str).filter(|pattern| *pattern != OBJECT_REF_PATTERN);
+            if let Some(rule) = pattern.and_then(form_rule) {
+                map.remove("pattern");
+                map.insert("x-kubernetes-validations".to_owned(), json!([rule]));
+            }
+        }
+        Value::Object(map) => {
+            let many = |name: &str, field: &Value| ["steps", "finally"].contains(&name) && field["type"] == "array";
+            map.iter_mut().filter(|(name, field)| !many(name, field)).for_each(|(_, field)| say_forms(field));
+        }
+        Value::Array(list) => list.iter_mut().for_each(say_forms),
+        _ => {}
+    }
+}
+
+fn form_rule(pattern: &str) -> Option<Value> {
+    Some(json!({"rule": format!("self.matches(r'{pattern}')"), "message": format!("must be {}", form(pattern)?)}))
+}
+
 fn each_object(value: &mut Value, visit: &mut impl FnMut(&mut serde_json::Map<String, Value>)) {
     match value {
         Value::Object(map) => {
@@ -97,5 +124,23 @@ fn each_object(value: &mut Value, visit: &mut impl FnMut(&mut serde_json::Map<St
         }
         Value::Array(list) => list.iter_mut().for_each(|value| each_object(value, visit)),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_api_server_says_in_words_what_a_text_must_be_but_not_of_thousands_of_steps() {
+        let published = documents();
+        let schema = root_schema(&mut published[1].clone()).unwrap().clone();
+        let at = |path: &str| schema.pointer(&format!("/properties/spec/properties/{path}")).cloned().unwrap();
+        let finally = at("deadlines/properties/finally");
+        assert_eq!(finally["pattern"], Value::Null);
+        assert!(finally["x-kubernetes-validations"][0]["message"].as_str().unwrap().contains("for example 90s"));
+        assert!(at("steps/items/properties/timeout")["pattern"].is_string());
+        let checked = checked_schema("Pipeline").unwrap();
+        assert!(checked.pointer("/properties/spec/properties/deadlines/properties/finally/pattern").is_some());
     }
 }

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod condition;
 pub mod crd;
 pub mod duration;
+pub mod form;
 pub mod pipeline;
 pub mod pod;
 pub mod quantity;

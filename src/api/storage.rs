@@ -12,6 +12,9 @@ pub const STORAGE_URL_PATTERN: &str = concat!(
     r"|^file:///[^\x00-\x1f\x7f]*$"
 );
 
+/// Addresses of S3 services that are accepted: no user and password in them.
+pub const ENDPOINT_PATTERN: &str = r"^https?://[^\x00-\x20\x7f@]+$";
+
 /// Where outputs and journals are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -26,7 +29,7 @@ pub struct Storage {
     pub url: String,
     /// Address of the S3 service where it is not AWS, for example `https://minio.example.com:9000`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 8, max = 512), regex(pattern = r"^https?://[^\x00-\x20\x7f@]+$"))]
+    #[schemars(length(min = 8, max = 512), regex(pattern = ENDPOINT_PATTERN))]
     pub endpoint: Option<String>,
     /// Region of the bucket, for example `eu-central-1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -10,6 +10,7 @@ use super::{
     tree::{Content, Entry, Node, Path, quote},
 };
 use crate::{
+    api::form::form,
     names::IDENTIFIER_PATTERN,
     problem::{Problem, nearest},
 };
@@ -308,7 +309,7 @@ fn text_problem(text: &str, shape: &Shape, path: &Path) -> Option<Problem> {
     let message = match explain::pattern_mismatch(&pattern.text, text) {
         Some(message) => message,
         None if !pattern.fits(text) => {
-            let form = explain::form(&pattern.text).map_or_else(|| pattern.text.clone(), str::to_owned);
+            let form = form(&pattern.text).map_or_else(|| pattern.text.clone(), str::to_owned);
             format!("{} has not the form: {form}", quote(text))
         }
         None => return None,

@@ -2,13 +2,9 @@
 
 use crate::{
     api::{
-        cluster::GPU_RESOURCE_PATTERN,
         duration::{DURATION_PATTERN, Duration, POSITIVE_DURATION_PATTERN},
-        pipeline::{ADDRESS_PATTERN, ARCHIVE_URL_PATTERN},
         quantity::{QUANTITY_PATTERN, Quantity},
-        schema::{IMAGE_PATTERN, OBJECT_REF_PATTERN},
-        step::CALL_PATTERN,
-        storage::STORAGE_URL_PATTERN,
+        schema::OBJECT_REF_PATTERN,
     },
     names::{DNS_LABEL_PATTERN, IDENTIFIER_PATTERN, check_label},
 };
@@ -47,24 +43,6 @@ pub(crate) fn pattern_mismatch(pattern: &str, text: &str) -> Option<String> {
         _ => return None,
     };
     Some(format!("{} is not a name here; it takes {what}", quote(text)))
-}
-
-/// A hint at the form, where the regular expression itself says little.
-pub(crate) fn form(pattern: &str) -> Option<&'static str> {
-    Some(match pattern {
-        CALL_PATTERN => "module:function, for example model:fit",
-        ADDRESS_PATTERN => "tcp://host:port or tls://host:port",
-        STORAGE_URL_PATTERN => {
-            "s3://bucket/prefix, gs://bucket/prefix or file:///folder, without empty, . and .. parts"
-        }
-        ARCHIVE_URL_PATTERN => {
-            "s3://bucket/flow.zip, gs://bucket/flow.tar.gz or file:///folder/flow.zip, without empty, . and .. parts"
-        }
-        OBJECT_REF_PATTERN => "lower-case letters, digits, dashes and dots",
-        IMAGE_PATTERN => "registry/repository:tag or registry/repository@sha256:digest",
-        GPU_RESOURCE_PATTERN => "domain/name, for example nvidia.com/gpu",
-        _ => return None,
-    })
 }
 
 fn duration_problem(text: &str, positive: bool) -> Option<String> {

@@ -216,6 +216,8 @@ mod tests {
     fn every_rule_of_the_crds_is_checked_in_rust_too_and_with_the_same_message() {
         let mut found = Vec::new();
         crd::documents().iter().for_each(|document| collect(document, &mut found));
+        // Of one text alone: its pattern is checked.
+        found.retain(|(cel, _)| !cel.starts_with("self.matches(r'"));
         found.retain(|(cel, _)| !cel.contains("oldSelf") && !cel.contains("self.metadata"));
         assert!(!found.is_empty());
         for (cel, message) in &found {

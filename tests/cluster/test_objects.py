@@ -129,9 +129,12 @@ def test_a_spec_that_is_wrong_is_refused_with_its_field(space: Namespace) -> Non
         ({"workers": [{"name": "a", "replicas": 100000}]}, "spec.workers[0].replicas"),
         ({"workers": [{"name": "a", "resources": {"limits": {"memory": "1.5Gi1"}}}]}, "memory"),
         ({"workers": [{"name": "a", "resources": {"limits": {"memory": "0"}}}]}, "memory"),
-        ({"idleTimeout": "10 parsecs"}, "spec.idleTimeout"),
+        ({"idleTimeout": "10 parsecs"}, 'spec.idleTimeout: Invalid value: "10 parsecs": must be whole numbers with the units'),
         ({"tls": {"mode": "Secret"}}, "secretRef is needed with mode Secret"),
-        ({"image": "a b"}, "spec.image"),
+        ({"image": "a b"}, 'spec.image: Invalid value: "a b": must be registry/repository:tag'),
+        ({"storage": {"url": "s3:/bucket"}}, "spec.storage.url: Invalid value: \"s3:/bucket\": must be s3://bucket/prefix"),
+        ({"storage": {"url": "s3://bucket/../x"}}, "without empty, . and .. parts"),
+        ({"storage": {"url": "s3://bucket", "endpoint": "minio:9000"}}, "must be http://host:port or https://host:port"),
     ]
     for spec, expected in cases:
         body = {"apiVersion": "daskade.dev/v1alpha1", "kind": "DaskCluster", "metadata": {"name": "wrong"}, "spec": spec}
