@@ -60,7 +60,12 @@ fn follows(problem: &Problem, known: &[&str]) -> bool {
         "DependencyCycle" | "SelfDependency" | "UnknownStep" => return false,
         _ => false,
     };
-    lost || known.iter().any(|path| path.is_empty() || entry(path) == entry(&problem.path))
+    // The field itself was taken away.
+    let of_this = |path: &&str| {
+        let field = path.strip_prefix(problem.path.as_str()).and_then(|field| field.strip_prefix('.'));
+        field.is_some_and(|field| !field.contains(['.', '[']))
+    };
+    lost || known.iter().any(|path| path.is_empty() || of_this(path) || entry(path) == entry(&problem.path))
 }
 
 /// What is wrong with an object that can be read.
@@ -154,6 +159,7 @@ mod tests {
             "{steps: [{name: a, cal: 'm:f', outputz: [{name: x}]}, {name: b, call: 'm:f', args: ['$(steps.a.output.x)']}]}",
             &["spec.steps[0].cal UnknownField", "spec.steps[0].outputz UnknownField", "spec.steps[0] Conflict"],
         );
+        check("{code: {url: 'http://x/y.zip'}, steps: [{name: a, call: 'm:f'}]}", &["spec.code.url InvalidValue"]);
         check("{steps: [{call: 'm:f'}, {name: b, call: 'm:f', dependsOn: [a]}]}", &["spec.steps[0].name MissingField"]);
     }
 }
