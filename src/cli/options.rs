@@ -15,6 +15,25 @@ pub(super) enum Output {
 
 #[derive(Debug, Args)]
 pub(super) struct RunOptions {
+    #[command(flatten)]
+    pub wanted: WantedOptions,
+    #[command(flatten)]
+    pub show: ShowOptions,
+}
+
+/// As of `run`, so that one stands for the other.
+#[derive(Debug, Args)]
+pub(super) struct PlanOptions {
+    #[command(flatten)]
+    pub wanted: WantedOptions,
+    /// Form of the plan on standard output
+    #[arg(long, short, value_enum, default_value_t, env = "DASKADE_OUTPUT")]
+    pub output: Output,
+}
+
+/// Which run is meant.
+#[derive(Debug, Args)]
+pub(super) struct WantedOptions {
     /// Manifests: files, folders, or - for standard input
     #[arg(required = true)]
     pub files: Vec<PathBuf>,
@@ -36,8 +55,6 @@ pub(super) struct RunOptions {
     pub storage: StorageOptions,
     #[command(flatten)]
     pub cluster: ClusterOptions,
-    #[command(flatten)]
-    pub show: ShowOptions,
 }
 
 /// Which steps run; these take the place of the same fields of a PipelineRun.

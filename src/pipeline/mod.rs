@@ -31,7 +31,7 @@ pub use self::{
     check::check,
     expr::{ExprError, Gather, PathPart},
     flow::Flow,
-    key::{Key, Keyring, Known},
+    key::{Aspect, Key, Keyring, Known, Parts},
     objects::Named,
     params::read as read_parameter,
     plan::{Computed, Part, Plan, ResultSource, ResultSpec, Results},

@@ -40,6 +40,15 @@ pub(super) struct Objects {
     seen: HashMap<TaskId, Option<Seen>>,
 }
 
+/// Paths to be looked at.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    /// Their versions count.
+    pub reads: Vec<String>,
+    /// Where outputs of tasks would be kept.
+    pub keeps: Vec<(String, TaskId)>,
+}
+
 impl Objects {
     pub fn new(plan: &Plan) -> Self {
         Self { any: plan.names_objects(), kept: HashMap::new(), seen: HashMap::new() }
@@ -59,8 +68,7 @@ impl Objects {
         }
     }
 
-    /// Looks at what the tasks about to be handed over name: at what they read if earlier outputs may be taken in their
-    /// place, and at where they keep their outputs if it matters what is there.
+    /// Looks at what the tasks about to be handed over name.
     pub async fn look(
         &mut self,
         peer: &Peer,
@@ -68,25 +76,7 @@ impl Objects {
         tasks: &[TaskId],
         (state, facts): (&RunState, &mut Facts),
     ) -> Result<(), dask::Error> {
-        self.seen.clear();
-        if !self.any {
-            return Ok(());
-        }
-        let (mut reads, mut keeps) = (Vec::new(), Vec::new());
-        for task in tasks {
-            // What is wrong with a path is told when the arguments are made.
-            let Ok(named) = spec.plan.objects_of(*task, &View { facts, state, dag: &spec.plan.dag }) else { continue };
-            if spec.reuse.missing {
-                let paths = named.reads.into_iter().chain(named.keeps.iter().map(|(path, _)| path.clone()));
-                reads.extend(paths.filter(|path| !facts.versions.contains_key(path)));
-            }
-            if let Some((path, if_exists)) = named.keeps
-                && *self.kept.entry(path.clone()).or_insert(*task) == *task
-                && if_exists != IfExists::Replace
-            {
-                keeps.push((path, *task));
-            }
-        }
+        let Wanted { reads, keeps } = self.wanted(spec, tasks, &View { facts, state, dag: &spec.plan.dag });
         facts.versions.extend(versions(peer, spec, reads).await?);
         for keeps in keeps.chunks(CHUNK) {
             let asked: Vec<Kept<'_>> = keeps
@@ -94,9 +84,41 @@ impl Objects {
                 .map(|(path, task)| Kept { path, task: Item { step: task.step.0, item: task.item } })
                 .collect();
             let seen = ask(peer, spec, &[], &asked).await?;
-            self.seen.extend(keeps.iter().map(|(_, task)| *task).zip(seen.keeps));
+            self.saw(keeps.iter().map(|(_, task)| *task).zip(seen.keeps));
         }
         Ok(())
+    }
+
+    /// What has to be looked at before these tasks are handed over: what they read, if earlier outputs may be taken in their
+    /// place, and where they keep their outputs, if it matters what is there.
+    pub fn wanted(&mut self, spec: &RunSpec, tasks: &[TaskId], view: &View<'_>) -> Wanted {
+        self.seen.clear();
+        let mut wanted = Wanted::default();
+        if !self.any {
+            return wanted;
+        }
+        for task in tasks {
+            // What is wrong with a path is told when the arguments are made.
+            let Ok(named) = spec.plan.objects_of(*task, view) else { continue };
+            if spec.reuse.missing {
+                let paths = named.reads.into_iter().chain(named.keeps.iter().map(|(path, _)| path.clone()));
+                wanted.reads.extend(paths.filter(|path| !view.facts.versions.contains_key(path)));
+            }
+            if let Some((path, if_exists)) = named.keeps
+                && *self.kept.entry(path.clone()).or_insert(*task) == *task
+                && if_exists != IfExists::Replace
+            {
+                wanted.keeps.push((path, *task));
+            }
+        }
+        wanted.reads.sort();
+        wanted.reads.dedup();
+        wanted
+    }
+
+    /// What is where tasks would keep their outputs.
+    pub fn saw(&mut self, seen: impl IntoIterator<Item = (TaskId, Option<Seen>)>) {
+        self.seen.extend(seen);
     }
 
     /// What becomes of a task that [`look`](Self::look) has looked at.
