@@ -1,5 +1,6 @@
 //! The reader on a directory laid out as the runtime lays it out.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -236,7 +237,7 @@ async fn an_object_has_the_version_that_the_runtime_notes() {
     let file = std::fs::File::options().write(true).open(folder.join("in/a b.json")).unwrap();
     file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::new(1, 2)).unwrap();
     let url = format!("file://{}", folder.display());
-    let objects = Objects::new(StorageConfig { url: url.clone(), ..StorageConfig::default() });
+    let objects = Objects::new(StorageConfig { url: url.clone(), ..StorageConfig::default() }, BTreeMap::new());
     let paths = ["in/a b.json", &format!("{url}/in/a%20b.json"), "in/none", "in", "../x"].map(str::to_owned);
     let found = objects.versions(&paths).await;
     for found in &found[..2] {

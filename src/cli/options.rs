@@ -75,12 +75,21 @@ pub(super) struct PartOptions {
     /// Run the steps with this tag (repeatable)
     #[arg(long = "tag", value_name = "TAG")]
     pub tags: Vec<String>,
+    /// Read this version of an input, in place of what is there (repeatable): NAME is that of an input, or a path
+    #[arg(long = "load-version", value_name = "NAME=VERSION", value_parser = version)]
+    pub load_versions: Vec<(String, String)>,
     /// Take outputs of earlier runs where nothing changed; run the rest
     #[arg(long, env = "DASKADE_REUSE")]
     pub reuse: bool,
     /// Take outputs of this earlier run only: its uid or name
     #[arg(long, value_name = "RUN", env = "DASKADE_REUSE_RUN")]
     pub reuse_run: Option<String>,
+}
+
+/// A path may have the sign too, a version has none that anybody would begin with.
+fn version(text: &str) -> Result<(String, String), String> {
+    let (name, version) = text.rsplit_once('=').ok_or("write NAME=VERSION")?;
+    Ok((name.to_owned(), version.to_owned()))
 }
 
 #[derive(Debug, Args)]

@@ -113,6 +113,7 @@ pub(super) fn part(options: &PartOptions, run: Option<&PipelineRunSpec>) -> (Opt
     given(&mut select.to, &options.to);
     given(&mut select.from_inputs, &options.from_inputs);
     given(&mut select.tags, &options.tags);
+    select.load_versions.extend(options.load_versions.iter().cloned());
     let select = (select != Select::default()).then_some(select);
     let mut reuse = run.and_then(|run| run.reuse.clone()).unwrap_or_default();
     if options.reuse_run.is_some() {

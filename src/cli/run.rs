@@ -48,6 +48,9 @@ pub(super) fn job(options: &mut WantedOptions) -> Result<Job, Failure> {
     }
     let Request { frozen, plan, code } = request::request(options)?;
     let storage = request::storage(&options.storage, Some(&frozen.pipeline), None, &home)?;
+    if let Some(problem) = plan.check_pins(&storage.url) {
+        return Err(Failure::bad_input(problem.to_string()));
+    }
     Ok(Job { home, frozen, plan, code, storage, create: true, created: now() })
 }
 

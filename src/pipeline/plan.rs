@@ -11,6 +11,7 @@ use super::{
     mentions::{Mention, mentions},
     node::Node,
     objects::{Input, Target},
+    pins::Pin,
     wire::{Reference, StepDef, Template},
 };
 use crate::api::step::Cache;
@@ -28,6 +29,8 @@ pub struct Plan {
     pub(super) run: Map<String, Value>,
     pub(super) results: Vec<ResultSpec>,
     pub(super) requirements: Vec<String>,
+    /// Versions that are fixed, by the paths of the objects.
+    pub(super) pins: BTreeMap<String, Pin>,
 }
 
 /// What the plan needs to know of the run so far.

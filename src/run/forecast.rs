@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use super::driver::{CodeSource, DriveError, RunSpec};
 use super::earlier::{self, has_ended};
 use super::facts::{Facts, View};
-use super::objects::{Meeting, Objects, Wanted};
+use super::objects::{self, Meeting, Objects, Wanted};
 use super::past;
 use super::reuse::{Because, Reusable};
 use super::turn::{Turn, handed_over};
@@ -80,6 +80,12 @@ pub struct Tally {
 /// What `spec` would do. `whole`: its pipeline without a selection, for the order of all steps.
 pub async fn forecast(spec: &RunSpec, whole: &Plan) -> Result<Forecast, DriveError> {
     let mut reusable = None;
+    if let Some(problem) = spec.plan.check_pins(&spec.storage.url) {
+        return Err(DriveError::Refused {
+            reason: problem.reason.to_owned(),
+            message: format!("{}: {}", problem.path, problem.message),
+        });
+    }
     let storage = StorageConfig {
         url: spec.storage.url.clone(),
         endpoint: spec.storage.endpoint.clone(),
@@ -91,7 +97,9 @@ pub async fn forecast(spec: &RunSpec, whole: &Plan) -> Result<Forecast, DriveErr
         let earlier = earlier.map_err(|error| unreadable(&spec.storage.url, &error))?;
         reusable = Some(earlier::weigh(spec, digest(&spec.code), earlier, true).map_err(refused)?);
         earlier::check(spec, reusable.as_ref()).map_err(refused)?;
-        eyes = Some(store::Objects::new(storage));
+    }
+    if earlier::wants(spec) || !spec.plan.pins().is_empty() {
+        eyes = Some(store::Objects::new(storage, objects::pins(spec)));
     }
     let mut facts = Facts::default();
     let mut state = RunState::new(&spec.plan.dag, 0);
@@ -119,9 +127,13 @@ pub async fn forecast(spec: &RunSpec, whole: &Plan) -> Result<Forecast, DriveErr
         refused: HashMap::new(),
         fates: BTreeMap::new(),
     };
+    let mut paths: BTreeSet<String> = spec.plan.pins().keys().cloned().collect();
     if spec.reuse.missing {
-        let paths: Vec<String> = spec.plan.known_paths().into_iter().collect();
-        teller.look(Wanted { reads: paths, keeps: Vec::new() }).await?;
+        paths.extend(spec.plan.known_paths());
+    }
+    teller.look(Wanted { reads: paths.into_iter().collect(), keeps: Vec::new() }).await?;
+    if let Some(message) = objects::unpinned(&spec.plan, &teller.facts.versions) {
+        return Err(DriveError::Refused { reason: "VersionNotFound".to_owned(), message });
     }
     teller.engine().await?;
     let mut steps = Vec::new();

@@ -1,7 +1,7 @@
 //! Objects in storage that steps name by their paths: looks at what is there when a task is handed over, and says what
 //! follows from it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::driver::RunSpec;
 use super::facts::{Facts, View};
@@ -150,11 +150,35 @@ pub(super) async fn before(peer: &Peer, spec: &RunSpec) -> Result<Versions, dask
     if !spec.plan.names_objects() {
         return Ok(Versions::new());
     }
-    if !spec.reuse.missing {
-        ask(peer, spec, &[], &[]).await?;
-        return Ok(Versions::new());
+    if let Some(problem) = spec.plan.check_pins(&spec.storage.url) {
+        return Err(refused(problem.reason, format!("{}: {}", problem.path, problem.message)));
     }
-    versions(peer, spec, spec.plan.known_paths()).await
+    let mut paths: BTreeSet<String> = spec.plan.pins().keys().cloned().collect();
+    if spec.reuse.missing {
+        paths.extend(spec.plan.known_paths());
+    } else if paths.is_empty() {
+        ask(peer, spec, &[], &[]).await?;
+    }
+    let versions = versions(peer, spec, paths).await?;
+    match unpinned(&spec.plan, &versions) {
+        Some(missing) => Err(refused("VersionNotFound", missing)),
+        None => Ok(versions),
+    }
+}
+
+/// Versions that a run fixes, by path.
+pub(super) fn pins(spec: &RunSpec) -> BTreeMap<String, String> {
+    spec.plan.pins().iter().map(|(path, pin)| (path.clone(), pin.version.clone())).collect()
+}
+
+/// Of the versions that are fixed one that is not there.
+pub(super) fn unpinned(plan: &Plan, versions: &Versions) -> Option<String> {
+    let (path, pin) = plan.pins().iter().find(|(path, _)| matches!(versions.get(*path), None | Some(None)))?;
+    Some(format!("{}: there is no version {} of {path}, or it cannot be read", pin.at, pin.version))
+}
+
+fn refused(reason: &str, message: String) -> dask::Error {
+    dask::Error::Refused { op: "daskade-look", reason: reason.to_owned(), message }
 }
 
 async fn versions(
@@ -175,11 +199,14 @@ async fn versions(
 }
 
 async fn ask(peer: &Peer, spec: &RunSpec, reads: &[&str], keeps: &[Kept<'_>]) -> Result<SeenObjects, dask::Error> {
-    match peer.call(&LookAt { run: &spec.uid, storage: storage(&spec.storage), reads, keeps }).await {
-        Err(dask::Error::UnknownOp { op }) => {
-            let message = "the runtime in the scheduler is of a release that does not know inputs and output.path";
-            Err(dask::Error::Refused { op, reason: "RuntimeVersion".to_owned(), message: message.to_owned() })
-        }
+    let pins = pins(spec);
+    let look = LookAt { run: &spec.uid, storage: storage(&spec.storage), reads, keeps, pins: &pins };
+    let too_old = |what: &str| {
+        refused("RuntimeVersion", format!("the runtime in the scheduler is of a release that does not know {what}"))
+    };
+    match peer.call(&look).await {
+        Err(dask::Error::UnknownOp { .. }) => Err(too_old("inputs and output.path")),
+        Ok(seen) if !pins.is_empty() && !seen.pinned => Err(too_old("select.loadVersions")),
         answer => answer,
     }
 }

@@ -180,6 +180,7 @@ impl Session<'_> {
                 cache_bytes: CACHE_BYTES,
                 log_cap: LOG_CAP,
                 tasks_per_slot: TASKS_PER_SLOT,
+                pins: objects::pins(spec),
             },
         }
     }

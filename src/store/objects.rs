@@ -1,13 +1,13 @@
 //! Objects that a manifest names, below the storage or by whole URLs: which version of them is there. The versions are those
 //! that the runtime notes (`storage.py`, `s3.py`), since they are compared with what journals say.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use futures_util::{StreamExt as _, stream};
-use object_store::ObjectStoreExt as _;
+use object_store::GetOptions;
 
 use super::config::{StorageConfig, folder_of, percent_decoded};
 use super::error::{StoreError, clean};
@@ -21,6 +21,7 @@ const AT_ONCE: usize = 16;
 #[derive(Debug)]
 pub struct Objects {
     storage: StorageConfig,
+    pins: BTreeMap<String, String>,
 }
 
 /// Where an object is.
@@ -30,8 +31,9 @@ enum Place {
 }
 
 impl Objects {
-    pub fn new(storage: StorageConfig) -> Self {
-        Self { storage }
+    /// `pins`: versions that are looked for in place of what is there, by path.
+    pub fn new(storage: StorageConfig, pins: BTreeMap<String, String>) -> Self {
+        Self { storage, pins }
     }
 
     /// The versions of what is at `paths`, in their order; `None`: nothing.
@@ -50,7 +52,8 @@ impl Objects {
                 open.insert(url.to_owned(), reader);
             }
         }
-        let looks = places.into_iter().map(|place| look(place, &open));
+        let pins = paths.iter().map(|path| self.pins.get(path));
+        let looks = places.into_iter().zip(pins).map(|(place, pin)| look(place, pin, &open));
         stream::iter(looks).buffered(AT_ONCE).collect().await
     }
 
@@ -81,15 +84,20 @@ impl Objects {
     }
 }
 
-async fn look(place: Result<Place, StoreError>, open: &HashMap<String, Reader>) -> Result<Option<String>, StoreError> {
+async fn look(
+    place: Result<Place, StoreError>,
+    pin: Option<&String>,
+    open: &HashMap<String, Reader>,
+) -> Result<Option<String>, StoreError> {
     match place? {
         Place::File(path) => in_folder(&path),
         Place::Key { store, key } => {
             let Some(reader) = open.get(&store) else {
                 return Err(StoreError::Invalid(format!("{} cannot be opened", clean(&store))));
             };
-            let found = match reader.client.head(&reader.path(&key)?).await {
-                Ok(found) => found,
+            let options = GetOptions { head: true, version: pin.cloned(), ..GetOptions::default() };
+            let found = match reader.client.get_opts(&reader.path(&key)?, options).await {
+                Ok(found) => found.meta,
                 Err(error) => {
                     return match reader.failed("look at", &key, &error) {
                         StoreError::NotFound { .. } => Ok(None),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import Cli, Done
+
 from test_objects import Place, place  # noqa: F401 - a fixture
 
 CODE = """
