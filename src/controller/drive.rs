@@ -141,7 +141,7 @@ impl Observer for Teller {
 }
 
 /// What the journal or the runtime refuses and will refuse again.
-const FOR_EVER: [&str; 13] = [
+const FOR_EVER: [&str; 12] = [
     "SpecMismatch",
     "RecordUnreadable",
     "UnsupportedDask",
@@ -154,7 +154,6 @@ const FOR_EVER: [&str; 13] = [
     "ReuseNotFound",
     "OutputsRemoved",
     "VersionNotFound",
-    "NoVersions",
 ];
 /// What only a person can help.
 const STALLED: [&str; 4] = ["AccessDenied", "CodeNotFound", "NoSuchBucket", "StorageFull"];

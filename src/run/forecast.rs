@@ -81,10 +81,7 @@ pub struct Tally {
 pub async fn forecast(spec: &RunSpec, whole: &Plan) -> Result<Forecast, DriveError> {
     let mut reusable = None;
     if let Some(problem) = spec.plan.check_pins(&spec.storage.url) {
-        return Err(DriveError::Refused {
-            reason: problem.reason.to_owned(),
-            message: format!("{}: {}", problem.path, problem.message),
-        });
+        return Err(DriveError::Refused { reason: "VersionNotFound".to_owned(), message: problem.to_string() });
     }
     let storage = StorageConfig {
         url: spec.storage.url.clone(),

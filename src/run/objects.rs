@@ -151,7 +151,7 @@ pub(super) async fn before(peer: &Peer, spec: &RunSpec) -> Result<Versions, dask
         return Ok(Versions::new());
     }
     if let Some(problem) = spec.plan.check_pins(&spec.storage.url) {
-        return Err(refused(problem.reason, format!("{}: {}", problem.path, problem.message)));
+        return Err(refused("VersionNotFound", problem.to_string()));
     }
     let mut paths: BTreeSet<String> = spec.plan.pins().keys().cloned().collect();
     if spec.reuse.missing {
