@@ -224,7 +224,13 @@ async fn a_run_goes_from_installation_to_its_closing_record() {
         storage: Storage { url: format!("file://{}", folder.path().join("store").display()), ..Storage::default() },
         code: empty_code(),
         steps: vec![step("square", "builtins:pow", slot, 0), step("total", "builtins:sum", list, 2)],
-        settings: Settings { inline_max: 65_536, cache_bytes: 1 << 20, log_cap: 1 << 20, tasks_per_slot: 2 },
+        settings: Settings {
+            inline_max: 65_536,
+            cache_bytes: 1 << 20,
+            log_cap: 1 << 20,
+            tasks_per_slot: 2,
+            pins: BTreeMap::new(),
+        },
     };
     let opened = connection.call(&open).await.expect("opened");
     assert_eq!((opened.instance.as_str(), opened.epoch), (hello.instance.as_str(), 1));

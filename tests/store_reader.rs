@@ -1,9 +1,10 @@
 //! The reader on a directory laid out as the runtime lays it out.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
-use daskade::store::{Handle, LogFilter, Reader, StorageConfig, StoreError};
+use daskade::store::{Handle, LogFilter, Objects, Reader, StorageConfig, StoreError};
 use sha2::{Digest as _, Sha256};
 
 struct Place {
@@ -50,6 +51,8 @@ fn stored(path: &str, data: &[u8]) -> Handle {
         bytes: None,
         worker: None,
         container: None,
+        named: Vec::new(),
+        made: None,
     }
 }
 
@@ -187,4 +190,61 @@ async fn log_lines_come_in_order_of_time_and_only_those_asked_for() {
     let all = reader.logs(&place.run, &LogFilter::default(), 3).await.unwrap();
     assert_eq!((all.lines.len(), all.omitted, all.unreadable), (3, 1, 0));
     assert!(reader.logs("no-such-run", &LogFilter::default(), 3).await.unwrap().lines.is_empty());
+}
+
+#[tokio::test]
+async fn earlier_runs_are_found_by_their_marks_and_bounded_by_what_is_there() {
+    let place = Place::golden();
+    let short = |text: &str| hex::encode(&Sha256::digest(text)[..8]);
+    let mark = |left: &str, name: &str, uid: &str| {
+        place.write(&format!("pipelines/{}/{left}-{}-{uid}", short("flow"), short(name)), b"");
+    };
+    mark("0000000000002", "nightly", &place.run);
+    mark("0000000000001", "newer", "not-there");
+    let reader = place.reader().await;
+    let found = reader.earlier("flow", None).await.unwrap();
+    assert_eq!(found.len(), 1, "one without a journal is left out");
+    let run = &found[0];
+    assert_eq!((run.uid.as_str(), run.removed), (place.run.as_str(), None));
+    let order: Vec<_> = run.folded.order.clone();
+    assert_eq!(order.len(), run.folded.committed.len());
+    let stored: Vec<_> = run.folded.committed.iter().filter(|(_, done)| done.handle.bytes.is_none()).collect();
+    assert!(!stored.is_empty() && stored.len() < order.len());
+    assert_eq!(run.gone, stored.iter().map(|(task, _)| **task).collect::<Vec<_>>(), "no object is there");
+    for (_, done) in &stored {
+        let path = done.handle.path.as_ref().unwrap();
+        let key = path.strip_prefix('/').map_or_else(|| format!("runs/{}/{path}", place.run), str::to_owned);
+        place.write(&key, &vec![0; done.handle.size as usize]);
+    }
+    let gone = reader.earlier("flow", None).await.unwrap().remove(0).gone;
+    let elsewhere = |path: &Option<String>| path.as_ref().is_some_and(|path| path.starts_with('/'));
+    let here = stored.iter().filter(|(_, done)| !elsewhere(&done.handle.path)).map(|(task, _)| *task);
+    assert!(here.into_iter().all(|task| !gone.contains(task)), "{gone:?}");
+    for (wanted, count) in [("nightly", 1), (place.run.as_str(), 1), ("newer", 0), ("nobody", 0)] {
+        assert_eq!(reader.earlier("flow", Some(wanted)).await.unwrap().len(), count, "{wanted}");
+    }
+    assert!(reader.earlier("other", None).await.unwrap().is_empty());
+    place.write(&format!("runs/{}/removed/outputs", place.run), b"{\"t\": 7.0}");
+    let cleared = &reader.earlier("flow", None).await.unwrap()[0];
+    assert_eq!((cleared.removed, cleared.folded.committed.len()), (Some(7.0), 0));
+}
+
+#[tokio::test]
+async fn an_object_has_the_version_that_the_runtime_notes() {
+    let place = Place::golden();
+    place.write("in/a b.json", b"12345");
+    let folder = place.folder.path();
+    let file = std::fs::File::options().write(true).open(folder.join("in/a b.json")).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::new(1, 2)).unwrap();
+    let url = format!("file://{}", folder.display());
+    let objects = Objects::new(StorageConfig { url: url.clone(), ..StorageConfig::default() }, BTreeMap::new());
+    let paths = ["in/a b.json", &format!("{url}/in/a%20b.json"), "in/none", "in", "../x"].map(str::to_owned);
+    let found = objects.versions(&paths).await;
+    for found in &found[..2] {
+        // `f"{st_mtime_ns:x}-{st_size:x}"`
+        assert_eq!(found.as_ref().unwrap().as_deref(), Some("3b9aca02-5"));
+    }
+    assert_eq!(found[2].as_ref().unwrap(), &None);
+    assert_eq!(found[3].as_ref().unwrap_err().reason(), "InvalidKey", "a folder");
+    assert_eq!(found[4].as_ref().unwrap_err().reason(), "InvalidKey");
 }

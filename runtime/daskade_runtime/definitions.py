@@ -35,6 +35,8 @@ class Run:
         self.name: str = reply.get("name") or ""
         self.steps: tuple[dict[str, Any], ...] = tuple(reply["steps"])
         self.settings: dict[str, Any] = dict(reply.get("settings") or {})
+        self.pins: dict[str, str] = dict(self.settings.get("pins") or {})
+        """Versions of objects that are read in place of those that are there, by path."""
         self.store = store
         self.storage = dict(reply["storage"])
         self._elsewhere: dict[str, Store] = {}

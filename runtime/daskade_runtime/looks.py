@@ -25,13 +25,17 @@ class Looks:
         return {"daskade-look": self.look}
 
     @operation
-    async def look(self, *, run: str, storage: Any, reads: Any = (), keeps: Any = (), **_: Any) -> Reply:
-        """Versions of what is at the paths ``reads``; of ``keeps``, ``[path, step, item]`` each, also whether
-        an attempt of that task of the run has written it.
+    async def look(
+        self, *, run: str, storage: Any, reads: Any = (), keeps: Any = (), pins: Any = None, **_: Any
+    ) -> Reply:
+        """Versions of what is at the paths ``reads``, for those in ``pins`` of the version with that id; of
+        ``keeps``, ``[path, step, item]`` each, also whether an attempt of that task of the run has written
+        it.
         """
         check_run(run)
         store = open_store(storage)
         others: dict[str, Store] = {}
+        fixed: dict[str, str] = dict(pins or {})
 
         def version(path: str) -> str | None:
             try:
@@ -39,8 +43,10 @@ class Looks:
                 at = store
                 if where is not storage:
                     at = others.get(where["url"]) or others.setdefault(where["url"], open_store(where))
-                found = at.look(key)
-            except StorageError:
+                found = at.look(key, fixed.get(path))
+            except StorageError as error:
+                if path in fixed and error.transient:
+                    raise  # that it is not there ends the run
                 return None  # the step that reads it waits, or says what is wrong
             return None if found is None else found.version
 
@@ -54,7 +60,12 @@ class Looks:
                 raise
             return None if found is None else [found, reply is not None]
 
-        return {"status": "OK", "reads": await _each(version, reads), "keeps": await _each(there, keeps)}
+        return {
+            "status": "OK",
+            "reads": await _each(version, reads),
+            "keeps": await _each(there, keeps),
+            "pinned": True,
+        }
 
 
 async def _each(function: Callable[[Any], Any], items: Any) -> list[Any]:

@@ -106,16 +106,17 @@ class Objects:
         def patient(action: Callable[[], T]) -> T:
             return patiently(lambda: _named_right(action, what), stopped, told=told)
 
-        found = patient(lambda: store.look(key))
+        version = run.pins.get(path)
+        found = patient(lambda: store.look(key, version))
         if found is None:
-            raise _missing(store, path, what)
+            raise _missing(store, path, what, version)
         with self._turns.alone((run.uid, path.encode())):
             entry = self._cache.pin(_entry_key(run.uid, path, found))
             if entry is None:
                 file = self._cache.new_path()
                 with kept_on_disk(file):
                     # Another version may have come meanwhile: what counts is what was read.
-                    found = patient(lambda: _fetched(store, key, path, what, file))
+                    found = patient(lambda: _fetched(store, key, path, what, file, version))
                     entry = self._cache.add(_entry_key(run.uid, path, found), file, found.size)
         pins.append(entry)
         return entry, found
@@ -125,12 +126,12 @@ def _entry_key(run: str, path: str, found: Stat) -> tuple[str, bytes]:
     return (run, hashlib.sha256(f"{path}\0{found.size}\0{found.version}".encode()).digest())
 
 
-def _fetched(store: Store, key: str, path: str, what: str, file: str) -> Stat:
+def _fetched(store: Store, key: str, path: str, what: str, file: str, version: str | None) -> Stat:
     try:
-        return store.get_to_file(key, file)
+        return store.get_to_file(key, file, version)
     except StorageError as exc:
         if exc.reason == "NotFound":
-            raise _missing(store, path, what) from exc
+            raise _missing(store, path, what, version) from exc
         raise
 
 
@@ -144,7 +145,10 @@ def _named_right(action: Callable[[], T], what: str) -> T:
         raise
 
 
-def _missing(store: Store, path: str, what: str) -> StepFailure:
+def _missing(store: Store, path: str, what: str, version: str | None) -> StepFailure:
+    if version is not None:
+        message = f"there is no version {version} of {what}; correct select.loadVersions"
+        return StepFailure("data", "InputMissing", message)
     place = "" if "://" in path else f" below {store.url}"
     message = f"there is no object {what}{place}; put it there, or correct the path"
     return StepFailure("data", "InputMissing", message)

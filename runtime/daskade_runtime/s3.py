@@ -194,10 +194,10 @@ class ObjectStore(Store):
                 return b""
             self._fail("get", key, error)
 
-    def get_to_file(self, key: str, path: str) -> Stat:
+    def get_to_file(self, key: str, path: str, version: str | None = None) -> Stat:
         target = self._path(key)
         try:
-            answer = self._api.get(self._large, target)
+            answer = self._api.get(self._large, target, options={"version": version} if version else None)
             found = _stat(answer.meta)
             size = found.size
             with open(path, "wb") as sink:
@@ -213,7 +213,7 @@ class ObjectStore(Store):
                             done = os.pwrite(descriptor, data, at)
                             at, data = at + done, data[done:]
 
-                    self._ranges(target, 0, size, tag, fetch)
+                    self._ranges(target, 0, size, tag, fetch, version)
             return found
         except OSError as error:
             if isinstance(error, FileNotFoundError) and error.errno is None:
@@ -222,7 +222,9 @@ class ObjectStore(Store):
         except Exception as error:  # noqa: BLE001 - obstore's own types are many, all are told apart in failure()
             self._fail("get", key, error)
 
-    def _ranges(self, path: str, first: int, last: int, tag: str | None, fetch: Any) -> None:
+    def _ranges(
+        self, path: str, first: int, last: int, tag: str | None, fetch: Any, version: str | None = None
+    ) -> None:
         """Fetches [first, last) in parts, several at a time, all of the same version of the object."""
 
         def one(at: int) -> None:
@@ -230,6 +232,8 @@ class ObjectStore(Store):
             options: dict[str, Any] = {"range": (at, end)}
             if tag:
                 options["if_match"] = tag
+            if version:
+                options["version"] = version
             data = memoryview(self._api.get(self._large, path, options=options).bytes())
             if len(data) != end - at:
                 raise StorageError("StorageUnreachable", f"short read of {clean(path)}", transient=True)
@@ -239,8 +243,11 @@ class ObjectStore(Store):
             for _ in pool.map(one, range(first, last, storage.PART)):
                 pass
 
-    def look(self, key: str) -> Stat | None:
+    def look(self, key: str, version: str | None = None) -> Stat | None:
         try:
+            if version is not None:
+                options = {"version": version, "head": True}
+                return _stat(self._api.get(self._small, self._path(key), options=options).meta)
             return _stat(self._api.head(self._small, self._path(key)))
         except FileNotFoundError:
             return None

@@ -188,12 +188,13 @@ class Store:
         not there."""
         raise NotImplementedError
 
-    def get_to_file(self, key: str, path: str) -> Stat:
-        """Writes the object to ``path``, without holding all of it in memory: one version of it."""
+    def get_to_file(self, key: str, path: str, version: str | None = None) -> Stat:
+        """Writes the object to ``path``, without holding all of it in memory: one version of it, the one with
+        this id if one is given."""
         raise NotImplementedError
 
-    def look(self, key: str) -> Stat | None:
-        """Size and version of the object, None if it is not there."""
+    def look(self, key: str, version: str | None = None) -> Stat | None:
+        """Size and version of the object, None if it is not there; ``version``: of the one with this id."""
         raise NotImplementedError
 
     def head(self, key: str) -> int | None:
@@ -292,7 +293,8 @@ class DirectoryStore(Store):
         except OSError as error:
             self._raise("read", key, error)
 
-    def get_to_file(self, key: str, path: str) -> Stat:
+    def get_to_file(self, key: str, path: str, version: str | None = None) -> Stat:
+        _refuse_version(key, version)
         for _ in range(_READS):
             before, after, size = self._copy(key, path)
             if before == after and size == before.size:
@@ -319,7 +321,8 @@ class DirectoryStore(Store):
                 sink.write(chunk)
                 size += len(chunk)
 
-    def look(self, key: str) -> Stat | None:
+    def look(self, key: str, version: str | None = None) -> Stat | None:
+        _refuse_version(key, version)
         try:
             found = os.stat(self._path(key))
             if stat.S_ISDIR(found.st_mode):
@@ -454,6 +457,11 @@ class DirectoryStore(Store):
 
 
 _NO_LINK = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+def _refuse_version(key: str, version: str | None) -> None:
+    if version is not None:
+        raise StorageError("InvalidStorage", f"{clean(key)} is in a folder, which keeps no versions")
 
 
 def _stat(found: os.stat_result) -> Stat:

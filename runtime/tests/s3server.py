@@ -44,6 +44,7 @@ from typing import Any
 from urllib.parse import unquote
 
 BUCKET = "daskade"
+VERSIONED = "versions"
 REGION = "us-east-1"
 ACCESS_KEY, SECRET_KEY = "DASKADETESTKEY", "daskade-test-secret"
 ADMIN_KEY, ADMIN_SECRET = "DASKADEADMINKEY", "daskade-admin-secret"
@@ -118,6 +119,14 @@ class S3Server:
     def storage(self, prefix: str = "") -> dict[str, str]:
         """Storage configuration of a run under ``prefix`` of the bucket."""
         return {"url": f"s3://{BUCKET}/{prefix}".rstrip("/"), "endpoint": self.endpoint, "region": REGION}
+
+    def versioned(self, prefix: str = "") -> dict[str, str]:
+        """The same of a bucket that keeps all versions of what is in it; it is the ``admin``'s."""
+        port, keys = self.state["ports"]["s3"], (ADMIN_KEY, ADMIN_SECRET)
+        enabled = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
+        self._until(lambda: _signed(port, "PUT", f"/{VERSIONED}", *keys) in (200, 409))
+        self._until(lambda: _signed(port, "PUT", f"/{VERSIONED}", *keys, enabled, "versioning=") == 200)
+        return {**self.storage(), "url": f"s3://{VERSIONED}/{prefix}".rstrip("/")}
 
     def environ(self, who: str = "writer") -> dict[str, str]:
         """Credentials as environment variables: of the ``writer``, ``readonly`` or ``admin``."""
@@ -306,7 +315,9 @@ def _kill(pid: int | None) -> None:
             time.sleep(0.01)
 
 
-def _signed(port: int, method: str, path: str, key: str, secret: str, body: bytes = b"") -> int:
+def _signed(
+    port: int, method: str, path: str, key: str, secret: str, body: bytes = b"", query: str = ""
+) -> int:
     """Status of one request with an AWS signature (v4), sent to the server itself, past the proxy and its
     log."""
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -315,7 +326,7 @@ def _signed(port: int, method: str, path: str, key: str, secret: str, body: byte
     names = "host;x-amz-content-sha256;x-amz-date"
     host = f"127.0.0.1:{port}"
     lines = f"host:{host}\nx-amz-content-sha256:{digest}\nx-amz-date:{stamp}\n"
-    canonical = f"{method}\n{path}\n\n{lines}\n{names}\n{digest}"
+    canonical = f"{method}\n{path}\n{query}\n{lines}\n{names}\n{digest}"
     scope = f"{day}/{REGION}/s3/aws4_request"
     text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
     signer = ("AWS4" + secret).encode()
@@ -326,7 +337,7 @@ def _signed(port: int, method: str, path: str, key: str, secret: str, body: byte
     credential = f"AWS4-HMAC-SHA256 Credential={key}/{scope}, SignedHeaders={names}, Signature={signature}"
     headers = {"x-amz-date": stamp, "x-amz-content-sha256": digest, "Authorization": credential}
     try:
-        connection.request(method, path, body, headers)
+        connection.request(method, f"{path}?{query}" if query else path, body, headers)
         return connection.getresponse().status
     finally:
         connection.close()

@@ -113,6 +113,31 @@ def test_a_version_changes_with_the_object(
     assert store.look("none") is None
 
 
+def test_a_version_is_read_as_it_was(
+    keys: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "MULTIPART_FROM", 6 << 20)
+    monkeypatch.setattr(storage, "PART", 5 << 20)
+    for name, value in keys.environ("admin").items():
+        monkeypatch.setenv(name, value)
+    store = open_store(keys.versioned(f"test/{tmp_path.name}"))
+    for number, size in enumerate((5, (11 << 20) + 3)):
+        old, key = os.urandom(size), f"v{number}"
+        store.put(key, old)
+        path = store._path(key)  # type: ignore[attr-defined]
+        version = store._api.head(store._small, path)["version"]  # type: ignore[attr-defined]
+        store.put(key, b"another")
+        found = store.look(key, version)
+        assert found is not None and found.size == size and found != store.look(key)
+        assert store.get_to_file(key, str(tmp_path / "x"), version) == found
+        assert (tmp_path / "x").read_bytes() == old
+        assert store.look(key, "no-such-version") is None
+        assert refused(lambda: store.get_to_file(key, str(tmp_path / "x"), "none")).reason == "NotFound"  # noqa: B023
+    folder = storage.DirectoryStore(str(tmp_path))
+    assert "no versions" in str(refused(lambda: folder.look("x", "1")))
+    assert "no versions" in str(refused(lambda: folder.get_to_file("x", str(tmp_path / "y"), "1")))
+
+
 def test_buffers_of_any_kind_are_bytes(store: Store) -> None:
     import array
 

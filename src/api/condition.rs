@@ -118,6 +118,10 @@ pub const CONDITION_REASONS: &[Reason] = &[
     ("CodeMismatch", "The archive at `code.url` is not the one that `code.sha256` names."),
     ("BadCode", "The archive at `code.url` cannot be used; the message says why."),
     ("OutputMissing", "The run's selection needs an output that no earlier run has; the message names the step."),
+    (
+        "VersionNotFound",
+        "`select.loadVersions` names a version that the storage does not have, or that cannot be read.",
+    ),
     ("ReuseNotFound", "There is no earlier run of the name in `spec.reuse.run`."),
     (
         "OutputsRemoved",
@@ -173,6 +177,7 @@ pub const PROBLEM_REASONS: &[Reason] = &[
     ("DuplicateParameter", "Two parameters have one name."),
     ("UnknownStep", "A reference to a step that does not exist; the help has the nearest name."),
     ("UnknownInput", "A selection names an input that no step reads; the help has those that steps read."),
+    ("NoVersions", "`select.loadVersions` fixes the version of an object in a folder, which keeps none."),
     ("UnknownTag", "A selection names a tag that no step has; the help has the nearest one."),
     ("EmptySelection", "No step fits all parts of a run's selection."),
     ("UnknownOutput", "A reference to an output that the step does not declare; the message lists those it does."),

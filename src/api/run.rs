@@ -117,8 +117,8 @@ pub struct Select {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::tags")]
     pub tags: Vec<String>,
-    /// Versions of inputs and earlier outputs to load, by path or step name: a run's name or UID, for example
-    /// `{model: train-3f2a}`. Not implemented yet: refused.
+    /// Versions of objects that are read in place of those that are there, by the name of an input (`inputs` of a step) or by
+    /// path: on S3 the version id, for example `{model: 3HL4kqtJlcpXroDTDmJ}`. A folder keeps none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 1000))]
     pub load_versions: BTreeMap<String, String>,

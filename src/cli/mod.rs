@@ -7,6 +7,7 @@ mod logs;
 mod operator;
 mod operator_options;
 mod options;
+mod plan;
 mod progress;
 mod remote;
 mod request;
@@ -41,6 +42,9 @@ struct Cli {
 enum Command {
     /// Run a pipeline on this machine, or on a Dask cluster given by its address
     Run(Box<options::RunOptions>),
+    /// Tell step by step what a run would do, and with --reuse what it would take from earlier runs and why the rest runs;
+    /// nothing runs
+    Plan(Box<options::PlanOptions>),
     /// Go on with a run that was interrupted or has failed; what is committed does not run again. With -n, --context or
     /// --kube: with a run in Kubernetes that is suspended
     Resume(Box<options::ResumeOptions>),
@@ -121,6 +125,7 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Run(options) => on_one_thread(run::run(*options)),
+        Command::Plan(options) => on_one_thread(plan::plan(*options)),
         Command::Resume(options) if options.is_remote() => on_one_thread(remote::resume(&options.remote, &options.run)),
         Command::Resume(options) => on_one_thread(run::resume(*options)),
         Command::Logs(options) if options.is_remote() => on_one_thread(remote::logs(&options)),

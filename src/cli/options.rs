@@ -15,6 +15,25 @@ pub(super) enum Output {
 
 #[derive(Debug, Args)]
 pub(super) struct RunOptions {
+    #[command(flatten)]
+    pub wanted: WantedOptions,
+    #[command(flatten)]
+    pub show: ShowOptions,
+}
+
+/// As of `run`, so that one stands for the other.
+#[derive(Debug, Args)]
+pub(super) struct PlanOptions {
+    #[command(flatten)]
+    pub wanted: WantedOptions,
+    /// Form of the plan on standard output
+    #[arg(long, short, value_enum, default_value_t, env = "DASKADE_OUTPUT")]
+    pub output: Output,
+}
+
+/// Which run is meant.
+#[derive(Debug, Args)]
+pub(super) struct WantedOptions {
     /// Manifests: files, folders, or - for standard input
     #[arg(required = true)]
     pub files: Vec<PathBuf>,
@@ -36,8 +55,6 @@ pub(super) struct RunOptions {
     pub storage: StorageOptions,
     #[command(flatten)]
     pub cluster: ClusterOptions,
-    #[command(flatten)]
-    pub show: ShowOptions,
 }
 
 /// Which steps run; these take the place of the same fields of a PipelineRun.
@@ -58,12 +75,21 @@ pub(super) struct PartOptions {
     /// Run the steps with this tag (repeatable)
     #[arg(long = "tag", value_name = "TAG")]
     pub tags: Vec<String>,
+    /// Read this version of an input, in place of what is there (repeatable): NAME is that of an input, or a path
+    #[arg(long = "load-version", value_name = "NAME=VERSION", value_parser = version)]
+    pub load_versions: Vec<(String, String)>,
     /// Take outputs of earlier runs where nothing changed; run the rest
     #[arg(long, env = "DASKADE_REUSE")]
     pub reuse: bool,
     /// Take outputs of this earlier run only: its uid or name
     #[arg(long, value_name = "RUN", env = "DASKADE_REUSE_RUN")]
     pub reuse_run: Option<String>,
+}
+
+/// A path may have the sign too, a version has none that anybody would begin with.
+fn version(text: &str) -> Result<(String, String), String> {
+    let (name, version) = text.rsplit_once('=').ok_or("write NAME=VERSION")?;
+    Ok((name.to_owned(), version.to_owned()))
 }
 
 #[derive(Debug, Args)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::options::{ClusterOptions, PartOptions, RunOptions, StorageOptions};
+use super::options::{ClusterOptions, PartOptions, StorageOptions, WantedOptions};
 use super::{Failure, validate};
 use crate::api::cluster::DaskClusterSpec;
 use crate::api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
@@ -42,7 +42,7 @@ pub(super) fn written(frozen: &Frozen) -> Result<(Vec<u8>, String), Failure> {
 }
 
 /// Reads the manifests and makes the run that `options` ask for.
-pub(super) fn request(options: &RunOptions) -> Result<Request, Failure> {
+pub(super) fn request(options: &WantedOptions) -> Result<Request, Failure> {
     let reading = manifest::read(&options.files, &mut io::stdin().lock());
     if !reading.problems.is_empty() {
         let mut lines: Vec<String> = reading.problems.iter().map(ToString::to_string).collect();
@@ -113,6 +113,7 @@ pub(super) fn part(options: &PartOptions, run: Option<&PipelineRunSpec>) -> (Opt
     given(&mut select.to, &options.to);
     given(&mut select.from_inputs, &options.from_inputs);
     given(&mut select.tags, &options.tags);
+    select.load_versions.extend(options.load_versions.iter().cloned());
     let select = (select != Select::default()).then_some(select);
     let mut reuse = run.and_then(|run| run.reuse.clone()).unwrap_or_default();
     if options.reuse_run.is_some() {

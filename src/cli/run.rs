@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::options::{ClusterOptions, ResumeOptions, RunOptions, ShowOptions};
+use super::options::{ClusterOptions, ResumeOptions, RunOptions, ShowOptions, WantedOptions};
 use super::progress::Progress;
 use super::request::{self, Request};
 use super::{Failure, exit, finish};
@@ -26,18 +26,19 @@ use crate::run::{
 };
 use crate::store;
 
-/// What `run` and `resume` have in common once the run is known.
-struct Job {
-    home: Home,
-    frozen: Frozen,
-    plan: Plan,
-    code: CodeSource,
-    storage: StorageNote,
+/// What `run`, `plan` and `resume` have in common once the run is known.
+pub(super) struct Job {
+    pub home: Home,
+    pub frozen: Frozen,
+    pub plan: Plan,
+    pub code: CodeSource,
+    pub storage: StorageNote,
     create: bool,
     created: f64,
 }
 
-pub(super) async fn run(mut options: RunOptions) -> Result<(), Failure> {
+/// The run that is asked for, checked. Nothing of it is written yet.
+pub(super) fn job(options: &mut WantedOptions) -> Result<Job, Failure> {
     let home = home()?;
     if let Some(wanted) = &mut options.part.reuse_run
         && let Some(note) = home.find_note(wanted).map_err(|error| read_notes(&error))?
@@ -45,16 +46,25 @@ pub(super) async fn run(mut options: RunOptions) -> Result<(), Failure> {
         // A name of this machine, or the beginning of a uid, means the latest run of it here.
         *wanted = note.uid;
     }
-    let Request { frozen, plan, code } = request::request(&options)?;
+    let Request { frozen, plan, code } = request::request(options)?;
     let storage = request::storage(&options.storage, Some(&frozen.pipeline), None, &home)?;
-    let zip = match &code {
+    if let Some(problem) = plan.check_pins(&storage.url) {
+        return Err(Failure::bad_input(problem.to_string()));
+    }
+    Ok(Job { home, frozen, plan, code, storage, create: true, created: now() })
+}
+
+pub(super) async fn run(options: RunOptions) -> Result<(), Failure> {
+    let RunOptions { mut wanted, show } = options;
+    let job = job(&mut wanted)?;
+    let zip = match &job.code {
         CodeSource::Packed(code) => code.zip.as_slice(),
         CodeSource::Archive { .. } => &[],
     };
-    home.write_request(&frozen.uid, &request::written(&frozen)?.0, zip)
+    job.home
+        .write_request(&job.frozen.uid, &request::written(&job.frozen)?.0, zip)
         .map_err(|error| Failure::environment(format!("keep the run's specification: {error}")))?;
-    let job = Job { home, frozen, plan, code, storage, create: true, created: now() };
-    execute(job, &options.cluster, &options.show).await
+    execute(job, &wanted.cluster, &show).await
 }
 
 pub(super) async fn resume(options: ResumeOptions) -> Result<(), Failure> {
@@ -151,40 +161,12 @@ async fn carry_out(
     cancel: watch::Receiver<bool>,
 ) -> Result<Report, Failure> {
     check_folder(&job.storage)?;
-    let (spec, digest) = request::written(&job.frozen)?;
-    let deadlines = job.frozen.pipeline.deadlines.as_ref();
-    let deadline = |which: fn(&Deadlines) -> Option<&Span>| deadlines.and_then(which).map(|span| span.to_std());
     let to = remote(&job.frozen, cluster)?;
-    let run = RunSpec {
-        uid: job.frozen.uid.clone(),
-        name: job.frozen.name.clone(),
-        plan: job.plan.clone(),
-        spec,
-        spec_digest: digest,
-        code: job.code.clone(),
-        requirements: if to.is_some() {
-            Requirements { wanted: job.frozen.pipeline.requirements.clone(), same_image: false }
-        } else {
-            // The environment is made with them.
-            Requirements::default()
-        },
-        image: job.frozen.cluster.image.clone(),
-        pipeline: job.frozen.pipeline_name.clone(),
-        reuse: job.frozen.reuse(),
-        storage: StorageSpec {
-            url: job.storage.url.clone(),
-            endpoint: job.storage.endpoint.clone(),
-            region: job.storage.region.clone(),
-        },
-        start: if job.create { Start::New } else { Start::Again },
-        reopen: true,
-        logs: show.logs,
-        ignore_resources: cluster.ignore_resources,
-        deadline: deadline(|deadlines| deadlines.active.as_ref()),
-        start_deadline: Some(deadline(|deadlines| deadlines.start.as_ref()).unwrap_or(START_DEADLINE)),
-        finally_deadline: deadline(|deadlines| deadlines.finally.as_ref()),
-        patience: Patience::default(),
-    };
+    let mut run = run_spec(job, cluster, show.logs)?;
+    if to.is_some() {
+        // Without a cluster of others the environment is made with them.
+        run.requirements = Requirements { wanted: job.frozen.pipeline.requirements.clone(), same_image: false };
+    }
     if let Some((address, tls)) = to {
         keeper.scheduler(&address);
         progress.phase(&format!("connecting to {address}"));
@@ -217,6 +199,38 @@ async fn carry_out(
         drop(fs::remove_dir_all(&scratch));
     }
     driven.map_err(drive_failure)
+}
+
+/// The run as it is driven.
+pub(super) fn run_spec(job: &Job, cluster: &ClusterOptions, logs: bool) -> Result<RunSpec, Failure> {
+    let (spec, digest) = request::written(&job.frozen)?;
+    let deadlines = job.frozen.pipeline.deadlines.as_ref();
+    let deadline = |which: fn(&Deadlines) -> Option<&Span>| deadlines.and_then(which).map(|span| span.to_std());
+    Ok(RunSpec {
+        uid: job.frozen.uid.clone(),
+        name: job.frozen.name.clone(),
+        plan: job.plan.clone(),
+        spec,
+        spec_digest: digest,
+        code: job.code.clone(),
+        requirements: Requirements::default(),
+        image: job.frozen.cluster.image.clone(),
+        pipeline: job.frozen.pipeline_name.clone(),
+        reuse: job.frozen.reuse(),
+        storage: StorageSpec {
+            url: job.storage.url.clone(),
+            endpoint: job.storage.endpoint.clone(),
+            region: job.storage.region.clone(),
+        },
+        start: if job.create { Start::New } else { Start::Again },
+        reopen: true,
+        logs,
+        ignore_resources: cluster.ignore_resources,
+        deadline: deadline(|deadlines| deadlines.active.as_ref()),
+        start_deadline: Some(deadline(|deadlines| deadlines.start.as_ref()).unwrap_or(START_DEADLINE)),
+        finally_deadline: deadline(|deadlines| deadlines.finally.as_ref()),
+        patience: Patience::default(),
+    })
 }
 
 /// The cluster of others that the run uses, if any: the option's, else the manifest's.
@@ -286,7 +300,7 @@ fn check_folder(storage: &StorageNote) -> Result<(), Failure> {
         })
 }
 
-fn drive_failure(error: DriveError) -> Failure {
+pub(super) fn drive_failure(error: DriveError) -> Failure {
     Failure::environment(error.to_string())
 }
 

@@ -141,7 +141,7 @@ impl Observer for Teller {
 }
 
 /// What the journal or the runtime refuses and will refuse again.
-const FOR_EVER: [&str; 11] = [
+const FOR_EVER: [&str; 12] = [
     "SpecMismatch",
     "RecordUnreadable",
     "UnsupportedDask",
@@ -153,6 +153,7 @@ const FOR_EVER: [&str; 11] = [
     "OutputMissing",
     "ReuseNotFound",
     "OutputsRemoved",
+    "VersionNotFound",
 ];
 /// What only a person can help.
 const STALLED: [&str; 4] = ["AccessDenied", "CodeNotFound", "NoSuchBucket", "StorageFull"];

@@ -39,16 +39,11 @@ const PIPELINE: &[Kind] = &[Kind::Pipeline];
 const CLUSTER: &[Kind] = &[Kind::Cluster];
 const RUN: &[Kind] = &[Kind::Run];
 
-const fn never(object: &'static [Kind], path: &'static str) -> Row {
-    Row { object, path, local_only: false, help: None }
-}
-
 const fn local(object: &'static [Kind], path: &'static str, help: &'static str) -> Row {
     Row { object, path, local_only: true, help: Some(help) }
 }
 
 const TABLE: &[Row] = &[
-    never(RUN, "select.loadVersions"),
     local(PIPELINE, "code.configMap", "a local run sees no ConfigMaps: use code.files, code.path or code.url"),
     local(CLUSTER, "suspend", "a local cluster lives as long as its run"),
     local(CLUSTER, "scheduler.env", "set the variables in the shell"),
@@ -147,13 +142,10 @@ mod tests {
     #[test]
     fn a_run_is_searched_with_its_pipeline_and_false_is_no_use() {
         let spec = json!({
-            "suspend": true, "cancel": false, "select": { "only": ["a"], "loadVersions": { "a": "b" } },
+            "suspend": true, "cancel": false, "select": { "only": ["a"] },
             "pipelineSpec": { "steps": [{ "name": "a", "call": "m:f" }], "code": { "configMap": "flow" } }
         });
-        assert_eq!(
-            check("PipelineRun", spec, Mode::Local),
-            ["spec.select.loadVersions", "spec.suspend", "spec.pipelineSpec.code.configMap"]
-        );
+        assert_eq!(check("PipelineRun", spec, Mode::Local), ["spec.suspend", "spec.pipelineSpec.code.configMap"]);
     }
 
     #[test]

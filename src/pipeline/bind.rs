@@ -104,7 +104,8 @@ impl Flow {
         })?;
         let requirements = self.requirements.clone();
         let (params, index) = (Value::Object(params), self.index.clone());
-        let plan = Plan { dag, limits, params, steps, index, run: info, results, requirements };
+        let pins = BTreeMap::new();
+        let plan = Plan { dag, limits, params, steps, index, run: info, results, requirements, pins };
         let problems = plan.check_objects();
         if problems.is_empty() { Ok(plan) } else { Err(problems) }
     }

@@ -2,7 +2,7 @@
 //! everything that comes before it. Keys are never stored: those of earlier runs are worked out again from their
 //! specification and journal, so this may change from version to version.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use sha2::{Digest, Sha256};
 
@@ -24,10 +24,40 @@ pub enum Known {
     No,
 }
 
+/// One of the things that a key is made of. What comes before a task is told by name, since that is what two runs have in
+/// common.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Aspect {
+    /// Of the pipeline as a whole.
+    Code,
+    Image,
+    Requirements,
+    /// What is called.
+    Call,
+    Env,
+    CacheVersion,
+    Arguments,
+    /// How its inputs are declared.
+    Inputs,
+    /// An object that it reads, by its path.
+    Object(String),
+    /// How and where its output is stored.
+    Output,
+    /// What is where its output is kept, by its path.
+    Kept(String),
+    /// A step that it comes after.
+    Upstream(String),
+}
+
+/// Digests of all that one key is made of; `None`: not known yet. Where two keys differ, one of these does.
+pub type Parts = BTreeMap<Aspect, Option<Key>>;
+
 /// The keys of one run's tasks, as far as they are known.
 #[derive(Debug)]
 pub struct Keyring {
     base: Key,
+    /// What `base` is made of.
+    general: [(Aspect, Key); 3],
     keys: HashMap<TaskId, Key>,
     /// Digests of whole mapped steps, valid for so many keys of the ring and so many items.
     lists: HashMap<StepIx, ((usize, Option<u32>), Key)>,
@@ -44,7 +74,17 @@ impl Keyring {
         requirements.sort();
         sum.number(requirements.len() as u64);
         requirements.iter().for_each(|requirement| sum.text(requirement));
-        Self { base: sum.key(), keys: HashMap::new(), lists: HashMap::new(), per_step: HashMap::new() }
+        let one = |text: &str| {
+            let mut sum = Sum::new(b"part");
+            sum.text(text);
+            sum.key()
+        };
+        let general = [
+            (Aspect::Code, one(code)),
+            (Aspect::Image, one(image.unwrap_or_default())),
+            (Aspect::Requirements, one(&requirements.join("\n"))),
+        ];
+        Self { base: sum.key(), general, keys: HashMap::new(), lists: HashMap::new(), per_step: HashMap::new() }
     }
 
     /// The key of `task` is known from now on.
@@ -67,49 +107,98 @@ impl Keyring {
         is_hole: &dyn Fn(TaskId) -> bool,
         results: &dyn Results,
     ) -> Option<Key> {
+        let mut sum = Sum::new(b"task");
+        self.sum_up(plan, task, is_hole, results, &mut sum)?;
+        Some(sum.key())
+    }
+
+    /// What the key of a task is made of, as far as it is known: to say why it has another one.
+    pub fn parts(
+        &mut self,
+        plan: &Plan,
+        task: TaskId,
+        is_hole: &dyn Fn(TaskId) -> bool,
+        results: &dyn Results,
+    ) -> Option<Parts> {
+        let mut sum = Sum::split();
+        self.sum_up(plan, task, is_hole, results, &mut sum)?;
+        let mut parts = sum.parts();
+        parts.extend(self.general.iter().cloned().map(|(aspect, key)| (aspect, Some(key))));
+        Some(parts)
+    }
+
+    /// `None` as soon as something is not known, if `sum` is to be a key.
+    fn sum_up(
+        &mut self,
+        plan: &Plan,
+        task: TaskId,
+        is_hole: &dyn Fn(TaskId) -> bool,
+        results: &dyn Results,
+        sum: &mut Sum,
+    ) -> Option<()> {
         let step = plan.steps.get(task.step.0 as usize).filter(|step| step.part == Part::Runs)?;
         let mut reader = Reader { ring: self, plan, is_hole, results };
-        let mut sum = Sum::new(b"task");
-        sum.bytes(&reader.ring.base);
-        definition(&mut sum, &step.def);
+        sum.base(&reader.ring.base);
+        definition(sum, &step.def);
+        sum.about(|| Aspect::CacheVersion);
         sum.text(step.cache.version.as_deref().unwrap_or_default());
         for dep in &plan.dag.step(task.step)?.deps {
-            sum.bytes(match dep {
-                Dep::Data(_) => b"data",
-                Dep::After(_) => b"after",
-            });
-            sum.bytes(&reader.whole(dep.step())?);
+            let key = reader.whole(dep.step());
+            sum.upstream(plan, dep.step(), key, |sum| {
+                sum.bytes(match dep {
+                    Dep::Data(_) => b"data",
+                    Dep::After(_) => b"after",
+                });
+            })?;
         }
-        reader.template(&mut sum, &step.template)?;
-        let named = plan.objects_of(task, results).ok()?;
-        for path in named.reads.iter().chain(named.keeps.iter().map(|(path, _)| path)) {
-            sum.text(path);
-            sum.text(results.version(task, path)?);
+        sum.about(|| Aspect::Arguments);
+        reader.template(sum, &step.template)?;
+        sum.about(|| Aspect::Inputs);
+        match plan.objects_of(task, results) {
+            Ok(named) => {
+                let reads = named.reads.into_iter().map(|path| (path, false));
+                for (path, kept) in reads.chain(named.keeps.map(|(path, _)| (path, true))) {
+                    sum.about(|| if kept { Aspect::Kept(path.clone()) } else { Aspect::Object(path.clone()) });
+                    sum.text(&path);
+                    match results.version(task, &path) {
+                        Some(version) => sum.text(version),
+                        None => sum.lacks()?,
+                    }
+                }
+            }
+            Err(_) => sum.lacks()?,
         }
-        match plan.filled(task, results, false).ok()? {
-            Some(values) => reader.template(&mut sum, &values)?,
+        sum.about(|| Aspect::Arguments);
+        match plan.filled(task, results, false) {
+            Ok(Some(values)) => reader.template(sum, &values)?,
             // Nothing of the arguments tells the items apart.
-            None => sum.number(task.item.map_or(0, |item| u64::from(item) + 1)),
+            Ok(None) => sum.number(task.item.map_or(0, |item| u64::from(item) + 1)),
+            Err(_) => sum.lacks()?,
         }
-        Some(sum.key())
+        Some(())
     }
 }
 
 /// What of a step's definition shows in its output. Where it runs, how long it may take and how often it is tried does
 /// not.
 fn definition(sum: &mut Sum, def: &StepDef) {
+    sum.about(|| Aspect::Call);
     sum.text(def.call.as_deref().unwrap_or_default());
     sum.text(def.script.as_deref().unwrap_or_default());
+    sum.about(|| Aspect::Output);
     sum.text(&def.serializer);
     sum.number(u64::from(def.container));
     sum.number(def.lens.len() as u64);
     def.lens.iter().for_each(|path| sum.path(path));
+    sum.about(|| Aspect::Env);
     sum.number(def.env.len() as u64);
     for (name, value) in &def.env {
         sum.text(name);
         sum.text(value);
     }
+    sum.about(|| Aspect::Inputs);
     sum.bytes(&def.inputs);
+    sum.about(|| Aspect::Output);
     sum.bytes(def.target.as_ref().map_or(&[], |target| &target.place));
 }
 
@@ -179,13 +268,15 @@ impl Reader<'_> {
         match reference {
             Reference::Output { step, item, path } => {
                 sum.bytes(b"output");
-                sum.bytes(&self.one(task(*step, *item))?);
+                let key = self.one(task(*step, *item));
+                sum.argument(self.plan, *step, key)?;
                 sum.path(path);
             }
             Reference::All { step, gather } => {
                 sum.bytes(b"all");
                 sum.text(&format!("{gather:?}"));
-                sum.bytes(&self.whole(*step)?);
+                let key = self.whole(*step);
+                sum.argument(self.plan, *step, key)?;
             }
             // What is there was counted with its version.
             Reference::Object(number) => {
@@ -198,7 +289,8 @@ impl Reader<'_> {
             }
             Reference::Element { step, item, index } => {
                 sum.bytes(b"element");
-                sum.bytes(&self.one(task(*step, *item))?);
+                let key = self.one(task(*step, *item));
+                sum.argument(self.plan, *step, key)?;
                 sum.number(u64::from(*index));
             }
         }
@@ -207,18 +299,88 @@ impl Reader<'_> {
 }
 
 /// A digest over parts, each with its length, so that no two lists of parts are taken for one another.
-struct Sum(Sha256);
+struct Sum {
+    all: Sha256,
+    /// The same aspect by aspect, if that is wanted.
+    split: Option<Split>,
+}
+
+struct Split {
+    now: Aspect,
+    sums: BTreeMap<Aspect, Option<Sha256>>,
+}
 
 impl Sum {
     fn new(kind: &[u8]) -> Self {
-        let mut sum = Self(Sha256::new());
+        let mut sum = Self { all: Sha256::new(), split: None };
         sum.bytes(kind);
         sum
     }
 
+    fn split() -> Self {
+        Self { all: Sha256::new(), split: Some(Split { now: Aspect::Call, sums: BTreeMap::new() }) }
+    }
+
+    /// What follows is about this.
+    fn about(&mut self, aspect: impl FnOnce() -> Aspect) {
+        if let Some(split) = &mut self.split {
+            split.now = aspect();
+            split.sums.entry(split.now.clone()).or_insert_with(|| Some(Sha256::new()));
+        }
+    }
+
+    /// What is the same for all tasks.
+    fn base(&mut self, base: &Key) {
+        if self.split.is_none() {
+            self.bytes(base);
+        }
+    }
+
+    /// What comes next is not known: there is no key then.
+    fn lacks(&mut self) -> Option<()> {
+        let split = self.split.as_mut()?;
+        split.sums.insert(split.now.clone(), None);
+        Some(())
+    }
+
+    /// A reference to what comes before. Which of several it is, is an argument.
+    fn argument(&mut self, plan: &Plan, step: StepIx, key: Option<Key>) -> Option<()> {
+        if self.split.is_some() {
+            self.text(plan.step_name(step));
+        }
+        self.upstream(plan, step, key, |_| {})
+    }
+
+    /// The key of what comes before; `first`: what else is to be said of it.
+    fn upstream(&mut self, plan: &Plan, step: StepIx, key: Option<Key>, first: impl FnOnce(&mut Self)) -> Option<()> {
+        let before = self.split.as_ref().map(|split| split.now.clone());
+        self.about(|| Aspect::Upstream(plan.step_name(step).to_owned()));
+        first(self);
+        match key {
+            Some(key) => self.bytes(&key),
+            None => self.lacks()?,
+        }
+        if let (Some(split), Some(before)) = (&mut self.split, before) {
+            split.now = before;
+        }
+        Some(())
+    }
+
     fn bytes(&mut self, bytes: &[u8]) {
-        self.number(bytes.len() as u64);
-        self.0.update(bytes);
+        let length = (bytes.len() as u64).to_le_bytes();
+        self.add(&length);
+        self.add(bytes);
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        match &mut self.split {
+            None => self.all.update(bytes),
+            Some(split) => {
+                if let Some(Some(sum)) = split.sums.get_mut(&split.now) {
+                    sum.update(bytes);
+                }
+            }
+        }
     }
 
     fn text(&mut self, text: &str) {
@@ -226,7 +388,7 @@ impl Sum {
     }
 
     fn number(&mut self, number: u64) {
-        self.0.update(number.to_le_bytes());
+        self.add(&number.to_le_bytes());
     }
 
     fn path(&mut self, path: &[PathPart]) {
@@ -240,7 +402,12 @@ impl Sum {
     }
 
     fn key(self) -> Key {
-        self.0.finalize().into()
+        self.all.finalize().into()
+    }
+
+    fn parts(self) -> Parts {
+        let sums = self.split.map(|split| split.sums).unwrap_or_default();
+        sums.into_iter().map(|(aspect, sum)| (aspect, sum.map(|sum| sum.finalize().into()))).collect()
     }
 }
 
@@ -377,6 +544,64 @@ mod tests {
             assert_ne!(key(Some("1")), key(Some("2")), "{field}");
             assert_eq!(key(None), None, "{field}");
         }
+    }
+
+    /// What the key of the task `name` is made of, while the keys of `unknown` are not known.
+    fn parts(spec: &Value, code: &str, name: &str, unknown: &[&str]) -> Parts {
+        let flow = validate(&serde_json::from_value(spec.clone()).unwrap(), "spec").unwrap();
+        let plan = flow.bind(&Map::new(), &RunInfo { name: "r".into(), uid: "u".into() }).unwrap();
+        let mut ring = Keyring::new(&plan, code, None);
+        for (step, _) in plan.dag.steps().filter(|(step, _)| !unknown.contains(&plan.step_name(*step))) {
+            let items = if plan.is_mapped(step) { vec![Some(0), Some(1)] } else { vec![None] };
+            for task in items.into_iter().map(|item| TaskId { step, item }) {
+                if let Some(key) = ring.work_out(&plan, task, &|_| false, &Nothing) {
+                    ring.insert(task, key);
+                }
+            }
+        }
+        ring.parts(&plan, TaskId::whole(plan.step_index(name).unwrap()), &|_| false, &Nothing).unwrap()
+    }
+
+    #[test]
+    fn what_has_changed_is_told_apart() {
+        use Aspect::{Arguments, Call, Code, Env, Inputs, Kept, Object, Output, Requirements, Upstream};
+        let differ = |name: &str, code: &str, change: &dyn Fn(&mut Value)| {
+            let mut spec = base();
+            change(&mut spec);
+            let (before, after) = (parts(&base(), "c", name, &[]), parts(&spec, code, name, &[]));
+            let aspects: std::collections::BTreeSet<Aspect> = before.keys().chain(after.keys()).cloned().collect();
+            aspects.into_iter().filter(|aspect| before.get(aspect) != after.get(aspect)).collect::<Vec<_>>()
+        };
+        let up = |name: &str| Upstream(name.to_owned());
+        assert_eq!(differ("load", "other", &|_| {}), [Code]);
+        assert_eq!(differ("load", "c", &|spec| spec["requirements"] = json!(["numpy"])), [Requirements]);
+        assert_eq!(differ("load", "c", &|spec| spec["steps"][0]["script"] = json!("return 2")), [Call]);
+        assert_eq!(differ("load", "c", &|spec| spec["params"][0]["default"] = json!(2)), [Arguments]);
+        assert_eq!(differ("sum", "c", &|spec| spec["steps"][0]["script"] = json!("return 2")), [up("each")]);
+        assert_eq!(differ("last", "c", &|spec| spec["steps"][2]["call"] = json!("m:x")), [up("sum")]);
+        let env = json!([{"name": "A", "value": "b"}]);
+        assert_eq!(differ("sum", "c", &|spec| spec["steps"][2]["env"] = env.clone()), [Env]);
+        assert_eq!(
+            differ("apart", "c", &|spec| spec["steps"][4]["output"] = json!({})),
+            [Output, Kept("y.pkl".into())]
+        );
+        let path = json!("z.pkl");
+        assert!(
+            differ("apart", "c", &|spec| spec["steps"][4]["inputs"]["x"]["path"] = path.clone())
+                .contains(&Object("z.pkl".into()))
+        );
+        let form = &|spec: &mut Value| spec["steps"][4]["inputs"]["x"]["serializer"] = json!("json");
+        assert_eq!(differ("apart", "c", form), [Inputs]);
+        let two = |order: [&str; 2]| {
+            json!({"steps": [
+                {"name": "a", "call": "m:a"}, {"name": "b", "call": "m:b"},
+                {"name": "c", "call": "m:c", "args": order.map(|name| format!("$(steps.{name}.output)"))}
+            ]})
+        };
+        assert_ne!(parts(&two(["a", "b"]), "c", "c", &[]), parts(&two(["b", "a"]), "c", "c", &[]), "another order");
+        let open = parts(&base(), "c", "sum", &["each"]);
+        assert_eq!(open.get(&up("each")), Some(&None), "not known is said, and the rest is there");
+        assert_eq!(open.get(&Call), parts(&base(), "c", "sum", &[]).get(&Call));
     }
 
     #[test]

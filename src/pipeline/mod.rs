@@ -17,6 +17,7 @@ mod node;
 mod objects;
 mod order;
 mod params;
+mod pins;
 mod placement;
 mod plan;
 mod refs;
@@ -31,9 +32,10 @@ pub use self::{
     check::check,
     expr::{ExprError, Gather, PathPart},
     flow::Flow,
-    key::{Key, Keyring, Known},
+    key::{Aspect, Key, Keyring, Known, Parts},
     objects::Named,
     params::read as read_parameter,
+    pins::Pin,
     plan::{Computed, Part, Plan, ResultSource, ResultSpec, Results},
     validate::validate,
     wire::{Reference, StepDef, TargetDef, Template},

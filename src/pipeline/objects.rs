@@ -69,6 +69,16 @@ pub struct Named {
     pub keeps: Option<(String, IfExists)>,
 }
 
+/// An input of a step, before the run.
+pub(super) struct Declared {
+    pub step: StepIx,
+    pub name: String,
+    /// Its path as it is written.
+    pub written: String,
+    /// As it comes out, of all items, as far as that is known.
+    pub paths: BTreeSet<String>,
+}
+
 impl Input {
     /// What is read at `path`, as far as it is filled in: path and form.
     pub fn object(&self, path: &Value) -> Result<(String, Serializer), Wrong> {
@@ -313,20 +323,29 @@ impl Plan {
         }
     }
 
+    /// All inputs of all steps, with their paths as far as they are known before the run.
+    pub(super) fn declared(&self) -> Vec<Declared> {
+        let state = RunState::new(&self.dag, 0);
+        let mut declared = Vec::new();
+        for (step, of) in self.naming() {
+            for input in &of.inputs {
+                let tasks = self.early_tasks((step, of), &input.path, &state).into_iter();
+                let paths = tasks.filter_map(|task| Some(self.input(of, input, task, &Nothing).ok()?.0)).collect();
+                declared.push(Declared { step, name: input.name.clone(), written: input.written.clone(), paths });
+            }
+        }
+        declared
+    }
+
     /// The steps that read `path`, as it is written or as it comes out.
     pub(super) fn readers(&self, path: &str, at: &str) -> Result<Vec<usize>, Problem> {
         let (mut found, mut known) = (Vec::new(), BTreeSet::new());
-        let state = RunState::new(&self.dag, 0);
-        for (ix, step) in self.naming().filter(|(_, step)| !step.inputs.is_empty()) {
-            let mut paths: BTreeSet<String> = step.inputs.iter().map(|input| input.written.clone()).collect();
-            for input in &step.inputs {
-                let tasks = self.early_tasks((ix, step), &input.path, &state).into_iter();
-                paths.extend(tasks.filter_map(|task| Some(self.input(step, input, task, &Nothing).ok()?.0)));
-            }
-            if paths.contains(path) {
-                found.push(ix.0 as usize);
+        for Declared { step, written, mut paths, .. } in self.declared() {
+            if written == path || paths.contains(path) {
+                found.push(step.0 as usize);
             }
             known.append(&mut paths);
+            known.insert(written);
         }
         if !found.is_empty() {
             return Ok(found);

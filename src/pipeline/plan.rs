@@ -1,6 +1,7 @@
 //! The plan of one run: the engine's graph, the runtime's definitions, and what has to be evaluated while it runs.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -10,6 +11,7 @@ use super::{
     mentions::{Mention, mentions},
     node::Node,
     objects::{Input, Target},
+    pins::Pin,
     wire::{Reference, StepDef, Template},
 };
 use crate::api::step::Cache;
@@ -27,6 +29,8 @@ pub struct Plan {
     pub(super) run: Map<String, Value>,
     pub(super) results: Vec<ResultSpec>,
     pub(super) requirements: Vec<String>,
+    /// Versions that are fixed, by the paths of the objects.
+    pub(super) pins: BTreeMap<String, Pin>,
 }
 
 /// What the plan needs to know of the run so far.
@@ -84,6 +88,16 @@ pub(super) enum VarSource {
     Output { step: StepIx, path: Vec<PathPart> },
     OutputResult { step: StepIx, path: Vec<PathPart> },
     Flatten(StepIx),
+}
+
+impl VarSource {
+    fn step(&self) -> Option<StepIx> {
+        match self {
+            Self::Known(_) => None,
+            Self::Items(step) | Self::ItemResults(step) | Self::Flatten(step) => Some(*step),
+            Self::Output { step, .. } | Self::OutputResult { step, .. } => Some(*step),
+        }
+    }
 }
 
 /// A result of the run.
@@ -189,6 +203,24 @@ impl Plan {
         let named = self.named_results(&mentions(when, 1), results)?;
         let item = step.items([(when, 1)].into_iter(), task, results)?;
         condition(when, &self.scope(&item, &named, &Account::default()))
+    }
+
+    /// Steps whose results the condition of `step` asks for.
+    pub fn asked_by_condition(&self, step: StepIx) -> BTreeSet<StepIx> {
+        let Some(step) = self.steps.get(step.0 as usize) else { return BTreeSet::new() };
+        let Some(when) = &step.when else { return BTreeSet::new() };
+        let mut asked = BTreeSet::new();
+        for (mention, _) in mentions(when, 1) {
+            match mention {
+                Mention::Result(name) | Mention::Output { step: name, .. } => asked.extend(self.step_index(name)),
+                Mention::Item(name) => {
+                    let vars = step.vars.iter().filter(|var| name.is_none_or(|name| name == var.name));
+                    asked.extend(vars.filter_map(|var| var.source.step()));
+                }
+                Mention::Param(_) | Mention::Run(_) => {}
+            }
+        }
+        asked
     }
 
     /// The values that differ from task to task, encoded; `None` if the step has none. `taken`: what is where the output

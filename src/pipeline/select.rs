@@ -14,6 +14,10 @@ impl Plan {
     pub fn select(mut self, select: &Select, at: &str) -> Result<Self, Vec<Problem>> {
         let specs: Vec<StepSpec> = self.dag.steps().map(|(_, spec)| spec.clone()).collect();
         let chosen = self.chosen(select, at, &specs)?;
+        let problems = self.pin(&select.load_versions, &format!("{at}.loadVersions"));
+        if !problems.is_empty() {
+            return Err(problems);
+        }
         let runs = |ix: usize| specs[ix].finally || chosen.contains(&ix);
         let needed: BTreeSet<usize> =
             chosen.iter().flat_map(|ix| data_of(&specs[*ix])).filter(|ix| !runs(*ix)).collect();

@@ -6,19 +6,19 @@ use jiff::Timestamp;
 
 use super::driver::RunSpec;
 use super::facts::{Facts, View};
-use super::reuse::{Reusable, Taken};
+use super::reuse::{Reusable, Taken, Wish};
 use super::wire::{decision, storage};
-use crate::dask::ops::{Adopt, AdoptItem, Earlier, EarlierRun, Item, Opened, Record, Records};
+use crate::dask::ops::{Adopt, AdoptItem, Earlier, EarlierRun, EarlierRuns, Item, Opened, Record, Records};
 use crate::dask::{self, Peer};
 use crate::graph::{Event, RunState, SkipReason, StepIx, TaskId};
-use crate::pipeline::{Keyring, Part};
+use crate::pipeline::{Keyring, Part, Plan};
 
 /// Outputs per message to the runtime.
 const CHUNK: usize = 5000;
 
 /// What earlier runs have for `spec`, whose code has this digest; `None` if it wants nothing of them.
 pub(super) async fn ask(peer: &Peer, spec: &RunSpec, code: &str) -> Result<Option<Reusable>, dask::Error> {
-    if !loads(spec) && !spec.reuse.missing {
+    if !wants(spec) {
         return Ok(None);
     }
     let ask = Earlier {
@@ -27,13 +27,28 @@ pub(super) async fn ask(peer: &Peer, spec: &RunSpec, code: &str) -> Result<Optio
         pipeline: pipeline(spec),
         wanted: spec.reuse.run.as_deref(),
     };
-    let mut earlier = match peer.call(&ask).await {
+    let earlier = match peer.call(&ask).await {
         Err(dask::Error::UnknownOp { .. }) => {
             let message = "the runtime in the scheduler is of a release that does not know select and reuse";
             return Err(refusal("RuntimeVersion", message.to_owned()));
         }
         answer => answer?,
     };
+    weigh(spec, code, earlier, false).map(Some)
+}
+
+/// Whether `spec` wants anything of earlier runs.
+pub(super) fn wants(spec: &RunSpec) -> bool {
+    loads(spec) || spec.reuse.missing
+}
+
+/// What these earlier runs have for `spec`. `explain`: it will be asked why something is not the same.
+pub(super) fn weigh(
+    spec: &RunSpec,
+    code: &str,
+    mut earlier: EarlierRuns,
+    explain: bool,
+) -> Result<Reusable, dask::Error> {
     let cleared = earlier.runs.iter().find_map(cleared);
     earlier.runs.retain(|run| run.removed.is_none());
     if let Some(wanted) = spec.reuse.run.as_deref().filter(|_| earlier.runs.is_empty()) {
@@ -45,7 +60,7 @@ pub(super) async fn ask(peer: &Peer, spec: &RunSpec, code: &str) -> Result<Optio
     }
     let keys = Keyring::new(&spec.plan, code, spec.image.as_deref());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    Ok(Some(Reusable::new(earlier, cleared, keys, spec.reuse.missing, now)))
+    Ok(Reusable::new(earlier, cleared, keys, Wish { missing: spec.reuse.missing, explain }, now))
 }
 
 /// Why nothing can be taken from a run whose time was over.
@@ -63,18 +78,23 @@ pub(super) fn check(spec: &RunSpec, reusable: Option<&Reusable>) -> Result<(), d
     }
 }
 
-/// Ends the steps that do not run: loaded from an earlier run where others need them, else left out. Without effect on
-/// what an earlier session has settled.
-pub(super) async fn settle(
-    peer: &Peer,
-    opened: &Opened,
+/// What becomes of the steps that do not run.
+#[derive(Default)]
+pub(super) struct Rest {
+    pub records: Vec<Record>,
+    pub taken: Vec<Taken>,
+    events: Vec<Event>,
+}
+
+/// Ends the steps that do not run: loaded from an earlier run where others need them, else left out. Nothing of what an
+/// earlier session has settled.
+pub(super) fn rest(
     spec: &RunSpec,
     reusable: &mut Option<Reusable>,
-    adopted: &[Item],
-    (state, facts): (&mut RunState, &mut Facts),
-) -> Result<(), dask::Error> {
+    (state, facts): (&RunState, &mut Facts),
+) -> Result<Rest, dask::Error> {
     let plan = &spec.plan;
-    let (mut records, mut taken, mut events) = (Vec::new(), Vec::new(), Vec::new());
+    let mut rest = Rest::default();
     for (step, _) in plan.dag.steps() {
         let part = plan.part(step);
         if part == Part::Runs || has_ended(state, step) {
@@ -86,37 +106,58 @@ pub(super) async fn settle(
             }
             _ => None,
         };
-        let mut skip = |task: TaskId| {
-            let reason = SkipReason::NotSelected;
-            records.push(Record::Skipped(decision(task, reason.name(), String::new())));
-            events.push(Event::Skipped { task, reason });
-        };
         let (Some(source), Some(reusable)) = (source, reusable.as_mut()) else {
-            skip(TaskId::whole(step));
+            rest.skip(TaskId::whole(step));
             continue;
         };
         let (len, outputs, holes) = reusable.load(plan, step, source);
-        holes.into_iter().for_each(&mut skip);
+        holes.into_iter().for_each(|task| rest.skip(task));
         if let Some(len) = len {
-            records.insert(0, Record::Length { step: step.0, len });
-            events.insert(0, Event::MapLength { step, len });
+            rest.records.insert(0, Record::Length { step: step.0, len });
+            rest.events.insert(0, Event::MapLength { step, len });
         }
         outputs.iter().for_each(|output| reusable.note(output, facts));
-        taken.extend(outputs);
+        rest.taken.extend(outputs);
     }
-    let (run, epoch) = (spec.uid.as_str(), opened.epoch);
-    if !records.is_empty() {
-        peer.call(&Records { run, epoch, records: &records }).await?;
+    Ok(rest)
+}
+
+impl Rest {
+    fn skip(&mut self, task: TaskId) {
+        let reason = SkipReason::NotSelected;
+        self.records.push(Record::Skipped(decision(task, reason.name(), String::new())));
+        self.events.push(Event::Skipped { task, reason });
     }
-    let items: Vec<AdoptItem> = taken.iter().map(|taken: &Taken| taken.item.clone()).collect();
-    adopt(peer, opened, spec, &items).await?;
-    for event in events.into_iter().chain(taken.into_iter().map(|taken| taken.event)) {
-        if let Err(error) = state.apply(&plan.dag, &event, 0) {
-            tracing::debug!(%error, "a step that does not run has ended already");
+
+    /// Tells the engine.
+    pub fn apply(self, plan: &Plan, state: &mut RunState) {
+        for event in self.events.into_iter().chain(self.taken.into_iter().map(|taken| taken.event)) {
+            if let Err(error) = state.apply(&plan.dag, &event, 0) {
+                tracing::debug!(%error, "a step that does not run has ended already");
+            }
         }
     }
+}
+
+/// Writes down the [`rest`], and tells the engine of it.
+pub(super) async fn settle(
+    peer: &Peer,
+    opened: &Opened,
+    spec: &RunSpec,
+    reusable: &mut Option<Reusable>,
+    adopted: &[Item],
+    (state, facts): (&mut RunState, &mut Facts),
+) -> Result<(), dask::Error> {
+    let rest = rest(spec, reusable, (state, facts))?;
+    let (run, epoch) = (spec.uid.as_str(), opened.epoch);
+    if !rest.records.is_empty() {
+        peer.call(&Records { run, epoch, records: &rest.records }).await?;
+    }
+    let items: Vec<AdoptItem> = rest.taken.iter().map(|taken| taken.item.clone()).collect();
+    adopt(peer, opened, spec, &items).await?;
+    rest.apply(&spec.plan, state);
     if let Some(reusable) = reusable {
-        reusable.restore(plan, adopted, &View { facts, state, dag: &plan.dag });
+        reusable.restore(&spec.plan, adopted, &View { facts, state, dag: &spec.plan.dag });
     }
     Ok(())
 }
@@ -134,7 +175,7 @@ pub(super) async fn adopt(
     Ok(())
 }
 
-fn has_ended(state: &RunState, step: StepIx) -> bool {
+pub(super) fn has_ended(state: &RunState, step: StepIx) -> bool {
     let Some(summary) = state.step_summary(step) else { return true };
     let counts = summary.counts;
     counts.total == counts.done + counts.failed + counts.skipped + counts.cancelled
@@ -144,7 +185,7 @@ fn loads(spec: &RunSpec) -> bool {
     spec.plan.dag.steps().any(|(step, _)| spec.plan.part(step) == Part::Loaded)
 }
 
-fn pipeline(spec: &RunSpec) -> &str {
+pub(super) fn pipeline(spec: &RunSpec) -> &str {
     spec.pipeline.as_deref().unwrap_or(&spec.name)
 }
 

@@ -9,9 +9,11 @@ mod driver;
 mod earlier;
 mod fabric;
 mod facts;
+mod forecast;
 mod frozen;
 mod install;
 mod objects;
+mod past;
 mod pulse;
 mod replay;
 pub mod report;
@@ -20,12 +22,15 @@ mod retention;
 mod reuse;
 mod session;
 mod sweep;
+mod turn;
 mod wire;
 
 pub use driver::{
     CodeSource, DriveError, Patience, Requirements, Reuse, RunSpec, START_DEADLINE, Start, StorageSpec, drive,
 };
 pub use fabric::{Fabric, Lines, Seat, TlsPaths};
+pub use forecast::{Fate, Forecast, StepForecast, Tally, forecast};
 pub use frozen::{Frozen, run_deadlines};
 pub use report::{Counts, Failure, Note, Observer, Report, ResultValue, RunOutcome};
+pub use reuse::Because;
 pub use sweep::{Sweep, Swept, sweep};

@@ -1,7 +1,7 @@
 //! Objects in storage that steps name by their paths: looks at what is there when a task is handed over, and says what
 //! follows from it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::driver::RunSpec;
 use super::facts::{Facts, View};
@@ -40,6 +40,15 @@ pub(super) struct Objects {
     seen: HashMap<TaskId, Option<Seen>>,
 }
 
+/// Paths to be looked at.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    /// Their versions count.
+    pub reads: Vec<String>,
+    /// Where outputs of tasks would be kept.
+    pub keeps: Vec<(String, TaskId)>,
+}
+
 impl Objects {
     pub fn new(plan: &Plan) -> Self {
         Self { any: plan.names_objects(), kept: HashMap::new(), seen: HashMap::new() }
@@ -59,8 +68,7 @@ impl Objects {
         }
     }
 
-    /// Looks at what the tasks about to be handed over name: at what they read if earlier outputs may be taken in their
-    /// place, and at where they keep their outputs if it matters what is there.
+    /// Looks at what the tasks about to be handed over name.
     pub async fn look(
         &mut self,
         peer: &Peer,
@@ -68,25 +76,7 @@ impl Objects {
         tasks: &[TaskId],
         (state, facts): (&RunState, &mut Facts),
     ) -> Result<(), dask::Error> {
-        self.seen.clear();
-        if !self.any {
-            return Ok(());
-        }
-        let (mut reads, mut keeps) = (Vec::new(), Vec::new());
-        for task in tasks {
-            // What is wrong with a path is told when the arguments are made.
-            let Ok(named) = spec.plan.objects_of(*task, &View { facts, state, dag: &spec.plan.dag }) else { continue };
-            if spec.reuse.missing {
-                let paths = named.reads.into_iter().chain(named.keeps.iter().map(|(path, _)| path.clone()));
-                reads.extend(paths.filter(|path| !facts.versions.contains_key(path)));
-            }
-            if let Some((path, if_exists)) = named.keeps
-                && *self.kept.entry(path.clone()).or_insert(*task) == *task
-                && if_exists != IfExists::Replace
-            {
-                keeps.push((path, *task));
-            }
-        }
+        let Wanted { reads, keeps } = self.wanted(spec, tasks, &View { facts, state, dag: &spec.plan.dag });
         facts.versions.extend(versions(peer, spec, reads).await?);
         for keeps in keeps.chunks(CHUNK) {
             let asked: Vec<Kept<'_>> = keeps
@@ -94,9 +84,41 @@ impl Objects {
                 .map(|(path, task)| Kept { path, task: Item { step: task.step.0, item: task.item } })
                 .collect();
             let seen = ask(peer, spec, &[], &asked).await?;
-            self.seen.extend(keeps.iter().map(|(_, task)| *task).zip(seen.keeps));
+            self.saw(keeps.iter().map(|(_, task)| *task).zip(seen.keeps));
         }
         Ok(())
+    }
+
+    /// What has to be looked at before these tasks are handed over: what they read, if earlier outputs may be taken in their
+    /// place, and where they keep their outputs, if it matters what is there.
+    pub fn wanted(&mut self, spec: &RunSpec, tasks: &[TaskId], view: &View<'_>) -> Wanted {
+        self.seen.clear();
+        let mut wanted = Wanted::default();
+        if !self.any {
+            return wanted;
+        }
+        for task in tasks {
+            // What is wrong with a path is told when the arguments are made.
+            let Ok(named) = spec.plan.objects_of(*task, view) else { continue };
+            if spec.reuse.missing {
+                let paths = named.reads.into_iter().chain(named.keeps.iter().map(|(path, _)| path.clone()));
+                wanted.reads.extend(paths.filter(|path| !view.facts.versions.contains_key(path)));
+            }
+            if let Some((path, if_exists)) = named.keeps
+                && *self.kept.entry(path.clone()).or_insert(*task) == *task
+                && if_exists != IfExists::Replace
+            {
+                wanted.keeps.push((path, *task));
+            }
+        }
+        wanted.reads.sort();
+        wanted.reads.dedup();
+        wanted
+    }
+
+    /// What is where tasks would keep their outputs.
+    pub fn saw(&mut self, seen: impl IntoIterator<Item = (TaskId, Option<Seen>)>) {
+        self.seen.extend(seen);
     }
 
     /// What becomes of a task that [`look`](Self::look) has looked at.
@@ -128,11 +150,35 @@ pub(super) async fn before(peer: &Peer, spec: &RunSpec) -> Result<Versions, dask
     if !spec.plan.names_objects() {
         return Ok(Versions::new());
     }
-    if !spec.reuse.missing {
-        ask(peer, spec, &[], &[]).await?;
-        return Ok(Versions::new());
+    if let Some(problem) = spec.plan.check_pins(&spec.storage.url) {
+        return Err(refused("VersionNotFound", problem.to_string()));
     }
-    versions(peer, spec, spec.plan.known_paths()).await
+    let mut paths: BTreeSet<String> = spec.plan.pins().keys().cloned().collect();
+    if spec.reuse.missing {
+        paths.extend(spec.plan.known_paths());
+    } else if paths.is_empty() {
+        ask(peer, spec, &[], &[]).await?;
+    }
+    let versions = versions(peer, spec, paths).await?;
+    match unpinned(&spec.plan, &versions) {
+        Some(missing) => Err(refused("VersionNotFound", missing)),
+        None => Ok(versions),
+    }
+}
+
+/// Versions that a run fixes, by path.
+pub(super) fn pins(spec: &RunSpec) -> BTreeMap<String, String> {
+    spec.plan.pins().iter().map(|(path, pin)| (path.clone(), pin.version.clone())).collect()
+}
+
+/// Of the versions that are fixed one that is not there.
+pub(super) fn unpinned(plan: &Plan, versions: &Versions) -> Option<String> {
+    let (path, pin) = plan.pins().iter().find(|(path, _)| matches!(versions.get(*path), None | Some(None)))?;
+    Some(format!("{}: there is no version {} of {path}, or it cannot be read", pin.at, pin.version))
+}
+
+fn refused(reason: &str, message: String) -> dask::Error {
+    dask::Error::Refused { op: "daskade-look", reason: reason.to_owned(), message }
 }
 
 async fn versions(
@@ -153,11 +199,14 @@ async fn versions(
 }
 
 async fn ask(peer: &Peer, spec: &RunSpec, reads: &[&str], keeps: &[Kept<'_>]) -> Result<SeenObjects, dask::Error> {
-    match peer.call(&LookAt { run: &spec.uid, storage: storage(&spec.storage), reads, keeps }).await {
-        Err(dask::Error::UnknownOp { op }) => {
-            let message = "the runtime in the scheduler is of a release that does not know inputs and output.path";
-            Err(dask::Error::Refused { op, reason: "RuntimeVersion".to_owned(), message: message.to_owned() })
-        }
+    let pins = pins(spec);
+    let look = LookAt { run: &spec.uid, storage: storage(&spec.storage), reads, keeps, pins: &pins };
+    let too_old = |what: &str| {
+        refused("RuntimeVersion", format!("the runtime in the scheduler is of a release that does not know {what}"))
+    };
+    match peer.call(&look).await {
+        Err(dask::Error::UnknownOp { .. }) => Err(too_old("inputs and output.path")),
+        Ok(seen) if !pins.is_empty() && !seen.pinned => Err(too_old("select.loadVersions")),
         answer => answer,
     }
 }

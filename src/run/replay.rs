@@ -9,7 +9,7 @@ use super::facts::{Facts, View};
 use super::wire::task_id;
 use crate::dask::ops::EarlierRun;
 use crate::graph::{Event, RunState, SkipReason, StepIx, TaskId};
-use crate::pipeline::{Key, Keyring, Plan, Results};
+use crate::pipeline::{Key, Keyring, Parts, Plan, Results};
 
 /// An earlier run.
 pub(super) struct Past {
@@ -21,7 +21,11 @@ pub(super) struct Past {
     pub outputs: HashMap<TaskId, PastOutput>,
     /// Tasks that it had no output of by right.
     pub holes: HashSet<TaskId>,
+    /// What it made and is not there any more.
+    pub gone: HashSet<TaskId>,
     pub lengths: HashMap<StepIx, u32>,
+    /// All that is known of it, if somebody may ask why it is not the same.
+    known: Option<Box<(Facts, RunState)>>,
 }
 
 /// What is known of an output besides its handle, which stays with the runtime.
@@ -33,11 +37,12 @@ pub(super) struct PastOutput {
 }
 
 impl Past {
-    /// `None` if this version cannot read or does not accept its specification: nothing of it is reused then.
+    /// `None` if this version cannot read or does not accept its specification: nothing of it is reused then. `explain`:
+    /// [`parts`](Self::parts) will be asked for.
     ///
     /// Keys are worked out in the order of the journal, in which inputs come first: what was not committed by then was a
     /// hole for whoever read it, even if the run was resumed and made it later.
-    pub fn replay(run: EarlierRun) -> Option<Self> {
+    pub fn replay(run: EarlierRun, explain: bool) -> Option<Self> {
         let frozen: Frozen = serde_json::from_slice(&run.spec).ok().filter(|f: &Frozen| f.format == Frozen::FORMAT)?;
         let plan = frozen.plan("spec").ok()?;
         let mut state = RunState::new(&plan.dag, 0);
@@ -59,13 +64,25 @@ impl Past {
             }
             outputs.insert(id, PastOutput { lens, json: done.json, made });
         }
-        for gone in run.gone {
-            outputs.remove(&TaskId { step: StepIx(gone.step), item: gone.item });
-        }
+        let gone = run.gone.iter().map(|gone| TaskId { step: StepIx(gone.step), item: gone.item }).collect();
+        outputs.retain(|task, _| !HashSet::contains(&gone, task));
         let skipped = run.skipped.iter().filter(|s| SkipReason::parse(&s.reason).is_some_and(SkipReason::is_tolerated));
         let holes = skipped.map(|skipped| TaskId { step: StepIx(skipped.step), item: skipped.item }).collect();
         let lengths = plan.dag.steps().filter_map(|(step, _)| Some((step, state.step_len(step)?))).collect();
-        Some(Self { uid: run.uid, name: run.name, plan, keys, outputs, holes, lengths })
+        let known = explain.then(|| Box::new((facts, state)));
+        Some(Self { uid: run.uid, name: run.name, plan, keys, outputs, holes, gone, lengths, known })
+    }
+
+    /// Whether it has ever had an output of `task`.
+    pub fn made(&self, task: TaskId) -> bool {
+        self.outputs.contains_key(&task) || self.gone.contains(&task)
+    }
+
+    /// What the key of one of its outputs is made of.
+    pub fn parts(&mut self, task: TaskId) -> Option<Parts> {
+        let (facts, state) = &**self.known.as_ref()?;
+        let view = View { facts, state, dag: &self.plan.dag };
+        self.keys.parts(&self.plan, task, &|other| !view.has_output(other), &view)
     }
 }
 

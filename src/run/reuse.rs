@@ -7,7 +7,7 @@ use super::facts::{Facts, View};
 use super::replay::{Past, PastOutput};
 use crate::dask::ops::{AdoptItem, EarlierRuns, Item};
 use crate::graph::{Event, StepIx, StepState, TaskId, TaskStatus};
-use crate::pipeline::{Key, Keyring, Part, Plan};
+use crate::pipeline::{Aspect, Key, Keyring, Part, Parts, Plan};
 
 /// What earlier runs have left for this one.
 pub(super) struct Reusable {
@@ -25,6 +25,32 @@ pub(super) struct Reusable {
     now: f64,
 }
 
+/// What is asked of earlier runs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wish {
+    /// Whatever has the same key is taken.
+    pub missing: bool,
+    /// [`why`](Reusable::why) will be asked.
+    pub explain: bool,
+}
+
+/// Why no output of an earlier run stands for a task.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Because {
+    /// No earlier run that counts has an output of it.
+    NeverFinished,
+    /// It would be made from something else.
+    Changed(Aspect),
+    /// The step says so (`cache.enabled`), now or when the output was made.
+    NoCache,
+    /// Older than `cache.maxAge`.
+    TooOld,
+    /// The object is not in storage any more, or has another size.
+    Gone,
+    /// The output was not stored as it is needed now.
+    NoResult,
+}
+
 /// An output that is taken over.
 pub(super) struct Taken {
     pub item: AdoptItem,
@@ -32,10 +58,15 @@ pub(super) struct Taken {
 }
 
 impl Reusable {
-    /// `cleared`: why one is left out; `keys` is empty; `missing`: whatever has the same key is taken; `now`: seconds since
-    /// 1970.
-    pub fn new(earlier: EarlierRuns, cleared: Option<String>, keys: Keyring, missing: bool, now: f64) -> Self {
-        let runs: Vec<Past> = earlier.runs.into_iter().filter_map(Past::replay).collect();
+    /// `cleared`: why one is left out; `keys` is empty; `now`: seconds since 1970.
+    pub fn new(
+        earlier: EarlierRuns,
+        cleared: Option<String>,
+        keys: Keyring,
+        Wish { missing, explain }: Wish,
+        now: f64,
+    ) -> Self {
+        let runs: Vec<Past> = earlier.runs.into_iter().filter_map(|run| Past::replay(run, explain)).collect();
         let (mut found, mut anywhere) = (HashMap::new(), HashMap::new());
         for (at, run) in runs.iter().enumerate().filter(|_| missing) {
             let mut tasks: Vec<TaskId> = run.outputs.keys().copied().collect();
@@ -63,25 +94,82 @@ impl Reusable {
     /// The earlier output that stands for `task`, about to be submitted. Only if everything before it was taken over
     /// too: what comes after a step that runs, runs.
     pub fn take(&mut self, plan: &Plan, task: TaskId, view: &View<'_>) -> Option<Taken> {
-        let cache = plan.cache(task.step);
-        if !self.missing || cache.enabled == Some(false) {
-            return None;
-        }
-        let key = self.keys.work_out(plan, task, &|other| is_hole(view, other), view)?;
-        let place = self.found.get(&(key, task.item)).or_else(|| self.anywhere.get(&key))?;
-        let (run, theirs) = (&self.runs[place.0], place.1);
-        let output = run.outputs.get(&theirs)?;
-        if cache.max_age.is_some_and(|age| output.made.is_none_or(|made| self.now - made > age.as_secs_f64())) {
-            return None;
-        }
-        let wanted = plan.step_def(task.step)?.result;
-        let had = run.plan.step_def(theirs.step)?.result;
-        if wanted > had && output.json.is_none() {
-            return None;
-        }
-        let taken = taken(run, task, theirs, output);
+        let (key, run, theirs) = self.find(plan, task, view).ok()?;
+        let run = &self.runs[run];
+        let taken = taken(run, task, theirs, run.outputs.get(&theirs)?);
         self.keys.insert(task, key);
         Some(taken)
+    }
+
+    /// Key, run and task there of the output that stands for `task`; else what is in the way, as far as it is not the key.
+    fn find(&mut self, plan: &Plan, task: TaskId, view: &View<'_>) -> Result<(Key, usize, TaskId), Option<Because>> {
+        let cache = plan.cache(task.step);
+        if !self.missing || cache.enabled == Some(false) {
+            return Err(Some(Because::NoCache));
+        }
+        let key = self.keys.work_out(plan, task, &|other| is_hole(view, other), view).ok_or(None)?;
+        let place = self.found.get(&(key, task.item)).or_else(|| self.anywhere.get(&key)).ok_or(None)?;
+        let (at, theirs) = *place;
+        let output = self.runs[at].outputs.get(&theirs).ok_or(None)?;
+        if cache.max_age.is_some_and(|age| output.made.is_none_or(|made| self.now - made > age.as_secs_f64())) {
+            return Err(Some(Because::TooOld));
+        }
+        let wanted = plan.step_def(task.step).ok_or(None)?.result;
+        let had = self.runs[at].plan.step_def(theirs.step).ok_or(None)?.result;
+        if wanted > had && output.json.is_none() {
+            return Err(Some(Because::NoResult));
+        }
+        Ok((key, at, theirs))
+    }
+
+    /// Whether `task` is made from something that is not an earlier run's.
+    pub fn is_new(&mut self, plan: &Plan, task: TaskId, view: &View<'_>) -> bool {
+        let parts = self.keys.parts(plan, task, &|other| is_hole(view, other), view).unwrap_or_default();
+        parts.iter().any(|(aspect, part)| part.is_none() && matches!(aspect, Aspect::Upstream(_)))
+    }
+
+    /// Why nothing stands for `task`, which [`take`](Self::take) has refused or would: in what it differs from the outputs that
+    /// the step of this name has.
+    pub fn why(&mut self, plan: &Plan, task: TaskId, view: &View<'_>) -> Vec<Because> {
+        if let Err(Some(because)) = self.find(plan, task, view) {
+            return vec![because];
+        }
+        let ours = self.keys.parts(plan, task, &|other| is_hole(view, other), view).unwrap_or_default();
+        let Some((changed, gone)) = self.nearest(plan.step_name(task.step), task.item, &ours) else {
+            return vec![Because::NeverFinished];
+        };
+        match (changed.is_empty(), gone) {
+            (false, _) => changed,
+            (true, true) => vec![Because::Gone],
+            // It said so when the output was made.
+            (true, false) => vec![Because::NoCache],
+        }
+    }
+
+    /// In what `ours` differs from the output of an earlier run that this item of the step has there, and whether that is
+    /// gone: of the one that differs least, the newest first. A run that has loaded an output has not made it.
+    fn nearest(&mut self, step: &str, item: Option<u32>, ours: &Parts) -> Option<(Vec<Because>, bool)> {
+        let mut best: Option<(Vec<Because>, bool)> = None;
+        for run in &mut self.runs {
+            let Some(theirs) = run.plan.step_index(step).map(|step| TaskId { step, item }) else { continue };
+            if run.plan.part(theirs.step) != Part::Runs || !run.made(theirs) {
+                continue;
+            }
+            let Some(had) = run.parts(theirs) else { continue };
+            let changed = differences(ours, &had);
+            if best.as_ref().is_none_or(|(least, _)| changed.len() < least.len()) {
+                best = Some((changed, run.gone.contains(&theirs)));
+            }
+            if best.as_ref().is_some_and(|(least, _)| least.len() <= 1) {
+                break;
+            }
+        }
+        best
+    }
+
+    /// Names and uids of the runs that count, newest first.
+    pub fn runs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.runs.iter().map(|run| (run.name.as_str(), run.uid.as_str()))
     }
 
     /// The newest run that has all outputs that the selection of `plan` needs, or why there is none. `whose`: the
@@ -174,6 +262,22 @@ impl Past {
     }
 }
 
+/// What our key is made of otherwise than theirs. Not known yet counts as changed where it is a step that comes before, for
+/// that one runs, or an object, for it is not there.
+fn differences(ours: &Parts, theirs: &Parts) -> Vec<Because> {
+    let counts = |aspect: &Aspect| matches!(aspect, Aspect::Upstream(_) | Aspect::Object(_) | Aspect::Kept(_));
+    let differs = |(aspect, part): &(&Aspect, &Option<Key>)| match part {
+        None => counts(aspect),
+        Some(_) => theirs.get(*aspect) != Some(*part),
+    };
+    let mut changed: Vec<Aspect> = ours.iter().filter(differs).map(|(aspect, _)| aspect.clone()).collect();
+    if changed.is_empty() {
+        // It has become less: a dependency, an input.
+        changed.extend(theirs.keys().filter(|aspect| !ours.contains_key(*aspect)).cloned());
+    }
+    changed.into_iter().map(Because::Changed).collect()
+}
+
 fn taken(run: &Past, task: TaskId, theirs: TaskId, output: &PastOutput) -> Taken {
     let item = |task: TaskId| Item { step: task.step.0, item: task.item };
     Taken {
@@ -234,7 +338,13 @@ mod tests {
     }
 
     fn reusable(plan: &Plan, runs: Vec<EarlierRun>) -> Reusable {
-        Reusable::new(EarlierRuns { runs }, None, Keyring::new(plan, "c", None), true, NOW)
+        Reusable::new(
+            EarlierRuns { runs },
+            None,
+            Keyring::new(plan, "c", None),
+            Wish { missing: true, explain: true },
+            NOW,
+        )
     }
 
     const NOW: f64 = 1_000_000.0;

@@ -13,16 +13,15 @@ use super::driver::{DriveError, RunSpec};
 use super::fabric::Access;
 use super::facts::{Facts, View};
 use super::install::runtime;
-use super::objects::{Meeting, Objects, Versions};
+use super::objects::{Objects, Versions};
 use super::report::{Counts, Failure, Note, Observer, Report, ResultValue, read_closing, summary, task_name};
 use super::reuse::Reusable;
-use super::wire::{address, decision, failure_class, step_def, storage, submit_item, task_id};
+use super::turn::{Turn, handed_over};
+use super::wire::{failure_class, step_def, storage, task_id};
 use super::{Fabric, Start, earlier, objects, restore};
-use crate::dask::ops::{
-    Close, Code, FollowEvents, Open, Opened, ReadOutput, Record, Records, Settings, Stop, Submit, SubmitItem, TaskAddr,
-};
+use crate::dask::ops::{Close, Code, FollowEvents, Open, Opened, ReadOutput, Records, Settings, Stop, Submit};
 use crate::dask::{self, Address, EventBatch, Peer, RuntimeEvent};
-use crate::graph::{self, Action, Event, RunState, StepIx, TaskId, TaskStatus};
+use crate::graph::{self, Event, RunState, StepIx, TaskId, TaskStatus};
 use crate::local::Endpoint;
 use crate::pipeline::{ExprError, Part, ResultSource, ResultSpec};
 
@@ -181,6 +180,7 @@ impl Session<'_> {
                 cache_bytes: CACHE_BYTES,
                 log_cap: LOG_CAP,
                 tasks_per_slot: TASKS_PER_SLOT,
+                pins: objects::pins(spec),
             },
         }
     }
@@ -276,76 +276,27 @@ impl Session<'_> {
         let mut finish = None;
         loop {
             let planned = graph::plan(&plan.dag, state, limits, self.now());
-            let mut submits: Vec<SubmitItem> = Vec::new();
-            let mut stops: Vec<TaskAddr> = Vec::new();
-            let mut records: Vec<Record> = Vec::new();
-            let mut decided: Vec<Event> = Vec::new();
-            let mut adopted = Vec::new();
-            let ready = planned.actions.iter().filter_map(|action| match action {
-                Action::Submit { task, .. } => Some(*task),
-                _ => None,
-            });
-            let looked = objects.look(peer, self.spec, &ready.collect::<Vec<_>>(), (state, facts)).await;
+            let ready = handed_over(&planned.actions);
+            let looked = objects.look(peer, self.spec, &ready, (state, facts)).await;
             looked.map_err(|error| self.troubled(error))?;
-            for action in planned.actions {
-                match action {
-                    Action::Decide { task } => {
-                        let view = View { facts, state, dag: &plan.dag };
-                        decided.push(match plan.decide(task, &view) {
-                            Ok(run) => Event::Decided { task, run },
-                            Err(error) => Event::Refused { task, reason: error.to_string() },
-                        });
-                    }
-                    Action::Submit { task, attempt, deps, priority } => {
-                        let view = View { facts, state, dag: &plan.dag };
-                        if let Some(reusable) = reusable
-                            && let Some(taken) = reusable.take(plan, task, &view)
-                        {
-                            reusable.note(&taken, facts);
-                            adopted.push(taken.item);
-                            decided.push(taken.event);
-                            continue;
-                        }
-                        let meeting = objects.meet(plan, task, &view);
-                        if let Meeting::Refuse(reason) = meeting {
-                            decided.push(Event::Refused { task, reason });
-                            continue;
-                        }
-                        match plan.values(task, &view, meeting == Meeting::Take) {
-                            Ok(values) => submits.push(submit_item(task, attempt, priority, values, &deps)),
-                            Err(error) => decided.push(Event::Refused { task, reason: error.to_string() }),
-                        }
-                    }
-                    Action::Withdraw { task, attempt } | Action::Stop { task, attempt, .. } => {
-                        stops.push(address(task, attempt));
-                    }
-                    Action::RecordLength { step, len } => records.push(Record::Length { step: step.0, len }),
-                    Action::RecordSkipped { task, reason } => {
-                        records.push(Record::Skipped(decision(task, reason.name(), String::new())));
-                    }
-                    Action::RecordFailed { task, reason } => {
-                        let message = facts.terminal(plan, task, &reason);
-                        records.push(Record::Refused(decision(task, reason.name(), message)));
-                    }
-                    Action::Finish(outcome) => finish = Some(outcome),
-                }
-            }
+            let turn = Turn::new(plan, planned.actions, (state, facts), reusable, objects);
+            finish = turn.finish.or(finish);
             // What must not start is taken back before the runtime hears of the failure that it would take for a hole; and
             // it hears of holes before it gets tasks that wait for them.
-            if !stops.is_empty() {
-                peer.call(&Stop { run, epoch, items: &stops }).await.map_err(classify)?;
+            if !turn.stops.is_empty() {
+                peer.call(&Stop { run, epoch, items: &turn.stops }).await.map_err(classify)?;
             }
-            if !records.is_empty() {
-                peer.call(&Records { run, epoch, records: &records }).await.map_err(classify)?;
+            if !turn.records.is_empty() {
+                peer.call(&Records { run, epoch, records: &turn.records }).await.map_err(classify)?;
             }
-            earlier::adopt(peer, opened, self.spec, &adopted).await.map_err(|error| self.missed(error))?;
-            for items in submits.chunks(SUBMIT_CHUNK) {
+            earlier::adopt(peer, opened, self.spec, &turn.adopted).await.map_err(|error| self.missed(error))?;
+            for items in turn.submits.chunks(SUBMIT_CHUNK) {
                 peer.call(&Submit { run, epoch, items }).await.map_err(classify)?;
             }
-            if decided.is_empty() {
+            if turn.decided.is_empty() {
                 return Ok((finish, planned.wake_at));
             }
-            for event in decided {
+            for event in turn.decided {
                 self.apply(state, &event);
             }
         }

@@ -206,7 +206,7 @@ fn parse_credentials(text: &str, profile: &str) -> Option<Keys> {
     Some(Keys { id: id?, secret: secret?, token })
 }
 
-fn percent_decoded(path: &str) -> Result<String, StoreError> {
+pub(super) fn percent_decoded(path: &str) -> Result<String, StoreError> {
     let mut bytes = Vec::new();
     let mut rest = path.as_bytes();
     while let [first, tail @ ..] = rest {

@@ -1,6 +1,7 @@
 //! Records → what a run has come to. Pure; the same rules as the writer's.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use super::segment::{Committed, Failed, Final, Lost, Opened, Record, Segment, SegmentError};
 
@@ -22,6 +23,8 @@ pub struct Folded {
     pub opened: Opened,
     /// The first commit of each task.
     pub committed: BTreeMap<TaskKey, Committed>,
+    /// Those tasks in the order of the journal: nothing stands before what it was made from.
+    pub order: Vec<TaskKey>,
     pub lengths: BTreeMap<u32, u64>,
     /// (reason, message)
     pub skipped: BTreeMap<TaskKey, (String, Option<String>)>,
@@ -82,7 +85,11 @@ impl Folded {
             Record::Failed(failed) => self.failed.push(*failed),
             Record::Lost(lost) => self.lost.push(lost),
             Record::Committed(committed) => {
-                self.committed.entry((committed.step, committed.item)).or_insert(*committed);
+                let task = (committed.step, committed.item);
+                if let Entry::Vacant(vacant) = self.committed.entry(task) {
+                    vacant.insert(*committed);
+                    self.order.push(task);
+                }
             }
             Record::Skipped { step, item, reason, message } => {
                 self.skipped.entry((step, item)).or_insert((reason, message));

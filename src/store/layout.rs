@@ -79,6 +79,16 @@ impl Layout {
         format!("runs/{}/removed/record", self.run)
     }
 
+    /// Folder of the marks that outputs, or journal, logs and code, are removed.
+    pub fn removals(&self) -> String {
+        format!("runs/{}/removed", self.run)
+    }
+
+    /// Folder of the marks by which the runs of a pipeline are found; `pipeline`: the beginning of the digest of its name.
+    pub fn marks(pipeline: &str) -> String {
+        format!("pipelines/{pipeline}")
+    }
+
     /// Folder of the log objects.
     pub fn logs(&self) -> String {
         format!("runs/{}/logs", self.run)

@@ -6,17 +6,21 @@
 
 mod config;
 mod cursor;
+mod earlier;
 mod error;
 mod fold;
 pub mod layout;
 mod logs;
+mod objects;
 mod reader;
 mod segment;
 
 pub use config::{StorageConfig, check_url, folder_of, folder_url};
+pub use earlier::PastRun;
 pub use error::StoreError;
 pub use fold::{Folded, Position, TaskKey};
 pub use logs::{LogFilter, LogLine, Logs};
+pub use objects::Objects;
 pub use reader::{JournalReader, Reader};
 pub use segment::{
     Code, Committed, Container, Failed, Final, Handle, Limits, Lost, Opened, Record, Segment, SegmentError,

@@ -27,7 +27,7 @@ const AHEAD: usize = 8;
 /// A store opened for reading.
 #[derive(Clone)]
 pub struct Reader {
-    client: Arc<dyn ObjectStore>,
+    pub(super) client: Arc<dyn ObjectStore>,
     prefix: String,
     url: String,
     limits: Limits,
@@ -161,7 +161,7 @@ impl Reader {
     }
 
     /// Keys and sizes below a folder, in order, greater than `after`.
-    async fn list(&self, folder: &str, after: Option<&str>) -> Result<Vec<(String, u64)>, StoreError> {
+    pub(super) async fn list(&self, folder: &str, after: Option<&str>) -> Result<Vec<(String, u64)>, StoreError> {
         let path = self.path(folder)?;
         let stream = match after {
             Some(key) => self.client.list_with_offset(Some(&path), &self.path(key)?),
@@ -184,7 +184,7 @@ impl Reader {
     }
 
     /// An object of at most `limit` bytes.
-    async fn get(&self, key: &str, limit: u64) -> Result<Bytes, StoreError> {
+    pub(super) async fn get(&self, key: &str, limit: u64) -> Result<Bytes, StoreError> {
         let path = self.path(key)?;
         let answer = self.client.get(&path).await.map_err(|error| self.failed("read", key, &error))?;
         if answer.meta.size > limit {
@@ -202,13 +202,13 @@ impl Reader {
         Ok(data.into())
     }
 
-    fn path(&self, key: &str) -> Result<Path, StoreError> {
+    pub(super) fn path(&self, key: &str) -> Result<Path, StoreError> {
         let key = format!("{}{key}", self.prefix);
         check_key(&key)?;
         Path::parse(&key).map_err(|error| StoreError::Invalid(clean(&error.to_string())))
     }
 
-    fn failed(&self, action: &str, key: &str, error: &object_store::Error) -> StoreError {
+    pub(super) fn failed(&self, action: &str, key: &str, error: &object_store::Error) -> StoreError {
         StoreError::from_client(format!("{action} {}/{}", self.url, clean(key)), error)
     }
 }

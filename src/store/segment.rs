@@ -169,7 +169,7 @@ pub struct Committed {
 }
 
 /// Where an output is and how to prove it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Handle {
     /// Relative to the run, or with a leading slash to the storage url.
     pub path: Option<String>,
@@ -180,6 +180,10 @@ pub struct Handle {
     pub bytes: Option<Bytes>,
     pub worker: Option<String>,
     pub container: Option<Container>,
+    /// Objects that the task has read, and the one that it kept its output in: path and version.
+    pub named: Vec<(String, String)>,
+    /// When it was made, if not by this run.
+    pub made: Option<f64>,
 }
 
 /// Index of an output that is a list of separately readable elements.
@@ -454,6 +458,7 @@ fn decode_lens(cursor: &mut Cursor) -> Result<Option<Vec<u64>>, String> {
 fn decode_handle(cursor: &mut Cursor) -> Result<Handle, String> {
     let (mut path, mut size, mut digest, mut serializer, mut bytes, mut worker) = (None, None, None, None, None, None);
     let (mut len, mut offsets, mut digests) = (None, None, None);
+    let (mut named, mut made) = (Vec::new(), None);
     for _ in 0..cursor.map().map_err(text)? {
         let name = cursor.text().map_err(text)?;
         let field = |bad: Bad| format!("handle field {name}: {bad}");
@@ -467,6 +472,8 @@ fn decode_handle(cursor: &mut Cursor) -> Result<Handle, String> {
             "n" => len = cursor.int_or_nil().map_err(field)?,
             "x" => offsets = cursor.bytes_or_nil().map_err(field)?,
             "m" => digests = cursor.bytes_or_nil().map_err(field)?,
+            "r" => named = decode_named(cursor).map_err(field)?,
+            "t" => made = if cursor.nil() { None } else { Some(cursor.float().map_err(field)?) },
             _ => cursor.skip().map_err(field)?,
         }
     }
@@ -489,7 +496,23 @@ fn decode_handle(cursor: &mut Cursor) -> Result<Handle, String> {
         bytes,
         worker,
         container,
+        named,
+        made,
     })
+}
+
+fn decode_named(cursor: &mut Cursor) -> Result<Vec<(String, String)>, Bad> {
+    let mut named = Vec::new();
+    if cursor.nil() {
+        return Ok(named);
+    }
+    for _ in 0..cursor.array()? {
+        if cursor.array()? != 2 {
+            return Err(Bad::Type { expected: "a path and a version", found: "an array" });
+        }
+        named.push((cursor.text()?, cursor.text()?));
+    }
+    Ok(named)
 }
 
 fn decode_container(len: i64, offsets: Option<Bytes>, digests: Option<Bytes>) -> Result<Container, String> {

@@ -204,9 +204,9 @@ def test_cancel_stops_steps_runs_what_is_final_and_keeps_what_is_done(space: Nam
 
 def test_a_wrong_spec_is_refused_with_every_field_and_a_missing_pipeline_is_waited_for(space: Namespace) -> None:
     s3 = S3(space)
-    start(space, "unimplemented", pipelineSpec={"steps": [{"name": "a", "call": "m:f"}]}, select={"loadVersions": {"a": "b"}})
-    wait_end(space, "unimplemented", "Invalid", 30)
-    assert "spec.select.loadVersions: NotImplemented" in succeeded(space, "unimplemented")["message"]
+    start(space, "unpinned", pipelineSpec={"steps": [{"name": "a", "call": "m:f"}]}, select={"loadVersions": {"a": "b"}})
+    wait_end(space, "unpinned", "Invalid", 30)
+    assert "spec.select.loadVersions.a: UnknownInput" in succeeded(space, "unpinned")["message"]
     steps = [{"name": "a", "call": "m:f", "args": ["$(steps.b.output)"]}, {"name": "c", "call": "m:f", "workerGroup": "gpu"}]
     start(space, "wrong", pipelineSpec={"steps": steps, **template(s3, "w")})
     wait_end(space, "wrong", "Invalid", 30)

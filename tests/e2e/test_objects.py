@@ -320,3 +320,63 @@ def test_the_example_runs_once_and_then_takes_what_is_there(cli: Cli, examples: 
     (cli.storage / "prices/tue.json").write_text('{"prices": [1, 3]}')
     changed = cli.run(examples / "inputs.yaml", "-o", "json")
     assert changed.code == 0 and changed.json["results"] == {"report": {**report, "tue": 2}}, changed
+
+
+def test_a_run_reads_the_version_that_it_names(
+    cli: Cli, s3: S3Server, manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    from obstore.store import S3Store
+
+    where = s3.versioned(f"pins/{tmp_path.name}")
+    env = {name: value for name, value in s3.environ("admin").items() if name != "AWS_ENDPOINT_URL"}
+    bucket, _, prefix = where["url"].removeprefix("s3://").partition("/")
+    store = S3Store(
+        bucket,
+        prefix=prefix,
+        endpoint=where["endpoint"],
+        region=where["region"],
+        access_key_id=env["AWS_ACCESS_KEY_ID"],
+        secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
+        client_options={"allow_http": True},
+    )
+    first, second = (store.put("in/x.json", data)["version"] for data in (b"1", b"2"))
+    assert first and second and first != second
+    words = ["--storage", where["url"], "--storage-endpoint", where["endpoint"], "--storage-region", where["region"]]
+    flow = manifest(
+        "def same(given):\n    return given\n",
+        [{"name": "read", "call": "flow:same", "inputs": {"given": {"path": "in/x.json"}}}],
+        results=[{"name": "read", "value": "$(steps.read.output)"}],
+    )
+
+    def run(*more: str) -> tuple[Any, int]:
+        done = cli("run", flow, "--python", cli.python, *words, "-o", "json", *more, **env)
+        assert done.code == 0, done
+        return done.json["results"]["read"], done.json["steps"]["cached"]
+
+    def action(*more: str) -> str:
+        done = cli("plan", flow, *words, "-o", "json", "--reuse", *more, **env)
+        assert done.code == 0, done
+        return str(done.json["steps"][0]["action"])
+
+    old = ["--load-version", f"given={first}"]
+    assert run() == (2, 0)
+    assert action(*old) == "run", "what was read then is not what is asked for"
+    assert run(*old) == (1, 0)
+    assert action(*old) == action() == "cached"
+    assert run("--reuse", "--load-version", f"in/x.json={first}") == (1, 1)
+    store.put("in/x.json", b"3")
+    assert (action(*old), action()) == ("cached", "run")
+    assert run("--reuse", *old) == (1, 1)
+    assert run("--reuse") == (3, 0)
+
+    for command in (["run", flow, "--python", cli.python], ["plan", flow]):
+        done = cli(*command, *words, "--load-version", "given=none-like-it", **env)
+        assert done.code == 3, done
+        assert "VersionNotFound: spec.select.loadVersions.given: there is no version none-like-it" in done.err, done
+        done = cli(*command, *words, "--load-version", f"givn={first}", **env)
+        assert done.code == 2 and "spec.select.loadVersions.givn: UnknownInput" in done.err, done
+        assert "did you mean given?" in done.err, done
+        done = cli(*command, "--storage", f"file://{cli.storage}", *old)
+        assert done.code == 2 and "spec.select.loadVersions.given: NoVersions" in done.err, done
+        done = cli(*command, "--load-version", "given")
+        assert done.code == 2 and "write NAME=VERSION" in done.err, done

@@ -153,7 +153,7 @@ fn every_problem_is_told_with_object_and_field() {
         (json!({"pipelineRef": "bad"}), &["Pipeline bad: spec.steps[0].dependsOn[0]: UnknownStep"][..]),
         (
             json!({"pipelineSpec": {"steps": steps()}, "select": {"loadVersions": {"a": "r"}}}),
-            &["spec.select.loadVersions: NotImplemented"][..],
+            &["spec.select.loadVersions.a: UnknownInput"][..],
         ),
         (
             json!({"pipelineSpec": {"steps": [{"name": "a", "call": "m:f", "inputs": {"x": {"path": "in/x.json"}}}],

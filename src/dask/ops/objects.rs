@@ -1,5 +1,6 @@
 //! The operation that looks at objects which steps name by their paths (protocol 1).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::ser::SerializeTuple;
@@ -20,6 +21,9 @@ pub struct LookAt<'a> {
     pub reads: &'a [&'a str],
     /// Where steps keep their outputs.
     pub keeps: &'a [Kept<'a>],
+    /// Versions that are looked for in place of what is there, by path.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub pins: &'a BTreeMap<String, String>,
 }
 
 /// `[path, step, item]`: where the output of a task is kept.
@@ -38,6 +42,9 @@ pub struct SeenObjects {
     pub reads: Vec<Option<String>>,
     /// What is there.
     pub keeps: Vec<Option<Seen>>,
+    /// It has looked for the versions that were asked for.
+    #[serde(default)]
+    pub pinned: bool,
 }
 
 /// `[version, own]`: an object that is there.

@@ -154,7 +154,7 @@ pub struct Target {
 }
 
 /// Bounds of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Settings {
     /// Outputs of up to so many bytes are kept in the journal.
     pub inline_max: u64,
@@ -164,6 +164,9 @@ pub struct Settings {
     pub log_cap: u64,
     /// Tasks sent to Dask per free slot.
     pub tasks_per_slot: u32,
+    /// Versions of objects that steps read in place of those that are there, by path.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub pins: BTreeMap<String, String>,
 }
 
 /// Answer of [`Open`].

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -147,7 +149,7 @@ fn a_run_is_opened_with_exactly_the_agreed_fields() {
             inputs: vec![0x91, 0x90],
             target: Some(Target { place: vec![0x90], replace: true }),
         }],
-        settings: Settings { inline_max: 1, cache_bytes: 2, log_cap: 3, tasks_per_slot: 4 },
+        settings: Settings { inline_max: 1, cache_bytes: 2, log_cap: 3, tasks_per_slot: 4, pins: BTreeMap::new() },
     };
     assert_eq!(
         wire(&open),
@@ -198,7 +200,7 @@ fn objects_are_asked_for_and_told_in_order() {
     let keeps = [Kept { path: "m/x.pkl", task }, Kept { path: "m/0.pkl", task: Item { step: 3, item: Some(0) } }];
     let storage = Storage { url: "file:///s".into(), ..Storage::default() };
     assert_eq!(
-        wire(&LookAt { run: "u", storage, reads: &["in/a.json"], keeps: &keeps }),
+        wire(&LookAt { run: "u", storage, reads: &["in/a.json"], keeps: &keeps, pins: &BTreeMap::new() }),
         json!({
             "run": "u", "storage": {"url": "file:///s"}, "reads": ["in/a.json"],
             "keeps": [["m/x.pkl", 2, -1], ["m/0.pkl", 3, 0]],
