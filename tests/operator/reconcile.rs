@@ -391,8 +391,9 @@ async fn a_pod_that_hangs_on_a_dead_node_is_replaced_and_then_deleted_by_force()
     world.until_ready("team", "c").await;
     assert!(world.api.object(&path).is_some(), "its node may still answer");
     world.api.edit(&path, |object| object["metadata"]["deletionTimestamp"] = json!(over(61)));
-    eventually("it is deleted by force", SOON, || world.api.object(&path).is_none()).await;
-    let forced = world.writes().into_iter().rfind(|request| request.method == Method::DELETE).unwrap();
+    let deletion = || world.writes().into_iter().rfind(|request| request.method == Method::DELETE);
+    eventually("it is deleted by force", SOON, || world.api.object(&path).is_none() && deletion().is_some()).await;
+    let forced = deletion().unwrap();
     assert_eq!(forced.body["gracePeriodSeconds"], 0);
     assert!(forced.body["preconditions"]["uid"].is_string());
     operator.end().await;
