@@ -182,6 +182,8 @@ class WorkerState:
             if task in self.live and self.live[task].stop:
                 reply["class"] = "stopped"
             reply.update(ok=False, tail=lines.tail if lines is not None else [])
+            if lines is not None and reply["class"] != "stopped":
+                lines.explain(reply)
             self.logs.hurry()
         finally:
             if task is not None:

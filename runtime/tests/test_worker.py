@@ -48,6 +48,25 @@ def test_a_step_that_raises_is_reported_not_raised(cluster: Cluster) -> None:
     assert "daskade_runtime" not in reply["traceback"]
 
 
+def test_why_an_attempt_failed_stands_below_its_lines(cluster: Cluster) -> None:
+    flow = code(flow="def boom():\n    print('so far')\n    raise ValueError('no luck')\n")
+    steps = [step("boom", "flow:boom"), step("nap", "time:sleep", args(60), timeout=0.5)]
+    run = cluster.open(steps, code=flow)
+    assert cluster.run(run)["tail"] == ["so far"]
+    assert cluster.run(run, 1)["class"] == "timeout"
+    for address in cluster.addresses().values():
+        assert cluster.worker_rpc(address, "daskade-flush", run=run)["status"] == "OK"
+    lines = cluster.log_lines(run)
+    boom = [line for line in lines if line[1] == "boom"]
+    assert (boom[0][4], boom[0][5]) == ("stdout", "so far")
+    assert {line[4] for line in boom[1:]} == {"daskade"}
+    assert boom[1][5] == "Traceback (most recent call last):" and boom[-1][5] == "ValueError: no luck"
+    assert any("raise ValueError('no luck')" in line[5] for line in boom)
+    assert [line[5] for line in lines if line[1] == "nap"] == [
+        "Timeout: the step ran longer than its timeout of 0.5 s and was killed"
+    ]
+
+
 def test_a_step_that_takes_a_while_is_announced_as_started(cluster: Cluster) -> None:
     run = cluster.open([step("nap", "time:sleep", args(0.5))])
     future = cluster.submit(run)
