@@ -312,6 +312,18 @@ def test_a_stop_that_comes_before_the_step_is_remembered(cluster: Cluster, tmp_p
     assert cluster.run(run, a=2)["ok"]
 
 
+def test_a_stop_reaches_no_attempt_of_a_later_opening(cluster: Cluster) -> None:
+    run = cluster.open([script("import time; time.sleep(1); output = 1")])
+    for name in cluster.addresses():
+        cluster.tell(name, op="daskade-stop", run=run, s=0, i=-1, a=1, o=1)
+    future = cluster.submit(run, o=2)
+    wait_until(lambda: cluster.events(run))
+    for name in cluster.addresses():
+        cluster.tell(name, op="daskade-stop", run=run, s=0, i=-1, a=1, o=1)
+    reply = result(future)
+    assert (value(reply), reply["o"]) == (1, 2)
+
+
 def test_live_lines_arrive_while_the_step_runs(cluster: Cluster) -> None:
     run = cluster.open([script("import time\nfor k in range(40):\n    print(k)\n    time.sleep(0.05)")])
     for name in cluster.addresses():
@@ -355,7 +367,7 @@ def test_thread_isolation_runs_code_of_the_image(cluster: Cluster) -> None:
     assert (reply["class"], reply["type"], reply["message"]) == ("app", "ValueError", "v")
     for address in cluster.addresses().values():
         cluster.worker_rpc(address, "daskade-flush", run=run)
-    lines = [line[4:] for line in cluster.log_lines(run)]
+    lines = [line[4:] for line in cluster.log_lines(run) if line[4] != "daskade"]
     assert lines == [["stdout", "direct"], ["stdout", "from a thread"], ["WARNING", "x: record"]]
 
 
