@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn counts_are_described_without_zeroes() {
-        let counts = Counts { total: 301, done: 12, running: 4, failed: 0, skipped: 0, cached: 3 };
+        let counts = Counts { total: 301, done: 12, running: 4, cached: 3, ..Counts::default() };
         assert_eq!(describe(&counts), "12/301 done, 4 running, 3 cached");
     }
 }
