@@ -98,7 +98,7 @@ impl Observer for Progress {
                 format!("lost the Dask scheduler ({cause}); starting anew from the journal")
             }
             Note::Log { step, item, stream, text } => {
-                let mark = if stream == "out" { String::new() } else { format!(" {stream}") };
+                let mark = if stream == "stdout" { String::new() } else { format!(" {stream}") };
                 format!("[{}{mark}] {text}", task_name(&step, item))
             }
             Note::Cancelling => "cancelling: running steps are ended (once more ends at once)".to_owned(),
