@@ -410,7 +410,8 @@ def test_a_scheduler_that_closes_says_so_and_ends(dask: Cluster, storage: str) -
     events.wait_for("started")
     run.rpc("record", records=[["length", 0, 7]])
     dask.scheduler.signal(signal.SIGTERM)
-    events.wait_for("closing")
+    # What a person is told of the loss.
+    assert events.wait_for("closing")[0]["message"] == "it closes"
     assert dask.scheduler.popen.wait(20) == 0
     assert any(b"\xa6length\x00\x07" in s.read_bytes() for s in journal_of(storage, run).glob("*.seg"))
 
