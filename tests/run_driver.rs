@@ -405,6 +405,7 @@ async fn a_run_of_which_no_step_starts_in_time_has_failed() {
     let report = ended.expect("an end");
     assert_eq!((report.outcome, report.reason.as_deref()), (RunOutcome::Failed, Some("DeadlineExceeded")));
     assert!(report.message.as_ref().is_some_and(|message| message.contains("deadlines.start")), "{report:?}");
+    assert_eq!(report.counts.kept_back, 1, "who waits for its end sees that it is near");
     assert!(took < Duration::from_secs(10), "{took:?}");
 }
 

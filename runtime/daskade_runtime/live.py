@@ -54,7 +54,7 @@ class LiveRun:
         self.closing: asyncio.Future[None] | None = None
         self.ended = False
         self.parked: list[Attempt] = []
-        self.state = RunState(self.uid, request["steps"], self._ready)
+        self.state = RunState(self.uid, request["steps"], self._ready, self.epoch)
         self.adopted: dict[run_.Task, None] = {}
         self.lengths: dict[int, int] = {}
         self.skipped: dict[run_.Task, tuple[str, str]] = {}
@@ -175,7 +175,8 @@ class LiveRun:
         return asyncio.get_running_loop().call_later(seconds, self._stop_overdue, attempt)
 
     def _stop_message(self, attempt: Attempt) -> dict[str, Any]:
-        return {"op": "daskade-stop", "run": self.uid, "s": attempt.s, "i": attempt.i, "a": attempt.a}
+        address = {"s": attempt.s, "i": attempt.i, "a": attempt.a, "o": self.state.opening}
+        return {"op": "daskade-stop", "run": self.uid, **address}
 
     def _stop_overdue(self, attempt: Attempt) -> None:
         if attempt.state == run_.STOPPING:
@@ -244,6 +245,9 @@ class LiveRun:
             return
         if isinstance(answer, (bytes, bytearray, memoryview)):
             answer = msgpack.unpackb(answer, raw=False, strict_map_key=False)
+        if answer.get("o", self.state.opening) != self.state.opening:
+            # Of an attempt that was stopped when the run was left; it has the number of one that runs now.
+            return
         t0, t1 = float(answer.get("t0") or 0.0), float(answer.get("t1") or 0.0)
         self.runtime.dispatcher.answered(attempt, t1 - t0 if t1 else None)
         stopping = attempt.state == run_.STOPPING

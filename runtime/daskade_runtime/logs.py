@@ -86,6 +86,14 @@ class AttemptLog:
                 held.insert(0, (held[0][0] if held else now, "daskade", note))
             self._hub.add(self._run, self._name, self._task, held)
 
+    def explain(self, failure: dict[str, Any]) -> None:
+        """Why the attempt failed, below what it printed and beyond its limit."""
+        text = failure["traceback"].rstrip() or f"{failure['type']}: {failure['message']}"
+        now = time.time()
+        self._hub.add(
+            self._run, self._name, self._task, [(now, "daskade", _shorten(line)) for line in text.split("\n")]
+        )
+
     def _add(self, lines: list[Line]) -> None:
         if self._last is None:
             self._last = collections.deque(maxlen=TAIL_LINES)

@@ -32,7 +32,7 @@ def lacking(wanted: Iterable[str]) -> list[str]:
             return
         # What stands behind a URL is not known: that there is one of the name has to do.
         if requirement.url is None and not requirement.specifier.contains(have, prereleases=True):
-            found.append(f"{requirement.name} {have} (wanted: {text})")
+            found.append(f"{requirement.name} (wanted: {text}; there is {have})")
             return
         for extra in requirement.extras:
             for line in requires(requirement.name) or ():

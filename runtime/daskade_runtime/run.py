@@ -130,13 +130,17 @@ class StepDef:
 
 
 class RunState:
-    """Attempts, outputs and what waits for what. ``on_ready`` is told each attempt whose inputs exist."""
+    """Attempts, outputs and what waits for what. ``on_ready`` is told each attempt whose inputs exist.
+
+    ``opening`` tells its attempts from those of the same addresses before the run was left and opened anew.
+    """
 
     def __init__(
-        self, uid: str, steps: Iterable[dict[str, Any]], on_ready: Callable[[Attempt], None]
+        self, uid: str, steps: Iterable[dict[str, Any]], on_ready: Callable[[Attempt], None], opening: int = 0
     ) -> None:
         self.uid = uid
-        self.short = hashlib.sha256(uid.encode()).hexdigest()[:8]
+        self.opening = opening
+        self.short = hashlib.sha256(f"{uid} {opening}".encode()).hexdigest()[:8]
         self.steps = [StepDef(fields) for fields in steps]
         self.on_ready = on_ready
         self.current: dict[Task, Attempt] = {}
@@ -265,6 +269,7 @@ class RunState:
             "s": attempt.s,
             "i": attempt.i,
             "a": attempt.a,
+            "o": self.opening,
             "v": attempt.values,
             "d": digest,
         }

@@ -567,7 +567,7 @@ class Runtime:
         self.closing = True
         self.dispatcher.closed = True
         for live in list(self.runs.values()):
-            live.events.add("closing")
+            live.events.add("closing", reason="", message="it closes")
             live.events.end()
         await asyncio.gather(
             asyncio.sleep(0.05), *(r.committer.settle(LEAVE_WAIT) for r in self.runs.values())

@@ -438,7 +438,8 @@ class DirectoryStore(Store):
     def _check_root(self) -> None:
         # A volume that is not mounted must not look like an empty store.
         if not os.path.isdir(self.root):
-            raise StorageError("StorageUnreachable", f"{self.root} is not a directory", transient=True)
+            why = "no volume is mounted there, or the folder has to be made on it first"
+            raise StorageError("StorageUnreachable", f"{self.root} is not a directory: {why}", transient=True)
 
     def _raise(self, action: str, key: str, error: OSError) -> NoReturn:
         where = os.path.join(self.root, key) if key else self.root

@@ -49,7 +49,9 @@ _CALL_DEADLINE = 60.0
 _WATCH_EVERY = 0.5
 PRESTART_CAP = 8
 
-Task = tuple[str, int, int, int]  # run, step, item, attempt
+# Run, step, item, attempt, and the opening of the run: one that was left and opened again has attempts of the
+# same numbers, which a stop of those before must not reach.
+Task = tuple[str, int, int, int, int]
 
 
 def run_step(blob: bytes) -> bytes:
@@ -149,7 +151,7 @@ class WorkerState:
         started: dict[str, Any] | None = None
         try:
             request = msgpack.unpackb(blob, raw=False, strict_map_key=False)
-            task = (request["run"], request["s"], request["i"], request["a"])
+            task = (request["run"], request["s"], request["i"], request["a"], request.get("o", 0))
             if request.get("d") and self.digest and request["d"] != self.digest:
                 message = (
                     f"the scheduler's runtime is {request['d'][:12]}, this worker's is {self.digest[:12]}"
@@ -160,7 +162,7 @@ class WorkerState:
             attempt = self.live[task] = Attempt(task)
             if task in self._stopped:  # looked at only now: a stop from here on finds the attempt itself
                 raise StepFailure("stopped", "Stopped", "stopped before it began")
-            run_id, s, i, a = task
+            run_id, s, i, a, _ = task
             started = self.events.add(
                 {"k": "started", "run": run_id, "s": s, "i": i, "a": a, "t": began, "w": self.name}
             )
@@ -169,7 +171,7 @@ class WorkerState:
             step = run.step(request["s"])
             self.cache.limit = run.settings.get("cache_bytes") or self.cache.limit
             lines = AttemptLog(
-                self.logs, run.uid, step["name"], task[1:], run.settings.get("log_cap") or ATTEMPT_CAP
+                self.logs, run.uid, step["name"], (s, i, a), run.settings.get("log_cap") or ATTEMPT_CAP
             )
             reply = self._run(run, step, request, attempt, lines)
         except BaseException as exc:  # noqa: BLE001 - an exception here would become Dask's
@@ -182,6 +184,8 @@ class WorkerState:
             if task in self.live and self.live[task].stop:
                 reply["class"] = "stopped"
             reply.update(ok=False, tail=lines.tail if lines is not None else [])
+            if lines is not None and reply["class"] != "stopped":
+                lines.explain(reply)
             self.logs.hurry()
         finally:
             if task is not None:
@@ -190,6 +194,8 @@ class WorkerState:
                     self._stopped.pop(task, None)
         reply["t0"] = began
         reply["t1"] = time.time()
+        if task is not None:
+            reply["o"] = task[4]
         if started is not None:
             # What began and ended within one batch needs no word of its beginning: the result has it.
             self.events.withdraw(started)
@@ -226,7 +232,7 @@ class WorkerState:
             address = str(self.worker.address)
             told = functools.partial(self._storage, run.uid)
             return publish(
-                *(run, step, attempt.task, answer, self.cache, address),
+                *(run, step, attempt.task[:4], answer, self.cache, address),
                 *(wanted, versions, attempt.stopped, told),
             )
         finally:
@@ -350,9 +356,9 @@ class WorkerState:
 
     # -- what others ask of this worker
 
-    def stop(self, run: str = "", s: int = 0, i: int = 0, a: int = 0, **_: Any) -> None:
+    def stop(self, run: str = "", s: int = 0, i: int = 0, a: int = 0, o: int = 0, **_: Any) -> None:
         """Stream op ``daskade-stop``: kills the attempt, or refuses it should it still begin."""
-        task = (run, s, i, a)
+        task = (run, s, i, a, o)
         attempt = self.live.get(task)
         if attempt is not None:
             attempt.stop_now()

@@ -29,7 +29,7 @@ def test_what_is_missing_or_of_another_version_is_named() -> None:
     found = lacking(wanted)
     assert found[:3] == [
         "no-such-package (wanted: no-such-package>=1)",
-        f"distributed {distributed.__version__} (wanted: distributed<2000)",
+        f"distributed (wanted: distributed<2000; there is {distributed.__version__})",
         f"no_such (wanted: {url})",
     ]
     assert found[3].startswith("=1 (not a requirement: ") and len(found) == 4

@@ -139,6 +139,23 @@ def test_a_second_writer_of_the_journal_fences_the_first(dask: Cluster, storage:
         other.stop()
 
 
+def test_a_run_left_and_opened_anew_is_not_reached_by_its_own_stops(dask: Cluster, storage: str) -> None:
+    run = Run(dask.address, storage, [SLEEP]).open()
+    items = [(0, i, values(0.5)) for i in range(12)]
+    for _ in range(4):
+        events = run.follow()
+        run.submit(*items)
+        events.wait_for("started")
+        run.rpc("forget")
+        run = Run(dask.address, storage, run.request["steps"], uid=run.uid).open(create=False)
+    events = run.follow()
+    done = {entry[1] for entry in run.snapshot["committed"]}
+    run.submit(*[item for item in items if item[1] not in done])
+    events.wait(lambda es: len(done) + committed(es) == len(items) or [e for e in es if e["k"] == "failed"])
+    assert events.of("failed") == []
+    run.close()
+
+
 def test_a_driver_with_a_higher_epoch_takes_over_a_live_run(dask: Cluster, storage: str) -> None:
     run = Run(dask.address, storage, [SLEEP]).open()
     first = run.follow()
@@ -393,7 +410,8 @@ def test_a_scheduler_that_closes_says_so_and_ends(dask: Cluster, storage: str) -
     events.wait_for("started")
     run.rpc("record", records=[["length", 0, 7]])
     dask.scheduler.signal(signal.SIGTERM)
-    events.wait_for("closing")
+    # What a person is told of the loss.
+    assert events.wait_for("closing")[0]["message"] == "it closes"
     assert dask.scheduler.popen.wait(20) == 0
     assert any(b"\xa6length\x00\x07" in s.read_bytes() for s in journal_of(storage, run).glob("*.seg"))
 

@@ -466,6 +466,7 @@ def test_a_volume_that_is_not_mounted_is_not_an_empty_store(tmp_path: Path) -> N
     ):
         error = refused(call)
         assert (error.reason, error.transient) == ("StorageUnreachable", True)
+        assert "no volume is mounted there" in str(error)
     assert not (tmp_path / "gone").exists()
 
 

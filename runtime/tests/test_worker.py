@@ -48,6 +48,25 @@ def test_a_step_that_raises_is_reported_not_raised(cluster: Cluster) -> None:
     assert "daskade_runtime" not in reply["traceback"]
 
 
+def test_why_an_attempt_failed_stands_below_its_lines(cluster: Cluster) -> None:
+    flow = code(flow="def boom():\n    print('so far')\n    raise ValueError('no luck')\n")
+    steps = [step("boom", "flow:boom"), step("nap", "time:sleep", args(60), timeout=0.5)]
+    run = cluster.open(steps, code=flow)
+    assert cluster.run(run)["tail"] == ["so far"]
+    assert cluster.run(run, 1)["class"] == "timeout"
+    for address in cluster.addresses().values():
+        assert cluster.worker_rpc(address, "daskade-flush", run=run)["status"] == "OK"
+    lines = cluster.log_lines(run)
+    boom = [line for line in lines if line[1] == "boom"]
+    assert (boom[0][4], boom[0][5]) == ("stdout", "so far")
+    assert {line[4] for line in boom[1:]} == {"daskade"}
+    assert boom[1][5] == "Traceback (most recent call last):" and boom[-1][5] == "ValueError: no luck"
+    assert any("raise ValueError('no luck')" in line[5] for line in boom)
+    assert [line[5] for line in lines if line[1] == "nap"] == [
+        "Timeout: the step ran longer than its timeout of 0.5 s and was killed"
+    ]
+
+
 def test_a_step_that_takes_a_while_is_announced_as_started(cluster: Cluster) -> None:
     run = cluster.open([step("nap", "time:sleep", args(0.5))])
     future = cluster.submit(run)
@@ -293,6 +312,18 @@ def test_a_stop_that_comes_before_the_step_is_remembered(cluster: Cluster, tmp_p
     assert cluster.run(run, a=2)["ok"]
 
 
+def test_a_stop_reaches_no_attempt_of_a_later_opening(cluster: Cluster) -> None:
+    run = cluster.open([script("import time; time.sleep(1); output = 1")])
+    for name in cluster.addresses():
+        cluster.tell(name, op="daskade-stop", run=run, s=0, i=-1, a=1, o=1)
+    future = cluster.submit(run, o=2)
+    wait_until(lambda: cluster.events(run))
+    for name in cluster.addresses():
+        cluster.tell(name, op="daskade-stop", run=run, s=0, i=-1, a=1, o=1)
+    reply = result(future)
+    assert (value(reply), reply["o"]) == (1, 2)
+
+
 def test_live_lines_arrive_while_the_step_runs(cluster: Cluster) -> None:
     run = cluster.open([script("import time\nfor k in range(40):\n    print(k)\n    time.sleep(0.05)")])
     for name in cluster.addresses():
@@ -336,7 +367,7 @@ def test_thread_isolation_runs_code_of_the_image(cluster: Cluster) -> None:
     assert (reply["class"], reply["type"], reply["message"]) == ("app", "ValueError", "v")
     for address in cluster.addresses().values():
         cluster.worker_rpc(address, "daskade-flush", run=run)
-    lines = [line[4:] for line in cluster.log_lines(run)]
+    lines = [line[4:] for line in cluster.log_lines(run) if line[4] != "daskade"]
     assert lines == [["stdout", "direct"], ["stdout", "from a thread"], ["WARNING", "x: record"]]
 
 

@@ -72,6 +72,19 @@ def test_bytes_that_are_no_text_are_replaced(hub: Hub) -> None:
     assert [line[4:] for line in hub.stored()[1:]] == [["INFO", "a.b: two"], ["INFO", "a.b: lines ?"]]
 
 
+def test_a_failure_is_explained_however_much_was_printed(hub: Hub) -> None:
+    log = hub.attempt(limit=1000)
+    log.feed("stdout", b"x\n" * 1000)
+    log.finish()
+    trace = "Traceback:\n  File f\nValueError: no\n"
+    log.explain({"type": "ValueError", "message": "no", "traceback": trace})
+    log.explain({"type": "Timeout", "message": "too long", "traceback": ""})
+    assert [line[4:] for line in hub.stored()[-4:]] == [
+        ["daskade", text] for text in ("Traceback:", "  File f", "ValueError: no", "Timeout: too long")
+    ]
+    assert log.tail == ["x"] * logs.TAIL_LINES
+
+
 def test_a_progress_bar_is_what_it_shows_last(hub: Hub) -> None:
     log = hub.attempt()
     for k in range(10_000):

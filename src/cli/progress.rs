@@ -98,7 +98,7 @@ impl Observer for Progress {
                 format!("lost the Dask scheduler ({cause}); starting anew from the journal")
             }
             Note::Log { step, item, stream, text } => {
-                let mark = if stream == "out" { String::new() } else { format!(" {stream}") };
+                let mark = if stream == "stdout" { String::new() } else { format!(" {stream}") };
                 format!("[{}{mark}] {text}", task_name(&step, item))
             }
             Note::Cancelling => "cancelling: running steps are ended (once more ends at once)".to_owned(),
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn counts_are_described_without_zeroes() {
-        let counts = Counts { total: 301, done: 12, running: 4, failed: 0, skipped: 0, cached: 3 };
+        let counts = Counts { total: 301, done: 12, running: 4, cached: 3, ..Counts::default() };
         assert_eq!(describe(&counts), "12/301 done, 4 running, 3 cached");
     }
 }

@@ -94,7 +94,10 @@ fn unscheduled(name: &str, scheduled: &PodCondition, gates: &[&str], queue: Opti
         };
         return trouble("Gated", text, false);
     }
-    let help = "change resources, nodeSelector or tolerations, or add nodes";
+    let help = match message.to_lowercase().contains("persistentvolumeclaim") {
+        true => "make the claim, or have a volume bound to it: kubectl describe pvc says what is in the way",
+        false => "change resources, nodeSelector or tolerations, or add nodes",
+    };
     trouble("Unschedulable", format!("no node for pod {name}: {message}; {help}"), false)
 }
 

@@ -111,6 +111,10 @@ impl Stored {
             storage_secret: self.charter.run.cluster.storage.as_ref().and_then(|storage| storage.secret_ref.clone()),
             start: start.unwrap_or(START_DEADLINE),
             active: deadlines.and_then(|deadlines| deadlines.active.as_ref()).map(|span| span.to_std()),
+            finally: match deadlines.and_then(|deadlines| deadlines.finally.as_ref()) {
+                _ if self.charter.run.pipeline.finally.is_empty() => Some(Duration::ZERO),
+                span => span.map(|span| span.to_std()),
+            },
         }
     }
 

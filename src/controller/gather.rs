@@ -13,6 +13,7 @@ use crate::cluster::{names, validate_named};
 use crate::names::{OBJECT_NAME_MAX, check_label};
 use crate::problem::Problem;
 use crate::runs::facts::Run;
+use crate::trigger::{PIPELINE_LABEL, QUEUED_ANNOTATION};
 
 /// Problems that a status tells of; more would only hide them.
 const PROBLEMS: usize = 10;
@@ -75,6 +76,7 @@ pub(super) fn read_object(key: &Key, record: &Record) -> Object {
 pub(super) fn read_run(key: &Key, record: &Record, value: &Value) -> Run {
     let at = |path: &str| value.pointer(path).and_then(Value::as_str).and_then(|text| text.parse().ok());
     let finalizers = value.pointer("/metadata/finalizers").and_then(Value::as_array);
+    let mark = |kind: &str, name: &str| Some(value["metadata"][kind].get(name)?.as_str()?.to_owned());
     Run {
         name: key.name.clone(),
         namespace: key.namespace.clone(),
@@ -83,6 +85,7 @@ pub(super) fn read_run(key: &Key, record: &Record, value: &Value) -> Run {
         created: at("/metadata/creationTimestamp").unwrap_or_default(),
         deleting: at("/metadata/deletionTimestamp"),
         held: finalizers.is_some_and(|list| list.iter().any(|name| name == FINALIZER)),
+        queue: mark("annotations", QUEUED_ANNOTATION).and_then(|_| mark("labels", PIPELINE_LABEL)),
         spec: value.get("spec").cloned().and_then(|spec| serde_json::from_value(spec).ok()).unwrap_or_default(),
         // A status that cannot be read is written anew.
         status: value.get("status").cloned().and_then(|status| serde_json::from_value(status).ok()).unwrap_or_default(),

@@ -95,6 +95,8 @@ pub(super) struct Memory {
     waited: Option<String>,
     /// When its cancellation was first seen.
     cancelled: Option<Instant>,
+    /// Since when no worker can run its `finally` steps, and nothing else is left.
+    stuck: Option<Instant>,
     status_written: Option<Instant>,
     opening: Option<Instant>,
     removal: Removal,
@@ -270,7 +272,7 @@ impl Work<'_> {
                 let message = format!("its ControllerRevision {name} cannot be read now; it is tried again");
                 let trouble = error.trouble().unwrap_or(Trouble { reason: "ApiError", message, stalled: false });
                 self.error = Some(error);
-                SpecFact::Waits(trouble)
+                SpecFact::Waits(trouble, None)
             }
         }
     }
@@ -305,7 +307,7 @@ impl Work<'_> {
         }
         match admit::admit(&self.value, &around) {
             Admission::Ready(charter) => (SpecFact::Valid, Some(charter)),
-            Admission::Waits(trouble) => (SpecFact::Waits(trouble), None),
+            Admission::Waits(trouble, patience) => (SpecFact::Waits(trouble, Some(patience)), None),
             Admission::Invalid(problems) => {
                 let shown = problems.iter().take(PROBLEMS).cloned().collect::<Vec<_>>().join("; ");
                 let more = problems.len().saturating_sub(PROBLEMS);
@@ -336,6 +338,9 @@ impl Work<'_> {
         let sweep = if self.is_due(run) { self.memory.removal.fact(self.key, places) } else { SweepFact::None };
         let cancelled = run.spec.cancel.then(|| *self.memory.cancelled.get_or_insert_with(Instant::now));
         let cancelling = cancelled.map(|at| at.elapsed()).unwrap_or_default();
+        let over = matches!(&spec, SpecFact::Frozen(frozen) if frozen.is_over(self.now));
+        let stuck = matches!(&drive, DriveFact::Live(live) if live.is_blocked() && (over || live.is_ending()));
+        self.memory.stuck = stuck.then(|| self.memory.stuck.unwrap_or_else(Instant::now));
         Facts {
             now: self.now,
             spec,
@@ -343,6 +348,7 @@ impl Work<'_> {
             owned,
             drive,
             cancelling,
+            stuck: self.memory.stuck.map(|at| at.elapsed()).unwrap_or_default(),
             waited: self.memory.waited.clone(),
             trouble: None,
             full: None,

@@ -30,6 +30,7 @@ use crate::api::{DaskCluster, GROUP, Pipeline, PipelineRun};
 use crate::cluster::names;
 use crate::cluster::pods::read_pod;
 use crate::cluster::trouble;
+use crate::trigger::QUEUED_ANNOTATION;
 
 /// Objects per page of a list: bounds the memory that a list takes.
 const PAGE: u32 = 100;
@@ -368,6 +369,11 @@ pub(super) fn read_root(kind: Kind, object: &DynamicObject) -> Option<(Key, Reco
     });
     if let Some(owners) = &meta.owner_references {
         slim["metadata"]["ownerReferences"] = json!(owners);
+    }
+    if kind == Kind::Run
+        && let Some(queued) = meta.annotations.as_ref().and_then(|all| all.get(QUEUED_ANNOTATION))
+    {
+        slim["metadata"]["annotations"] = json!({QUEUED_ANNOTATION: queued});
     }
     if kind != Kind::Cluster {
         slim["metadata"]["creationTimestamp"] = json!(meta.creation_timestamp);

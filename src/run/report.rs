@@ -19,6 +19,9 @@ pub struct Counts {
     pub cached: u64,
     pub failed: u64,
     pub skipped: u64,
+    /// Of the skipped, those that a cancellation or a deadline of the run kept back.
+    #[serde(skip)]
+    pub kept_back: u64,
 }
 
 /// The last failed attempt of a task, as people want to see it.
@@ -218,6 +221,7 @@ pub(super) fn read_closing(closing: &serde_json::Map<String, Value>) -> Option<R
             cached: number("cached"),
             failed: number("failed"),
             skipped: number("skipped"),
+            kept_back: 0,
         },
         results: results.map(|(name, value)| (name.clone(), ResultValue::Json(value.clone()))).collect(),
         failures: Vec::new(),

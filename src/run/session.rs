@@ -501,6 +501,7 @@ fn counts(state: &RunState, facts: &Facts) -> Counts {
         cached: u64::from(counts.cached) + facts.resumed,
         failed: counts.failed.into(),
         skipped: (counts.skipped + counts.cancelled).into(),
+        kept_back: counts.cancelled.into(),
     }
 }
 

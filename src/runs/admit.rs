@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 use super::code::{ConfigMap, resolve};
 use super::facts::Place;
 use crate::api::cluster::DaskClusterSpec;
-use crate::api::pipeline::{ClusterChoice, PipelineSpec};
+use crate::api::duration::Duration as Span;
+use crate::api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
 use crate::api::run::PipelineRun;
 use crate::api::storage::Storage;
 use crate::cluster::facts::Trouble;
@@ -14,7 +15,7 @@ use crate::cluster::{check_folder, effective_groups, too_many_workers, validate_
 use crate::manifest::{self, Mode, Object};
 use crate::pipeline::allowed::RunLimits;
 use crate::problem::Problem;
-use crate::run::{Frozen, run_deadlines};
+use crate::run::{Frozen, START_DEADLINE, run_deadlines};
 
 /// Everything that a run is carried out from; it never changes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -31,8 +32,8 @@ pub enum Admission {
     Ready(Box<Charter>),
     /// All that is wrong, each with object and field.
     Invalid(Vec<String>),
-    /// An object that it names is not there yet.
-    Waits(Trouble),
+    /// An object that it names is not there yet; how long it waits for it.
+    Waits(Trouble, Span),
 }
 
 /// What a run may refer to, and what the operator allows.
@@ -75,17 +76,19 @@ pub fn admit(object: &Value, world: &dyn World) -> Admission {
     };
     let limits = world.limits();
     let params: Map<String, Value> = run.spec.params.clone().into_iter().collect();
+    let deadlines = run_deadlines(spec.deadlines.clone(), run.spec.deadlines.as_ref());
+    let waits = |trouble| Admission::Waits(trouble, patience(deadlines.as_ref()));
     let mut problems = limits.check(&spec, &params, at);
     let code = match resolve(spec.code.as_ref(), at, world, &mut problems) {
         Ok(code) => code,
-        Err(trouble) => return Admission::Waits(trouble),
+        Err(trouble) => return waits(trouble),
     };
     let placed = match place(&name, &spec, at, world, &mut problems) {
         Ok(placed) => placed,
-        Err(trouble) => return Admission::Waits(trouble),
+        Err(trouble) => return waits(trouble),
     };
     let mut pipeline = PipelineSpec { cluster: placed.choice, code, ..spec };
-    pipeline.deadlines = run_deadlines(pipeline.deadlines, run.spec.deadlines.as_ref());
+    pipeline.deadlines = deadlines;
     // They mean nothing to one run.
     (pipeline.triggers, pipeline.schedule, pipeline.retention) = (None, None, None);
     let main = pipeline.steps.len();
@@ -112,6 +115,13 @@ pub fn admit(object: &Value, world: &dyn World) -> Admission {
     }
 }
 
+/// How long a run waits for what it names: the time that it has to its first step, or to its end.
+fn patience(deadlines: Option<&Deadlines>) -> Span {
+    let (start, active) = deadlines.map_or((None, None), |deadlines| (deadlines.start, deadlines.active));
+    let start = start.unwrap_or(Span::from_secs(START_DEADLINE.as_secs()));
+    active.map_or(start, |active| start.min(active))
+}
+
 fn read(object: &Value, told: &str) -> Result<Object, Vec<String>> {
     let texts = |problems: Vec<Problem>| problems.iter().map(|problem| format!("{told}{problem}")).collect::<Vec<_>>();
     let object = manifest::check_value(object).map_err(texts)?;
@@ -128,7 +138,8 @@ fn pipeline_of(run: &PipelineRun, world: &dyn World) -> Result<(PipelineSpec, &'
     let Some(found) = world.pipeline(name) else {
         let message =
             format!("there is no Pipeline {name} in the namespace (spec.pipelineRef); make it, and the run goes on");
-        return Err(Admission::Waits(Trouble { reason: "PipelineNotFound", message, stalled: false }));
+        let trouble = Trouble { reason: "PipelineNotFound", message, stalled: false };
+        return Err(Admission::Waits(trouble, patience(run.spec.deadlines.as_ref())));
     };
     let told = format!("Pipeline {name}: ");
     match read(&found, &told) {

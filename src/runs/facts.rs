@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::retention::Due;
+use crate::api::duration::Duration as Span;
 use crate::api::run::PipelineRunSpec;
 use crate::api::status::PipelineRunStatus;
 use crate::cluster::facts::Trouble;
@@ -24,6 +25,8 @@ pub struct Run {
     pub deleting: Option<Timestamp>,
     /// Our finalizer is on it: it may be open on a scheduler.
     pub held: bool,
+    /// The Pipeline in whose queue it waits while it is suspended.
+    pub queue: Option<String>,
     pub spec: PipelineRunSpec,
     /// The last status that was written.
     pub status: PipelineRunStatus,
@@ -48,6 +51,8 @@ pub struct Facts {
     pub drive: DriveFact,
     /// How long ago its cancellation was first seen.
     pub cancelling: Duration,
+    /// For how long nothing but `finally` steps has been left to it, and no worker that could run them.
+    pub stuck: Duration,
     /// What it waited for when it was last seen to wait, if no step has run since.
     pub waited: Option<String>,
     /// What Kubernetes refused in this pass.
@@ -85,8 +90,9 @@ pub enum SpecFact {
     Frozen(Frozen),
     /// Refused for ever, with all its problems.
     Invalid(String),
-    /// Something that it names is not there yet.
-    Waits(Trouble),
+    /// It cannot be told now: something that it names is not there yet, for which it waits so long after it was made; or what
+    /// was written down cannot be read, which no time ends.
+    Waits(Trouble, Option<Span>),
 }
 
 /// Of a run whose spec is written down, what decisions need.
@@ -102,8 +108,19 @@ pub struct Frozen {
     pub storage_secret: Option<String>,
     /// Longest time from the start to the first step.
     pub start: Duration,
-    /// Longest time from the start to the end.
+    /// Longest time from the start to the end of all steps but the `finally` ones.
     pub active: Option<Duration>,
+    /// Longest time of the `finally` steps after that: none if nothing bounds them, zero if there are none.
+    pub finally: Option<Duration>,
+}
+
+impl Frozen {
+    /// Whether the time to its end has passed.
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        self.active.is_some_and(|active| {
+            now.duration_since(self.since) >= SignedDuration::try_from(active).unwrap_or(SignedDuration::MAX)
+        })
+    }
 }
 
 /// Where a run runs.
@@ -156,6 +173,18 @@ pub enum DriveFact {
         trouble: Trouble,
         again: Option<Duration>,
     },
+}
+
+impl Live {
+    /// Nothing but its `finally` steps is left: it was cancelled, or its time is over.
+    pub fn is_ending(&self) -> bool {
+        self.cancelling || self.counts.kept_back > 0
+    }
+
+    /// No step runs, since no worker can run those that wait.
+    pub fn is_blocked(&self) -> bool {
+        self.open && self.counts.running == 0 && !self.blocked.is_empty()
+    }
 }
 
 /// What a run says while it is driven.

@@ -16,9 +16,8 @@ const CLOSING: i64 = 60;
 const OVERDUE: i64 = 120;
 /// A run that is cancelled and was open waits this long for a scheduler on which its `finally` steps can run.
 const CANCELLING: Duration = Duration::from_secs(300);
-/// A run that waits for an object that does not exist gives up after this, in seconds; the same as the time that a run has
-/// to its first step unless it says otherwise.
-const REFERENCES: i64 = 30 * 60;
+/// What is to end waits this long for a worker that can run its `finally` steps.
+const STUCK: Duration = Duration::from_secs(300);
 
 /// Everything to do in one pass. All of it may be done twice.
 #[derive(Debug, Clone, PartialEq)]
@@ -120,18 +119,28 @@ pub fn plan(run: &Run, facts: &Facts) -> Plan {
         return end(failed(trouble.reason, trouble.message.clone()));
     }
     if run.spec.suspend && !run.spec.cancel {
-        let word = word(State::Suspended, "Suspended", "spec.suspend is true; set it to false to go on".to_owned());
+        let message = match &run.queue {
+            Some(pipeline) => format!(
+                "it waits in the queue of the schedule of Pipeline {pipeline} until no other of its runs is active; with \
+                 spec.suspend set to false it does not wait"
+            ),
+            None => "spec.suspend is true; set it to false to go on".to_owned(),
+        };
+        let word = word(State::Suspended, "Suspended", message);
         return Plan { drive: DriveStep::Stop { leave: true }, cluster: without(facts), ..waiting(word, None) };
     }
     match &facts.spec {
         SpecFact::Frozen(frozen) => go_on(run, facts, frozen),
-        SpecFact::Waits(trouble) => {
-            let left = REFERENCES - facts.now.duration_since(run.created).as_secs();
-            if left <= 0 {
-                let message = format!("it waited for 30m in vain: {}", trouble.message);
+        SpecFact::Waits(trouble, None) => waiting(troubled(standing_state(run), trouble), None),
+        SpecFact::Waits(trouble, Some(patience)) => {
+            let passed = facts.now.duration_since(run.created);
+            let left =
+                SignedDuration::try_from(patience.to_std()).unwrap_or(SignedDuration::MAX).saturating_sub(passed);
+            if !left.is_positive() {
+                let message = format!("it waited for {patience} in vain: {}", trouble.message);
                 return end(failed("DeadlineExceeded", message));
             }
-            waiting(troubled(State::Pending, trouble), Some(Duration::from_secs(left.unsigned_abs())))
+            waiting(troubled(State::Pending, trouble), Some(left.unsigned_abs()))
         }
         // Before it is written down, since its deadlines count from then.
         SpecFact::Valid if facts.full.is_some() => {
@@ -157,6 +166,9 @@ fn go_on(run: &Run, facts: &Facts, frozen: &Frozen) -> Plan {
     let now = standing(run, facts, frozen, live);
     if run.spec.cancel && !open && cannot_close(run, facts) {
         return end(cancelled());
+    }
+    if facts.stuck >= STUCK {
+        return end(given_up(run, &now.message));
     }
     let wake = match deadline(run, facts.now, frozen, open) {
         Due::Never => None,
@@ -198,6 +210,15 @@ fn cannot_close(run: &Run, facts: &Facts) -> bool {
     stuck && run.status.started_at.is_none() || facts.cancelling > CANCELLING
 }
 
+/// The end of a run whose `finally` steps no worker can run.
+fn given_up(run: &Run, message: &str) -> Word {
+    if run.spec.cancel {
+        let cancelled = cancelled();
+        return Word { message: format!("{}; {message}", cancelled.message), ..cancelled };
+    }
+    failed("DeadlineExceeded", format!("the run was not finished within its deadlines; {message}"))
+}
+
 enum Due {
     Never,
     In(Duration),
@@ -208,7 +229,10 @@ enum Due {
 fn deadline(run: &Run, now: Timestamp, frozen: &Frozen, open: bool) -> Due {
     let start = Some(frozen.start).filter(|_| !open && run.status.started_at.is_none());
     let start = start.map(|start| (start, "deadlines.start"));
-    let active = frozen.active.map(|active| (active, "deadlines.active"));
+    // Where it is open, its `finally` steps have their own time, which nothing may bound.
+    let finally = if open { frozen.finally } else { Some(Duration::ZERO) };
+    let active =
+        frozen.active.zip(finally).map(|(active, finally)| (active.saturating_add(finally), "deadlines.active"));
     let slack = if open { OVERDUE } else { 0 };
     let passed = now.duration_since(frozen.since);
     let left = |span: Duration| SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX).saturating_sub(passed);
@@ -222,12 +246,17 @@ fn deadline(run: &Run, now: Timestamp, frozen: &Frozen, open: bool) -> Due {
     }
 }
 
+/// Of a run that is not open now.
+fn standing_state(run: &Run) -> State {
+    if run.status.started_at.is_some() { State::Running } else { State::Pending }
+}
+
 /// Where the run stands, in one line.
 fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> Word {
     if let Some(live) = live.filter(|live| live.open) {
         return running(live, &facts.cluster, frozen);
     }
-    let state = if run.status.started_at.is_some() { State::Running } else { State::Pending };
+    let state = standing_state(run);
     if let Some(trouble) = &facts.trouble {
         return troubled(state, trouble);
     }
@@ -266,19 +295,26 @@ fn running(live: &Live, cluster: &ClusterFact, frozen: &Frozen) -> Word {
         }
         return word;
     }
-    if live.cancelling {
-        return word(State::Running, "Finalizing", "running steps are stopped, `finally` steps run".to_owned());
-    }
-    let blocked = live.blocked.iter().next().filter(|_| live.counts.running == 0);
-    if let Some((step, (count, message))) = blocked {
-        // The cluster knows better why nobody is there.
-        if let ClusterFact::Answers(Some(trouble)) = cluster {
-            return troubled(State::Running, trouble);
+    match (workerless(live, cluster), live.is_ending()) {
+        (Some(trouble), true) => {
+            let message = format!("`finally` steps wait: {}", trouble.message);
+            word(State::Running, "Finalizing", message)
         }
-        let tasks = if *count == 1 { "1 task waits".to_owned() } else { format!("{count} tasks wait") };
-        return word(State::Running, "NoWorkers", format!("step {step}: {tasks}: {message}"));
+        (None, true) => word(State::Running, "Finalizing", "running steps are stopped, `finally` steps run".to_owned()),
+        (Some(trouble), false) => troubled(State::Running, &trouble),
+        (None, false) => word(State::Running, "Running", "steps run".to_owned()),
     }
-    word(State::Running, "Running", "steps run".to_owned())
+}
+
+/// Why no worker can run what waits, if nothing runs.
+fn workerless(live: &Live, cluster: &ClusterFact) -> Option<Trouble> {
+    let (step, (count, message)) = live.blocked.iter().next().filter(|_| live.is_blocked())?;
+    // The cluster knows better why nobody is there.
+    if let ClusterFact::Answers(Some(trouble)) = cluster {
+        return Some(trouble.clone());
+    }
+    let tasks = if *count == 1 { "1 task waits".to_owned() } else { format!("{count} tasks wait") };
+    Some(Trouble { reason: "NoWorkers", message: format!("step {step}: {tasks}: {message}"), stalled: false })
 }
 
 /// A run that has ended: what it needed goes, and in the end itself.

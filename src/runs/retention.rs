@@ -104,7 +104,7 @@ pub(super) fn remove(due: Due, facts: &Facts) -> (Removal, ClusterStep) {
         (_, SweepFact::Live) => return (removal(SweepStep::Keep, RemovalWord::Working, None), ClusterStep::Keep),
         (SpecFact::Frozen(frozen), SweepFact::Waits(waited)) => (frozen, *waited),
         (SpecFact::Frozen(frozen), _) => (frozen, Duration::ZERO),
-        (SpecFact::Waits(trouble), _) => {
+        (SpecFact::Waits(trouble, _), _) => {
             return (removal(SweepStep::Pause(trouble.clone()), RemovalWord::Waits(trouble.clone()), None), given_back);
         }
         (SpecFact::Invalid(why), _) => {

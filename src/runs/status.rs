@@ -62,7 +62,7 @@ pub fn build_status(run: &Run, facts: &Facts, plan: &Plan) -> PipelineRunStatus 
 fn follow(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, live: &Live) {
     status.started_at.get_or_insert_with(|| second(facts.now));
     count(status, &live.counts);
-    status.failures = failures(run, status, &live.failures);
+    status.failures = failures(run, &live.failures);
     let waiting = live.blocked.iter().take(LISTED).map(|(step, (count, message))| StepWaiting {
         step: step.clone(),
         count: small(*count),
@@ -78,7 +78,7 @@ fn conclude(status: &mut PipelineRunStatus, run: &Run, report: &Report, now: Tim
     status.started_at.get_or_insert_with(|| second(began));
     count(status, &report.counts);
     if !report.failures.is_empty() || report.outcome == RunOutcome::Succeeded {
-        status.failures = failures(run, status, &report.failures);
+        status.failures = failures(run, &report.failures);
     }
     let (mut results, mut left) = (BTreeMap::new(), RESULTS);
     for (name, value) in &report.results {
@@ -88,7 +88,12 @@ fn conclude(status: &mut PipelineRunStatus, run: &Run, report: &Report, now: Tim
             left -= size;
             results.insert(name.clone(), value);
         } else {
-            let why = format!("{size} bytes are too much for a status; `daskade` reads it from the storage");
+            let why = format!(
+                "{size} bytes are too much for a status, which has {} KiB for one result and {} KiB for all; with \
+                 `output.path` of its step it is an object of its own in the storage",
+                RESULT >> 10,
+                RESULTS >> 10
+            );
             results.insert(name.clone(), json!({ "omitted": why }));
         }
     }
@@ -96,7 +101,7 @@ fn conclude(status: &mut PipelineRunStatus, run: &Run, report: &Report, now: Tim
 }
 
 fn count(status: &mut PipelineRunStatus, counts: &Counts) {
-    let Counts { total, done, running, cached, failed, skipped } = *counts;
+    let Counts { total, done, running, cached, failed, skipped, .. } = *counts;
     // Of what is at its end, only what ended well is done.
     let well = done.saturating_sub(failed).saturating_sub(skipped);
     status.steps = Some(StepCounts {
@@ -110,14 +115,14 @@ fn count(status: &mut PipelineRunStatus, counts: &Counts) {
     status.progress = Some(format!("{well}/{total}"));
 }
 
-fn failures(run: &Run, status: &PipelineRunStatus, failures: &[Failure]) -> Vec<StepFailure> {
-    let url = status.storage_url.as_deref().and_then(|url| url.rsplit_once("/runs/")).map_or("", |(url, _)| url);
-    failures.iter().filter(|failure| failure.terminal).take(LISTED).map(|failure| told(run, url, failure)).collect()
+fn failures(run: &Run, failures: &[Failure]) -> Vec<StepFailure> {
+    failures.iter().filter(|failure| failure.terminal).take(LISTED).map(|failure| told(run, failure)).collect()
 }
 
-fn told(run: &Run, storage: &str, failure: &Failure) -> StepFailure {
+fn told(run: &Run, failure: &Failure) -> StepFailure {
     let item = failure.item.map(|item| format!(" --item {item}")).unwrap_or_default();
-    let more = format!("; more: daskade logs {} {}{item} --storage {storage}", run.uid, failure.step);
+    // By the run's name the command finds out where the lines are, with endpoint and region.
+    let more = format!("; more: daskade logs -n {} {} {}{item}", run.namespace, run.name, failure.step);
     let text = bounded(&format!("{}: {}", failure.kind, failure.message), FAILURE.saturating_sub(more.len()));
     StepFailure {
         step: failure.step.clone(),

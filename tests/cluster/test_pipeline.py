@@ -226,6 +226,8 @@ def test_kubectl_shows_what_people_look_for(pipeline: Pipeline) -> None:
     run = pipeline.settled(1)[0]
     shown = kubectl("-n", pipeline.space.name, "get", "dpl", "etl")
     assert "True" in shown and run in shown, shown
+    # As a date it would be an age, and of what is to come that is "<invalid>".
+    assert f"{pipeline.status()['nextScheduleTime']}" in shown, shown
     shown = kubectl("-n", pipeline.space.name, "get", "dpr", "-o", "wide")
     assert run in shown and "etl" in shown.split("\n")[1].split(), shown
 

@@ -179,10 +179,9 @@ def test_a_step_that_fails_is_told_with_the_command_that_shows_more(space: Names
     assert told["state"] == "Failed"
     assert len(told["failures"]) == 10
     first = told["failures"][0]
-    uid = (space.find("pipelinerun", "f") or {})["metadata"]["uid"]
     assert (first["step"], first["class"], first["attempts"]) == ("bad", "app", 1)
     assert first["message"].startswith("ValueError: no ")
-    assert f"daskade logs {uid} bad --item {first['item']} --storage {s3.url('f')}" in first["message"]
+    assert f"daskade logs -n {space.name} f bad --item {first['item']}" in first["message"]
     assert told["steps"]["failed"] == 12
     assert "ValueError" in succeeded(space, "f")["message"]
     assert_clean(space, "f")

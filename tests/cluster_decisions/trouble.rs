@@ -76,6 +76,10 @@ fn pods_without_a_node() {
     };
     let words = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.";
     check(&unscheduled("Unschedulable", words), Some(("Unschedulable", &[words, "tolerations"], false)));
+    let words = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.";
+    check(&unscheduled("Unschedulable", words), Some(("Unschedulable", &[words, "kubectl describe pvc"], false)));
+    let words = "0/1 nodes are available: persistentvolumeclaim \"data\" not found.";
+    check(&unscheduled("Unschedulable", words), Some(("Unschedulable", &[words, "make the claim"], false)));
     let words = "Scheduling is blocked due to non-empty scheduling gates";
     let gated = unscheduled("SchedulingGated", words);
     check(&gated, Some(("Gated", &[words, "waits for quota"], false)));

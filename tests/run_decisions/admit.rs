@@ -343,6 +343,29 @@ fn a_folder_on_a_claim_is_a_storage() {
 }
 
 #[test]
+fn what_is_not_there_yet_is_waited_for_as_long_as_the_deadlines_say() {
+    let later = json!({"ref": "later"});
+    for (spec, expected) in [
+        (json!({"pipelineRef": "later", "deadlines": {"start": "2h"}}), "2h"),
+        (json!({"pipelineRef": "later", "deadlines": {"active": "2h"}}), "30m"),
+        (json!({"pipelineRef": "later", "deadlines": {"active": "4s"}}), "4s"),
+        (json!({"pipelineSpec": {"steps": steps(), "cluster": later, "deadlines": {"start": "5s"}}}), "5s"),
+        (
+            json!({
+                "pipelineSpec": {"steps": steps(), "cluster": later, "deadlines": {"start": "5s", "active": "1m"}},
+                "deadlines": {"start": "3h"},
+            }),
+            "1m",
+        ),
+    ] {
+        match ask(spec) {
+            Admission::Waits(_, patience) => assert_eq!(patience.to_string(), expected),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn what_is_not_there_yet_is_waited_for() {
     for (spec, reason) in [
         (json!({"pipelineRef": "later"}), "PipelineNotFound"),
@@ -350,8 +373,8 @@ fn what_is_not_there_yet_is_waited_for() {
         (json!({"pipelineSpec": {"steps": steps(), "code": {"configMap": "later"}}}), "ConfigMapNotFound"),
     ] {
         match ask(spec) {
-            Admission::Waits(trouble) => {
-                assert_eq!(trouble.reason, reason);
+            Admission::Waits(trouble, patience) => {
+                assert_eq!((trouble.reason, patience.to_string().as_str()), (reason, "30m"));
                 assert!(trouble.message.contains("later"), "{}", trouble.message);
             }
             other => panic!("{other:?}"),

@@ -99,6 +99,29 @@ fn a_cancelled_run_is_closed_where_it_is_open_and_ended_at_once_where_it_never_w
 }
 
 #[test]
+fn what_is_to_end_does_not_wait_for_ever_for_a_worker_that_runs_its_finally_steps() {
+    let mut live = open();
+    (live.counts.running, live.counts.kept_back) = (0, 1);
+    live.blocked.insert("tidy".to_owned(), (1, "no worker is connected".to_owned()));
+    let mut known = facts(frozen(Place::Own));
+    known.cluster = ClusterFact::Answers(Some(trouble("ImagePull", true)));
+    known.drive = DriveFact::Live(live);
+    known.stuck = Duration::from_secs(299);
+    let mut it = run();
+    pass(&mut it, &known);
+    assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "Finalizing".into()));
+    assert_eq!(it.status.conditions[0].message, "`finally` steps wait: about ImagePull");
+    known.stuck = Duration::from_secs(300);
+    let word = plan(&it, &known).word;
+    assert_eq!((word.state, word.reason.as_str()), (State::Ended(RunOutcome::Failed), "DeadlineExceeded"));
+    assert!(word.message.ends_with("`finally` steps wait: about ImagePull"), "{}", word.message);
+    (it.held, it.spec.cancel) = (true, true);
+    let word = plan(&it, &known).word;
+    assert_eq!(word.state, State::Ended(RunOutcome::Cancelled));
+    assert!(word.message.ends_with("`finally` steps wait: about ImagePull"), "{}", word.message);
+}
+
+#[test]
 fn a_suspended_run_leaves_its_scheduler_and_gives_its_cluster_back() {
     let mut it = run();
     (it.held, it.spec.suspend) = (true, true);
@@ -108,6 +131,10 @@ fn a_suspended_run_leaves_its_scheduler_and_gives_its_cluster_back() {
     let planned = pass(&mut it, &known);
     assert_eq!((planned.drive, planned.cluster), (DriveStep::Stop { leave: true }, ClusterStep::Delete));
     assert_eq!((it.status.state.as_deref(), planned.hold), (Some("Suspended"), Hold::Keep));
+    it.queue = Some("nightly".to_owned());
+    pass(&mut it, &known);
+    let message = &it.status.conditions[0].message;
+    assert!(message.contains("queue of the schedule of Pipeline nightly"), "{message}");
     // Before it was written down, nothing is.
     let mut new = run();
     new.spec.suspend = true;
@@ -150,6 +177,19 @@ fn deadlines_end_a_run_that_nobody_else_can_end() {
     known.now = at(820);
     assert_eq!(pass(&mut it, &known).word.state, State::Ended(RunOutcome::Failed));
 
+    // They have the time that `deadlines.finally` gives them, or as long as they take.
+    let finally = |known: &mut Facts, span: Option<u64>| {
+        if let SpecFact::Frozen(frozen) = &mut known.spec {
+            frozen.finally = span.map(Duration::from_secs);
+        }
+    };
+    finally(&mut known, Some(300));
+    assert_eq!(plan(&run(), &known).word.state, State::Running);
+    known.now = at(1120);
+    assert_eq!(plan(&run(), &known).word.state, State::Ended(RunOutcome::Failed));
+    finally(&mut known, None);
+    assert_eq!(plan(&run(), &known).word.state, State::Running);
+
     // Why no step began is told with the end.
     let mut late = report(RunOutcome::Failed);
     (late.reason, late.message) = (Some("DeadlineExceeded".into()), Some("no step had started".into()));
@@ -161,10 +201,24 @@ fn deadlines_end_a_run_that_nobody_else_can_end() {
     );
 
     // What it names does not come.
-    let mut known = facts(SpecFact::Waits(trouble("PipelineNotFound", false)));
+    let patience = Some("90s".parse().unwrap());
+    let mut known = facts(SpecFact::Waits(trouble("PipelineNotFound", false), patience));
+    let planned = plan(&run(), &known);
+    assert_eq!((planned.word.state, planned.wake), (State::Pending, Some(Duration::from_secs(85))));
+    known.now = at(90);
+    let word = plan(&run(), &known).word;
+    assert_eq!(
+        (word.reason.as_str(), word.message.as_str()),
+        ("DeadlineExceeded", "it waited for 1m30s in vain: about PipelineNotFound")
+    );
+
+    // What is written down and cannot be read now, since the API server refuses, is no reason to end anything.
+    let mut known = facts(SpecFact::Waits(trouble("ApiError", false), None));
+    known.now = at(100_000);
     assert_eq!(plan(&run(), &known).word.state, State::Pending);
-    known.now = at(1801);
-    assert_eq!(plan(&run(), &known).word.reason, "DeadlineExceeded");
+    let mut it = run();
+    it.status.started_at = Some(at(1).to_string());
+    assert_eq!(plan(&it, &known).word.state, State::Running);
 }
 
 #[test]

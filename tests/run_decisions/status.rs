@@ -26,7 +26,7 @@ fn counts_say_what_ended_well_and_progress_says_it_to_people() {
     let mut it = run();
     let mut known = facts(frozen(Place::Own));
     known.cluster = ClusterFact::Answers(None);
-    let counts = Counts { total: 20, done: 12, running: 3, cached: 5, failed: 2, skipped: 1 };
+    let counts = Counts { total: 20, done: 12, running: 3, cached: 5, failed: 2, skipped: 1, kept_back: 0 };
     known.drive = DriveFact::Live(Live { counts, ..open() });
     pass(&mut it, &known);
     let steps = it.status.steps.clone().expect("counts");
@@ -77,8 +77,7 @@ fn the_first_failures_are_told_with_the_command_that_shows_more() {
     assert_eq!(it.status.failures.len(), 10);
     let first = &it.status.failures[0];
     assert_eq!((first.item, first.attempts, first.class.as_str()), (Some(0), 2, "app"));
-    let more = format!("daskade logs {UID} bad --item 0 --storage s3://bucket/runs/p");
-    assert_eq!(first.message, format!("ValueError: no[31m such thing; more: {more}"));
+    assert_eq!(first.message, "ValueError: no[31m such thing; more: daskade logs -n team r bad --item 0");
     assert_eq!(condition(&it, "Succeeded"), ("False".into(), "Failed".into()));
     assert_eq!(condition(&it, "Stalled").0, "True");
 }
@@ -104,6 +103,8 @@ fn whatever_steps_say_a_status_stays_below_64_kib() {
     assert!(serde_json::to_string(&it.status).unwrap().len() < 64 << 10);
     assert_eq!(it.status.results["a"], json!("x".repeat(10)));
     assert!(it.status.results["b"]["omitted"].is_string() && it.status.results["d"]["omitted"].is_string());
+    let omitted = it.status.results["d"]["omitted"].as_str().unwrap();
+    assert!(omitted.contains("16 KiB for one result and 24 KiB for all"), "{omitted}");
     assert_eq!(it.status.results["c"], json!("x".repeat(16_000)));
 }
 

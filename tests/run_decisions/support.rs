@@ -30,6 +30,7 @@ pub fn frozen(place: Place) -> SpecFact {
         storage_secret: Some("keys".to_owned()),
         start: Duration::from_secs(600),
         active: None,
+        finally: Some(Duration::ZERO),
     })
 }
 
@@ -42,6 +43,7 @@ pub fn facts(spec: SpecFact) -> Facts {
         owned: false,
         drive: DriveFact::None,
         cancelling: Duration::ZERO,
+        stuck: Duration::ZERO,
         waited: None,
         trouble: None,
         full: None,

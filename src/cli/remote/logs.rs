@@ -88,9 +88,7 @@ pub(in crate::cli) async fn logs(options: &LogsOptions) -> Result<(), Failure> {
         }
         Err(mut failure) => {
             if let Some(message) = failure.message.as_mut().filter(|_| failure.code == exit::ENVIRONMENT) {
-                let how =
-                    "the run is open no more: its lines are read with your own credentials for the storage (AWS_*)";
-                message.push_str(&format!("\n{how}"));
+                message.push_str(&format!("\nthe run is open no more: {}", where_from(&storage.url)));
             }
             Err(failure)
         }
@@ -283,6 +281,17 @@ impl Following<'_> {
     }
 }
 
+/// How the lines of a run that has ended are come by.
+fn where_from(url: &str) -> String {
+    match url.strip_prefix("file://") {
+        Some(folder) => format!(
+            "its lines are on a volume that its pods mount, in {folder}; where that is elsewhere on this machine, name it by \
+             --storage file:///FOLDER"
+        ),
+        None => "its lines are read with your own credentials for the storage (AWS_*)".to_owned(),
+    }
+}
+
 async fn stored(storage: &StorageNote, uid: &str, filter: &LogFilter) -> Result<Logs, Failure> {
     let logs = reader(storage).await?.logs(uid, filter, MAX_LINES).await;
     logs.map_err(|error| store_failure(storage, &error))
@@ -290,4 +299,16 @@ async fn stored(storage: &StorageNote, uid: &str, filter: &LogFilter) -> Result<
 
 fn unheard(error: &Error) -> Failure {
     Failure::environment(format!("read the log of the run through its scheduler: failed to {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_finds_no_lines_is_told_where_they_are() {
+        assert!(where_from("s3://bucket/runs").contains("AWS_*"));
+        let volume = where_from("file:///data/runs");
+        assert!(volume.contains("in /data/runs") && !volume.contains("AWS"), "{volume}");
+    }
 }

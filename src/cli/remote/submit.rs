@@ -209,7 +209,10 @@ fn named(options: &SubmitOptions, pipeline: &str) -> Result<Value, Failure> {
     let name = match &options.name {
         Some(name) => {
             check_label(name, OBJECT_NAME_MAX)
-                .map_err(|error| Failure::bad_input(format!("--name: `{name}` {error}")))?;
+                .map_err(|error| {
+                    let form = format!("a name has lower-case letters, digits and dashes, at most {OBJECT_NAME_MAX}, and begins with a letter");
+                    Failure::bad_input(format!("--name: `{name}` {error} ({form})"))
+                })?;
             name.clone()
         }
         None => {
