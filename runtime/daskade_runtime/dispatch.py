@@ -1,6 +1,6 @@
 """From ready attempts to Dask tasks: which workers may run them, how many at a time, in which order.
 
-Few attempts are at Dask at any moment (about two per slot, more while they take milliseconds), each
+Few attempts are at Dask at any moment (one per slot, more only while they take less than a second), each
 restricted to the workers that may run it. So priorities hold, a worker that joins late gets work, and a
 worker that dies takes few along. Short attempts of one step share a Dask task (``flight``). Dask chooses
 among the eligible workers. It never reruns anything of ours: an attempt whose worker died is reported.
@@ -437,6 +437,8 @@ class Dispatcher:
     def _dropped(self, flight: Flight) -> None:
         if self.flying.get(flight.key) is not flight:
             return
+        # Its worker takes nothing now, which Dask does not announce: it is not to be chosen once more.
+        self._changed = True
         for attempt in list(flight.attempts):
             self.recall(attempt)
             if attempt.state != run_.GONE:

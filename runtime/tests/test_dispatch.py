@@ -145,6 +145,7 @@ class Worker:
         self, name: str = "cpu-0-0", nthreads: int = 2, status: str = "running", **resources: float
     ) -> None:
         self.name, self.nthreads, self.resources = name, nthreads, resources
+        self.address = ""
         self.status = type("Status", (), {"name": status})
 
 
@@ -345,6 +346,28 @@ class Sent:
         self.group = Group(StepDef({"name": "s", "call": "m:f", **step}), 2)
         self.group.eligible = dict.fromkeys(workers, 1)
         self.calls: list[tuple[list[str], list[int]]] = []
+        self.later: list[Any] = []
+
+    def on(self, **workers: Worker) -> None:
+        """Lets it see a scheduler with these workers, whose loop turns in ``settle``."""
+        for address, worker in workers.items():
+            worker.address = address
+        self.workers, self.loop = workers, self
+        self.dispatcher._s = self
+
+    def add_callback(self, call: Any, *arguments: Any) -> None:
+        self.later.append((call, arguments))
+
+    def call_later(self, *_: Any) -> None:
+        """Nobody waits so long here."""
+
+    def settle(self) -> None:
+        while self.later:
+            call, arguments = self.later.pop(0)
+            call(*arguments)
+
+    def held(self, attempt: Attempt) -> bool:
+        return False
 
     def blob(self, attempt: Attempt) -> bytes:
         return b""
@@ -408,6 +431,22 @@ def test_steps_that_ask_for_a_gpu_go_where_one_is_free() -> None:
     assert sorted(sent.send(*more)) == [(["a"], [3]), (["b"], [4, 5])]
     sent.end()
     assert sent.send(run.submit(2, 0, [(0, 0)]), run.submit(2, 1)) == [(["a"], [0]), (["b"], [1])]
+
+
+def test_a_step_is_not_sent_again_to_a_worker_that_paused_unannounced() -> None:
+    run, sent = State(), Sent()
+    first, second = Worker("gpu-0-0", GPU=1), Worker("gpu-1-0", GPU=1)
+    sent.on(a=first, b=second)
+    attempt = run.submit(0, 0)
+    assert attempt is not None
+    attempt.run.steps[0].resources = {"GPU": 1}
+    sent.dispatcher.ready(attempt, 2)
+    sent.settle()
+    assert sent.calls == [(["a"], [0])]
+    first.status.name = "paused"
+    sent.dispatcher.transition(attempt.flight.key, "waiting", "no-worker")
+    sent.settle()
+    assert sent.calls[1:] == [(["b"], [0])]
 
 
 def test_of_what_a_run_told_and_what_was_handed_over_the_larger_counts() -> None:
