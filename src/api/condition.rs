@@ -195,5 +195,5 @@ pub const PROBLEM_REASONS: &[Reason] = &[
     ("UnequalLengths", "The lists of a map have different lengths."),
     ("UnsatisfiableResources", "A step asks for resources that no worker group offers, or beyond a limit of the run."),
     ("NotAllowed", "The operator's options do not allow it; the help names the option."),
-    ("NotImplemented", "A field that this release does not carry out; it is refused, not ignored."),
+    ("NotImplemented", "A field that a local run does not carry out; it is refused, not ignored."),
 ];

@@ -52,7 +52,7 @@ pub(super) fn request(options: &WantedOptions) -> Result<Request, Failure> {
     let loaded = reading.objects;
     let mut problems = Vec::new();
     for object in &loaded {
-        for problem in manifest::unimplemented(&object.object, manifest::Mode::Local) {
+        for problem in manifest::not_local(&object.object) {
             problems.push(format!("{} (document {}): {problem}", object.file.display(), object.document));
         }
     }

@@ -8,8 +8,8 @@ use super::documents;
 use crate::api::condition::{CONDITION_REASONS, PROBLEM_REASONS, Reason};
 
 const HEAD: &str = "# Reference\n\n<!-- Generated from src/api; `DASKADE_UPDATE=1 cargo test --test generated` writes it again. -->\n\n\
-    Every field of every kind of `daskade.dev/v1alpha1`. `*` marks fields that must be given; a field whose text says\n\
-    that it is not implemented yet is refused by name, never ignored.\n";
+    Every field of every kind of `daskade.dev/v1alpha1`. `*` marks fields that must be given; a field that a local run\n\
+    cannot carry out is refused there by name, never ignored.\n";
 
 /// The whole page.
 pub fn reference() -> String {

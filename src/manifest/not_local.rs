@@ -1,5 +1,5 @@
-//! The one table of fields that this release does not carry out. They are part of the types and the CRDs, and refused by
-//! name: a field that changes what comes out is never ignored.
+//! The one table of fields that a local run does not carry out. They are refused by name: a field that changes what comes
+//! out is never ignored.
 //!
 //! Fields that only say where pods run (image, nodeSelector, tolerations, affinity, idleTimeout, tls, …), when runs are
 //! made (triggers, schedule), how long what they store is kept (retention), or with whose identity storage is reached mean
@@ -10,22 +10,12 @@ use serde_json::Value;
 use super::object::Object;
 use crate::problem::Problem;
 
-/// Who carries the object out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// `daskade run`: processes on this machine.
-    Local,
-    /// The operator; also what `daskade validate` asks about.
-    Cluster,
-}
-
 /// A row of the table. `path` is below `spec`; `*` stands for every entry of a list; a field matches when it is there
 /// and, for truth values, true.
 struct Row {
     object: &'static [Kind],
     path: &'static str,
-    local_only: bool,
-    help: Option<&'static str>,
+    help: &'static str,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,52 +29,52 @@ const PIPELINE: &[Kind] = &[Kind::Pipeline];
 const CLUSTER: &[Kind] = &[Kind::Cluster];
 const RUN: &[Kind] = &[Kind::Run];
 
-const fn local(object: &'static [Kind], path: &'static str, help: &'static str) -> Row {
-    Row { object, path, local_only: true, help: Some(help) }
+const fn row(object: &'static [Kind], path: &'static str, help: &'static str) -> Row {
+    Row { object, path, help }
 }
 
 const TABLE: &[Row] = &[
-    local(PIPELINE, "code.configMap", "a local run sees no ConfigMaps: use code.files, code.path or code.url"),
-    local(CLUSTER, "suspend", "a local cluster lives as long as its run"),
-    local(CLUSTER, "scheduler.env", "set the variables in the shell"),
-    local(CLUSTER, "workers.*.env.*.valueFrom", "give a value, or set the variable in the shell"),
-    local(CLUSTER, "scheduler.volumes", "local steps see the files of this machine"),
-    local(CLUSTER, "workers.*.volumes", "local steps see the files of this machine"),
-    local(RUN, "suspend", "a local run starts at once"),
-    local(RUN, "cancel", "a local run is cancelled by Ctrl-C"),
+    row(PIPELINE, "code.configMap", "a local run sees no ConfigMaps: use code.files, code.path or code.url"),
+    row(CLUSTER, "suspend", "a local cluster lives as long as its run"),
+    row(CLUSTER, "scheduler.env", "set the variables in the shell"),
+    row(CLUSTER, "workers.*.env.*.valueFrom", "give a value, or set the variable in the shell"),
+    row(CLUSTER, "scheduler.volumes", "local steps see the files of this machine"),
+    row(CLUSTER, "workers.*.volumes", "local steps see the files of this machine"),
+    row(RUN, "suspend", "a local run starts at once"),
+    row(RUN, "cancel", "a local run is cancelled by Ctrl-C"),
 ];
 
-/// Fields of the object that `mode` does not carry out, each with its path.
-pub fn unimplemented(object: &Object, mode: Mode) -> Vec<Problem> {
+/// Fields of the object that a local run does not carry out, each with its path.
+pub fn not_local(object: &Object) -> Vec<Problem> {
     let mut problems = Vec::new();
     match object {
-        Object::Pipeline(pipeline) => pipeline_spec(&to_value(&pipeline.spec), "spec", mode, &mut problems),
-        Object::DaskCluster(cluster) => search(Kind::Cluster, &to_value(&cluster.spec), "spec", mode, &mut problems),
+        Object::Pipeline(pipeline) => pipeline_spec(&to_value(&pipeline.spec), "spec", &mut problems),
+        Object::DaskCluster(cluster) => search(Kind::Cluster, &to_value(&cluster.spec), "spec", &mut problems),
         Object::PipelineRun(run) => {
             let spec = to_value(&run.spec);
-            search(Kind::Run, &spec, "spec", mode, &mut problems);
+            search(Kind::Run, &spec, "spec", &mut problems);
             if let Some(inline) = spec.get("pipelineSpec") {
-                pipeline_spec(inline, "spec.pipelineSpec", mode, &mut problems);
+                pipeline_spec(inline, "spec.pipelineSpec", &mut problems);
             }
         }
     }
     problems
 }
 
-fn pipeline_spec(spec: &Value, base: &str, mode: Mode, problems: &mut Vec<Problem>) {
-    search(Kind::Pipeline, spec, base, mode, problems);
+fn pipeline_spec(spec: &Value, base: &str, problems: &mut Vec<Problem>) {
+    search(Kind::Pipeline, spec, base, problems);
     if let Some(template) = spec.pointer("/cluster/template") {
-        search(Kind::Cluster, template, &format!("{base}.cluster.template"), mode, problems);
+        search(Kind::Cluster, template, &format!("{base}.cluster.template"), problems);
     }
 }
 
-fn search(kind: Kind, spec: &Value, base: &str, mode: Mode, problems: &mut Vec<Problem>) {
-    for row in TABLE.iter().filter(|row| row.object.contains(&kind) && (!row.local_only || mode == Mode::Local)) {
+fn search(kind: Kind, spec: &Value, base: &str, problems: &mut Vec<Problem>) {
+    for row in TABLE.iter().filter(|row| row.object.contains(&kind)) {
         descend(spec, row.path, base.to_owned(), row.help, problems);
     }
 }
 
-fn descend(value: &Value, path: &str, at: String, help: Option<&str>, problems: &mut Vec<Problem>) {
+fn descend(value: &Value, path: &str, at: String, help: &str, problems: &mut Vec<Problem>) {
     let (head, rest) = path.split_once('.').map_or((path, None), |(head, rest)| (head, Some(rest)));
     if head == "*" {
         for (index, item) in value.as_array().into_iter().flatten().enumerate() {
@@ -97,15 +87,10 @@ fn descend(value: &Value, path: &str, at: String, help: Option<&str>, problems: 
     match rest {
         Some(rest) => descend(found, rest, at, help, problems),
         None if *found == Value::Bool(false) => {}
-        None => problems.push(problem(&at, help)),
-    }
-}
-
-fn problem(path: &str, help: Option<&str>) -> Problem {
-    let problem = Problem::new("NotImplemented", path, "the field is not implemented yet");
-    match help {
-        Some(help) => problem.help(help),
-        None => problem.help("leave it out; it would have no effect"),
+        None => {
+            let problem = Problem::new("NotImplemented", at, "a local run does not carry this field out");
+            problems.push(problem.help(help));
+        }
     }
 }
 
@@ -120,11 +105,11 @@ mod tests {
     use super::*;
     use crate::{api::crd, manifest::check_value};
 
-    fn check(kind: &str, spec: Value, mode: Mode) -> Vec<String> {
+    fn check(kind: &str, spec: Value) -> Vec<String> {
         let value =
             json!({ "apiVersion": "daskade.dev/v1alpha1", "kind": kind, "metadata": { "name": "a" }, "spec": spec });
         let object = check_value(&value).unwrap();
-        unimplemented(&object, mode).into_iter().map(|problem| problem.path).collect()
+        not_local(&object).into_iter().map(|problem| problem.path).collect()
     }
 
     #[test]
@@ -134,9 +119,8 @@ mod tests {
             "cluster": { "template": { "workers": [{ "name": "a", "env": [{ "name": "B", "value": "b" }, { "name": "A", "valueFrom": { "secretKeyRef": { "name": "a", "key": "b" } } }] }] } },
             "steps": [{ "name": "a", "call": "m:f" }]
         });
-        assert_eq!(check("Pipeline", spec.clone(), Mode::Cluster), Vec::<String>::new());
         let here = ["spec.code.configMap", "spec.cluster.template.workers[0].env[1].valueFrom"];
-        assert_eq!(check("Pipeline", spec, Mode::Local), here);
+        assert_eq!(check("Pipeline", spec), here);
     }
 
     #[test]
@@ -145,7 +129,7 @@ mod tests {
             "suspend": true, "cancel": false, "select": { "only": ["a"] },
             "pipelineSpec": { "steps": [{ "name": "a", "call": "m:f" }], "code": { "configMap": "flow" } }
         });
-        assert_eq!(check("PipelineRun", spec, Mode::Local), ["spec.suspend", "spec.pipelineSpec.code.configMap"]);
+        assert_eq!(check("PipelineRun", spec), ["spec.suspend", "spec.pipelineSpec.code.configMap"]);
     }
 
     #[test]
@@ -158,7 +142,7 @@ mod tests {
             ] } },
             "steps": [{ "name": "a", "call": "m:f" }]
         });
-        assert_eq!(check("Pipeline", spec, Mode::Local), Vec::<String>::new());
+        assert_eq!(check("Pipeline", spec), Vec::<String>::new());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::api::run::PipelineRun;
 use crate::api::storage::Storage;
 use crate::cluster::facts::Trouble;
 use crate::cluster::{check_folder, effective_groups, too_many_workers, validate_named};
-use crate::manifest::{self, Mode, Object};
+use crate::manifest::{self, Object};
 use crate::pipeline::allowed::RunLimits;
 use crate::problem::Problem;
 use crate::run::{Frozen, START_DEADLINE, run_deadlines};
@@ -124,9 +124,7 @@ fn patience(deadlines: Option<&Deadlines>) -> Span {
 
 fn read(object: &Value, told: &str) -> Result<Object, Vec<String>> {
     let texts = |problems: Vec<Problem>| problems.iter().map(|problem| format!("{told}{problem}")).collect::<Vec<_>>();
-    let object = manifest::check_value(object).map_err(texts)?;
-    let refused = manifest::unimplemented(&object, Mode::Cluster);
-    if refused.is_empty() { Ok(object) } else { Err(texts(refused)) }
+    manifest::check_value(object).map_err(texts)
 }
 
 /// The pipeline, where its fields stand, and what to say before each of its problems.

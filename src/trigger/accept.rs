@@ -3,9 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::validate::validate;
-use crate::api::{Pipeline, PipelineSpec};
+use crate::api::PipelineSpec;
 use crate::cluster::check_folder;
-use crate::manifest::{Mode, Object, unimplemented};
 use crate::names::{OBJECT_NAME_MAX, check_label};
 use crate::pipeline::{self, allowed::RunLimits};
 use crate::problem::Problem;
@@ -29,8 +28,6 @@ pub fn accept(name: &str, spec: &Value, limits: &RunLimits) -> Result<PipelineSp
     };
     problems.extend(pipeline::check(&read, "spec", None));
     problems.extend(validate(&read, "spec"));
-    let object = Object::Pipeline(Box::new(Pipeline::new(name, read.clone())));
-    problems.extend(unimplemented(&object, Mode::Cluster));
     if read.code.as_ref().is_some_and(|code| code.path.is_some()) {
         let problem = Problem::new("Conflict", "spec.code.path", "a folder beside the manifest is not in the cluster");
         problems.push(problem.help("use code.files, or an image with the code"));

@@ -60,23 +60,27 @@ class Folder:
         (self.root / path).unlink()
 
 
+def store_of(where: dict[str, str], keys: dict[str, str]) -> Any:
+    """A client for what is below the prefix."""
+    from obstore.store import S3Store
+
+    bucket, _, prefix = where["url"].removeprefix("s3://").partition("/")
+    return S3Store(
+        bucket,
+        prefix=prefix,
+        endpoint=where["endpoint"],
+        region=where["region"],
+        access_key_id=keys["AWS_ACCESS_KEY_ID"],
+        secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+        client_options={"allow_http": True},
+    )
+
+
 class Bucket:
     """The same in a bucket, below a prefix."""
 
     def __init__(self, server: S3Server, where: dict[str, str]) -> None:
-        from obstore.store import S3Store
-
-        bucket, _, prefix = where["url"].removeprefix("s3://").partition("/")
-        keys = server.environ()
-        self.store: Any = S3Store(
-            bucket,
-            prefix=prefix,
-            endpoint=where["endpoint"],
-            region=where["region"],
-            access_key_id=keys["AWS_ACCESS_KEY_ID"],
-            secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
-            client_options={"allow_http": True},
-        )
+        self.store = store_of(where, server.environ())
 
     def put(self, path: str, data: bytes) -> None:
         self.store.put(path, data)
@@ -325,20 +329,9 @@ def test_the_example_runs_once_and_then_takes_what_is_there(cli: Cli, examples: 
 def test_a_run_reads_the_version_that_it_names(
     cli: Cli, s3: S3Server, manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from obstore.store import S3Store
-
     where = s3.versioned(f"pins/{tmp_path.name}")
     env = {name: value for name, value in s3.environ("admin").items() if name != "AWS_ENDPOINT_URL"}
-    bucket, _, prefix = where["url"].removeprefix("s3://").partition("/")
-    store = S3Store(
-        bucket,
-        prefix=prefix,
-        endpoint=where["endpoint"],
-        region=where["region"],
-        access_key_id=env["AWS_ACCESS_KEY_ID"],
-        secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
-        client_options={"allow_http": True},
-    )
+    store = store_of(where, env)
     first, second = (store.put("in/x.json", data)["version"] for data in (b"1", b"2"))
     assert first and second and first != second
     words = ["--storage", where["url"], "--storage-endpoint", where["endpoint"], "--storage-region", where["region"]]

@@ -15,7 +15,7 @@ use crate::api::{API_VERSION, PipelineRun};
 use crate::cli::options::{Output, SubmitOptions};
 use crate::cli::{Failure, request, validate};
 use crate::local::packing;
-use crate::manifest::{self, Mode, Object};
+use crate::manifest::{self, Object};
 use crate::names::{OBJECT_NAME_MAX, check_label};
 use crate::pipeline;
 use crate::problem::Problem;
@@ -111,7 +111,6 @@ fn of_file(options: &SubmitOptions) -> Result<Value, Failure> {
             )));
         }
     };
-    told(file, manifest::unimplemented(&chosen.object, Mode::Cluster))?;
     match &chosen.object {
         Object::Pipeline(object) => {
             let name = object.metadata.name.clone().unwrap_or_default();
@@ -208,11 +207,10 @@ fn given(
 fn named(options: &SubmitOptions, pipeline: &str) -> Result<Value, Failure> {
     let name = match &options.name {
         Some(name) => {
-            check_label(name, OBJECT_NAME_MAX)
-                .map_err(|error| {
-                    let form = format!("a name has lower-case letters, digits and dashes, at most {OBJECT_NAME_MAX}, and begins with a letter");
-                    Failure::bad_input(format!("--name: `{name}` {error} ({form})"))
-                })?;
+            check_label(name, OBJECT_NAME_MAX).map_err(|error| {
+                let form = "a name has lower-case letters, digits and dashes, and begins with a letter";
+                Failure::bad_input(format!("--name: `{name}` {error} ({form}; {OBJECT_NAME_MAX} characters at most)"))
+            })?;
             name.clone()
         }
         None => {
