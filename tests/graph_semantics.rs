@@ -682,6 +682,20 @@ fn finally_steps_run_whatever_happened_and_see_holes() {
 }
 
 #[test]
+fn a_run_is_finalizing_while_nothing_but_finally_steps_is_left() {
+    let run = check("a\n f: finally", no_limits(), &[("", &["submit a#1"])]);
+    assert!(!run.state.is_finalizing());
+    let run = check("a\n f: finally", no_limits(), &[("", &["submit a#1"]), ("ok a", &["submit f#1"])]);
+    assert!(run.state.is_finalizing());
+    let run = check(
+        "a\n f: finally",
+        no_limits(),
+        &[("", &["submit a#1"]), ("ok a", &["submit f#1"]), ("ok f", &["end Succeeded"])],
+    );
+    assert!(!run.state.is_finalizing());
+}
+
+#[test]
 fn finally_lists_are_passed_with_their_holes() {
     check(
         "a: len 2\n f: data a, finally",

@@ -93,6 +93,11 @@ impl RunState {
         self.counts
     }
 
+    /// Nothing but `finally` steps is left, and not all of them have ended.
+    pub fn is_finalizing(&self) -> bool {
+        self.main_open == 0 && self.all_open > 0
+    }
+
     /// How the run ended, after the plan that held `Finish`.
     pub fn outcome(&self) -> Option<RunOutcome> {
         self.outcome

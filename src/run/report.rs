@@ -22,6 +22,9 @@ pub struct Counts {
     /// Of the skipped, those that a cancellation or a deadline of the run kept back.
     #[serde(skip)]
     pub kept_back: u64,
+    /// Nothing but `finally` steps is left.
+    #[serde(skip)]
+    pub finalizing: bool,
 }
 
 /// The last failed attempt of a task, as people want to see it.
@@ -222,6 +225,7 @@ pub(super) fn read_closing(closing: &serde_json::Map<String, Value>) -> Option<R
             failed: number("failed"),
             skipped: number("skipped"),
             kept_back: 0,
+            finalizing: false,
         },
         results: results.map(|(name, value)| (name.clone(), ResultValue::Json(value.clone()))).collect(),
         failures: Vec::new(),

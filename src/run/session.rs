@@ -502,6 +502,7 @@ fn counts(state: &RunState, facts: &Facts) -> Counts {
         failed: counts.failed.into(),
         skipped: (counts.skipped + counts.cancelled).into(),
         kept_back: counts.cancelled.into(),
+        finalizing: state.is_finalizing(),
     }
 }
 

@@ -302,6 +302,9 @@ fn running(live: &Live, cluster: &ClusterFact, frozen: &Frozen) -> Word {
         }
         (None, true) => word(State::Running, "Finalizing", "running steps are stopped, `finally` steps run".to_owned()),
         (Some(trouble), false) => troubled(State::Running, &trouble),
+        (None, false) if live.counts.finalizing => {
+            word(State::Running, "Finalizing", "all other steps have ended, `finally` steps run".to_owned())
+        }
         (None, false) => word(State::Running, "Running", "steps run".to_owned()),
     }
 }

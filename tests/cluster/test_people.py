@@ -181,6 +181,15 @@ def test_a_suspended_run_is_resumed_and_an_ended_one_is_not(space: Namespace, op
     person = Person(space, tmp_path, operator.binary, "s-client-tls")
     start(space, "s", pipelineSpec=talking(1, **template(s3, "s")), suspend=True)
     until("it is suspended", lambda: status(space, "s").get("state") == "Suspended", 30)
+    # Ctrl-C ends who follows it, not the run.
+    shown = person.start("status", "--watch", "s")
+    with ended(shown):
+        assert shown.stderr is not None
+        assert shown.stderr.readline().startswith("s: Suspended")
+        shown.send_signal(signal.SIGINT)
+        assert shown.wait(10) == 130
+        told = shown.stderr.read()
+        assert "ends the command, not the run" in told and f"daskade cancel s -n {space.name}" in told, told
     code, out, err = person.says("resume", "--kube", "s")
     assert (code, out) == (0, "s goes on\n"), err
     wait_end(space, "s")

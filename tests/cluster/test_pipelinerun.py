@@ -353,12 +353,24 @@ def test_a_scheduler_outside_is_used_where_the_operator_allows_it(space: Namespa
         address = f"tls://{space.scheduler_ip('e')}:8786"
         where = {"cluster": {"address": address, "tls": {"secretRef": "later"}}, "storage": {"url": s3.url("outside")}}
         ledger = Ledger(s3, "outside")
-        start(space, "o", pipelineSpec=ledger_pipeline(ledger, 3, 0.1, **where))
+        retention = {"outputs": "10s", "logs": "10s"}
+        start(space, "o", pipelineSpec=ledger_pipeline(ledger, 3, 0.1, **where), retention=retention)
         until("it waits for the Secret", lambda: succeeded(space, "o").get("reason") == "SecretNotFound", 60)
         data = (space.find("secret", "e-client-tls") or {})["data"]
         space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "later"}, "data": data})
         assert wait_end(space, "o")["results"] == {"sum": 3}
         assert ledger.executions() == {"slow/0": 1, "slow/1": 1, "slow/2": 1, "add/0": 1}
+
+        # By that scheduler is removed as well what the run has stored, when its time is over.
+        def is_removed() -> bool:
+            conditions = status(space, "o").get("conditions") or []
+            return any(found["type"] == "Removed" and found["status"] == "True" for found in conditions)
+
+        until("what it has stored is removed", is_removed, 120)
+        uid = (space.find("pipelinerun", "o") or {})["metadata"]["uid"]
+        base = f"outside/runs/{uid}/"
+        left = {key[len(base) :].partition("/")[0] for key in s3.keys(base)}
+        assert left == {"removed"}, left
     finally:
         operator.stop()
         operator.start()

@@ -122,6 +122,20 @@ fn what_is_to_end_does_not_wait_for_ever_for_a_worker_that_runs_its_finally_step
 }
 
 #[test]
+fn a_run_of_which_finally_steps_are_left_says_so() {
+    let mut live = open();
+    live.counts.finalizing = true;
+    let mut known = facts(frozen(Place::Own));
+    known.cluster = ClusterFact::Answers(None);
+    known.drive = DriveFact::Live(live);
+    let mut it = run();
+    it.held = true;
+    pass(&mut it, &known);
+    assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "Finalizing".into()));
+    assert_eq!(it.status.conditions[0].message, "all other steps have ended, `finally` steps run");
+}
+
+#[test]
 fn a_suspended_run_leaves_its_scheduler_and_gives_its_cluster_back() {
     let mut it = run();
     (it.held, it.spec.suspend) = (true, true);

@@ -26,7 +26,7 @@ fn counts_say_what_ended_well_and_progress_says_it_to_people() {
     let mut it = run();
     let mut known = facts(frozen(Place::Own));
     known.cluster = ClusterFact::Answers(None);
-    let counts = Counts { total: 20, done: 12, running: 3, cached: 5, failed: 2, skipped: 1, kept_back: 0 };
+    let counts = Counts { total: 20, done: 12, running: 3, cached: 5, failed: 2, skipped: 1, ..Counts::default() };
     known.drive = DriveFact::Live(Live { counts, ..open() });
     pass(&mut it, &known);
     let steps = it.status.steps.clone().expect("counts");

@@ -82,27 +82,17 @@ pub(in crate::cli) async fn cancel(options: CancelOptions) -> Result<(), Failure
 }
 
 /// Tells what changes until the run ends, on standard error; then the result. With `judge`, the exit code is the run's.
+/// Ctrl-C ends the command, not the run, and says so.
 pub(super) async fn follow(connection: &Connection, name: &str, output: Output, judge: bool) -> Result<(), Failure> {
-    let mut told = String::new();
-    let mut misses = 0;
-    let run = loop {
-        match connection.run(name).await {
-            Ok(run) => {
-                misses = 0;
-                let line = line(&run);
-                if line != told {
-                    // A closed standard error is no reason to end.
-                    drop(writeln!(io::stderr(), "{line}"));
-                    told = line;
-                }
-                if ended(&run).is_some() {
-                    break run;
-                }
-            }
-            Err(failure) if failure.code != exit::ENVIRONMENT || misses >= PATIENCE => return Err(failure),
-            Err(_) => misses += 1,
+    let run = tokio::select! {
+        run = watch(connection, name) => run?,
+        Ok(()) = tokio::signal::ctrl_c() => {
+            let place = &connection.namespace;
+            let again = format!("daskade status {name} --watch -n {place}");
+            let end = format!("daskade cancel {name} -n {place}");
+            drop(writeln!(io::stderr(), "this ends the command, not the run. Follow it: {again}; end it: {end}"));
+            return Err(Failure::silent(exit::CANCELLED));
         }
-        tokio::time::sleep(LOOK).await;
     };
     let mut out = io::stdout().lock();
     match output {
@@ -113,6 +103,31 @@ pub(super) async fn follow(connection: &Connection, name: &str, output: Output, 
         Some(false) if judge && state(&run) == "Cancelled" => Err(Failure::silent(exit::CANCELLED)),
         Some(false) if judge => Err(Failure::silent(exit::RUN_FAILED)),
         _ => Ok(()),
+    }
+}
+
+/// Tells what changes until the run ends.
+async fn watch(connection: &Connection, name: &str) -> Result<Value, Failure> {
+    let mut told = String::new();
+    let mut misses = 0;
+    loop {
+        match connection.run(name).await {
+            Ok(run) => {
+                misses = 0;
+                let line = line(&run);
+                if line != told {
+                    // A closed standard error is no reason to end.
+                    drop(writeln!(io::stderr(), "{line}"));
+                    told = line;
+                }
+                if ended(&run).is_some() {
+                    return Ok(run);
+                }
+            }
+            Err(failure) if failure.code != exit::ENVIRONMENT || misses >= PATIENCE => return Err(failure),
+            Err(_) => misses += 1,
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
