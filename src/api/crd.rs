@@ -63,7 +63,30 @@ fn tidied(crd: CustomResourceDefinition) -> Option<Value> {
             "metadata.name must be a DNS label of at most {OBJECT_NAME_MAX} characters that begins with a letter"
         ),
     }]);
+    if document["spec"]["names"]["kind"] == "DaskCluster" {
+        document["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["x-kubernetes-validations"] =
+            json!([keep_tls()]);
+    }
     Some(document)
+}
+
+/// Of a `DaskCluster` alone, since a pipeline's template makes a new one: who has other certificates, or none, cannot ask
+/// the scheduler whether it is idle, nor have its workers drain.
+fn keep_tls() -> Value {
+    let same = |field: &str, default: &str| {
+        let value = |of: &str| format!("(has({of}.tls) && has({of}.tls.{field}) ? {of}.tls.{field} : '{default}')");
+        format!("{} == {}", value("self"), value("oldSelf"))
+    };
+    json!({
+        "rule": format!(
+            "(has(oldSelf.suspend) && oldSelf.suspend) || (has(self.scheduler) && has(self.scheduler.rollout) \
+             && self.scheduler.rollout == 'Immediately') || ({} && {})",
+            same("mode", "Auto"),
+            same("secretRef", ""),
+        ),
+        "message": "tls cannot change while pods that have it otherwise are there: suspend the cluster before (suspend: true), \
+                    or end what runs on it (scheduler.rollout: Immediately)",
+    })
 }
 
 fn root_schema(document: &mut Value) -> Option<&mut Value> {

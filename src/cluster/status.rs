@@ -176,6 +176,7 @@ fn workers_word(cluster: &Cluster, groups: &[GroupStatus], facts: &Facts, plan: 
     match (ready, outdated) {
         (_, 1..) => word("True", "RollingOut", format!("{outdated} of {ready} workers are of an older spec")),
         (0, _) => word("True", "Idle", "no worker is wanted now".to_owned()),
+        (1, _) => word("True", "Ready", "1 worker is ready".to_owned()),
         _ => word("True", "Ready", format!("{ready} workers are ready")),
     }
 }
