@@ -32,7 +32,7 @@ use super::{
 )]
 #[serde(rename_all = "camelCase")]
 pub struct PipelineSpec {
-    /// Parameters that a run may set, unique by name, for example `[{name: n, type: integer, default: 100}]`.
+    /// Parameters that a run may set, unique by name, for example `[{name: rows, type: integer, default: 100}]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub params: Vec<Param>,

@@ -63,7 +63,7 @@ pub struct PipelineRunSpec {
     /// `retention`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pipeline_spec: Option<PipelineSpec>,
-    /// Values of parameters, by name, for example `{n: 10}`.
+    /// Values of parameters, by name, for example `{rows: 10}`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "schema::params")]
     pub params: BTreeMap<String, Value>,

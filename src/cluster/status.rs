@@ -144,7 +144,8 @@ fn scheduler_word(cluster: &Cluster, facts: &Facts, plan: &Plan) -> Word {
         }
         (SchedulerFact::Answers(_), Some(pod)) => word("True", "Ready", format!("pod {} answers", pod.name)),
         (SchedulerFact::Unreachable { cause, .. }, Some(pod)) if pod.ready => {
-            let message = format!("pod {} does not answer: {cause}; a NetworkPolicy may forbid it", pod.name);
+            let hint = if cause.starts_with("connect") { "; a NetworkPolicy may forbid it" } else { "" };
+            let message = format!("pod {} does not answer: {cause}{hint}", pod.name);
             word("False", "SchedulerUnreachable", message)
         }
         (_, Some(pod)) => word("False", "SchedulerNotReady", format!("pod {} is starting", pod.name)),

@@ -242,10 +242,14 @@ impl Teller {
 
     fn tell_error(&self, target: &Target, error: &Error) {
         tracing::debug!(cluster = %self.key, pod = target.pod, category = error.category(), "failed to {error}");
+        let cause = error.to_string();
+        // How far it came: what stands before the first colon.
+        let stage = |cause: &str| cause.split(':').next().map(str::to_owned);
         self.tell(target, |known| match known {
-            // The first cause stands for all that follow it, so that the status stays as it is.
-            SchedulerFact::Unreachable { .. } => None,
-            _ => Some(SchedulerFact::Unreachable { since: Timestamp::now(), cause: error.to_string() }),
+            // The first cause stands for those like it that follow, so that the status stays as it is.
+            SchedulerFact::Unreachable { cause: first, .. } if stage(first) == stage(&cause) => None,
+            SchedulerFact::Unreachable { since, .. } => Some(SchedulerFact::Unreachable { since: *since, cause }),
+            _ => Some(SchedulerFact::Unreachable { since: Timestamp::now(), cause }),
         });
     }
 

@@ -138,7 +138,12 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
         });
     }
     let mut object = read_object(key, record);
-    object.problems.extend(too_many_workers(&object.cluster.spec, context.most_workers, "spec"));
+    let status = &object.cluster.status;
+    let refused = status.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.reason == "Invalid");
+    // Who has begun is not judged again when the operator is started with other limits.
+    if refused || status.observed_generation != Some(object.cluster.generation) {
+        object.problems.extend(too_many_workers(&object.cluster.spec, context.most_workers, "spec"));
+    }
     tracing::Span::current().record("uid", &object.cluster.uid).record("generation", object.cluster.generation);
     if object.deleting {
         // Kubernetes collects the children by their owner.

@@ -210,6 +210,7 @@ REFUSED = [
     ({"operator": {"watchNamespaces": ["a"], "namespaceSelector": {"matchLabels": {"a": "b"}}}}, "exclude each other"),
     ({"service": {"enabled": False}, "serviceMonitor": {"enabled": True}}, "needs service.enabled"),
     ({"podDisruptionBudget": {"enabled": True, "minAvailable": 1}}, "exactly one of"),
+    ({"extraEnv": [{"name": "A", "value": 1}]}, "extraEnv"),
 ]
 
 
@@ -217,6 +218,44 @@ REFUSED = [
 def test_what_is_wrong_is_refused_by_name(charts: Charts, values: Object, word: str) -> None:
     said = charts.render(values=values, check=False)
     assert "Error" in said and word in said, said
+
+
+@pytest.mark.parametrize("release", ["1st", "a.b"])
+def test_a_name_that_no_service_may_have_is_refused(charts: Charts, release: str) -> None:
+    words = ["template", release, str(charts.chart)]
+    assert "fullnameOverride" in charts.helm(*words, check=False)
+    charts.helm(*words, "--set", "fullnameOverride=first")
+
+
+@pytest.mark.parametrize(
+    "empty", [{"matchLabels": {}}, {"matchExpressions": []}, {"matchLabels": {}, "matchExpressions": []}]
+)
+def test_a_selector_that_selects_all_is_none(charts: Charts, empty: Object) -> None:
+    operator = {"namespaceSelector": empty, "watchNamespaces": ["a"]}
+    for given in (operator, {"namespaceSelector": empty}):
+        found = charts.render(values={"operator": given, "crds": {"enabled": False}})
+        assert "DASKADE_NAMESPACE_SELECTOR" not in found and "map[" not in found
+        assert [o["metadata"]["name"] for o in objects(found) if o["kind"] == "ClusterRoleBinding"] == [
+            "daskade-operator"
+        ]
+
+
+def test_labels_of_the_pods_do_not_break_the_selector(charts: Charts) -> None:
+    labels = {"app.kubernetes.io/name": "mine", "team": "data"}
+    found = objects(charts.render(values={"podLabels": labels, "crds": {"enabled": False}}))
+    (deployment,) = [o for o in found if o["kind"] == "Deployment"]
+    selector, template = (
+        deployment["spec"]["selector"]["matchLabels"],
+        deployment["spec"]["template"]["metadata"]["labels"],
+    )
+    assert template == {**selector, "team": "data"}
+
+
+def test_without_rights_there_are_none_for_people_unless_asked_for(charts: Charts) -> None:
+    given: Object = {"rbac": {"create": False}, "crds": {"enabled": False}}
+    assert not [o for o in objects(charts.render(values=given)) if "Role" in o["kind"]]
+    given["aggregateRoles"] = {"enabled": True}
+    assert [o["kind"] for o in objects(charts.render(values=given)) if "Role" in o["kind"]] == ["ClusterRole"] * 3
 
 
 def test_a_namespaced_release_has_no_object_of_the_whole_cluster(charts: Charts) -> None:

@@ -50,6 +50,11 @@ class World:
             person(space, "reader-of-all", daskade, pods, every)
             person(space, "actor", daskade, pods, accounts)
             person(space, "podless", daskade, every, accounts)
+        # Made before there was a limit.
+        groups = {"workers": [{"name": "a", "replicas": 6}]}
+        wide = made("PipelineRun", "wide", {"pipelineSpec": {"steps": STEPS, "cluster": {"template": groups}}})
+        wide["spec"]["suspend"] = True
+        self.space.apply(wide, made("DaskCluster", "wide", {**groups, "suspend": True}))
         given = {
             "fullnameOverride": NAME,
             "crds": {"enabled": False},
@@ -221,6 +226,14 @@ def test_what_starts_nothing_needs_no_right_to_start(world: World) -> None:
     ):
         assert "must be allowed to create pods" in world.patch("writer", kind, name, change)
         assert "patched" in world.patch("maker", kind, name, change)
+    # Nor what a run would do, nor the marks of one that the operator lets go when its turn has come.
+    for change in (
+        {"spec": {"params": {"rows": 2}}},
+        {"spec": {"params": {"rows": 2}, "cancel": True}},
+        {"metadata": {"annotations": {"daskade.dev/queued": "true"}}},
+        {"metadata": {"labels": {"daskade.dev/pipeline": "p"}}},
+    ):
+        assert "must be allowed to create pods" in world.patch("writer", "dpr", "waits", change)
 
 
 def test_whoever_changes_an_object_answers_for_all_that_it_names(world: World) -> None:
@@ -262,3 +275,10 @@ def test_more_workers_than_allowed_are_refused_at_once(world: World, kind: str) 
     # By an administrator as well.
     words = ["-n", world.space.name, "create", "--dry-run=server", "-f", "-"]
     assert "are allowed per cluster" in kubectl(*words, stdin=json.dumps(of({"replicas": 6})), check=False)
+
+
+def test_what_was_made_before_there_was_a_limit_can_be_stopped(world: World) -> None:
+    assert "are allowed per cluster" in world.patch("maker", "dpr", "wide", {"spec": {"suspend": False}})
+    assert "patched" in world.patch("maker", "dpr", "wide", {"spec": {"cancel": True}})
+    assert "are allowed per cluster" in world.patch("maker", "dsk", "wide", {"spec": {"suspend": False}})
+    assert "patched" in world.patch("maker", "dsk", "wide", {"spec": {"idleTimeout": "1h"}})

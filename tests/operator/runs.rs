@@ -217,6 +217,15 @@ async fn a_cluster_that_asks_for_more_workers_than_allowed_is_refused_with_the_n
     world.create("team", "d", &plain(2));
     world.until_ready("team", "d").await;
     operator.end().await;
+    // Who has begun is not judged again with other limits.
+    world.limits.workers_per_cluster = Some(1);
+    let second = world.operator_with(2, daskade::controller::Namespaces::All);
+    world.create("team", "e", &plain(2));
+    world.until_reason("team", "e", "Invalid").await;
+    world.until_quiet().await;
+    assert_eq!(world.condition("team", "d", "Ready")["status"], "True");
+    assert_eq!(world.condition("team", "c", "Ready")["reason"], "Invalid");
+    second.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

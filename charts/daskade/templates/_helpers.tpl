@@ -86,9 +86,14 @@ matchExpressions:
 {{- end -}}
 {{- end -}}
 
+{{/* A mapping of labels in which those of the chart stay what they are: (list BY-THE-CHART GIVEN). */}}
+{{- define "daskade.merged" -}}
+{{- toYaml (merge (fromYaml (index . 0)) (index . 1 | default dict)) -}}
+{{- end -}}
+
 {{/* "true" or nothing, for what is on by default where the release has objects of the whole cluster anyway. */}}
 {{- define "daskade.aggregate" -}}
-{{- if kindIs "invalid" .Values.aggregateRoles.enabled }}{{ if .Values.rbac.clusterWide }}true{{ end }}{{ else if .Values.aggregateRoles.enabled }}true{{ end -}}
+{{- if kindIs "invalid" .Values.aggregateRoles.enabled }}{{ if and .Values.rbac.create .Values.rbac.clusterWide }}true{{ end }}{{ else if .Values.aggregateRoles.enabled }}true{{ end -}}
 {{- end -}}
 {{- define "daskade.policies" -}}
 {{- if kindIs "invalid" .Values.policies.enabled }}{{ if .Values.rbac.clusterWide }}true{{ end }}{{ else if .Values.policies.enabled }}true{{ end -}}
@@ -96,7 +101,10 @@ matchExpressions:
 
 {{/* What fits no schema. */}}
 {{- define "daskade.check" -}}
-{{- if and .Values.operator.watchNamespaces .Values.operator.namespaceSelector -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "daskade.fullname" .)) -}}
+{{- fail (printf "names would begin with %q, which no Service may: give fullnameOverride, a letter first and no dots" (include "daskade.fullname" .)) -}}
+{{- end -}}
+{{- if and .Values.operator.watchNamespaces (include "daskade.selectorText" .Values.operator.namespaceSelector) -}}
 {{- fail "operator.watchNamespaces and operator.namespaceSelector exclude each other: give one of them" -}}
 {{- end -}}
 {{- if and (not .Values.rbac.clusterWide) (not .Values.operator.watchNamespaces) -}}

@@ -8,7 +8,7 @@ local ready = conditions["Ready"]
 if ready == nil or obj.status.observedGeneration ~= obj.metadata.generation then
   return {status = "Progressing", message = "the operator of daskade has not dealt with the spec yet"}
 end
-local message = ready.reason
+local message = ready.reason or ready.status
 if ready.message ~= nil and ready.message ~= "" then
   message = message .. ": " .. ready.message
 end

@@ -5,19 +5,22 @@ if obj.status ~= nil and obj.status.conditions ~= nil then
     conditions[condition.type] = condition
   end
 end
+local function words(condition)
+  return (condition.reason or condition.status) .. ": " .. (condition.message or "")
+end
 local accepted = conditions["Accepted"]
 if accepted == nil or obj.status.observedGeneration ~= obj.metadata.generation then
   return {status = "Progressing", message = "the operator of daskade has not dealt with the spec yet"}
 end
 if accepted.status == "False" then
-  return {status = "Degraded", message = accepted.reason .. ": " .. accepted.message}
+  return {status = "Degraded", message = words(accepted)}
 end
 for _, name in ipairs({"Stalled", "Reconciling"}) do
   local trouble = conditions[name]
   if trouble ~= nil and trouble.status == "True" then
     return {
       status = name == "Stalled" and "Degraded" or "Progressing",
-      message = "no run can be made: " .. trouble.reason .. ": " .. trouble.message,
+      message = "no run can be made: " .. words(trouble),
     }
   end
 end

@@ -11,8 +11,12 @@ if obj.status ~= nil and obj.status.conditions ~= nil then
   end
 end
 
--- An empty list and an empty mapping are the same in Lua: a spec with one cannot be handed on as it is.
-local function has_empty(value)
+-- An empty list and an empty mapping are the same in Lua, and its numbers are exact up to 2^53: a spec with such a value cannot
+-- be handed on as it is.
+local function is_lost(value)
+  if type(value) == "number" then
+    return value >= 9007199254740992 or value <= -9007199254740992
+  end
   if type(value) ~= "table" then
     return false
   end
@@ -20,7 +24,7 @@ local function has_empty(value)
     return true
   end
   for _, inner in pairs(value) do
-    if has_empty(inner) then
+    if is_lost(inner) then
       return true
     end
   end
@@ -31,5 +35,5 @@ return {
   suspend = {disabled = ended or cancelled or suspended, displayName = "Suspend"},
   resume = {disabled = ended or cancelled or not suspended, displayName = "Resume"},
   cancel = {disabled = ended or cancelled, displayName = "Cancel"},
-  retry = {disabled = not failed or has_empty(obj.spec), displayName = "Retry what failed"},
+  retry = {disabled = not failed or is_lost(obj.spec), displayName = "Retry what failed"},
 }

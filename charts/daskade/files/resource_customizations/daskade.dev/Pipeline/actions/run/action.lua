@@ -7,6 +7,11 @@ local base = obj.metadata.name
 if #base > 42 then
   base = "run"
 end
+-- An empty mapping says nothing, and would become an empty list.
+local retention = obj.spec.retention
+if retention ~= nil and next(retention) == nil then
+  retention = nil
+end
 return {
   {
     operation = "create",
@@ -18,7 +23,7 @@ return {
         namespace = obj.metadata.namespace,
         labels = {["daskade.dev/pipeline"] = obj.metadata.name, ["daskade.dev/trigger"] = "manual"},
       },
-      spec = {pipelineRef = obj.metadata.name, retention = obj.spec.retention},
+      spec = {pipelineRef = obj.metadata.name, retention = retention},
     },
   },
 }
