@@ -30,6 +30,7 @@ pub fn documents() -> Vec<Value> {
         .map(|mut document| {
             if let Some(schema) = root_schema(&mut document) {
                 publish(schema);
+                show_params(schema);
                 say_forms(schema);
             }
             document
@@ -113,6 +114,17 @@ fn publish(schema: &mut Value) {
             object.remove("format");
         }
     });
+}
+
+/// A rule of the API server sees no mapping whose values have no type, but one of which nothing is known: so it can say that
+/// a run's parameters do not change.
+fn show_params(schema: &mut Value) {
+    let params = schema.pointer_mut("/properties/spec/properties/params").and_then(Value::as_object_mut);
+    if let Some(params) = params
+        && params.remove("additionalProperties").is_some()
+    {
+        params.insert("x-kubernetes-preserve-unknown-fields".to_owned(), json!(true));
+    }
 }
 
 /// Of a pattern the API server shows the expression alone: where that is hard to read, a rule with words takes its place.

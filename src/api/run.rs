@@ -44,6 +44,8 @@ use super::{
      "message": "pipelineRef cannot be changed; make another run"},
     {"rule": "has(self.pipelineSpec) == has(oldSelf.pipelineSpec) && (!has(self.pipelineSpec) || self.pipelineSpec == oldSelf.pipelineSpec)",
      "message": "pipelineSpec cannot be changed; make another run"},
+    {"rule": "has(self.params) == has(oldSelf.params) && (!has(self.params) || self.params == oldSelf.params)",
+     "message": "params cannot be changed; make another run"},
     {"rule": "has(self.select) == has(oldSelf.select) && (!has(self.select) || self.select == oldSelf.select)",
      "message": "select cannot be changed; make another run"},
     {"rule": "has(self.reuse) == has(oldSelf.reuse) && (!has(self.reuse) || self.reuse == oldSelf.reuse)",

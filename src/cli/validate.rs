@@ -74,13 +74,16 @@ fn meaning(object: &Object) -> Vec<Problem> {
         Object::Pipeline(object) => {
             let mut problems = pipeline::check(&object.spec, "spec", None);
             problems.extend(trigger::validate(&object.spec, "spec"));
+            problems.extend(cluster::check_shared(&object.spec, "spec"));
             problems
         }
         Object::DaskCluster(object) => cluster::validate(&object.spec, "spec"),
         Object::PipelineRun(object) => {
             let given = object.spec.params.clone().into_iter().collect();
             let spec = object.spec.pipeline_spec.as_ref();
-            spec.map(|spec| pipeline::check(spec, "spec.pipelineSpec", Some(given))).unwrap_or_default()
+            let at = "spec.pipelineSpec";
+            let check = |spec| [pipeline::check(spec, at, Some(given)), cluster::check_shared(spec, at)].concat();
+            spec.map(check).unwrap_or_default()
         }
     }
 }

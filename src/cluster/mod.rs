@@ -8,10 +8,12 @@ pub mod names;
 pub mod plan;
 pub mod pods;
 pub mod scale;
+mod shared;
 pub mod status;
 pub mod trouble;
 mod validate;
 
 pub use folder::check_folder;
 pub use group::{DEFAULT_GROUP, effective_groups, memory_bytes, offers, threads};
+pub use shared::{check_shared, not_allowed};
 pub use validate::{too_many_workers, validate, validate_named};

@@ -157,6 +157,7 @@ pub async fn run(
         events: events.clone(),
         scope: scope.clone(),
         limits: limits.run,
+        allowed: allowed_addresses.clone(),
         clock: Timestamp::now,
     });
     let runs = Arc::new(Runs {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
+use regex::Regex;
 use serde_json::Value;
 
 use super::apply;
@@ -37,6 +38,8 @@ pub(super) struct Pipelines {
     pub scope: Scope,
     /// What one run may ask for.
     pub limits: RunLimits,
+    /// Addresses of schedulers outside that may be used.
+    pub allowed: Vec<Regex>,
     /// The time.
     pub clock: fn() -> Timestamp,
 }
@@ -69,7 +72,7 @@ impl Controller for Pipelines {
             return Ok(Done { outcome: Outcome::Waiting, again: None, gone: false });
         }
         let spec = value.get("spec").cloned().unwrap_or_default();
-        match trigger_spec(memory, &subject, &spec, &self.limits) {
+        match self.spec(memory, &subject, &spec) {
             Ok(read) => subject.spec = read,
             Err(message) => {
                 let facts = Facts { now: (self.clock)(), runs: runs(&entry), ..Facts::default() };
@@ -182,31 +185,29 @@ fn read_subject(key: &Key, record: &Record, value: &Value) -> Subject {
     }
 }
 
-/// The spec if it is valid, or all that is wrong. The checks are made once for each generation: they take milliseconds for
-/// thousands of steps.
-fn trigger_spec(
-    memory: &mut Memory,
-    subject: &Subject,
-    spec: &Value,
-    limits: &RunLimits,
-) -> Result<crate::api::PipelineSpec, String> {
-    let is_known = |(uid, generation, _): &&(String, i64, Result<(), String>)| {
-        *uid == subject.uid && *generation == subject.generation
-    };
-    match memory.checked.as_ref().filter(is_known) {
-        Some((.., Err(message))) => return Err(message.clone()),
-        Some((.., Ok(()))) => {
-            if let Ok(read) = serde_json::from_value(spec.clone()) {
-                return Ok(read);
+impl Pipelines {
+    /// The spec if it is valid, or all that is wrong. The checks are made once for each generation: they take milliseconds
+    /// for thousands of steps.
+    fn spec(&self, memory: &mut Memory, subject: &Subject, spec: &Value) -> Result<crate::api::PipelineSpec, String> {
+        let is_known = |(uid, generation, _): &&(String, i64, Result<(), String>)| {
+            *uid == subject.uid && *generation == subject.generation
+        };
+        match memory.checked.as_ref().filter(is_known) {
+            Some((.., Err(message))) => return Err(message.clone()),
+            Some((.., Ok(()))) => {
+                if let Ok(read) = serde_json::from_value(spec.clone()) {
+                    return Ok(read);
+                }
             }
+            None => {}
         }
-        None => {}
+        let allows = |address: &str| self.allowed.iter().any(|pattern| pattern.is_match(address));
+        let checked = trigger::accept(&subject.name, spec, &self.limits, allows);
+        let checked = checked.map_err(|problems: Vec<Problem>| problems_text(&problems));
+        let verdict = checked.as_ref().map(|_| ()).map_err(Clone::clone);
+        memory.checked = Some((subject.uid.clone(), subject.generation, verdict));
+        checked
     }
-    let checked =
-        trigger::accept(&subject.name, spec, limits).map_err(|problems: Vec<Problem>| problems_text(&problems));
-    let verdict = checked.as_ref().map(|_| ()).map_err(Clone::clone);
-    memory.checked = Some((subject.uid.clone(), subject.generation, verdict));
-    checked
 }
 
 /// Does one thing; gives what is to be told of it.

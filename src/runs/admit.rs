@@ -11,7 +11,7 @@ use crate::api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
 use crate::api::run::PipelineRun;
 use crate::api::storage::Storage;
 use crate::cluster::facts::Trouble;
-use crate::cluster::{check_folder, effective_groups, too_many_workers, validate_named};
+use crate::cluster::{check_folder, check_shared, effective_groups, not_allowed, too_many_workers, validate_named};
 use crate::manifest::{self, Object};
 use crate::pipeline::allowed::RunLimits;
 use crate::problem::Problem;
@@ -169,6 +169,7 @@ fn place(
         problems
             .push(problem.help("put the modules into code.files, code.configMap, an archive (code.url) or the image"));
     }
+    problems.extend(check_shared(spec, at));
     let choice = spec.cluster.clone().unwrap_or_default();
     if let Some(address) = &choice.address {
         return Ok(outside(address, &choice, spec, at, world, problems));
@@ -180,7 +181,7 @@ fn place(
             );
             return Err(Trouble { reason: "ClusterNotFound", message, stalled: false });
         };
-        let storage = foreign_storage(spec, at, problems).or_else(|| found.storage.clone());
+        let storage = spec.storage.clone().or_else(|| found.storage.clone());
         if storage.is_none() {
             let message = format!("the DaskCluster {cluster} has no storage and the pipeline names none");
             let problem = Problem::new("MissingField", format!("{at}.storage"), message);
@@ -227,32 +228,8 @@ fn outside(
 ) -> Placed {
     let secret = choice.tls.as_ref().and_then(|tls| tls.secret_ref.clone());
     if !world.allows(address) {
-        let message = format!("the operator is not allowed to use the scheduler {address}");
-        let problem = Problem::new("NotAllowed", format!("{at}.cluster.address"), message);
-        problems.push(problem.help("who runs the operator can allow it with --allow-address"));
-    }
-    if address.starts_with("tls://") && secret.is_none() {
-        let problem = Problem::new("MissingField", format!("{at}.cluster.tls.secretRef"), "tls:// needs certificates");
-        problems.push(problem.help("name a Secret with ca.crt, tls.crt and tls.key"));
-    }
-    let storage = foreign_storage(spec, at, problems);
-    if storage.is_none() {
-        let message = "a run on a scheduler that others run needs a storage";
-        let problem = Problem::new("MissingField", format!("{at}.storage"), message);
-        problems.push(problem.help("say where outputs and journal go: storage: {url: \"s3://bucket/prefix\"}"));
+        problems.push(not_allowed(address, at));
     }
     let place = Place::Address { address: address.to_owned(), secret };
-    Placed { place, choice: Some(choice.clone()), spec: None, storage }
-}
-
-/// The storage of a pipeline on a cluster that is not its own: the cluster's own identity reaches it, no other can.
-fn foreign_storage(spec: &PipelineSpec, at: &str, problems: &mut Vec<Problem>) -> Option<Storage> {
-    let storage = spec.storage.as_ref()?;
-    let identity = [("secretRef", &storage.secret_ref), ("serviceAccountName", &storage.service_account_name)];
-    for (field, _) in identity.into_iter().filter(|(_, value)| value.is_some()) {
-        let message = "on a cluster that is not made for the run, storage is reached with the cluster's own identity";
-        let problem = Problem::new("Conflict", format!("{at}.storage.{field}"), message);
-        problems.push(problem.help("leave it out, and give the cluster's pods the right to use the storage"));
-    }
-    Some(storage.clone())
+    Placed { place, choice: Some(choice.clone()), spec: None, storage: spec.storage.clone() }
 }

@@ -4,14 +4,20 @@ use serde_json::{Map, Value};
 
 use super::validate::validate;
 use crate::api::PipelineSpec;
-use crate::cluster::check_folder;
+use crate::cluster::{check_folder, check_shared, not_allowed};
 use crate::names::{OBJECT_NAME_MAX, check_label};
 use crate::pipeline::{self, allowed::RunLimits};
 use crate::problem::Problem;
 
 /// Reads and checks the spec of the Pipeline `name`, as it is stored. Objects may be older than the schema that is there
-/// now, or newer than this program. `limits`: what the operator allows a run. All problems at once.
-pub fn accept(name: &str, spec: &Value, limits: &RunLimits) -> Result<PipelineSpec, Vec<Problem>> {
+/// now, or newer than this program. `limits`: what the operator allows a run; `allows`: whether schedulers at an address may
+/// be used. All problems at once.
+pub fn accept(
+    name: &str,
+    spec: &Value,
+    limits: &RunLimits,
+    allows: impl Fn(&str) -> bool,
+) -> Result<PipelineSpec, Vec<Problem>> {
     let mut problems = Vec::new();
     if let Err(error) = check_label(name, OBJECT_NAME_MAX) {
         let problem = Problem::new("InvalidName", "metadata.name", format!("`{name}` {error}"));
@@ -32,6 +38,9 @@ pub fn accept(name: &str, spec: &Value, limits: &RunLimits) -> Result<PipelineSp
         let problem = Problem::new("Conflict", "spec.code.path", "a folder beside the manifest is not in the cluster");
         problems.push(problem.help("use code.files, or an image with the code"));
     }
+    problems.extend(check_shared(&read, "spec"));
+    let address = read.cluster.as_ref().and_then(|choice| choice.address.as_ref());
+    problems.extend(address.filter(|address| !allows(address)).map(|address| not_allowed(address, "spec")));
     problems.extend(folder(&read));
     problems.extend(match makes_runs(&read) {
         true => limits.check_defaults(&read, "spec"),
@@ -79,7 +88,8 @@ mod tests {
     use super::*;
 
     fn told(spec: Value) -> Vec<String> {
-        let problems = accept("p", &spec, &RunLimits::default()).err().unwrap_or_default();
+        let problems =
+            accept("p", &spec, &RunLimits::default(), |address| address == "tcp://ours:8786").err().unwrap_or_default();
         problems.into_iter().map(|problem| format!("{} {}", problem.path, problem.reason)).collect()
     }
 
@@ -93,7 +103,9 @@ mod tests {
         );
         assert_eq!(told(json!({"steps": 3})), ["spec.steps InvalidValue"]);
         assert_eq!(
-            accept("P", &json!({"steps": [{"name": "a", "call": "m:f"}]}), &RunLimits::default()).unwrap_err()[0].path,
+            accept("P", &json!({"steps": [{"name": "a", "call": "m:f"}]}), &RunLimits::default(), |_| true)
+                .unwrap_err()[0]
+                .path,
             "metadata.name"
         );
     }
@@ -103,15 +115,35 @@ mod tests {
         let limits = RunLimits { steps: Some(5), attempts: Some(2), ..RunLimits::default() };
         let step = json!({"name": "a", "call": "m:f", "map": {"x": "$(range(params.n))"}, "retry": {"limit": 2}});
         let spec = |n: Value| json!({"params": [{"name": "n", "type": "integer", "default": n}], "steps": [step]});
-        let problems = accept("p", &spec(json!(6)), &limits).unwrap_err();
+        let problems = accept("p", &spec(json!(6)), &limits, |_| true).unwrap_err();
         let told: Vec<String> = problems.iter().map(|problem| format!("{} {}", problem.path, problem.reason)).collect();
         assert_eq!(told, ["spec.steps[0].retry.limit LimitExceeded", "spec.steps[0].map LimitExceeded"]);
-        assert_eq!(accept("p", &spec(json!(5)), &limits).unwrap_err().len(), 1);
+        assert_eq!(accept("p", &spec(json!(5)), &limits, |_| true).unwrap_err().len(), 1);
         let mut by_hand = spec(json!(6));
         by_hand["triggers"] = json!({"onChange": false});
-        assert_eq!(accept("p", &by_hand, &limits).unwrap_err().len(), 1, "whoever makes runs says how many steps");
+        assert_eq!(
+            accept("p", &by_hand, &limits, |_| true).unwrap_err().len(),
+            1,
+            "whoever makes runs says how many steps"
+        );
         let small = RunLimits { pipeline_bytes: Some(50), ..RunLimits::default() };
-        assert_eq!(accept("p", &spec(json!(5)), &small).unwrap_err()[0].path, "spec");
+        assert_eq!(accept("p", &spec(json!(5)), &small, |_| true).unwrap_err()[0].path, "spec");
+    }
+
+    #[test]
+    fn what_every_run_on_a_cluster_that_it_names_would_be_refused_for_is_told_of_the_pipeline() {
+        let spec = |cluster: Value, storage: Value| {
+            told(json!({"steps": [{"name": "a", "call": "m:f"}], "cluster": cluster, "storage": storage}))
+        };
+        let (keys, plain) = (json!({"url": "s3://b/p", "secretRef": "s"}), json!({"url": "s3://b/p"}));
+        assert_eq!(spec(json!({"ref": "c"}), keys.clone()), ["spec.storage.secretRef Conflict"]);
+        assert_eq!(spec(json!({"ref": "c"}), plain.clone()), [""; 0]);
+        assert_eq!(spec(json!({"template": {}}), keys), [""; 0]);
+        assert_eq!(spec(json!({"address": "tcp://ours:8786"}), plain), [""; 0]);
+        assert_eq!(
+            spec(json!({"address": "tls://theirs:8786"}), Value::Null),
+            ["spec.cluster.tls.secretRef MissingField", "spec.storage MissingField", "spec.cluster.address NotAllowed"]
+        );
     }
 
     #[test]

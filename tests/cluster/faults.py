@@ -168,6 +168,11 @@ def drain_node(scene: Scene) -> float:
     try:
         kubectl("drain", node, selector, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s")
         time.sleep(1.0)
+    except AssertionError as error:
+        # What those say that stay.
+        pods = kubectl("-n", scene.space.name, "get", "pods", "-l", selector.partition("=")[2], "-o", "name").split()
+        logs = [kubectl("-n", scene.space.name, "logs", "--tail=40", pod, check=False) for pod in pods]
+        raise AssertionError("\n".join([str(error), *pods, *logs])) from error
     finally:
         kubectl("uncordon", node)
     now = time.time()

@@ -5,6 +5,7 @@ Executions are counted by what the steps leave on the S3 server, never by what t
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -392,3 +393,28 @@ def test_a_finished_run_is_deleted_after_its_time(space: Namespace) -> None:
     start(space, "t", pipelineSpec={"steps": [{"name": "a", "call": "m:f"}]}, ttlAfterFinished="2s")
     wait_gone(space, "pipelinerun", "t")
     assert RUN in space.name
+
+
+def test_the_spec_of_a_run_does_not_change(space: Namespace) -> None:
+    step = {"name": "a", "call": "builtins:sum", "args": [["$(params.rows)", 1]]}
+    spec = {"steps": [step], "params": [{"name": "rows", "type": "integer"}], "storage": {"url": "s3://runs/f"}}
+    start(space, "f", pipelineSpec=spec, params={"rows": 3, "more": {"a": [1]}}, suspend=True)
+    for field, value in {
+        "params": {"rows": 4},
+        "pipelineSpec": {"steps": [{**step, "args": []}]},
+        "select": {"only": ["a"]},
+        "reuse": {"mode": "Missing"},
+        "deadlines": {"active": "1h"},
+        "retention": {"outputs": "1h"},
+    }.items():
+        with pytest.raises(AssertionError, match=f"{field} cannot be changed; make another run"):
+            patch = json.dumps({"spec": {field: value}})
+            kubectl("-n", space.name, "patch", "pipelinerun", "f", "--type=merge", "-p", patch)
+    with pytest.raises(AssertionError, match="params cannot be changed"):
+        patch = json.dumps([{"op": "remove", "path": "/spec/params/more"}])
+        kubectl("-n", space.name, "patch", "pipelinerun", "f", "--type=json", "-p", patch)
+    # What is as it was may be written again, and what stops it or removes it changes.
+    patch = json.dumps({"spec": {"params": {"rows": 3}, "ttlAfterFinished": "1h", "cancel": True}})
+    kubectl("-n", space.name, "patch", "pipelinerun", "f", "--type=merge", "-p", patch)
+    with pytest.raises(AssertionError, match="a cancel cannot be taken back"):
+        kubectl("-n", space.name, "patch", "pipelinerun", "f", "--type=merge", "-p", '{"spec": {"cancel": false}}')
