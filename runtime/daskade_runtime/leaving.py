@@ -6,7 +6,6 @@ import asyncio
 import faulthandler
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +23,9 @@ LOOK = 1.0
 ASK_EVERY = 0.5
 CALL_WAIT = 30.0
 CLOSE_WAIT = 3.0
+# What Dask's own closing may take: it waits half a minute and more
+# for tasks whose results nobody takes any more.
+CLOSING_WAIT = 5.0
 # What Python's own end may take, which waits for threads that steps have left behind.
 EXIT_WAIT = 10.0
 
@@ -69,15 +71,36 @@ class Leaving:
 
     async def _left(self, worker: Any, time_left: float) -> bool:
         """Asks the scheduler, which knows what is open; whether there is nothing left to wait for."""
-        if getattr(worker.status, "name", "") in ("closing", "closed", "failed"):
-            return True
+        call = asyncio.ensure_future(getattr(worker.scheduler, "daskade-leave")(worker=worker.address))
+        # Its answer may come too late to be of interest.
+        call.add_done_callback(lambda call: call.cancelled() or call.exception())
+        end = time.monotonic() + min(CALL_WAIT, max(time_left, 0.1))
         try:
-            call = getattr(worker.scheduler, "daskade-leave")(worker=worker.address)
-            reply = await asyncio.wait_for(call, min(CALL_WAIT, max(time_left, 0.1)))
+            while not closing(worker) and not call.done() and time.monotonic() < end:
+                await asyncio.wait([call], timeout=ASK_EVERY)
+            if closing(worker):
+                return True
+            reply = await asyncio.wait_for(call, 0.0)
         except Exception as error:  # noqa: BLE001 - without a scheduler its worker closes by itself
             log.info("daskade: the scheduler does not answer: %s", error)
             return False
+        finally:
+            call.cancel()
         return bool(reply and reply.get("closed"))
+
+
+def closing(worker: Any) -> bool:
+    """Whether Dask closes the worker: its scheduler has gone, or said so."""
+    return getattr(worker.status, "name", "") in ("closing", "closed", "failed")
+
+
+async def ended(worker: Any) -> None:
+    """Returns when Dask has closed the worker, or has taken too long to."""
+    closed = asyncio.ensure_future(worker.finished())
+    while not closed.done() and not closing(worker):
+        await asyncio.wait([closed], timeout=ASK_EVERY)
+    await asyncio.wait([closed], timeout=CLOSING_WAIT)
+    closed.cancel()
 
 
 async def watch_pause(worker: Any, leaving: Leaving, explain: Explain) -> None:
@@ -119,12 +142,14 @@ def watch_loop(explain: Explain) -> None:
     threading.Thread(target=watch, name="daskade-loop-watch", daemon=True).start()
 
 
-def end(code: int) -> None:
-    """Ends the process, and not later because of threads that user code has started."""
+def end_soon(code: int) -> int:
+    """From now on the process ends with ``code`` in a while whatever happens: Python's own end waits for
+    threads that user code has started, and the event loop's for tasks and calls that do not come back.
+    """
 
     def cut() -> None:
         time.sleep(EXIT_WAIT)
         os._exit(code)
 
     threading.Thread(target=cut, name="daskade-exit", daemon=True).start()
-    sys.exit(code)
+    return code

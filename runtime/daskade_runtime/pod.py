@@ -27,7 +27,7 @@ import sys
 import time
 from typing import Any
 
-from daskade_runtime.leaving import DONE, GONE, STUCK, Leaving, end, watch_loop, watch_pause
+from daskade_runtime.leaving import DONE, GONE, STUCK, Leaving, end_soon, ended, watch_loop, watch_pause
 
 # What the runtime imports beyond the standard library, and the package that has it.
 NEEDED = {"distributed": "distributed", "msgpack": "msgpack", "tornado": "tornado", "yaml": "pyyaml"}
@@ -212,7 +212,7 @@ async def run_worker(args: argparse.Namespace) -> int:
     tasks = [asyncio.ensure_future(watch_pause(worker, leaving, explain))]
     if args.tls:
         tasks.append(asyncio.ensure_future(tls.keep_fresh(worker, options["security"])))
-    await worker.finished()
+    await ended(worker)
     for task in tasks:
         task.cancel()
     if leaving.code is not None:
@@ -273,7 +273,7 @@ def main() -> None:
     lacks = check_image()
     if lacks:
         explain("ImageLacks", lacks)
-        end(STUCK)
+        sys.exit(STUCK)
     import distributed
 
     from daskade_runtime import versions
@@ -282,13 +282,17 @@ def main() -> None:
         versions.check(distributed.__version__)
     except versions.UnsupportedDask as error:
         explain("UnsupportedDask", str(error))
-        end(STUCK)
+        sys.exit(STUCK)
     bad = check_certificates(args.tls) if args.tls else None
     if bad:
         explain("BadCertificates", bad)
-        end(STUCK)
+        sys.exit(STUCK)
     configure()
-    end(asyncio.run(run_scheduler(args) if args.kind == "scheduler" else run_worker(args)))
+    sys.exit(asyncio.run(_run(args)))
+
+
+async def _run(args: argparse.Namespace) -> int:
+    return end_soon(await (run_scheduler(args) if args.kind == "scheduler" else run_worker(args)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""Scheduler and worker as they run in pods, as processes: how a worker ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from distributed import Client, Future
+
+from daskade_runtime.leaving import DONE, GONE
+
+RUNTIME = Path(__file__).parents[1]
+
+
+class Pods:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.port = free_port()
+        self.scheduler = self._start("scheduler", "--port", str(self.port), "--dashboard-port", "0")
+        self.worker = self._start("worker", "--port", str(free_port()))
+
+    def _start(self, kind: str, *words: str) -> subprocess.Popen[bytes]:
+        own = {
+            "PYTHONPATH": str(RUNTIME),
+            "DASKADE_TERMINATION_LOG": str(self._folder / f"{kind}-end"),
+            "DASKADE_POD_IP": "127.0.0.1",
+            "DASK_SCHEDULER_ADDRESS": f"tcp://127.0.0.1:{self.port}",
+            "DASKADE_WORKER_NAME": "w",
+            "DASKADE_LOCAL_DIRECTORY": str(self._folder / "local"),
+        }
+        with (self._folder / f"{kind}.log").open("wb") as log:
+            words = (sys.executable, "-m", "daskade_runtime.pod", kind, *words)
+            started = subprocess.Popen(words, env={**os.environ, **own}, stdout=log, stderr=log)
+        self._processes.append(started)
+        return started
+
+    def client(self) -> Client:
+        client = Client(f"tcp://127.0.0.1:{self.port}", timeout=60, set_as_default=False)
+        client.wait_for_workers(1, timeout=60)
+        return client
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@pytest.fixture
+def pods(tmp_path: Path) -> Iterator[Pods]:
+    made = Pods(tmp_path)
+    yield made
+    made.stop()
+
+
+def begun(client: Client, folder: Path, seconds: float) -> Future:
+    """A task that runs now."""
+
+    def task(mark: str, seconds: float) -> str:
+        Path(mark).touch()
+        time.sleep(seconds)
+        return "done"
+
+    mark = folder / "begun"
+    future = client.submit(task, str(mark), seconds, pure=False)
+    give_up = time.monotonic() + 30
+    while not mark.exists():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    return future
+
+
+def test_a_worker_that_is_told_to_end_finishes_its_task(pods: Pods, tmp_path: Path) -> None:
+    with pods.client() as client:
+        future = begun(client, tmp_path, 3.0)
+        pods.worker.terminate()
+        assert future.result(30) == "done"
+        # Nobody else could take it, and somebody might come who can.
+        future.release()
+        assert pods.worker.wait(30) == DONE
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_without_its_scheduler_a_worker_ends_soon(pods: Pods, tmp_path: Path, told: bool) -> None:
+    client = pods.client()
+    future = begun(client, tmp_path, 120.0)
+    if told:
+        pods.worker.terminate()
+    pods.scheduler.kill()
+    since = time.monotonic()
+    # Dask alone waits 30 s for the task's thread, and Python for ever.
+    assert pods.worker.wait(60) == (DONE if told else GONE)
+    assert time.monotonic() - since < 26.0
+    future.release()
+    with contextlib.suppress(TimeoutError):
+        client.close(timeout=1)
