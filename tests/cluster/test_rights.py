@@ -211,7 +211,7 @@ def test_many_names_are_checked_one_by_one(world: World) -> None:
 def test_what_starts_nothing_needs_no_right_to_start(world: World) -> None:
     """A run is stopped, an object labelled or deleted by somebody who may not create pods; nothing more."""
     space = world.space
-    waiting = made("PipelineRun", "waits", {"pipelineRef": "nowhere", "suspend": True})
+    waiting = made("PipelineRun", "waits", {"pipelineRef": "nowhere", "params": {"rows": 1}, "suspend": True})
     space.apply(waiting, made("DaskCluster", "kept", {"suspend": True}))
     label = {"metadata": {"labels": {"a": "b"}}}
     for kind, name in (("dpr", "waits"), ("dsk", "kept")):
@@ -226,10 +226,11 @@ def test_what_starts_nothing_needs_no_right_to_start(world: World) -> None:
     ):
         assert "must be allowed to create pods" in world.patch("writer", kind, name, change)
         assert "patched" in world.patch("maker", kind, name, change)
-    # Nor what a run would do, nor the marks of one that the operator lets go when its turn has come.
+    # Nor the marks of one that the operator lets go when its turn has come, nor what the definition lets through of
+    # what a run would do, which is another name for a parameter.
     for change in (
-        {"spec": {"params": {"rows": 2}}},
-        {"spec": {"params": {"rows": 2}, "cancel": True}},
+        {"spec": {"params": {"rows": None, "columns": 1}}},
+        {"spec": {"params": {"rows": None, "columns": 1}, "cancel": True}},
         {"metadata": {"annotations": {"daskade.dev/queued": "true"}}},
         {"metadata": {"labels": {"daskade.dev/pipeline": "p"}}},
     ):
