@@ -15,13 +15,20 @@ start is written as one line of JSON to the container's termination log.
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":
+    # A signal that a container's first process does not handle is lost, and the pod then stays for all of its
+    # grace period: before there is anything to finish, being told to end ends it. Dask alone takes a second to
+    # import.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
 import argparse
 import asyncio
 import importlib
 import json
 import logging
-import os
-import signal
 import ssl
 import sys
 import time

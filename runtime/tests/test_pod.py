@@ -83,6 +83,26 @@ def begun(client: Client, folder: Path, seconds: float) -> Future:
     return future
 
 
+@pytest.mark.parametrize("kind", ["scheduler", "worker"])
+def test_who_is_told_to_end_while_it_starts_ends_at_once(kind: str, tmp_path: Path) -> None:
+    """As the first process of a container it would not hear the signal otherwise."""
+    mark = tmp_path / "starts"
+    slow = f"import pathlib, time; pathlib.Path({str(mark)!r}).touch(); time.sleep(60)"
+    (tmp_path / "distributed.py").write_text(slow)
+    own = {"PYTHONPATH": f"{tmp_path}:{RUNTIME}", "DASKADE_TERMINATION_LOG": str(tmp_path / "end")}
+    words = [sys.executable, "-m", "daskade_runtime.pod", kind]
+    started = subprocess.Popen(words, env={**os.environ, **own}, stderr=subprocess.DEVNULL)
+    try:
+        give_up = time.monotonic() + 30
+        while not mark.exists():
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        started.terminate()
+        assert started.wait(10) == DONE
+    finally:
+        started.kill()
+
+
 def test_a_worker_that_is_told_to_end_finishes_its_task(pods: Pods, tmp_path: Path) -> None:
     with pods.client() as client:
         future = begun(client, tmp_path, 3.0)

@@ -209,14 +209,16 @@ def test_a_pod_that_hangs_on_a_dead_node_does_not_block_its_replacement(space: N
     """A node without a kubelet: what was put there never ends by itself."""
     node = f"dead-{space.name}"
     meta = {"name": node, "labels": {"dead": space.name}}
-    kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": meta}))
+    # Other tests' pods have no business there.
+    spec = {"taints": [{"key": "dead", "value": "yes", "effect": "NoSchedule"}]}
+    made = {"apiVersion": "v1", "kind": "Node", "metadata": meta, "spec": spec}
+    kubectl("apply", "-f", "-", stdin=json.dumps(made))
     try:
         capacity = {"cpu": "8", "memory": "16Gi", "pods": "20"}
         ready = [{"type": "Ready", "status": "True", "reason": "T", "message": "", "lastHeartbeatTime": None}]
         status = {"status": {"capacity": capacity, "allocatable": capacity, "conditions": ready}}
         kubectl("patch", "node", node, "--subresource=status", "--type=merge", "-p", json.dumps(status))
         kubectl("taint", "node", node, "node.kubernetes.io/not-ready-", check=False)
-        kubectl("taint", "node", node, "dead=yes:NoSchedule")
         there = {**ONE, "nodeSelector": {"dead": space.name}, "terminationGracePeriod": "2s"}
         there["tolerations"] = [{"operator": "Exists"}]
         space.cluster("d", there)
