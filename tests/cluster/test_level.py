@@ -205,6 +205,24 @@ def test_a_cluster_of_the_same_name_takes_over_nothing(space: Namespace) -> None
     assert ask(space, "again", "say(client.submit(sum, [1, 1]).result(60))") == "2"
 
 
+def test_a_pod_that_is_deleted_while_it_starts_goes_at_once(space: Namespace) -> None:
+    """Its process is not yet there to be told, and its grace period is of five minutes."""
+
+    def starting() -> list[str]:
+        running = []
+        for pod in space.pods("early", "worker"):
+            states = [status["state"] for status in pod["status"].get("containerStatuses") or []]
+            running += [pod["metadata"]["name"] for state in states if "running" in state]
+        return running
+
+    space.cluster("early", ONE)
+    for _ in range(3):
+        (pod,) = until("a worker's container runs", starting, 90, every=0.05)
+        began = time.monotonic()
+        space.delete("pod", pod, "--timeout=60s")
+        print(f"gone after {time.monotonic() - began:.1f} s")
+
+
 def test_a_pod_that_hangs_on_a_dead_node_does_not_block_its_replacement(space: Namespace) -> None:
     """A node without a kubelet: what was put there never ends by itself."""
     node = f"dead-{space.name}"
