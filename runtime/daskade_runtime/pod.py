@@ -20,7 +20,7 @@ import signal
 
 if __name__ == "__main__":
     # A signal that a container's first process does not handle is lost, and the pod then stays for all of its
-    # grace period: before there is anything to finish, being told to end ends it. Dask takes a second to import.
+    # grace period. Before there is anything to finish, being told to end ends it.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 import argparse
