@@ -65,8 +65,9 @@ fn tidied(crd: CustomResourceDefinition) -> Option<Value> {
         ),
     }]);
     if document["spec"]["names"]["kind"] == "DaskCluster" {
-        document["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["x-kubernetes-validations"] =
-            json!([keep_tls()]);
+        let spec = root_schema(&mut document)?.pointer_mut("/properties/spec")?.as_object_mut()?;
+        let rules = spec.entry("x-kubernetes-validations").or_insert_with(|| json!([]));
+        rules.as_array_mut()?.push(keep_tls());
     }
     Some(document)
 }

@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::ConfigMap as Object;
 use kube::Api;
+use regex::Regex;
 use serde_json::Value;
 
 use super::cache::Kind;
@@ -75,6 +76,11 @@ impl World for Around<'_> {
     }
 
     fn allows(&self, address: &str) -> bool {
-        self.runs.allowed.iter().any(|pattern| pattern.is_match(address))
+        is_allowed(&self.runs.allowed, address)
     }
+}
+
+/// Whether schedulers outside at this address may be used.
+pub(super) fn is_allowed(patterns: &[Regex], address: &str) -> bool {
+    patterns.iter().any(|pattern| pattern.is_match(address))
 }

@@ -243,8 +243,6 @@ impl Teller {
     fn tell_error(&self, target: &Target, error: &Error) {
         tracing::debug!(cluster = %self.key, pod = target.pod, category = error.category(), "failed to {error}");
         let cause = error.to_string();
-        // How far it came: what stands before the first colon.
-        let stage = |cause: &str| cause.split(':').next().map(str::to_owned);
         self.tell(target, |known| match known {
             // The first cause stands for those like it that follow, so that the status stays as it is.
             SchedulerFact::Unreachable { cause: first, .. } if stage(first) == stage(&cause) => None,
@@ -266,6 +264,11 @@ impl Teller {
             self.queue.add_after(self.key.clone(), BUNDLE);
         }
     }
+}
+
+/// How far a call came that failed: what stands before the first colon.
+fn stage(cause: &str) -> Option<&str> {
+    cause.split(':').next()
 }
 
 /// The scheduler's answer in the words of decisions.
@@ -297,4 +300,16 @@ fn read_ask(ask: crate::dask::ops::Ask) -> Ask {
     let crate::dask::ops::Ask { group, resources, count } = ask;
     let resources: BTreeMap<String, f64> = resources;
     Ask { group, resources, count }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_of_one_stage_are_alike_and_others_are_news() {
+        let connect = "connect to tls://10.0.0.1:8786: refused";
+        assert_eq!(stage(connect), stage("connect to tls://10.0.0.2:8786: no route"));
+        assert_ne!(stage(connect), stage("set up TLS: BadSignature"));
+    }
 }

@@ -8,6 +8,7 @@ use regex::Regex;
 use serde_json::Value;
 
 use super::apply;
+use super::around::is_allowed;
 use super::backoff::jittered;
 use super::cache::{Entry, Kind, Record};
 use super::error::{Class, PassError};
@@ -201,7 +202,7 @@ impl Pipelines {
             }
             None => {}
         }
-        let allows = |address: &str| self.allowed.iter().any(|pattern| pattern.is_match(address));
+        let allows = |address: &str| is_allowed(&self.allowed, address);
         let checked = trigger::accept(&subject.name, spec, &self.limits, allows);
         let checked = checked.map_err(|problems: Vec<Problem>| problems_text(&problems));
         let verdict = checked.as_ref().map(|_| ()).map_err(Clone::clone);

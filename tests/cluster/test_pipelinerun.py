@@ -5,7 +5,6 @@ Executions are counted by what the steps leave on the S3 server, never by what t
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -408,13 +407,10 @@ def test_the_spec_of_a_run_does_not_change(space: Namespace) -> None:
         "retention": {"outputs": "1h"},
     }.items():
         with pytest.raises(AssertionError, match=f"{field} cannot be changed; make another run"):
-            patch = json.dumps({"spec": {field: value}})
-            kubectl("-n", space.name, "patch", "pipelinerun", "f", "--type=merge", "-p", patch)
+            space.patch("pipelinerun", "f", {"spec": {field: value}})
     with pytest.raises(AssertionError, match="params cannot be changed"):
-        patch = json.dumps([{"op": "remove", "path": "/spec/params/more"}])
-        kubectl("-n", space.name, "patch", "pipelinerun", "f", "--type=json", "-p", patch)
+        space.patch("pipelinerun", "f", {"spec": {"params": {"more": None}}})
     # What is as it was may be written again, and what stops it or removes it changes.
-    patch = json.dumps({"spec": {"params": {"rows": 3}, "ttlAfterFinished": "1h", "cancel": True}})
-    kubectl("-n", space.name, "patch", "pipelinerun", "f", "--type=merge", "-p", patch)
+    space.patch("pipelinerun", "f", {"spec": {"params": {"rows": 3}, "ttlAfterFinished": "1h", "cancel": True}})
     with pytest.raises(AssertionError, match="a cancel cannot be taken back"):
-        kubectl("-n", space.name, "patch", "pipelinerun", "f", "--type=merge", "-p", '{"spec": {"cancel": false}}')
+        space.patch("pipelinerun", "f", {"spec": {"cancel": False}})

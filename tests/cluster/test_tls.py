@@ -85,23 +85,19 @@ def test_without_tls_if_so_declared(space: Namespace) -> None:
 def test_tls_changes_only_when_nobody_is_there_who_has_it_otherwise(space: Namespace) -> None:
     space.cluster("t", ONE)
     space.wait_ready("t")
-    change = json.dumps({"spec": {"tls": {"mode": "Disabled"}}})
-
-    def patch(text: str) -> None:
-        kubectl("-n", space.name, "patch", "dsk", "t", "--type=merge", "-p", text)
-
+    change = {"spec": {"tls": {"mode": "Disabled"}}}
     with pytest.raises(AssertionError, match="suspend the cluster before"):
-        patch(change)
+        space.patch("dsk", "t", change)
     # What is the default may be written down.
-    patch(json.dumps({"spec": {"tls": {"mode": "Auto"}}}))
-    patch(json.dumps({"spec": {"suspend": True}}))
+    space.patch("dsk", "t", {"spec": {"tls": {"mode": "Auto"}}})
+    space.patch("dsk", "t", {"spec": {"suspend": True}})
     until("its pods are gone", lambda: not space.pods("t"), 90)
-    patch(change)
-    patch(json.dumps({"spec": {"suspend": False}}))
+    space.patch("dsk", "t", change)
+    space.patch("dsk", "t", {"spec": {"suspend": False}})
     space.wait_ready("t")
     assert ask(space, "t", DIRECT, tls=False) == "3"
     # And back at once, whatever runs.
-    patch(json.dumps({"spec": {"tls": {"mode": "Auto"}, "scheduler": {"rollout": "Immediately"}}}))
+    space.patch("dsk", "t", {"spec": {"tls": {"mode": "Auto"}, "scheduler": {"rollout": "Immediately"}}})
     until("it has a certificate", lambda: space.status("t").get("address", "").startswith("tls://"), 60)
     space.wait_ready("t")
     assert ask(space, "t", DIRECT) == "3"

@@ -87,6 +87,10 @@ fn conditions_tell_that_nobody_can_be_asked() {
         message(&status, "Ready"),
         "pod c-scheduler-1 does not answer: connect: refused; a NetworkPolicy may forbid it"
     );
+    // The network is no suspect where something did answer.
+    let closed = "unreachable=9 keep the connection: the peer closed it";
+    let status = check(cpu(1), &pods, closed, [lost, lost, "Unknown SchedulerNotReady", WORKS, FINE]);
+    assert_eq!(message(&status, "Ready"), "pod c-scheduler-1 does not answer: keep the connection: the peer closed it");
     let pods = ["scheduler-1", "cpu-0-2", "cpu-1-3"];
     let status = check(cpu(1), &pods, "unreachable=9", [lost, lost, "Unknown SchedulerUnreachable", WORKS, FINE]);
     assert!(message(&status, "WorkersReady").contains("none is taken away"));

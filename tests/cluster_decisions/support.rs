@@ -118,7 +118,9 @@ pub fn scheduler_fact(text: &str) -> SchedulerFact {
         return SchedulerFact::Unknown;
     }
     if let Some(since) = first.strip_prefix("unreachable=") {
-        return SchedulerFact::Unreachable { since: ago(since.parse().unwrap()), cause: "connect: refused".to_owned() };
+        let told = words.collect::<Vec<_>>().join(" ");
+        let cause = if told.is_empty() { "connect: refused".to_owned() } else { told };
+        return SchedulerFact::Unreachable { since: ago(since.parse().unwrap()), cause };
     }
     assert_eq!(first, "answers");
     let mut state = answers();
