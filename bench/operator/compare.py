@@ -1,7 +1,7 @@
 """Known failures, for daskade and for dask-kubernetes, side by side on a real cluster.
 
     tests/kube/up; tests/kube/image worker localhost/daskade-worker:test; cargo build --release
-    KUBECONFIG=… python3 bench/operator/compare.py [SCENARIO…]
+    KUBECONFIG=… PYTHONPATH=tests python3 bench/operator/compare.py [SCENARIO…]
 
 Both run as processes of this machine and use the same worker image; each has a namespace of its own, under the strictest
 Pod Security level. What happened is seen from outside: lists of pods and objects, and a count of executions that the steps
@@ -22,14 +22,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-TOP = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(TOP / "tests/cluster")]
-
 from scale import DASK_KUBERNETES, environment
-
-import kube
-from kube import IMAGE, OTHER_IMAGE, SMALL, ClientPod, Namespace, Object, Operator, install, kubectl, uninstall, until
+from support import TOP
+from support.kube.api import kubectl
+from support.kube.client import ClientPod
+from support.kube.namespace import Namespace
+from support.kube.operator import Operator, install, uninstall
+from support.kube.settings import IMAGE, OTHER_IMAGE, RUN, SMALL, Object
+from support.waiting import until
 
 DNS = os.environ.get("DASKADE_DNS", "10.244.0.1")
 BUSY = """
@@ -443,10 +443,10 @@ def main() -> int:
         sides: list[Side] = []
         if options.side != "dask-kubernetes":
             operator = Operator(options.binary, folder, install(folder))
-            spaces.append(Namespace(f"compare-{kube.RUN}-a"))
+            spaces.append(Namespace(f"compare-{RUN}-a"))
             sides.append(Daskade(spaces[-1]))
         if options.side != "daskade":
-            spaces.append(Namespace(f"compare-{kube.RUN}-b"))
+            spaces.append(Namespace(f"compare-{RUN}-b"))
             controller = Controller(folder, spaces[-1].name)
             sides.append(DaskKubernetes(spaces[-1]))
         for scenario in chosen:

@@ -2,7 +2,7 @@
 
     tests/kube/up; tests/kube/image worker localhost/daskade-worker:test; tests/kube/image s3 localhost/s3:test
     cargo build --release
-    KUBECONFIG=… python3 bench/operator/first_step.py [--repeat 3] [--steps 1000 10000]
+    KUBECONFIG=… PYTHONPATH=tests python3 bench/operator/first_step.py [--repeat 3] [--steps 1000 10000]
 
 Beside each run of daskade a Kubernetes Job runs the same graph with a plain ``distributed.Client`` on a cluster of
 dask-kubernetes, with the same image and as many workers of one thread. Times are the steps' own: the first one says when it
@@ -22,16 +22,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-TOP = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(TOP / "tests/cluster")]
-
 from compare import Controller, DaskKubernetes, clean_up, pod_spec, within
-from s3 import S3
 from scale import DASK_KUBERNETES, say
-
-import kube
-from kube import IMAGE, SMALL, Namespace, Object, Operator, install, kubectl, proxy, until
+from support import TOP
+from support.kube.api import kubectl, proxy
+from support.kube.namespace import Namespace
+from support.kube.operator import Operator, install
+from support.kube.s3 import S3
+from support.kube.settings import IMAGE, RUN, SMALL, Object
+from support.waiting import until
 
 API = "daskade.dev/v1alpha1"
 FLOW = """
@@ -196,9 +195,9 @@ def main() -> int:
     load = os.getloadavg()[0]
     try:
         operator = Operator(options.binary, folder, install(folder))
-        spaces.append(Namespace(f"first-{kube.RUN}-a"))
+        spaces.append(Namespace(f"first-{RUN}-a"))
         ours = measure(Ours(spaces[0], S3(spaces[0]), options.workers), options)
-        spaces.append(Namespace(f"first-{kube.RUN}-b"))
+        spaces.append(Namespace(f"first-{RUN}-b"))
         controller = Controller(folder, spaces[1].name)
         theirs = measure(Theirs(spaces[1], options.workers), options)
     finally:

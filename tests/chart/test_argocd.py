@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from charts import ARGOCD, GOLDEN, TOP, Charts, objects
+
+from support import TOP
+from support.charts import ARGOCD, GOLDEN, Charts, objects
 
 CONFIG_MAP = {"argocd": {"enabled": True}, "crds": {"enabled": False}}
 

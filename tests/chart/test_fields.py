@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from charts import GOLDEN, TOP, Object, objects
+from support import TOP
+from support.charts import GOLDEN, Object, objects
 
 CLUSTER = {
     "imagePullSecrets",

@@ -12,7 +12,9 @@ from pathlib import Path
 import promql_parser
 import pytest
 import yaml
-from charts import GOLDEN, TOP, Charts, Object, leaves, objects
+
+from support import TOP
+from support.charts import GOLDEN, Charts, Object, leaves, objects
 
 CASES = sorted(path.name.removesuffix(".values.yaml") for path in GOLDEN.glob("*.values.yaml"))
 # Values that stand for options which the chart sets itself: the release's namespace is the operator's own.

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from kube import Object
+from support.kube.settings import Object
 
 # Every request of the accounts of a namespace, with what was asked and how it ended, and nothing else.
 POLICY = """

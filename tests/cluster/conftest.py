@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from typing import Any
 import pytest
 
 # The oracle of tests/survival.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from kube import RUN, Namespace, Operator, install, kubectl, uninstall
+from support.kube.api import kubectl
+from support.kube.namespace import Namespace
+from support.kube.operator import Operator, install, uninstall
+from support.kube.settings import RUN
 
 
 @pytest.fixture(scope="session")

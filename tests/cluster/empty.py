@@ -7,7 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from kube import free_port, until
+from support.processes import free_port
+from support.waiting import until
 
 TOKEN = "only-in-a-test"
 

@@ -9,11 +9,10 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from s3 import S3
-
-from survival import oracle
-from survival.flows import Flow
-from survival.journal import Segment, decode
+from support import oracle
+from support.flow import Flow
+from support.journal import Segment, decode
+from support.kube.s3 import BUCKET, S3
 
 # Every mark is an object of its own. Its name says all: when it was made, by which process of which pod. A storage that is
 # away is waited for, so that no execution is missing that lived to see it come back.
@@ -131,7 +130,7 @@ class Case:
         answer = {"state": state, "results": {"value": results[-1] if len(set(results)) == 1 else results}}
         prefix = f"{self.name}/runs/{uid}"
         evidence = oracle.Evidence(
-            self.flow, 0, answer, executions, self.segments(uid), objects=lambda path: self.s3.read(f"{prefix}/{path}")
+            self.flow, 0, answer, executions, self.segments(uid), objects=lambda path: self.s3.client.read(BUCKET, f"{prefix}/{path}")
         )
         return oracle.check(evidence)
 

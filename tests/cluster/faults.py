@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from evidence import Case
-from s3 import S3
-
-from kube import Namespace, Operator, kubectl, until
+from cluster.evidence import Case
+from support.kube.api import kubectl
+from support.kube.namespace import Namespace
+from support.kube.operator import Operator
+from support.kube.s3 import S3
+from support.waiting import until
 
 STATE = Path(os.environ.get("CLUSTER_DIR", "/var/tmp/daskade-cluster"))
 # How long a storage is away, in seconds; `./test full` makes it a minute.

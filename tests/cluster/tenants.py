@@ -9,7 +9,6 @@ import os
 import shutil
 import ssl
 import subprocess
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -17,15 +16,18 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chart"))
-
 import obstore
-from charts import Charts
 from obstore.store import S3Store
-from s3 import S3
-from test_tls import make
 
-from kube import LABEL, RUN, SYSTEM, ClientPod, Namespace, Object, Operator, kubectl, path_of, until
+from cluster.certificates import make
+from support.charts import Charts
+from support.kube.api import kubectl, path_of
+from support.kube.client import ClientPod
+from support.kube.namespace import Namespace
+from support.kube.operator import Operator
+from support.kube.s3 import S3
+from support.kube.settings import LABEL, RUN, SYSTEM, Object
+from support.waiting import until
 
 NAME = f"tenants-{RUN}"
 # In the code and the log of the first tenant, and in nothing that the second one wrote.

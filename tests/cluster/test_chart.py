@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,18 @@ from typing import Any
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chart"))
-
-from charts import ARGOCD, TOP, Charts, objects
-from empty import EmptyCluster
-from s3 import S3
-from test_pipelinerun import start, status, wait_end
-from test_policies import ENFORCED
-from test_policies import start as pod
-
-from kube import IMAGE, LABEL, OPERATOR_IMAGE, RUN, SMALL, Namespace, Object, Operator, kubectl, until
+from cluster.empty import EmptyCluster
+from cluster.pods import ENFORCED
+from cluster.pods import start as pod
+from cluster.runs import start, status, wait_end
+from support import TOP
+from support.charts import ARGOCD, Charts, objects
+from support.kube.api import kubectl
+from support.kube.namespace import Namespace
+from support.kube.operator import Operator
+from support.kube.s3 import S3
+from support.kube.settings import IMAGE, LABEL, OPERATOR_IMAGE, RUN, SMALL, Object
+from support.waiting import until
 
 NAME = f"daskade-{RUN}"
 REPOSITORY, TAG = OPERATOR_IMAGE.rsplit(":", 1)

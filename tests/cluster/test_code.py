@@ -13,10 +13,12 @@ from pathlib import Path
 import obstore
 import pytest
 from obstore.store import S3Store
-from s3 import BUCKET, S3
-from test_pipelinerun import Ledger, ledger_pipeline, start, status, succeeded, template, wait_end
 
-from kube import Namespace, Object, until
+from cluster.runs import Ledger, ledger_pipeline, start, status, succeeded, template, wait_end
+from support.kube.namespace import Namespace
+from support.kube.s3 import BUCKET, S3
+from support.kube.settings import Object
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="pods' addresses are not reachable from here"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from s3 import S3
-from test_pipelinerun import start, template, wait_end
-
-from kube import Namespace, until
+from cluster.runs import start, template, wait_end
+from support.kube.namespace import Namespace
+from support.kube.s3 import S3
+from support.waiting import until
 
 CODE = """
 import time

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from s3 import S3
-from test_pipelinerun import SMALL, wait_end
 
-from kube import Namespace, Operator, kubectl, until
+from cluster.runs import wait_end
+from support.kube.api import kubectl
+from support.kube.namespace import Namespace
+from support.kube.operator import Operator
+from support.kube.s3 import S3
+from support.kube.settings import SMALL
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="pods' addresses are not reachable from here"

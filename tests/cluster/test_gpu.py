@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kube import Namespace, ask, kubectl
+from support.kube.api import kubectl
+from support.kube.client import ask
+from support.kube.namespace import Namespace
 
 GPU = {"name": "gpu", "replicas": 1, "gpu": {"count": 1}}
 

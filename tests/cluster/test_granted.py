@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chart"))
-
-from audit import POLICY, Right, granted, lines, rights, used
-from charts import TOP, objects
-from empty import EmptyCluster
-
-from kube import Object, Operator, until
+from cluster.audit import POLICY, Right, granted, lines, rights, used
+from cluster.empty import EmptyCluster
+from support import TOP
+from support.charts import objects
+from support.kube.operator import Operator
+from support.kube.settings import Object
+from support.waiting import until
 
 SYSTEM, ACCOUNT, TEAM = "daskade-system", "daskade-operator", "team"
 USER = f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"

@@ -9,10 +9,11 @@ import subprocess
 import obstore
 import pytest
 from obstore.store import S3Store
-from s3 import BUCKET, S3
-from test_pipelinerun import start, status, succeeded, wait_end
 
-from kube import Namespace, Object
+from cluster.runs import start, status, succeeded, wait_end
+from support.kube.namespace import Namespace
+from support.kube.s3 import BUCKET, S3
+from support.kube.settings import Object
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="pods' addresses are not reachable from here"

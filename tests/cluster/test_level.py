@@ -8,7 +8,12 @@ import time
 
 import pytest
 
-from kube import OTHER_IMAGE, SYSTEM, ClientPod, Namespace, Object, Operator, ask, kubectl, until
+from support.kube.api import kubectl
+from support.kube.client import ClientPod, ask
+from support.kube.namespace import Namespace
+from support.kube.operator import Operator
+from support.kube.settings import OTHER_IMAGE, SYSTEM, Object
+from support.waiting import until
 
 ONE = {"name": "a", "replicas": 1}
 TWO = {"name": "a", "replicas": 2}

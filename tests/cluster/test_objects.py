@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 
-from kube import BARE_IMAGE, TOP, Namespace, Object, ask, kubectl, until
+from support import TOP
+from support.kube.api import kubectl
+from support.kube.client import ask
+from support.kube.namespace import Namespace
+from support.kube.settings import BARE_IMAGE, Object
+from support.waiting import until
 
 TEN_LINES = """
 apiVersion: daskade.dev/v1alpha1

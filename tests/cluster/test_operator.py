@@ -7,20 +7,12 @@ import signal
 import time
 from pathlib import Path
 
-from kube import (
-    IMAGE,
-    LABEL,
-    OPERATOR_IMAGE,
-    RUN,
-    SYSTEM,
-    ClientPod,
-    Namespace,
-    Operator,
-    ask,
-    kubectl,
-    manifest,
-    until,
-)
+from support.kube.api import kubectl
+from support.kube.client import ClientPod, ask
+from support.kube.namespace import Namespace
+from support.kube.operator import Operator, manifest
+from support.kube.settings import IMAGE, LABEL, OPERATOR_IMAGE, RUN, SYSTEM
+from support.waiting import until
 
 ONE = {"name": "a", "replicas": 1}
 

@@ -13,10 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3 import S3
-from test_pipelinerun import start, status, template, wait_end, wait_gone
 
-from kube import Namespace, Object, Operator, kubectl, until
+from cluster.runs import start, status, template, wait_end, wait_gone
+from support.kube.api import kubectl
+from support.kube.namespace import Namespace
+from support.kube.operator import Operator
+from support.kube.s3 import S3
+from support.kube.settings import Object
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="pods' addresses are not reachable from here"

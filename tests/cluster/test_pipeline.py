@@ -12,9 +12,14 @@ from typing import Any
 
 import pytest
 import yaml
-from s3 import S3
 
-from kube import TOP, Namespace, Object, Operator, kubectl, until
+from support import TOP
+from support.kube.api import kubectl
+from support.kube.namespace import Namespace
+from support.kube.operator import Operator
+from support.kube.s3 import S3
+from support.kube.settings import Object
+from support.waiting import until
 
 
 class Pipeline:

@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 import trustme
-from s3 import S3
-from test_pipelinerun import Ledger, ledger_pipeline, succeeded, template, wait_end
 
-from kube import RUN, Namespace, Object, kubectl, until
+from cluster.runs import Ledger, ledger_pipeline, succeeded, template, wait_end
+from support.kube.api import kubectl
+from support.kube.namespace import Namespace
+from support.kube.s3 import S3
+from support.kube.settings import RUN, Object
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="the API server does not reach this machine"

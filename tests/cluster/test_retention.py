@@ -7,10 +7,12 @@ import re
 from typing import Any
 
 import pytest
-from s3 import S3
-from test_pipelinerun import assert_clean, start, status, succeeded, template, wait_end, wait_progress
 
-from kube import Namespace, Object, until
+from cluster.runs import assert_clean, start, status, succeeded, template, wait_end, wait_progress
+from support.kube.namespace import Namespace
+from support.kube.s3 import S3
+from support.kube.settings import Object
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="the addresses of its pods are this machine's"

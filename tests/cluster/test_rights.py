@@ -7,17 +7,16 @@ server, so that nothing is made; the policies are bound to one namespace.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chart"))
-
-from charts import Charts
-
-from kube import LABEL, RUN, Namespace, Object, kubectl, path_of, proxy, until
+from support.charts import Charts
+from support.kube.api import kubectl, path_of, proxy
+from support.kube.namespace import Namespace
+from support.kube.settings import LABEL, RUN, Object
+from support.waiting import until
 
 NAME = f"rights-{RUN}"
 KINDS = ["daskclusters", "pipelines", "pipelineruns"]

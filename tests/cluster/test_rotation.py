@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kube import ClientPod, Namespace, Operator, ask
+from support.kube.client import ClientPod, ask
+from support.kube.namespace import Namespace
+from support.kube.operator import Operator
 
 
 def test_certificates_rotate_while_work_goes_on(space: Namespace, operator: Operator) -> None:

@@ -11,9 +11,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from s3 import S3
 
-from kube import Namespace, Object
+from support.kube.namespace import Namespace
+from support.kube.s3 import S3
+from support.kube.settings import Object
 
 PIPELINE = """
 apiVersion: daskade.dev/v1alpha1

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 
-from kube import ClientPod, Namespace, ask, kubectl, until
+from support.kube.api import kubectl
+from support.kube.client import ClientPod, ask
+from support.kube.namespace import Namespace
+from support.waiting import until
 
 ELASTIC = {"name": "cpu", "autoscale": {"min": 0, "max": 3}}
 GPU = {"name": "gpu", "autoscale": {"min": 0, "max": 1}, "gpu": {"count": 1}}

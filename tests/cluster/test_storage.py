@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import trustme
-from evidence import Case
-from s3 import KEY, S3
-from test_pipelinerun import start, status, succeeded, template, wait_end, wait_progress
 
-from kube import IMAGE, SMALL, Namespace, Object, kubectl, until
+from cluster.evidence import Case
+from cluster.runs import start, status, succeeded, template, wait_end, wait_progress
+from support.kube.api import kubectl
+from support.kube.namespace import Namespace
+from support.kube.s3 import KEY, S3
+from support.kube.settings import IMAGE, SMALL, Object
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="its node, and the addresses of its pods, are this machine's"

@@ -11,12 +11,14 @@ import random
 import time
 
 import pytest
-from evidence import Case
-from faults import FAULTS, STATE, Fault, Scene
-from s3 import S3
-from test_pipelinerun import assert_clean, start, template, wait_end
 
-from kube import Namespace, Operator, until
+from cluster.evidence import Case
+from cluster.faults import FAULTS, STATE, Fault, Scene
+from cluster.runs import assert_clean, start, template, wait_end
+from support.kube.namespace import Namespace
+from support.kube.operator import Operator
+from support.kube.s3 import S3
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="pods' addresses are not reachable from here"

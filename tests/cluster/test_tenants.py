@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tenants import CODE, MARKER, SUM, Tenant, World, archive
 
-from kube import IMAGE, SMALL, SYSTEM, Object, Operator, kubectl, path_of, proxy, until
+from cluster.tenants import CODE, MARKER, SUM, Tenant, World, archive
+from support.kube.api import kubectl, path_of, proxy
+from support.kube.operator import Operator
+from support.kube.settings import IMAGE, SMALL, SYSTEM, Object
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="pods' addresses are not reachable from here"

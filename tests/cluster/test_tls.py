@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from kube import SYSTEM, ClientPod, Namespace, ask, kubectl, until
+from cluster.certificates import make
+from support.kube.api import kubectl
+from support.kube.client import ClientPod, ask
+from support.kube.namespace import Namespace
+from support.kube.settings import SYSTEM
+from support.waiting import until
 
 ONE = {"name": "a", "replicas": 1}
 DIRECT = "say(client.submit(sum, [1, 2]).result(60))"
@@ -117,18 +122,3 @@ async def old():
 client.sync(old)
 """
     assert ask(space, "old", code).split() == ["StaleLeader", "StaleLeader", "OK"]
-
-
-def make(folder: Path, name: str, version: int = 1) -> None:
-    """An authority, and a certificate that it signed; without extensions openssl makes one of version 1."""
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
-
-    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    openssl("req", "-x509", *curve, "-keyout", "ca.key", "-out", "ca.crt", "-days", "2", "-subj", f"/CN={name}")
-    openssl("req", *curve, "-keyout", "tls.key", "-out", "tls.csr", "-subj", "/CN=dask")
-    signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "1", "-out", "tls.crt"]
-    (folder / "extensions").write_text("keyUsage=digitalSignature")
-    extensions = ["-extfile", "extensions"] if version == 3 else []
-    openssl("x509", "-req", "-in", "tls.csr", *signed, *extensions)

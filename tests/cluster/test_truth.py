@@ -7,7 +7,11 @@ import time
 
 import pytest
 
-from kube import RUN, Namespace, Object, Operator, kubectl, until
+from support.kube.api import kubectl
+from support.kube.namespace import Namespace
+from support.kube.operator import Operator
+from support.kube.settings import RUN, Object
+from support.waiting import until
 
 ONE = {"name": "a", "replicas": 1}
 # Small enough that no process of Python starts in it.

@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chart"))
-
-from audit import Right, granted, lines, rights, used_by
-from charts import TOP, objects
+from cluster.audit import Right, granted, lines, rights, used_by
+from support import TOP
+from support.charts import objects
 
 FOLDER = os.environ.get("DASKADE_TEST_AUDIT_LOGS", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="runs after all other tests of a cluster, with its API server's audit log")

@@ -1,4 +1,4 @@
-"""The charts as these tests use them: a copy, with helm built by ``tests/chart/build`` on the PATH."""
+"""The charts as tests use them: a copy, with helm built by ``tests/chart/build`` on the PATH."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-TOP = Path(__file__).resolve().parents[2]
+from support import TOP
+
 GOLDEN = TOP / "tests/chart/golden"
 ARGOCD = TOP / "charts/daskade/files/resource_customizations"
 Object = dict[str, Any]

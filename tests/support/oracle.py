@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from survival.flows import Flow, Task
-from survival.journal import Segment, commits, records
+from support.flow import Flow, Task
+from support.journal import Segment, commits, records
 
 # An uncommitted task may overlap itself this long: the time after which a worker that lost its scheduler is gone.
 OVERLAP_BOUND = 30.0

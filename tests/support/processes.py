@@ -1,10 +1,11 @@
-"""What the kernel says about processes: who belongs to a test, who is whose parent, who is alive."""
+"""What the kernel says about processes and ports: who belongs to a test, who is whose parent, who is alive, what is free."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import socket
 from pathlib import Path
 
 MARK = "DASKADE_SURVIVAL_MARK"
@@ -62,3 +63,10 @@ def send(pid: int, number: signal.Signals) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody has now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

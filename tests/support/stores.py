@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from survival.journal import Segment, decode
+from support.journal import Segment, decode
 
 
 class Store(Protocol):

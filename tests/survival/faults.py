@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from survival.flows import Flow, chain, diamond, dynamic
+from support.flow import Flow
+from survival.flows import chain, diamond, dynamic
 
 # What is hit.
 COMMAND = "kill the command"

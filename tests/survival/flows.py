@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Task = tuple[int, int]
+from support.flow import Flow
 
 # Runs inside the product, as the steps' code. Each execution appends one line when it starts and one when it
 # ends, with a single write to a file opened for appending, so lines of concurrent processes never mix.
@@ -126,64 +125,25 @@ def triple(seed, test):
 '''
 
 
-@dataclass(frozen=True)
-class Flow:
-    """A manifest and what a run of it without faults does."""
-
-    name: str
-    steps: list[str]
-    items: dict[str, int | None]
-    inputs: dict[str, list[tuple[str, bool]]]
-    expected: Any
-    spec: list[dict[str, Any]] = field(repr=False)
-    #: Where steps keep their outputs besides the run's record; `{item}` stands for the item.
-    kept: dict[str, str] = field(default_factory=dict)
-
-    def tasks(self) -> list[Task]:
-        """All tasks, as (step, item); -1 stands for a step that is not mapped."""
-        found: list[Task] = []
-        for at, name in enumerate(self.steps):
-            count = self.items[name]
-            found += [(at, -1)] if count is None else [(at, item) for item in range(count)]
-        return found
-
-    def needs(self, task: Task) -> list[Task]:
-        """The tasks whose outputs the task reads."""
-        needed: list[Task] = []
-        for name, element in self.inputs[self.steps[task[0]]]:
-            count, at = self.items[name], self.steps.index(name)
-            if count is None:
-                needed.append((at, -1))
-            elif element:
-                needed.append((at, task[1]))
-            else:
-                needed += [(at, item) for item in range(count)]
-        return needed
-
-    @property
-    def last(self) -> str:
-        """The step that ends the run."""
-        return self.steps[-1]
-
-    def write(
-        self, path: Path, ledger: Path, ms: int, pad: int, workers: int, stuck: dict[str, Any] | None, retries: int = 0
-    ) -> None:
-        """Write the manifest; JSON is YAML too."""
-        retry = {"retry": {"limit": retries, "backoff": {"duration": "100ms"}}} if retries else {}
-        test = {"ledger": str(ledger), "ms": ms, "pad": pad, "stuck": stuck or {}}
-        manifest = {
-            "apiVersion": "daskade.dev/v1alpha1",
-            "kind": "Pipeline",
-            "metadata": {"name": self.name},
-            "spec": {
-                "params": [{"name": "test", "type": "object", "default": test}],
-                "code": {"files": {"flow.py": CODE}},
-                "cluster": {"template": {"workers": [{"name": "cpu", "replicas": workers, "threads": 1}]}},
-                "steps": [{**step, **retry} for step in self.spec],
-                "results": [{"name": "value", "value": f"$(steps.{self.last}.output)"}],
-            },
-        }
-        path.write_text(json.dumps(manifest, indent=1))
+def write(
+    flow: Flow, path: Path, ledger: Path, ms: int, pad: int, workers: int, stuck: dict[str, Any] | None, retries: int = 0
+) -> None:
+    """Write the manifest; JSON is YAML too."""
+    retry = {"retry": {"limit": retries, "backoff": {"duration": "100ms"}}} if retries else {}
+    test = {"ledger": str(ledger), "ms": ms, "pad": pad, "stuck": stuck or {}}
+    manifest = {
+        "apiVersion": "daskade.dev/v1alpha1",
+        "kind": "Pipeline",
+        "metadata": {"name": flow.name},
+        "spec": {
+            "params": [{"name": "test", "type": "object", "default": test}],
+            "code": {"files": {"flow.py": CODE}},
+            "cluster": {"template": {"workers": [{"name": "cpu", "replicas": workers, "threads": 1}]}},
+            "steps": [{**step, **retry} for step in flow.spec],
+            "results": [{"name": "value", "value": f"$(steps.{flow.last}.output)"}],
+        },
+    }
+    path.write_text(json.dumps(manifest, indent=1))
 
 
 def diamond(n: int) -> Flow:

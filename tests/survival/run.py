@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from survival import faults, procs
+from support import processes
+from support.journal import Malformed, commits
+from support.oracle import Evidence, check, read_ledger
+from support.stores import S3, Directory, Store
+from survival import faults
 from survival.faults import Fault, Scenario
-from survival.journal import Malformed, commits
-from survival.oracle import Evidence, check, read_ledger
-from survival.stores import S3, Directory, Store
+from survival.flows import write
 
 # From the last fault to the end of the run: a hung scheduler may take 60 s to be noticed, an outage lasts 20 s.
 DEADLINE = 150.0
@@ -86,8 +88,8 @@ class Run:
         finally:
             for timer in self._waking:
                 timer.cancel()
-            for pid in procs.marked(self.mark):
-                procs.send(pid, signal.SIGKILL)
+            for pid in processes.marked(self.mark):
+                processes.send(pid, signal.SIGKILL)
             if self.command is not None:
                 self.command.wait()
         seconds = time.monotonic() - self.began
@@ -100,7 +102,7 @@ class Run:
             stuck = {"step": scenario.stuck[0], "item": scenario.stuck[1], "seconds": STUCK_SECONDS}
         manifest = self.folder / "flow.yaml"
         sizes = (scenario.ms, scenario.pad, scenario.workers)
-        scenario.flow.write(manifest, self.ledger, *sizes, stuck, scenario.charged)
+        write(scenario.flow, manifest, self.ledger, *sizes, stuck, scenario.charged)
         self._start()
         for fault in scenario.faults:
             if self._reach(fault):
@@ -122,7 +124,7 @@ class Run:
             "HOME": str(self.folder / "home"),
             "DASKADE_HOME": str(self.folder / "daskade"),
             "DASKADE_CACHE": str(self.tools.cache),
-            procs.MARK: self.mark,
+            processes.MARK: self.mark,
             **self.store.env,
         }
         self._note("daskade " + " ".join(words))
@@ -174,7 +176,7 @@ class Run:
 
     def _hit(self, fault: Fault) -> None:
         victims = self._victims(fault.victim)
-        self._note(f"{fault}: {', '.join(procs.describe(pid)[:60] for pid in victims)}")
+        self._note(f"{fault}: {', '.join(processes.describe(pid)[:60] for pid in victims)}")
         if fault.victim == faults.STORAGE:
             assert self.server is not None
             self.server.down()
@@ -183,14 +185,14 @@ class Run:
             self._note("storage is back")
         elif fault.victim == faults.STOP:
             for pid in victims:
-                procs.send(pid, signal.SIGSTOP)
+                processes.send(pid, signal.SIGSTOP)
                 if self.scenario.wakes:
-                    timer = threading.Timer(4.0, procs.send, (pid, signal.SIGCONT))
+                    timer = threading.Timer(4.0, processes.send, (pid, signal.SIGCONT))
                     timer.start()
                     self._waking.append(timer)
         else:
             for pid in victims:
-                procs.send(pid, signal.SIGKILL)
+                processes.send(pid, signal.SIGKILL)
         if fault.victim == faults.COMMAND:
             self._again()
         elif fault.victim == faults.WORKER:
@@ -251,18 +253,18 @@ class Run:
             return []
         stuck = self._stuck()
         if victim == faults.CHILD:
-            running = [pid for pid in self.open.values() if procs.alive(pid)]
+            running = [pid for pid in self.open.values() if processes.alive(pid)]
             return [stuck] if stuck in running else running[:1]
         note = self._run_note()
         if note.get("pid") != self.command.pid:
             return []
         if victim in (faults.SCHEDULER, faults.STOP):
             pid = (note.get("scheduler") or {}).get("pid")
-            return [pid] if pid and procs.alive(pid) else []
-        workers = [worker["pid"] for worker in note.get("workers", []) if procs.alive(worker["pid"])]
+            return [pid] if pid and processes.alive(pid) else []
+        workers = [worker["pid"] for worker in note.get("workers", []) if processes.alive(worker["pid"])]
         if victim == faults.WORKERS:
             return workers
-        busy = [pid for pid in workers if stuck is not None and pid in procs.ancestors(stuck)]
+        busy = [pid for pid in workers if stuck is not None and pid in processes.ancestors(stuck)]
         return (busy or workers)[:1]
 
     def _run_note(self) -> dict[str, Any]:
@@ -297,7 +299,7 @@ class Run:
                     else:
                         self.open.pop(line["x"], None)
         for execution, pid in list(self.open.items()):
-            if not procs.alive(pid):
+            if not processes.alive(pid):
                 self.died.setdefault(pid, time.monotonic())
                 del self.open[execution]
 
@@ -313,11 +315,11 @@ class Run:
     def _wait_gone(self, seconds: float) -> list[str]:
         """Wait until no process of the run is left; says which ones are after the time."""
         end = time.monotonic() + seconds
-        while (pids := procs.marked(self.mark)) and time.monotonic() < end:
+        while (pids := processes.marked(self.mark)) and time.monotonic() < end:
             self._sample()
             time.sleep(0.1)
         self._sample()
-        return [procs.describe(pid) for pid in pids]
+        return [processes.describe(pid) for pid in pids]
 
     def _output(self, kind: str) -> Path:
         return self.folder / f"{kind}-{self._commands}"

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from support.flow import Flow, Task
+from support.journal import Malformed, Segment, decode, encode
+from support.oracle import Evidence, Execution, check, read_ledger
 from survival.faults import LEFT_OUT, POINTS, VICTIMS, scenario
-from survival.flows import Flow, Task, chain, diamond, dynamic
-from survival.journal import Malformed, Segment, decode, encode
-from survival.oracle import Evidence, Execution, check, read_ledger
+from survival.flows import chain, diamond, dynamic, write
 
 OUTPUT = b"output"
 RUN = "0c0ffee0"
@@ -224,7 +225,7 @@ def test_a_segment_that_is_not_exactly_the_format_is_refused() -> None:
 def test_the_ledger_is_what_the_steps_write(tmp_path: Path) -> None:
     flow, ledger = diamond(2), tmp_path / "ledger"
     space: dict[str, Callable[..., object]] = {}
-    flow.write(tmp_path / "flow.yaml", ledger, 1, 10, 2, None)
+    write(flow, tmp_path / "flow.yaml", ledger, 1, 10, 2, None)
     from survival.flows import CODE
 
     exec(CODE, space)  # noqa: S102

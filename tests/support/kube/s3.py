@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import os
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from datetime import datetime
-from xml.etree import ElementTree
 
-from kube import Namespace, Object, kubectl, until
+from support.kube.api import kubectl
+from support.kube.namespace import Namespace
+from support.kube.settings import S3_IMAGE, Object
+from support.s3.client import REGION, S3Client
+from support.waiting import until
 
-IMAGE = os.environ.get("DASKADE_TEST_S3_IMAGE", "localhost/s3:test")
 PORT = 8333
 KEY, SECRET = "daskade-test", "only-in-a-test"
 BUCKET = "runs"
@@ -51,7 +46,13 @@ class S3:
         kubectl("-n", space.name, "wait", "--for=condition=Ready", "pod/s3", "--timeout=110s")
         self.endpoint = f"http://{until('its address', self._ip)}:{PORT}"
         for name in others:
-            self._ask("PUT", f"/{name}", {})
+            status, body = self.client.request("PUT", f"/{name}")
+            assert status == 200, body
+
+    @property
+    def client(self) -> S3Client:
+        """With the keys that the server takes now."""
+        return S3Client(self.endpoint, self.key, self.secret)
 
     def keys_of(self, name: str) -> dict[str, str]:
         """What the identity of a bucket of its own shows."""
@@ -82,7 +83,7 @@ class S3:
 
     def storage(self, prefix: str) -> Object:
         """For a DaskCluster's ``spec.storage``."""
-        return {"url": self.url(prefix), "endpoint": self.endpoint, "region": "us-east-1", "secretRef": "s3"}
+        return {"url": self.url(prefix), "endpoint": self.endpoint, "region": REGION, "secretRef": "s3"}
 
     def url(self, prefix: str) -> str:
         return f"s3://{BUCKET}/{prefix}"
@@ -92,28 +93,14 @@ class S3:
         return list(self.written(prefix))
 
     def written(self, prefix: str) -> dict[str, float]:
-        """The same with the time of each one's writing by the server's clock, in seconds since 1970, cut to what it tells."""
-        found: dict[str, float] = {}
-        marker = ""
-        while True:
-            query = {"list-type": "2", "prefix": prefix, **({"continuation-token": marker} if marker else {})}
-            try:
-                tree = ElementTree.fromstring(self._get(f"/{BUCKET}", query))
-            except urllib.error.HTTPError as error:
-                if error.code == 404:
-                    # The first who writes makes the bucket.
-                    return found
-                raise
-            for entry in tree.iterfind("{*}Contents"):
-                at = datetime.fromisoformat(str(entry.findtext("{*}LastModified")).replace("Z", "+00:00"))
-                found[str(entry.findtext("{*}Key"))] = at.timestamp()
-            marker = tree.findtext("{*}NextContinuationToken") or ""
-            if not marker:
-                return found
+        """The same with the time of each one's writing, see `S3Client.written`."""
+        return self.client.written(BUCKET, prefix)
 
     def read(self, key: str) -> bytes:
-        """One object."""
-        return self._get(f"/{BUCKET}/{key}", {})
+        """One object, which must be there."""
+        found = self.client.read(BUCKET, key)
+        assert found is not None, f"there is no {key}"
+        return found
 
     def stop(self) -> None:
         """Connections are taken and nothing is answered, as behind a network that swallows packets, until `go_on`."""
@@ -128,42 +115,18 @@ class S3:
         kubectl("-n", self._space.name, "exec", "s3", "--", "sh", "-c", command)
 
     def answers(self) -> bool:
+        query = {"list-type": "2", "prefix": "nothing/"}
         try:
-            self._get(f"/{BUCKET}", {"list-type": "2", "prefix": "nothing/"}, 2)
+            return self.client.request("GET", f"/{BUCKET}", query, patience=2)[0] == 200
         except OSError:
             return False
-        return True
 
     def _signal(self, name: str) -> None:
         kubectl("-n", self._space.name, "exec", "s3", "--", "sh", "-c", f"kill -{name} $(cat /data/pid)")
 
-    def _get(self, path: str, query: dict[str, str], patience: float = 30) -> bytes:
-        return self._ask("GET", path, query, patience)
-
-    def _ask(self, method: str, path: str, query: dict[str, str], patience: float = 30) -> bytes:
-        """A signed request (AWS signature, version 4)."""
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        host = self.endpoint.removeprefix("http://")
-        asked = urllib.parse.urlencode(sorted(query.items()), quote_via=urllib.parse.quote)
-        empty = hashlib.sha256(b"").hexdigest()
-        names = "host;x-amz-content-sha256;x-amz-date"
-        headers = f"host:{host}\nx-amz-content-sha256:{empty}\nx-amz-date:{stamp}\n"
-        scope = f"{stamp[:8]}/us-east-1/s3/aws4_request"
-        canonical = hashlib.sha256(f"{method}\n{path}\n{asked}\n{headers}\n{names}\n{empty}".encode()).hexdigest()
-        key = f"AWS4{self.secret}".encode()
-        for part in (*scope.split("/"), f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{canonical}"):
-            key = hmac.new(key, part.encode(), hashlib.sha256).digest()
-        request = urllib.request.Request(f"{self.endpoint}{path}?{asked}", method=method)
-        request.add_header("x-amz-date", stamp)
-        request.add_header("x-amz-content-sha256", empty)
-        signed = f"AWS4-HMAC-SHA256 Credential={self.key}/{scope}, SignedHeaders={names}, Signature={key.hex()}"
-        request.add_header("Authorization", signed)
-        with urllib.request.urlopen(request, timeout=patience) as answer:
-            return bytes(answer.read())
-
     def environ(self) -> dict[str, str]:
         """For a client outside of pods."""
-        keys = {"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret, "AWS_REGION": "us-east-1"}
+        keys = {"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret, "AWS_REGION": REGION}
         return {**keys, "AWS_ENDPOINT_URL": self.endpoint, "AWS_EC2_METADATA_DISABLED": "true"}
 
     def _ip(self) -> str:
@@ -177,7 +140,7 @@ class S3:
         account = {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
         container: Object = {
             "name": "s3",
-            "image": IMAGE,
+            "image": S3_IMAGE,
             "command": ["sh", "-c", SERVE, "serve", "-logtostderr=true", "server", *options],
             "workingDir": "/data",
             "env": [{"name": "HOME", "value": "/data"}, {"name": "GOMEMLIMIT", "value": "200MiB"}],

@@ -1,0 +1,1 @@
+"""Charts: what they make of values, and the scripts for Argo CD."""

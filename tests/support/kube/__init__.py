@@ -1,0 +1,1 @@
+"""Kubernetes as tests and measurements use it: a real cluster, which ``KUBECONFIG`` names."""
