@@ -61,7 +61,7 @@ class Pool:
                 child = future.result(_SPAWN_DEADLINE)
             except (OSError, TimeoutError, FutureTimeout) as exc:
                 future.add_done_callback(self._release_late)
-                message = f"the step's process could not be started: {exc or 'it took too long'}"
+                message = f"the step's process could not be started: {str(exc) or 'it took too long'}"
                 raise StepFailure("infra", "SpawnFailed", message) from exc
         if child.kind is None:
             child.bind(kind, setup())
