@@ -37,8 +37,9 @@ def main(fd: int, parent: int) -> None:
     sock = socket.socket(fileno=fd)
     threading.Thread(target=_watch, args=(fd,), name="daskade-watch", daemon=True).start()
     faulthandler.enable()
-    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
-    sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    for stream in (sys.stdout, sys.stderr):
+        # Typed as any text stream, but the one that the interpreter starts with can be reconfigured.
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     Server(sock, libc).serve()
 
 

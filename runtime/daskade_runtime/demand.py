@@ -48,8 +48,8 @@ def wanted(scheduler: Any, dispatcher: Any, told: dict[str, list[dict[str, Any]]
             # What was told counts what was handed over, too: a task is in one of them before the other.
             key = run, (ask["group"], amounts(ask["resources"]))
             runs[key] = max(runs[key], ask["count"])
-    for (_, key), count in runs.items():
-        found[key] += count
+    for (_, asked), count in runs.items():
+        found[asked] += count
     return found
 
 

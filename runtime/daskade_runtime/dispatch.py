@@ -492,7 +492,7 @@ class Dispatcher:
         try:
             self._s.client_releases_keys(keys=keys, client=self._client.id)
             return True
-        except Exception:  # noqa: BLE001 - the released futures say the same
+        except Exception:  # the released futures say the same
             log.debug("daskade: direct release failed", exc_info=True)
             return False
 
@@ -527,9 +527,10 @@ class Dispatcher:
 
 def _pace(attempt: Attempt) -> Pace:
     step = attempt.run.steps[attempt.s]
-    if step.pace is None:
-        step.pace = Pace()
-    return step.pace  # type: ignore[no-any-return]
+    pace: Pace | None = step.pace
+    if pace is None:
+        pace = step.pace = Pace()
+    return pace
 
 
 def _key(attempts: list[Attempt]) -> str:

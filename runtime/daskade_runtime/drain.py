@@ -9,6 +9,7 @@ nothing left to do is retired (``finish``): its data moves to others and it clos
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Container, Iterable
@@ -51,7 +52,7 @@ class Drains:
                 continue  # it is gone, and Dask says so in a moment
             task = asyncio.ensure_future(self._hand_back(address, worker))
             self._asked[address] = task
-            task.add_done_callback(lambda _, a=address: self._asked.pop(a, None))
+            task.add_done_callback(functools.partial(self._answered, address))
 
     async def finish(self, addresses: Iterable[str]) -> None:
         """Closes those that drain and have nothing left to do; returns when their data has moved. One whose
@@ -71,6 +72,9 @@ class Drains:
         """The scheduler closes."""
         for task in list(self._asked.values()):
             task.cancel()
+
+    def _answered(self, address: str, _: asyncio.Future[None]) -> None:
+        self._asked.pop(address, None)
 
     async def _hand_back(self, address: str, worker: Any) -> None:
         try:

@@ -33,7 +33,8 @@ class Flight:
     def message(self, blobs: list[bytes]) -> bytes:
         """The task's argument: per attempt its address and what ``run_step`` gets."""
         rows = [[a.run.uid, a.s, a.i, a.a, blob] for a, blob in zip(self.attempts, blobs, strict=True)]
-        return msgpack.packb(rows, use_bin_type=True)  # type: ignore[no-any-return]
+        packed: bytes = msgpack.packb(rows, use_bin_type=True)
+        return packed
 
     def leave(self, attempt: Attempt) -> bool:
         """Takes one attempt out; whether none is left."""

@@ -137,6 +137,7 @@ def _install() -> None:
         logging.getLogger().addHandler(handler)
         original = threading.Thread.start
 
+        # A thread starts without its parent's context, and Python offers no hook to change that.
         def start(thread: threading.Thread) -> None:
             if _current.get() is not None:
                 thread.run = functools.partial(contextvars.copy_context().run, thread.run)  # type: ignore[method-assign]

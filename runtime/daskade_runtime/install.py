@@ -85,7 +85,8 @@ async def install(scheduler: Any) -> dict[str, Any]:
     present = getattr(scheduler, "_daskade", None)
     if present is not None:
         await present.ready
-        return present.installed(False)  # type: ignore[no-any-return]
+        reply: dict[str, Any] = present.installed(False)
+        return reply
     import distributed
 
     data, digest = archive()

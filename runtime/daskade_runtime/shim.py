@@ -43,6 +43,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             original(module)
             _patch(module, *setup)
 
+        # Patched in place, so that the module keeps its real `__loader__` and `__spec__`.
         loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 

@@ -19,7 +19,7 @@ LOOK = 2.0
 _FILES = ("ca.crt", "tls.crt", "tls.key")
 
 
-class Certificates(Security):  # type: ignore[misc]
+class Certificates(Security):
     """Dask's security with the files of a folder: ``ca.crt``, ``tls.crt``, ``tls.key``.
 
     Keeps every TLS context that was made from it: those of listeners, of connection pools, of clients inside
@@ -75,6 +75,7 @@ def describe(path: str) -> dict[str, Any]:
     at = text.find(end)
     try:
         der = ssl.PEM_cert_to_DER_cert(text[text.index("-----BEGIN") : at + len(end)])
+        # Only this private function of the standard library parses a certificate without a connection.
         decoded: Any = ssl._ssl._test_decode_cert(path)  # type: ignore[attr-defined]
         ends = float(ssl.cert_time_to_seconds(decoded["notAfter"]))
     except (ValueError, KeyError) as error:

@@ -132,7 +132,7 @@ class Workers:
         return self._known.get(address) or {"address": address, "name": address}
 
 
-class Plugin(SchedulerPlugin):  # type: ignore[misc]
+class Plugin(SchedulerPlugin):
     """Dask's word of tasks and workers, handed on."""
 
     name = "daskade"

@@ -174,7 +174,7 @@ class WorkerState:
                 self.logs, run.uid, step["name"], (s, i, a), run.settings.get("log_cap") or ATTEMPT_CAP
             )
             reply = self._run(run, step, request, attempt, lines)
-        except BaseException as exc:  # noqa: BLE001 - an exception here would become Dask's
+        except BaseException as exc:  # an exception here would become Dask's
             reply = describe(exc)
             if not isinstance(exc, StepFailure):
                 log.exception("daskade: attempt %s", task)
@@ -293,7 +293,8 @@ class WorkerState:
             finally:
                 self.pool.release(child, reusable)
         if answer[0] == "ok":
-            return answer[1]  # type: ignore[no-any-return]
+            reply: dict[str, Any] = answer[1]
+            return reply
         record = answer[1]
         raise StepFailure(record["class"], record["type"], record["message"], record["traceback"])
 
@@ -515,7 +516,7 @@ class WorkerState:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-class DaskadeWorker(WorkerPlugin):  # type: ignore[misc]
+class DaskadeWorker(WorkerPlugin):
     """Sets the runtime up on a worker. Carries the package: it also loads where nothing is installed."""
 
     name = "daskade"
@@ -554,7 +555,8 @@ def _size(count: int) -> str:
 
 
 def _pack(reply: dict[str, Any]) -> bytes:
-    return msgpack.packb(reply, use_bin_type=True)  # type: ignore[no-any-return]
+    packed: bytes = msgpack.packb(reply, use_bin_type=True)
+    return packed
 
 
 __all__ = ["DaskadeWorker", "WorkerState", "run_step"]
