@@ -141,10 +141,7 @@ def describe(exc: BaseException) -> dict[str, Any]:
     """Any exception as the map that goes over the wire; never raises, never large."""
     if isinstance(exc, StepFailure):
         return exc.record()
-    if isinstance(exc, SystemExit):
-        message = f"the step called sys.exit({cap(repr(exc.code), 200)})"
-    else:
-        message = text_of(exc)
+    message = f"the step called sys.exit({cap(repr(exc.code), 200)})" if isinstance(exc, SystemExit) else text_of(exc)
     try:
         trace = format_exception(exc)
     except Exception:  # noqa: BLE001

@@ -253,7 +253,7 @@ class Fetcher:
                     offset=start + at,
                     length=size,
                 )
-            except Exception as exc:  # noqa: BLE001 - gone or slow: storage has it
+            except Exception as exc:  # gone or slow: storage has it
                 if len(self._shunned) > 1000:
                     self._shunned.clear()
                 self._shunned[address] = time.monotonic() + PEER_SHUNNED

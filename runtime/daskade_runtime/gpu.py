@@ -14,7 +14,7 @@ class Devices:
     """Hands out device ids; a request below one shares a device with others of its kind."""
 
     def __init__(self, ids: Sequence[str]) -> None:
-        self._free = {device: 1.0 for device in ids}
+        self._free = dict.fromkeys(ids, 1.0)
         self._changed = threading.Condition()
 
     def take(self, amount: float) -> dict[str, float] | None:
@@ -46,7 +46,7 @@ class Devices:
             return {min(fits, key=lambda d: self._free[d]): amount} if fits else None
         count = int(-(-amount // 1))
         whole = [d for d, free in self._free.items() if free > 1 - 1e-9]
-        return {d: 1.0 for d in whole[:count]} if len(whole) >= count else None
+        return dict.fromkeys(whole[:count], 1.0) if len(whole) >= count else None
 
 
 def device_ids(resource: float, environ: Mapping[str, str] = os.environ) -> list[str]:

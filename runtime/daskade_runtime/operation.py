@@ -36,7 +36,7 @@ def operation(handler: Callable[..., Awaitable[Reply]]) -> Callable[..., Awaitab
             return {"status": "error", "reason": error.reason, "message": str(error)}
         except versions.UnsupportedDask as error:
             return {"status": "error", "reason": "UnsupportedDask", "message": str(error)}
-        except Exception as error:  # noqa: BLE001 - a reply is better than Dask's pickled exception
+        except Exception as error:  # a reply is better than Dask's pickled exception
             log.exception("daskade: %s failed", handler.__name__)
             return {
                 "status": "error",

@@ -62,7 +62,7 @@ def walk(value: Any, path: Any, what: str) -> Any:
     for at, key in enumerate(path):
         try:
             value = value[key]
-        except Exception as exc:  # noqa: BLE001 - the value is the user's: __getitem__ may raise anything
+        except Exception as exc:  # the value is the user's: __getitem__ may raise anything
             if isinstance(key, str) and hasattr(value, "__dict__") and key in vars(value):
                 value = vars(value)[key]
                 continue
