@@ -101,8 +101,8 @@ class Case:
         for key in self.s3.keys(f"ledger-{self.name}/"):
             words = key.split("/")[1:]
             if words[0] != "result":
-                step, item, execution, kind, at, where = words
-                found.setdefault(execution, {})[kind] = (step, int(item), float(at), where)
+                step, number, execution, kind, at, where = words
+                found.setdefault(execution, {})[kind] = (step, int(number), float(at), where)
         marks = []
         for kinds in found.values():
             # An end whose start was killed on its way cannot be: one thread makes both.
@@ -128,9 +128,9 @@ class Case:
             executions.append(oracle.Execution(task, pid, mark.start, mark.start, end, mark.end is None))
         results = [int(key.rsplit("/", 1)[1]) for key in self.s3.keys(f"ledger-{self.name}/result/")]
         answer = {"state": state, "results": {"value": results[-1] if len(set(results)) == 1 else results}}
-        prefix = f"{self.name}/runs/{uid}"
+        prefix, client = f"{self.name}/runs/{uid}", self.s3.client
         evidence = oracle.Evidence(
-            self.flow, 0, answer, executions, self.segments(uid), objects=lambda path: self.s3.client.read(BUCKET, f"{prefix}/{path}")
+            self.flow, 0, answer, executions, self.segments(uid), objects=lambda path: client.read(BUCKET, f"{prefix}/{path}")
         )
         return oracle.check(evidence)
 

@@ -215,8 +215,9 @@ def restart_api_server(scene: Scene) -> float:
     os.kill(pid, signal.SIGKILL)
     time.sleep(3.0)
     with (STATE / "log/kube-apiserver.log").open("ab") as log:
-        options = {"cwd": folder, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
-        started = subprocess.Popen(words, **options)
+        started = subprocess.Popen(
+            words, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
     file.write_text(f"{started.pid}\n")
 
     def ready() -> bool:

@@ -99,7 +99,10 @@ def people(space: Namespace) -> None:
         def answer(verb: str, role: str = role) -> bool:
             return kubectl("auth", "can-i", verb, "dpr", "--as", role, "-n", space.name, check=False).strip() == "yes"
 
-        until(f"{role} has its rights", lambda role=role, verbs=verbs: all(answer(verb, role) for verb in verbs), 30)
+        def answers(verbs: list[str] = verbs, role: str = role) -> bool:
+            return all(answer(verb, role) for verb in verbs)
+
+        until(f"{role} has its rights", answers, 30)
         assert not [verb for verb in {*can["admin"]} - {*verbs} if answer(verb)]
 
 
@@ -419,5 +422,5 @@ def test_actions_of_argo_cd_do_what_they_say(space: Namespace, operator: Operato
     assert len(space.list("pipelineruns", mine)) == 1
 
     # Whatever the operator did, the object is still what was applied: an application with it is Synced.
-    for options in ((), ("--server-side", "--force-conflicts")):
+    for options in ([], ["--server-side", "--force-conflicts"]):
         assert kubectl("-n", space.name, "diff", *options, "-f", "-", stdin=json.dumps(pipeline)).strip() == ""

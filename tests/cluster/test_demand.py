@@ -7,6 +7,7 @@ from datetime import datetime
 from cluster.runs import start, template, wait_end
 from support.kube.namespace import Namespace
 from support.kube.s3 import S3
+from support.kube.settings import Object
 from support.waiting import until
 
 CODE = """
@@ -21,7 +22,7 @@ def work(seconds, after=None):
 
 def test_a_gpu_group_is_started_while_the_step_before_runs_and_not_earlier(space: Namespace) -> None:
     s3 = S3(space)
-    groups = [
+    groups: list[Object] = [
         {"name": "cpu", "replicas": 1},
         {"name": "gpu", "autoscale": {"min": 0, "max": 3}, "gpu": {"count": 1}},
     ]

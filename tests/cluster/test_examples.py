@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from cluster.runs import wait_end
+from support import TOP
 from support.kube.api import kubectl
 from support.kube.namespace import Namespace
 from support.kube.operator import Operator
@@ -21,7 +22,6 @@ from support.waiting import until
 pytestmark = pytest.mark.skipif(
     not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="pods' addresses are not reachable from here"
 )
-TOP = Path(__file__).resolve().parents[2]
 IMAGE = os.environ.get("DASKADE_TEST_FLIGHTS_IMAGE", "localhost/flights:test")
 # Departures in the first two months of 2013, as the package's own table has them.
 FLIGHTS = 27_004 + 24_951
@@ -43,8 +43,8 @@ def test_flights_are_submitted_as_they_are_by_the_plugin_of_kubectl(
         words = ["kubectl", "daskade", "submit", str(TOP / "examples/flights.yaml"), "-n", space.name]
         words += ["-p", "months=[1, 2]", "-p", "rounds=5", "--wait", "-o", "json"]
         path = f"{tmp_path}:{os.environ['PATH']}"
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        run = subprocess.Popen(words, env={**os.environ, "PATH": path}, **pipes)
+        env = {**os.environ, "PATH": path}
+        run = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             gpus = until("a worker with a GPU", lambda: space.list("pods", "daskade.dev/gpu=1"), 120)
             assert gpus[0]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"

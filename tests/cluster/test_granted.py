@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,8 @@ def service(name: str, **metadata: Any) -> Object:
 
 
 def policy(name: str, **metadata: Any) -> Object:
-    api, spec = "networking.k8s.io/v1", {"podSelector": {}}
-    return {"apiVersion": api, "kind": "NetworkPolicy", "metadata": {"name": name, **metadata}, "spec": spec}
+    meta = {"name": name, **metadata}
+    return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta, "spec": {"podSelector": {}}}
 
 
 def begin(world: World) -> None:
@@ -116,8 +117,12 @@ def taken(world: World) -> None:
     world.make(config, policy("d2-scheduler"), service("d3-scheduler"), pod)
     for name in ("d1", "d2", "d3", "d4"):
         world.make(ours("DaskCluster", name))
+
+    def refused(name: str) -> bool:
+        return "NameConflict" in world.reason(name)
+
     for name in ("d1", "d2", "d3"):
-        world.until(f"the name of a child of {name} is taken", lambda name=name: "NameConflict" in world.reason(name))
+        world.until(f"the name of a child of {name} is taken", partial(refused, name))
     # Names of pods are counted: the next one is taken.
     other = {"d4-scheduler-2", "d4-scheduler-3", "d4-scheduler-4"}
     world.until("another scheduler", lambda: other & world.names("pods"))
@@ -137,8 +142,12 @@ def left(world: World) -> None:
     for found, kind in zip(extra, ("Service", "NetworkPolicy", "ConfigMap"), strict=True):
         found["kind"] = kind
     world.make(*extra)
+
+    def gone(kind: str) -> bool:
+        return "c-extra" not in world.names(kind)
+
     for kind in ("services", "networkpolicies", "configmaps"):
-        world.until(f"it is gone from {kind}", lambda kind=kind: "c-extra" not in world.names(kind))
+        world.until(f"it is gone from {kind}", partial(gone, kind))
 
 
 def renewed(world: World) -> None:
@@ -318,6 +327,10 @@ def test_owners_of_what_it_makes_ask_for_the_right_to_their_finalizers(world: Wo
     for owned in (owner("DaskCluster", "daskclusters", "f"), owner("PipelineRun", "pipelineruns", "g")):
         assert "created" in make("o", owned)
     world.empty.kubectl("replace", "-f", "-", stdin=json.dumps(without))
+
+    def refusal(owned: Object) -> list[str]:
+        return [said for said in (make("o", owned),) if "created" not in said]
+
     for owned in (owner("DaskCluster", "daskclusters", "f"), owner("PipelineRun", "pipelineruns", "g")):
-        said = until("it is refused", lambda owned=owned: [t for t in (make("o", owned),) if "created" not in t], 30)[0]
+        said = until("it is refused", partial(refusal, owned), 30)[0]
         assert "cannot set blockOwnerDeletion" in said, said

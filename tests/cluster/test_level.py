@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_a_child_that_somebody_edits_is_repaired(shared: Namespace) -> None:
         return str((shared.find("service", "c-scheduler") or {})["spec"]["selector"]["dask.org/cluster-name"])
 
     until("the Service selects the cluster's scheduler again", lambda: selector() == "c", 30)
-    policy = {"spec": {"ingress": [{}]}}
+    policy: Object = {"spec": {"ingress": [{}]}}
     shared.patch("networkpolicy", "c-worker", policy)
     until("the policy is closed again", lambda: "from" in str((shared.find("networkpolicy", "c-worker") or {})["spec"]), 30)
 
@@ -92,7 +93,9 @@ def test_a_child_that_somebody_edits_is_repaired(shared: Namespace) -> None:
     ],
     ids=["image", "env", "resources", "threads"],
 )
-def test_an_edit_reaches_workers_one_by_one_and_costs_no_work(space: Namespace, change: Object, seen: object) -> None:
+def test_an_edit_reaches_workers_one_by_one_and_costs_no_work(
+    space: Namespace, change: Object, seen: Callable[[Object], bool]
+) -> None:
     """Both workers are busy when the edit comes: each step runs once, and at no time is there no worker."""
     space.cluster("e", TWO)
     space.wait_ready("e")
@@ -116,7 +119,7 @@ say("begun", len(marks("begun")), "ended", len(marks("ended")))
     assert lines[-1] == "begun 2 ended 2"
     assert all(int(line.split()[1]) >= 1 for line in lines if line.startswith("workers")), lines
     space.wait_ready("e")
-    assert all(seen(pod) for pod in space.pods("e", "worker")) and callable(seen)  # type: ignore[operator]
+    assert all(seen(pod) for pod in space.pods("e", "worker"))
 
 
 def test_the_scheduler_is_replaced_when_nothing_uses_it_and_at_once_when_declared(space: Namespace) -> None:
@@ -245,7 +248,7 @@ def test_a_pod_that_hangs_on_a_dead_node_does_not_block_its_replacement(space: N
         there = {**ONE, "nodeSelector": {"dead": space.name}, "terminationGracePeriod": "2s"}
         there["tolerations"] = [{"operator": "Exists"}]
         space.cluster("d", there)
-        placed = lambda: [pod for pod in space.pods("d", "worker") if pod["spec"].get("nodeName") == node]  # noqa: E731
+        placed = lambda: [pod for pod in space.pods("d", "worker") if pod["spec"].get("nodeName") == node]
         stuck = until("the worker is placed on the dead node", placed, 60)[0]["metadata"]["name"]
         space.cluster("d", ONE)
         began = time.monotonic()

@@ -76,7 +76,7 @@ def test_children_have_the_names_and_labels_that_dask_tools_know(space: Namespac
 
 
 def _runtime(space: Namespace) -> str:
-    names = [found["metadata"]["name"] for found in space.list("configmaps")]
+    names = [str(found["metadata"]["name"]) for found in space.list("configmaps")]
     return next(name for name in names if name.startswith("known-runtime-"))
 
 

@@ -39,7 +39,7 @@ def test_a_settled_cluster_costs_no_write(space: Namespace, operator: Operator) 
         return ", ".join(sorted(set(operator.writes_by_kind()) - set(before)))
 
     # On a busy machine a probe may fail, which is told: a while later nothing is left to tell.
-    heard = []
+    heard: list[str] = []
     while len(heard) < 4 and (noise_now := noise()):
         heard.append(noise_now)
     assert len(heard) < 4, heard

@@ -74,11 +74,12 @@ class Person:
         """Without credentials for the storage unless they are given."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
         own = {"KUBECONFIG": str(self.folder / "kubeconfig"), "HOME": str(self.folder)}
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(
             [str(self.binary), *words],
             env={**kept, **own, "AWS_EC2_METADATA_DISABLED": "true", **environment},
-            **options,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def says(self, *words: str, **environment: str) -> tuple[int, str, str]:

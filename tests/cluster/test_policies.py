@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def part(space: Namespace, cluster: str, component: str, at: int = 0) -> Pod:
 def guarded(host: str, port: int, allowed: list[Pod], refused: list[Pod]) -> None:
     """Those of ``allowed`` connect, before and after the others do not, though each tries for seconds."""
     for pod in allowed:
-        until(f"{pod.name} reaches {host}:{port}", lambda pod=pod: pod.opens(host, port), 60)
+        until(f"{pod.name} reaches {host}:{port}", partial(pod.opens, host, port), 60)
     with ThreadPoolExecutor() as threads:
         answers = list(threads.map(lambda pod: pod.opens(host, port), refused))
     reached = [pod.name for pod, answer in zip(refused, answers, strict=True) if answer]

@@ -10,6 +10,7 @@ import os
 import ssl
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -31,7 +32,7 @@ GATE = {"name": "kueue.x-k8s.io/admission"}
 
 
 class Gate(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         patch = json.dumps([{"op": "add", "path": "/spec/schedulingGates", "value": [GATE]}])
         answer = {
@@ -87,7 +88,7 @@ def test_a_run_of_a_queue_waits_for_quota_and_says_so(gated: Namespace) -> None:
     run = {"apiVersion": "daskade.dev/v1alpha1", "kind": "PipelineRun", "metadata": meta, "spec": spec}
     gated.apply(run)
     for component in ("scheduler", "worker"):
-        [pod] = until(f"its {component} is made", lambda component=component: gated.pods("q", component), 60)
+        [pod] = until(f"its {component} is made", partial(gated.pods, "q", component), 60)
         assert pod["metadata"]["labels"][QUEUE] == "team-queue"
 
         def waits() -> str:

@@ -70,7 +70,7 @@ def test_the_cluster_of_a_run_is_made_again_for_it_without_workers(space: Namesp
     assert stored(s3, "own", run).count("kept") == 1
     assert_clean(space, "r")
     until("its cluster is made again", lambda: space.find("daskcluster", "r"), 60)
-    workers = []
+    workers: list[str] = []
 
     def outputs_are_removed() -> bool:
         workers.extend(space.workers("r"))

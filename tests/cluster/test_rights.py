@@ -227,13 +227,13 @@ def test_what_starts_nothing_needs_no_right_to_start(world: World) -> None:
         assert "patched" in world.patch("maker", kind, name, change)
     # Nor the marks of one that the operator lets go when its turn has come, nor what the definition lets through of
     # what a run would do, which is another name for a parameter.
-    for change in (
+    for edit in (
         {"spec": {"params": {"rows": None, "columns": 1}}},
         {"spec": {"params": {"rows": None, "columns": 1}, "cancel": True}},
         {"metadata": {"annotations": {"daskade.dev/queued": "true"}}},
         {"metadata": {"labels": {"daskade.dev/pipeline": "p"}}},
     ):
-        assert "must be allowed to create pods" in world.patch("writer", "dpr", "waits", change)
+        assert "must be allowed to create pods" in world.patch("writer", "dpr", "waits", edit)
 
 
 def test_whoever_changes_an_object_answers_for_all_that_it_names(world: World) -> None:

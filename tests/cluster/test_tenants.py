@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -368,7 +369,10 @@ def test_clusters(world: World, grabbing: None, name: str) -> None:
     until(f"the pod of {name} starts where these are", lambda: running(world.a), 120)
     # By the object or, sooner where a volume is missing, by the kubelet.
     path = path_of(world.b.name, "events")
-    told = lambda: world.b.told("dsk", name, "Ready")[1] + world.b.ask("GET", path)[1]  # noqa: E731
+
+    def told() -> str:
+        return str(world.b.told("dsk", name, "Ready")[1] + world.b.ask("GET", path)[1])
+
     until("it is told what is missing", lambda: CLUSTERS[name][1] in told(), 60)
     assert not running(world.b), told()
 
@@ -419,7 +423,10 @@ def test_label_a_run_that_says_it_is_of_their_pipeline(world: World) -> None:
         notes = {"annotations": {"daskade.dev/pipeline-uid": world.a.uid("pipeline", "p")}}
         spec = {"pipelineRef": "p", "suspend": True}
         tenant.make("PipelineRun", f"of-p-{tenant.bucket}", spec, labels, meta=notes)
-    active = lambda tenant: str((tenant.find("pipeline", "p").get("status") or {}).get("active"))  # noqa: E731
+
+    def active(tenant: Tenant) -> str:
+        return str((tenant.find("pipeline", "p").get("status") or {}).get("active"))
+
     until("it is told of the run of its own namespace", lambda: "of-p-of-a" in active(world.a), 60)
     assert "of-p-of-b" not in active(world.a)
 
@@ -451,10 +458,16 @@ def test_name_what_is_deleted_is_ones_own(world: World) -> None:
     world.b.make("PipelineRun", "twin", {"pipelineRef": "p", "suspend": True})
     world.a.make("PipelineRun", "twin", {"pipelineRef": "p", "suspend": True})
     before = [world.a.uid(kind, name) for kind, name in (("dsk", "only-a"), ("pipelinerun", "twin"))]
+
+    def deleted(path: str) -> bool:
+        return world.b.ask("DELETE", path)[0] == 200
+
+    def gone(kind: str, name: str) -> bool:
+        return not world.b.find(kind, name)
+
     for kind, name in (("dsk", "only-a"), ("pipelinerun", "twin")):
-        path = f"{path_of(world.b.name, kind)}/{name}"
-        until("it can be deleted", lambda path=path: world.b.ask("DELETE", path)[0] == 200, 30)
-        until("it is gone", lambda kind=kind, name=name: not world.b.find(kind, name), 90)
+        until("it can be deleted", partial(deleted, f"{path_of(world.b.name, kind)}/{name}"), 30)
+        until("it is gone", partial(gone, kind, name), 90)
     assert [world.a.uid(kind, name) for kind, name in (("dsk", "only-a"), ("pipelinerun", "twin"))] == before
 
 

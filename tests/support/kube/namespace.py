@@ -6,11 +6,14 @@ import base64
 import json
 import urllib.parse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from support.kube.api import kubectl, path_of, proxy
 from support.kube.settings import IMAGE, LABEL, RUN, SMALL, Object
 from support.waiting import PATIENCE, until
+
+if TYPE_CHECKING:
+    import builtins  # inside the class, `list` is its method
 
 
 class Namespace:
@@ -55,8 +58,8 @@ class Namespace:
     @staticmethod
     def claim(name: str, volume: str) -> Object:
         """A claim to a PersistentVolume, whoever it belongs to."""
-        spec = {"accessModes": ["ReadWriteMany"], "storageClassName": "", "volumeName": volume}
-        spec |= {"resources": {"requests": {"storage": "1Gi"}}}
+        asked = {"requests": {"storage": "1Gi"}}
+        spec = {"accessModes": ["ReadWriteMany"], "storageClassName": "", "volumeName": volume, "resources": asked}
         return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
 
     # ------------------------------------------------------------------ clusters
@@ -97,13 +100,13 @@ class Namespace:
 
         return str(until(f"{kind} of {name} has the reason {reason}", there, patience))
 
-    def pods(self, cluster: str, component: str = "", group: str = "") -> list[Object]:
+    def pods(self, cluster: str, component: str = "", group: str = "") -> builtins.list[Object]:
         selector = f"daskade.dev/cluster={cluster}"
         selector += f",dask.org/component={component}" if component else ""
         selector += f",daskade.dev/group={group}" if group else ""
         return [pod for pod in self.list("pods", selector) if not pod["metadata"].get("deletionTimestamp")]
 
-    def workers(self, cluster: str, group: str = "") -> list[str]:
+    def workers(self, cluster: str, group: str = "") -> builtins.list[str]:
         return sorted(pod["metadata"]["name"] for pod in self.pods(cluster, "worker", group))
 
     def scheduler_ip(self, cluster: str) -> str:

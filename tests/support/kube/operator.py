@@ -24,7 +24,8 @@ def manifest() -> list[Object]:
     text = text.replace("daskade-system", SYSTEM).replace("name: daskade-operator", f"name: daskade-operator-{RUN}")
     text = text.replace("serviceAccountName: daskade-operator", f"serviceAccountName: daskade-operator-{RUN}")
     made = kubectl("create", "--dry-run=client", "-o", "json", "-f", "-", stdin=text)
-    decoder, objects, at = json.JSONDecoder(), [], 0
+    objects: list[Object] = []
+    decoder, at = json.JSONDecoder(), 0
     while at < len(made.rstrip()):
         found, at = decoder.raw_decode(made, at)
         objects += found["items"] if found["kind"] == "List" else [found]
