@@ -95,7 +95,7 @@ class Folded:
     adopted: dict[tuple[int, int], str] = field(default_factory=dict)
     """(step, item) → run that made the output, for those of ``committed`` that an earlier run made."""
     lengths: dict[int, int] = field(default_factory=dict)
-    skipped: dict[tuple[int, int], tuple[str, str]] = field(default_factory=dict)
+    skipped: dict[tuple[int, int], tuple[str, str | None]] = field(default_factory=dict)
     """(step, item) → (reason, message)."""
     refused: dict[tuple[int, int], tuple[str, str]] = field(default_factory=dict)
     failed: list[tuple[Any, ...]] = field(default_factory=list)

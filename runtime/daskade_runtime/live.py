@@ -57,7 +57,7 @@ class LiveRun:
         self.state = RunState(self.uid, request["steps"], self._ready, self.epoch)
         self.adopted: dict[run_.Task, None] = {}
         self.lengths: dict[int, int] = {}
-        self.skipped: dict[run_.Task, tuple[str, str]] = {}
+        self.skipped: dict[run_.Task, tuple[str, str | None]] = {}
         self.refused: dict[run_.Task, tuple[str, str]] = {}
         self.failed: list[tuple[int, int, int, str]] = []
         self.lost: list[Address] = []
