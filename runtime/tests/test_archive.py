@@ -10,6 +10,7 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,11 @@ def test_bombs_are_refused_before_they_are_unpacked(monkeypatch: pytest.MonkeyPa
     many = {f"{i}.py": bytes(1 << 18) for i in range(5)}
     nothing = gzip.compress(bytes(8 << 20))
     for data in (zipped(bomb), tarred(bomb), zipped(many), tarred(many), nothing):
-        assert "MiB when it is unpacked" in str(refused(lambda data=data: archive.repack(data)))
+        assert "MiB when it is unpacked" in str(refused(partial(archive.repack, data)))
     monkeypatch.setattr(archive, "FILES", 3)
     for pack in (zipped, tarred):
         few = {f"{i}.py": b"" for i in range(4)}
-        assert "more than 3 files" in str(refused(lambda pack=pack, few=few: archive.repack(pack(few))))
+        assert "more than 3 files" in str(refused(partial(archive.repack, pack(few))))
 
 
 def test_a_zip_that_would_be_too_large_for_its_readers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +123,7 @@ def test_a_zip_that_lies_about_a_size_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_what_is_no_archive_is_refused() -> None:
     whole = tarred(FILES)
     for data in (b"", b"hello", b"PK\x03\x04rubbish", b"\x1f\x8brubbish", whole[: len(whole) // 2]):
-        assert refused(lambda data=data: archive.repack(data)).reason == "BadCode"
+        assert refused(partial(archive.repack, data)).reason == "BadCode"
     both = refused(lambda: archive.repack(zipped({"a": b"", "a/b.py": b""})))
     assert "as a file and as a folder" in str(both)
 

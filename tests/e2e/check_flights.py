@@ -20,7 +20,7 @@ import pandas as pd
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "flights"
 sys.path.insert(0, str(EXAMPLE))
 
-import delays  # noqa: E402
+import delays  # noqa: E402 - in the folder above
 
 
 def expected_rows() -> list[dict[str, Any]]:
@@ -46,7 +46,8 @@ def expected_score(rounds: int, seed: int) -> dict[str, Any]:
     weather, planes = delays.load_weather(), delays.load_planes()
     months = [delays.join_month(flights, weather, planes, month) for month in range(1, 13)]
     table = delays.features(months, delays.carriers_of(months))
-    return delays.evaluate(delays.train(table, rounds, seed), table)
+    score: dict[str, Any] = delays.evaluate(delays.train(table, rounds, seed), table)
+    return score
 
 
 def differences(report: dict[str, Any], rounds: int = 60, seed: int = 0) -> list[str]:

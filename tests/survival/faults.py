@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from support.flow import Flow
@@ -91,7 +92,12 @@ def scenario(seed: int) -> Scenario:
     # Steps of a few milliseconds travel to the workers several at a time: other points to be hit at.
     short = chance.random() < 0.4
     wide, dynamic_items = ((60, 120), 120) if short else ((9, 15), 24)
-    flow = chance.choice([lambda: diamond(chance.randint(*wide)), lambda: chain(30), lambda: dynamic(dynamic_items)])()
+    flows: list[Callable[[], Flow]] = [
+        lambda: diamond(chance.randint(*wide)),
+        lambda: chain(30),
+        lambda: dynamic(dynamic_items),
+    ]
+    flow = chance.choice(flows)()
     tasks = len(flow.tasks())
     faults = []
     for victim, point in sorted(hits, key=lambda hit: POINTS.index(hit[1])):

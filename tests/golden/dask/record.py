@@ -93,7 +93,7 @@ def texts(*items: str) -> bytes:
 
 
 def pack(message: object) -> bytes:
-    body = msgpack.packb(message, use_bin_type=True)
+    body: bytes = msgpack.packb(message, use_bin_type=True)
     return struct.pack("<QQQ", 16 + len(body), 1, len(body)) + body
 
 
