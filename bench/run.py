@@ -1,6 +1,6 @@
 """What a step costs: daskade beside a plain `distributed.Client` on the same machine, in one go.
 
-    python bench/run.py --python ENVIRONMENT/bin/python
+    PYTHONPATH=tests python bench/run.py --python ENVIRONMENT/bin/python
 
 Both sides have the same number of one-thread workers. Times are of the work alone: for daskade from the start of the
 first step to the durable final record, for the client from the first submit to the gathered result. Starting and
@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TOP = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TOP / "tests"))
+from support import TOP
+from support.journal import records
+from support.stores import Directory
 
 CODE = """
 def inc(x):
@@ -123,9 +124,6 @@ class Sample:
 
 def measure_daskade(shape: Shape, options: argparse.Namespace) -> Sample:
     """One run of the command on a directory store."""
-    from survival.journal import records
-    from survival.stores import Directory
-
     with tempfile.TemporaryDirectory(prefix="daskade-bench-") as name:
         folder = Path(name)
         manifest = folder / "flow.yaml"

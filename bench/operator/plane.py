@@ -23,7 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TOP = Path(__file__).resolve().parents[2]
+from support import TOP
+from support.waiting import until
+
 KWOK = "v0.8.0"
 PORT = 6443
 # Addresses of pods: every one of them is loopback.
@@ -78,18 +80,6 @@ def enter_namespace() -> None:
     words = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--net"]
     environment = {**os.environ, "DASKADE_BENCH_INSIDE": "1"}
     os.execvpe(words[0], [*words, "--", sys.executable, *sys.argv], environment)
-
-
-def until(what: str, probe: Callable[[], Any], patience: float = 60.0, every: float = 0.1) -> Any:
-    """Waits until ``probe`` gives something true, and gives it."""
-    end = time.monotonic() + patience
-    while True:
-        found = probe()
-        if found:
-            return found
-        if time.monotonic() > end:
-            raise SystemExit(f"not within {patience:.0f} s: {what}")
-        time.sleep(every)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What runs cost the operator: many short ones, many that are live at once, and none.
 
     cargo build --release
-    python3 bench/operator/runs.py                  # 1 000 runs of one step, then 500 that do not end
-    python3 bench/operator/runs.py --profile        # and where the operator's time goes, by perf
+    PYTHONPATH=tests python3 bench/operator/runs.py                  # 1 000 runs of one step, then 500 that do not end
+    PYTHONPATH=tests python3 bench/operator/runs.py --profile        # and where the operator's time goes, by perf
 
 On the control plane of ``plane.py``, with schedulers of ``simulated.py`` that carry out runs in memory: everything between
 a PipelineRun and its scheduler is real, steps and storage are not. Prints Markdown. Needs Go and root, or user namespaces.
@@ -19,10 +19,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from plane import TOP, Object, Plane, enter_namespace, tools, until, workspace
+from plane import Object, Plane, enter_namespace, tools, workspace
 from scale import CLUSTERS, Daskade, Schedulers, amount, busy, condition_is_true, environment, profile, say, short
+from support import TOP
+from support.waiting import until
 
 RUNS = "/apis/daskade.dev/v1alpha1/namespaces/{}/pipelineruns"
 SPACE = "bench-runs"
@@ -141,7 +141,7 @@ def many(plane: Plane, operator: Daskade, schedulers: Schedulers, seen: Ended, o
     after, watched = plane.usages(), time.monotonic() - began
     figures.cores, figures.load = busy(before, after, watched), os.getloadavg()[0]
     say(f"  ended after {figures.seconds:.1f} s: {options.runs / figures.seconds:.1f} per second")
-    until("none is open", lambda: schedulers.ask()["runs"] == 0)
+    until("none is open", lambda: schedulers.ask()["runs"] == 0, every=0.1)
     time.sleep(5)
     figures.cpu = operator.usage().cpu - before["daskade"].cpu
     figures.writes, figures.reads = operator.audit.writes(), operator.audit.reads()

@@ -1,6 +1,7 @@
 """What the operator costs at scale, beside dask-kubernetes on the same API server in the same run.
 
     cargo build --release
+    export PYTHONPATH=tests
     python3 bench/operator/scale.py                 # 1 000 clusters, beside 100 of dask-kubernetes
     python3 bench/operator/scale.py unrelated       # 5 000 foreign pods and 20 000 foreign Secrets: exit code 1 above 2 MB
 
@@ -25,9 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from plane import SYSTEM, TOP, Audit, Object, Plane, Usage, cache, enter_namespace, tools, until, usage, workspace
+from plane import SYSTEM, Audit, Object, Plane, Usage, cache, enter_namespace, tools, usage, workspace
+from support import TOP
+from support.waiting import until
 
 DASK_KUBERNETES = "2026.3.0"
 ACCOUNT = "daskade-operator"
@@ -70,7 +71,7 @@ class Daskade:
     def start(self) -> None:
         words = [str(self.binary), "operator", "--own-namespace", SYSTEM, "--image", IMAGE, "--listen", LISTEN]
         self.plane.run(self.name, words, KUBECONFIG=str(self.config))
-        until("the operator leads", lambda: self.metric("daskade_leader") == 1)
+        until("the operator leads", lambda: self.metric("daskade_leader") == 1, every=0.1)
 
     def stop(self) -> float:
         return self.plane.end(self.name)

@@ -31,6 +31,7 @@ from typing import Any
 
 import aiohttp
 import msgpack
+
 from playing import Play
 
 PORT = 8786

@@ -8,73 +8,19 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_cluster import PACKAGE, args, wait_until
 
 from daskade_runtime import channel
 from daskade_runtime.memory import descendants
-from daskade_runtime.pool import Pool
 from daskade_runtime.process import Killed, ProcessDied, Stale, describe_exit
-
-
-class Lines:
-    """Collects what an attempt writes."""
-
-    def __init__(self) -> None:
-        self.raw: dict[str, bytes] = {"stdout": b"", "stderr": b""}
-        self.records: list[tuple[str, str]] = []
-
-    def feed(self, stream: str, data: bytes) -> None:
-        self.raw[stream] += data
-
-    def record(self, at: float, level: str, text: str) -> None:
-        assert abs(at - time.time()) < 60
-        self.records.append((level, text))
-
-
-class Runner:
-    """Runs scripts as steps, the way the worker does."""
-
-    def __init__(self, directory: Path, limit: int = 2) -> None:
-        self.directory = directory
-        self.pool = Pool(limit, str(PACKAGE), str(directory))
-        self.count = 0
-
-    def start(self, kind: Any = "k", env: dict[str, str] | None = None) -> Any:
-        env = env or {}
-        return self.pool.acquire((kind, tuple(env.items())), lambda: {"env": env, "path": []}, env)
-
-    def ask(
-        self, child: Any, script: str, sink: Any = None, timeout: Any = None, memory: Any = None, **more: Any
-    ) -> Any:
-        self.count += 1
-        key = f"step{self.count}"
-        definition = {"name": key, "script": textwrap.dedent(script), "args": args(), **more}
-        path = str(self.directory / key)
-        request = {"def": key, "env": {}, "v": None, "h": [], "all": [], "e": [], "path": path}
-        data = channel.frame(["define", key, definition]) + channel.frame(["run", request])
-        return child.exchange(data, sink or Lines(), timeout, memory)
-
-    def run(self, script: str, sink: Any = None, kind: Any = "k", **more: Any) -> Any:
-        child = self.start(kind)
-        good = False
-        try:
-            answer = self.ask(child, script, sink, **more)
-            good = True
-            return answer
-        finally:
-            self.pool.release(child, good)
-
-    def value(self, script: str, **more: Any) -> Any:
-        kind, answer = self.run(script, **more)
-        assert kind == "ok", answer
-        return pickle.loads(answer["b"])
+from support.dask.steps import args
+from support.waiting import until
+from tests.runner import Lines, Runner
 
 
 @pytest.fixture
@@ -221,7 +167,7 @@ def test_a_timeout_ends_the_step_and_all_that_it_started(runner: Runner, tmp_pat
     assert caught.value.why == "timeout"
     assert time.monotonic() - began < 3
     for pid in map(int, note.read_text().split()):
-        wait_until(lambda pid=pid: gone(pid), 5, f"the end of {pid}")
+        until(f"the end of {pid}", lambda pid=pid: gone(pid), 5)
 
 
 def test_a_busy_loop_in_c_code_is_ended_too(runner: Runner) -> None:
@@ -305,14 +251,14 @@ def test_a_crash_is_seen_though_something_the_step_started_lives_on(
         runner.run(f"import os, time\nnote = {note!r}\n{leave}\nos._exit(5)")
     assert caught.value.code == 5
     assert time.monotonic() - began < 5
-    wait_until(lambda: gone(int(Path(note).read_text())), 5, "the end of what it left")
+    until("the end of what it left", lambda: gone(int(Path(note).read_text())), 5)
 
 
 def test_the_output_of_a_step_that_ends_its_process_right_after_counts(runner: Runner) -> None:
     script = "import os, threading\nthreading.Timer(0.3, os._exit, [1]).start()\noutput = 1"
     child = runner.start()
     assert runner.ask(child, script)[0] == "ok"
-    wait_until(lambda: gone(child.pid))
+    until("the process ends", lambda: gone(child.pid))
     with pytest.raises(Stale):
         runner.ask(child, "output = 2")
     runner.pool.release(child, False)
@@ -328,7 +274,7 @@ def test_a_step_may_close_its_output(runner: Runner) -> None:
 def test_a_process_that_died_while_idle_is_noticed_before_a_step_is_lost(runner: Runner) -> None:
     pid = runner.value("import os; output = os.getpid()")
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: gone(pid))
+    until("the process ends", lambda: gone(pid))
     with pytest.raises(Stale):
         runner.run("output = 1")
     assert runner.value("output = 1") == 1
@@ -338,19 +284,19 @@ def test_processes_are_of_one_kind_and_no_more_than_the_limit(runner: Runner) ->
     pids = {kind: runner.value("import os; output = os.getpid()", kind=kind) for kind in "abc"}
     assert len(set(pids.values())) == 3
     assert len(runner.pool.pids) <= 2
-    wait_until(lambda: gone(pids["a"]), 5, "the end of the one used longest ago")
+    until("the end of the one used longest ago", lambda: gone(pids["a"]), 5)
     assert runner.value("import os; output = os.getpid()", kind="c") == pids["c"]
 
 
 def test_blank_processes_wait_for_their_first_kind(runner: Runner) -> None:
     runner.pool.prestart(1)
-    (pid,) = wait_until(lambda: runner.pool.pids)
+    (pid,) = until("a process is there", lambda: runner.pool.pids)
     assert runner.value("import os; output = os.getpid()", kind="new") == pid
 
 
 def test_an_environment_that_the_interpreter_reads_at_start_gets_a_process_of_its_own(runner: Runner) -> None:
     runner.pool.prestart(1)
-    wait_until(lambda: runner.pool.pids)
+    until("a process is there", lambda: runner.pool.pids)
     child = runner.start("k", {"PYTHONHASHSEED": "7", "MINE": "x"})
     kind, answer = runner.ask(child, "import os; output = (hash('a'), os.environ['MINE'])")
     expected = subprocess.run(
@@ -369,7 +315,7 @@ def test_closing_the_pool_ends_running_steps(runner: Runner) -> None:
     with pytest.raises(Killed) as caught:
         runner.ask(child, "import time; time.sleep(60)")
     assert caught.value.why == "closing"
-    wait_until(lambda: gone(child.pid))
+    until("the process ends", lambda: gone(child.pid))
 
 
 def test_a_step_ends_when_the_socket_closes(runner: Runner) -> None:
@@ -381,7 +327,7 @@ def test_a_step_ends_when_the_socket_closes(runner: Runner) -> None:
     time.sleep(0.5)
     assert not gone(child.pid)
     child._sock.shutdown(socket.SHUT_RDWR)
-    wait_until(lambda: gone(child.pid), 5, "the end of the process")
+    until("the end of the process", lambda: gone(child.pid), 5)
     runner.pool.release(child, False)
 
 
@@ -391,10 +337,9 @@ def test_a_step_ends_with_its_worker(tmp_path: Path, keep_socket_open: bool, pro
     left to do it; for a program that the step runs, only the guard.
     """
     source = f"""
-import sys, threading, subprocess
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(PACKAGE)!r}]
+import threading, subprocess
 from pathlib import Path
-from test_child import Runner
+from tests.runner import Runner
 runner = Runner(Path({str(tmp_path)!r}))
 # Made from a thread that ends: the process must be tied to the pool's own thread instead.
 box = []
@@ -410,7 +355,8 @@ if {keep_socket_open}:
 print(child.pid, other, flush=True)
 runner.ask(child, "import subprocess; subprocess.run(['sleep', '62'])" if {program} else "while True: pass")
 """
-    process = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True, env=env)
     assert process.stdout is not None
     pid, other = map(int, process.stdout.readline().split())
     time.sleep(0.5)
@@ -420,7 +366,7 @@ runner.ask(child, "import subprocess; subprocess.run(['sleep', '62'])" if {progr
     process.wait()
     try:
         for each in (pid, *below):
-            wait_until(lambda each=each: gone(each), 5, "the end of the step")
+            until("the end of the step", lambda each=each: gone(each), 5)
     finally:
         if other:
             os.kill(other, signal.SIGKILL)
@@ -429,7 +375,7 @@ runner.ask(child, "import subprocess; subprocess.run(['sleep', '62'])" if {progr
 def test_descendants_are_found() -> None:
     shell = subprocess.Popen(["sh", "-c", "sleep 30 & wait"])
     try:
-        wait_until(lambda: len(descendants(shell.pid)) == 1)
+        until("a process below the shell", lambda: len(descendants(shell.pid)) == 1)
     finally:
         for pid in descendants(shell.pid):
             os.kill(pid, signal.SIGKILL)

@@ -115,8 +115,8 @@ def test_a_blob_carries_handles_of_single_and_whole_inputs_with_holes() -> None:
     attempt.values = b"v"
     blob = msgpack.unpackb(run.state.blob(attempt, 3, "d"), strict_map_key=False)
     assert {k: blob[k] for k in ("run", "e", "s", "i", "a", "v", "d")} == {
-        **{"run": "run", "e": 3, "s": 2, "i": 5, "a": 1},
-        **{"v": b"v", "d": "d"},
+        "run": "run", "e": 3, "s": 2, "i": 5, "a": 1,
+        "v": b"v", "d": "d",
     }
     assert blob["h"] == [[0, -1, HANDLE]] and blob["all"] == {1: [HANDLE, None]}
     run.finish(1, 1)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from wireclient import Cluster, RpcError, Run, args, cluster, ref, step
 
 from daskade_runtime.earlier import mark_key
-
-STEPS = [
-    step("base", "builtins:bytes", args(100_000), result=0),
-    step("size", "builtins:len", args(ref(0, 0, -1, [])), result=1),
-]
+from support.dask.local import Cluster, cluster
+from support.dask.run import Run
+from support.dask.wire import RpcError
+from tests.earlier import STEPS, a_run, earlier
 
 
 @pytest.fixture(scope="module")
@@ -26,23 +23,6 @@ def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
-
-
-def a_run(dask: Cluster, store: Path, name: str = "test") -> Run:
-    """Both steps, to the end."""
-    run = Run(dask.address, f"file://{store}", STEPS, pipeline="p", name=name).open()
-    events = run.follow()
-    run.submit((0, -1), (1, -1, None, [[0, -1]]))
-    events.wait(lambda es: sum(len(e["tasks"]) for e in es if e["k"] == "committed") == 2)
-    run.close()
-    return run
-
-
-def earlier(run: Run, pipeline: str = "p", wanted: str | None = None) -> list[dict[str, Any]]:
-    storage = run.request["storage"]
-    found = run.conn.rpc("daskade-earlier", run=run.uid, storage=storage, pipeline=pipeline, wanted=wanted)
-    told: list[dict[str, Any]] = found["runs"]
-    return told
 
 
 def test_an_output_is_taken_over_and_read_by_a_later_step(dask: Cluster, store: Path) -> None:

@@ -19,9 +19,13 @@ from typing import Any
 
 import msgpack
 import pytest
-from wireclient import RUNTIME, Conn, Process, Run, args, step
 
 from daskade_runtime import install, versions
+from support import RUNTIME
+from support.dask.local import Process
+from support.dask.run import Run
+from support.dask.steps import args, step
+from support.dask.wire import Conn
 
 STEP = step("add", "operator:add", args(1, 2), result=1)
 
@@ -200,7 +204,7 @@ def test_an_unsupported_scheduler_says_so_to_its_driver(monkeypatch: pytest.Monk
 
 def test_the_archive_is_the_same_for_the_same_sources() -> None:
     code = "from daskade_runtime import install; print(install.archive()[1])"
-    env = {**os.environ, "PYTHONPATH": RUNTIME}
+    env = {**os.environ, "PYTHONPATH": str(RUNTIME)}
     other = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert other.stdout.strip() == install.archive()[1]
 

@@ -15,8 +15,9 @@ import pytest
 from daskade_runtime import journal, storage
 from daskade_runtime.journal import Closed, Fenced, Journal, JournalError, read_all, segment_key
 from daskade_runtime.storage import Exists, StorageError, Store
+from support import TOP
 
-GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden" / "journal"
+GOLDEN = TOP / "tests" / "golden" / "journal"
 RUN = "11111111-2222-4333-8444-555555555555"
 OPENED: dict[str, Any] = {
     "name": "demo",

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3server import S3Server
 
 from daskade_runtime import kept, storage
 from daskade_runtime.definitions import Run
 from daskade_runtime.errors import StepFailure
 from daskade_runtime.storage import StorageError, open_store
+from support.s3.server import S3Server
 
 
 @pytest.fixture(scope="module")

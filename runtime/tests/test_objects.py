@@ -13,11 +13,14 @@ from typing import Any
 
 import msgpack
 import pytest
-import wireclient
-from worker_cluster import Cluster, args, ref, step, value
 
 from daskade_runtime import objects
 from daskade_runtime.errors import StepFailure
+from support.dask.local import Cluster as LocalCluster
+from support.dask.local import cluster as local_cluster
+from support.dask.run import Run
+from support.dask.steps import args, ref, step
+from support.dask.workers import Cluster, value
 
 
 @pytest.fixture(scope="module")
@@ -248,13 +251,13 @@ def test_what_is_there_is_taken_in_place_of_a_call(cluster: Cluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[wireclient.Cluster]:
-    with wireclient.cluster(tmp_path_factory.mktemp("wire"), workers=1) as made:
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    with local_cluster(tmp_path_factory.mktemp("wire"), workers=1) as made:
         yield made
 
 
 def test_the_scheduler_tells_what_is_at_paths_and_what_tasks_named(
-    dask: wireclient.Cluster, tmp_path: Path
+    dask: LocalCluster, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
     (store / "in").mkdir(parents=True)
@@ -265,9 +268,9 @@ def test_the_scheduler_tells_what_is_at_paths_and_what_tasks_named(
         ),
         script("output = y", template=args(y=ref(0, 0, -1, [])), result=1),
     ]
-    run = wireclient.Run(dask.address, f"file://{store}", steps, pipeline="p")
+    run = Run(dask.address, f"file://{store}", steps, pipeline="p")
 
-    def look(run: wireclient.Run, reads: list[str], keeps: list[Any]) -> Any:
+    def look(run: Run, reads: list[str], keeps: list[Any]) -> Any:
         storage = run.request["storage"]
         return run.conn.rpc("daskade-look", run=run.uid, storage=storage, reads=reads, keeps=keeps)
 
@@ -288,7 +291,7 @@ def test_the_scheduler_tells_what_is_at_paths_and_what_tasks_named(
     assert look(run, [], [["out/x.json", 0, 0], ["out/x.json", 1, -1]])["keeps"] == [[seen[0], False]] * 2
     run.close()
 
-    later = wireclient.Run(dask.address, f"file://{store}", steps, pipeline="p")
+    later = Run(dask.address, f"file://{store}", steps, pipeline="p")
     assert look(later, [], [kept])["keeps"] == [[seen[0], False]], "of another run"
     told = later.conn.rpc(
         "daskade-earlier", run=later.uid, storage=later.request["storage"], pipeline="p", wanted=None
@@ -303,12 +306,12 @@ def test_the_scheduler_tells_what_is_at_paths_and_what_tasks_named(
     later.submit((1, -1, None, [[0, -1]]))
     assert events.wait_for("finished", s=1)[0]["json"] == [1]
     later.close()
-    again = wireclient.Run(dask.address, f"file://{store}", steps, uid=later.uid).open(
+    again = Run(dask.address, f"file://{store}", steps, uid=later.uid).open(
         create=False, reopen=True
     )
     assert again.snapshot["named"] == [[0, -1, [["in/x.json", version], ["out/x.json", seen[0]]]]]
     again.close()
-    third = wireclient.Run(dask.address, f"file://{store}", steps, pipeline="p")
+    third = Run(dask.address, f"file://{store}", steps, pipeline="p")
     told = third.conn.rpc(
         "daskade-earlier", run=third.uid, storage=third.request["storage"], pipeline="p", wanted=None
     )

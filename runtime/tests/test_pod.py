@@ -15,8 +15,7 @@ import pytest
 from distributed import Client, Future
 
 from daskade_runtime.leaving import DONE, GONE
-
-RUNTIME = Path(__file__).parents[1]
+from support import RUNTIME
 
 
 class Pods:

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_earlier import STEPS, a_run, earlier
-from wireclient import Cluster, RpcError, Run, cluster
 
 from daskade_runtime.earlier import marks_of
 from daskade_runtime.journal import read_all
 from daskade_runtime.retention import _discard, _mark, origin_of
 from daskade_runtime.storage import DirectoryStore
+from support.dask.local import Cluster, cluster
+from support.dask.run import Run
+from support.dask.wire import RpcError
+from tests.earlier import STEPS, a_run, earlier
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wireclient import Cluster, Conn, RpcError, Run, args, cluster, ref, step, values
+
+from support.dask.local import Cluster, cluster
+from support.dask.run import Run
+from support.dask.steps import args, ref, step, values
+from support.dask.wire import Conn, RpcError
 
 SLEEP = step("sleep", "time:sleep", args(ref(2, 0)))
 

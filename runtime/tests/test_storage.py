@@ -20,11 +20,14 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from s3server import S3Server
 
 from daskade_runtime import credentials, s3, storage
 from daskade_runtime.journal import Fenced, Journal, read_all
 from daskade_runtime.storage import Exists, StorageError, Store, check_key, open_store
+from support import RUNTIME, TOP
+from support.processes import alive
+from support.s3.server import S3Server
+from support.waiting import until
 
 OPENED = {"spec_digest": "aa"}
 
@@ -277,7 +280,7 @@ def test_a_directory_needs_no_library() -> None:
         "except StorageError as e: print(e.reason, e)\n"
     )
     answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(storage.__file__).parents[1], capture_output=True
+        [sys.executable, "-c", code], cwd=RUNTIME, capture_output=True
     )
     assert answer.stdout.startswith(b"NoStorageLibrary"), answer
     assert b"obstore" in answer.stdout
@@ -370,7 +373,7 @@ def test_steps_see_the_variables_of_a_replaced_secret(
     def seen(**variables: str) -> str:
         (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text("b")
         words = [sys.executable, "-c", code, str(tmp_path)]
-        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **variables}
+        env = {**os.environ, "PYTHONPATH": str(RUNTIME), **variables}
         done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
@@ -823,38 +826,9 @@ def test_the_server_keeps_its_data_and_its_log_over_a_kill(keys: S3Server) -> No
     assert all({"t", "method", "key", "status", "query"} <= set(row) for row in rows)
 
 
-def test_the_command_line_starts_stops_and_restarts(tmp_path: Path) -> None:
-    import json
-
-    import s3server
-
-    def call(*words: str) -> str:
-        command = [sys.executable, s3server.__file__, words[0], "--dir", str(tmp_path / "d"), *words[1:]]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
-
-    state = json.loads(call("start", "--access-log", str(tmp_path / "log")))
-    try:
-        assert {"endpoint", "access_key", "secret_key", "pid"} <= set(state)
-        call("down")
-        assert not s3server._alive(state["pid"])
-        call("up")
-        call("fault", '{"action": "503"}')
-        call("clear")
-    finally:
-        call("stop")
-    again = json.loads((tmp_path / "d" / "server.json").read_text())
-    assert "pid" not in again and not s3server._alive(again["proxy_pid"])
-
-
 def test_the_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    import json
-
-    import s3server
-
-    code = f"import os, s3server; s = s3server.S3Server({str(tmp_path)!r}); os.kill(os.getpid(), 9)"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(s3server.__file__).parent, check=False, timeout=120)
-    state = json.loads((tmp_path / "server.json").read_text())
-    deadline = time.monotonic() + 10
-    while s3server._alive(state["pid"]) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not s3server._alive(state["pid"])
+    code = f"import os; from support.s3.server import S3Server; S3Server({str(tmp_path)!r}); os.kill(os.getpid(), 9)"
+    env = {**os.environ, "PYTHONPATH": str(TOP / "tests")}
+    subprocess.run([sys.executable, "-c", code], env=env, check=False, timeout=240)
+    pid = int((tmp_path / "pid").read_text())
+    until("the server has ended", lambda: not alive(pid), 30)

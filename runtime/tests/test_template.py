@@ -8,11 +8,11 @@ from typing import Any
 
 import msgpack
 import pytest
-from worker_cluster import args, ref
 
 from daskade_runtime import execute, template
 from daskade_runtime.errors import MESSAGE_CAP, TRACEBACK_CAP, StepFailure, cap, describe
 from daskade_runtime.serialize import dump
+from support.dask.steps import args, ref
 
 
 def held(value: Any, container: bool = False) -> Any:

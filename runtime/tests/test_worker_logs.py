@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_cluster import wait_until
 
 from daskade_runtime import logs
 from daskade_runtime.logs import LINE_CAP, AttemptLog, LogHub
 from daskade_runtime.storage import StorageError, Store, open_store
+from support.waiting import until
 
 
 class Hub:
@@ -177,7 +177,7 @@ def test_an_outage_costs_bounded_memory_and_the_loss_is_written_down(
         log.feed("stdout", b"x" * 100 + b"\n")
     assert hub.hub._pending <= 10_000
     broken.down = False
-    wait_until(lambda: not hub.hub._runs["r"].lines)
+    until("the lines are handed on", lambda: not hub.hub._runs["r"].lines)
     assert hub.hub._pending == 0
     log.feed("stdout", b"again\n")
     assert hub.hub.flush("r", 10) == 950

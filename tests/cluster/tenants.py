@@ -16,9 +16,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import obstore
-from obstore.store import S3Store
-
 from cluster.certificates import make
 from support.charts import Charts
 from support.kube.api import kubectl, path_of
@@ -27,6 +24,7 @@ from support.kube.namespace import Namespace
 from support.kube.operator import Operator
 from support.kube.s3 import S3
 from support.kube.settings import LABEL, RUN, SYSTEM, Object
+from support.s3.client import S3Client
 from support.waiting import until
 
 NAME = f"tenants-{RUN}"
@@ -174,12 +172,9 @@ class World:
         space.apply({**keys, "stringData": self.s3.keys_of(tenant.bucket)})
         space.cluster("c", {"name": "w", "replicas": 1}, storage=self.storage(tenant))
         tenant.make("Pipeline", "p", {**self.flow(), "triggers": {"onChange": False}})
-        bucket = S3Store(
-            tenant.bucket,
-            config={**self.s3.keys_of(tenant.bucket), "AWS_REGION": "us-east-1", "AWS_ENDPOINT": self.s3.endpoint},
-            client_options={"allow_http": True},
+        S3Client(self.s3.endpoint, *self.s3.keys_of(tenant.bucket).values()).put(
+            tenant.bucket, "code/flow.zip", archive(tenant.bucket)
         )
-        obstore.put(bucket, "code/flow.zip", archive(tenant.bucket))
         if tenant is not self.a:
             return
         only = {"metadata": {"name": "only-a"}}

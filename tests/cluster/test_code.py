@@ -10,9 +10,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import obstore
 import pytest
-from obstore.store import S3Store
 
 from cluster.runs import Ledger, ledger_pipeline, start, status, succeeded, template, wait_end
 from support.kube.namespace import Namespace
@@ -75,8 +73,6 @@ def tar_gz(files: dict[str, str]) -> bytes:
 
 def test_code_of_an_archive_is_fetched_by_the_runs_own_pods(space: Namespace) -> None:
     s3 = S3(space)
-    keys = {"access_key_id": s3.key, "secret_access_key": s3.secret, "region": "us-east-1", "endpoint": s3.endpoint}
-    bucket = S3Store(BUCKET, client_options={"allow_http": True}, **keys)
     space.cluster("c", {"name": "cpu", "replicas": 1}, storage=s3.storage("c"))
 
     def begin(name: str, **code: str) -> None:
@@ -85,17 +81,17 @@ def test_code_of_an_archive_is_fetched_by_the_runs_own_pods(space: Namespace) ->
     begin("later", url=f"s3://{BUCKET}/code/later.tar.gz")
     until("it is told", lambda: succeeded(space, "later").get("reason") == "CodeNotFound")
     assert f"s3://{BUCKET}/code/later.tar.gz" in succeeded(space, "later")["message"]
-    obstore.put(bucket, "code/later.tar.gz", tar_gz({"flow.py": FLOW.format(version=1)}))
+    s3.client.put(BUCKET, "code/later.tar.gz", tar_gz({"flow.py": FLOW.format(version=1)}))
 
     zipped = io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as archive:
         archive.writestr("flow.py", FLOW.format(version=2))
-    obstore.put(bucket, "code/flow.zip", zipped.getvalue())
+    s3.client.put(BUCKET, "code/flow.zip", zipped.getvalue())
     digest = hashlib.sha256(zipped.getvalue()).hexdigest()
     url = f"s3://{BUCKET}/code/flow.zip"
     begin("zip", url=url, sha256=digest)
     begin("other", url=url, sha256="0" * 64)
-    obstore.put(bucket, "code/evil.tar.gz", tar_gz({"flow.py": "", "../../etc/x.py": ""}))
+    s3.client.put(BUCKET, "code/evil.tar.gz", tar_gz({"flow.py": "", "../../etc/x.py": ""}))
     begin("evil", url=f"s3://{BUCKET}/code/evil.tar.gz")
 
     wait_end(space, "other", "CodeMismatch")

@@ -6,9 +6,7 @@ import json
 import os
 import subprocess
 
-import obstore
 import pytest
-from obstore.store import S3Store
 
 from cluster.runs import start, status, succeeded, wait_end
 from support.kube.namespace import Namespace
@@ -33,17 +31,15 @@ def pipeline(if_exists: str) -> Object:
 
 def test_objects_are_read_and_kept_by_the_runs_own_pods(space: Namespace) -> None:
     s3 = S3(space)
-    keys = {"access_key_id": s3.key, "secret_access_key": s3.secret, "region": "us-east-1", "endpoint": s3.endpoint}
-    bucket = S3Store(BUCKET, client_options={"allow_http": True}, **keys)
     space.cluster("c", {"name": "cpu", "replicas": 1}, storage=s3.storage("c"))
-    obstore.put(bucket, "c/in/near.json", b"1")
+    s3.client.put(BUCKET, "c/in/near.json", b"1")
     kind = {"apiVersion": "daskade.dev/v1alpha1", "kind": "Pipeline", "metadata": {"name": "p"}}
     space.apply({**kind, "spec": {**pipeline("Fail"), "triggers": {"onChange": False}}})
 
     start(space, "missing", pipelineRef="p")
     failures = wait_end(space, "missing", "Failed")["failures"]
     assert failures[0]["class"] == "data" and f"s3://{BUCKET}/elsewhere/far.json" in failures[0]["message"], failures
-    obstore.put(bucket, "elsewhere/far.json", b"10")
+    s3.client.put(BUCKET, "elsewhere/far.json", b"10")
     start(space, "first", pipelineRef="p")
     assert wait_end(space, "first")["results"] == {"sum": 11}
     assert json.loads(s3.read("c/out/sum.json")) == 11
@@ -54,13 +50,13 @@ def test_objects_are_read_and_kept_by_the_runs_own_pods(space: Namespace) -> Non
     start(space, "reused", pipelineRef="p", reuse={"mode": "Missing"})
     assert wait_end(space, "reused")["steps"]["cached"] == 2
 
-    obstore.put(bucket, "elsewhere/far.json", b"100")
+    s3.client.put(BUCKET, "elsewhere/far.json", b"100")
     space.apply({**kind, "spec": {**pipeline("Replace"), "triggers": {"onChange": False}}})
     start(space, "changed", pipelineRef="p", reuse={"mode": "Missing"})
     told = wait_end(space, "changed")
     assert (told["results"], told["steps"].get("cached", 0)) == ({"sum": 101}, 0)
     assert json.loads(s3.read("c/out/sum.json")) == 101
-    obstore.put(bucket, "c/out/sum.json", b"7")
+    s3.client.put(BUCKET, "c/out/sum.json", b"7")
     start(space, "skipped", pipelineSpec=pipeline("Skip"))
     assert wait_end(space, "skipped")["results"] == {"sum": 7}
 

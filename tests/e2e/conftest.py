@@ -5,124 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-TOP = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(TOP / "tests"), str(TOP / "runtime" / "tests")]
-
-from s3server import S3Server
-from survival import procs
-from survival.journal import Segment
-from survival.stores import Directory
-
-
-@dataclass
-class Done:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """The one object on standard output."""
-        found: dict[str, Any] = json.loads(self.out)
-        return found
-
-    def counts(self) -> dict[str, int]:
-        """How many tasks came to which end."""
-        return {name: count for name, count in self.json["steps"].items() if name != "running"}
-
-    def __str__(self) -> str:
-        return f"exit code {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
-
-
-@dataclass
-class Cli:
-    """The command with a home of its own. Whatever it starts carries a mark by which it is found again."""
-
-    binary: Path
-    folder: Path
-    cache: Path
-    python: Path
-    env: dict[str, str] = field(default_factory=dict)
-    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    @property
-    def home(self) -> Path:
-        return self.folder / "daskade"
-
-    @property
-    def storage(self) -> Path:
-        return self.folder / "storage"
-
-    def environment(self, **more: str) -> dict[str, str]:
-        """Variables of the command: nothing of the caller's but the path."""
-        own = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(self.folder),
-            "DASKADE_HOME": str(self.home),
-            "DASKADE_CACHE": str(self.cache),
-            procs.MARK: self.mark,
-        }
-        kept = {name: os.environ[name] for name in os.environ if name.startswith(("PIP_", "SSL_", "http", "LANG"))}
-        return {**kept, **own, **self.env, **more}
-
-    def start(self, *words: str | Path, **more: str) -> subprocess.Popen[str]:
-        """Start the command and return at once."""
-        return subprocess.Popen(
-            [str(self.binary), *map(str, words)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=self.environment(**more),
-            cwd=self.folder,
-            start_new_session=True,
-        )
-
-    def __call__(self, *words: str | Path, timeout: float = 120, **more: str) -> Done:
-        """Run the command to its end."""
-        return self.finish(self.start(*words, **more), timeout)
-
-    def finish(self, process: subprocess.Popen[str], timeout: float = 120) -> Done:
-        """Wait for a started command; one that hangs is a failure that shows what it said so far."""
-        try:
-            out, err = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            out, err = process.communicate()
-            pytest.fail(f"the command did not end within {timeout} s\n{Done(-9, out, err)}")
-        return Done(process.returncode, out, err)
-
-    def run(self, manifest: Path, *words: str | Path, timeout: float = 120, **more: str) -> Done:
-        """`daskade run` with the tests' environment and directory store."""
-        return self(*self.run_words(manifest), *words, timeout=timeout, **more)
-
-    def run_words(self, manifest: Path) -> list[str | Path]:
-        """The words of `daskade run`."""
-        return ["run", manifest, "--python", self.python, "--storage", f"file://{self.storage}"]
-
-    def journal(self, uid: str) -> list[Segment]:
-        """The journal of a run in the directory store."""
-        return Directory(self.storage).segments(uid)
-
-    def left(self, seconds: float = 5) -> list[str]:
-        """Processes that are still there after some time."""
-        end = time.monotonic() + seconds
-        while (pids := procs.marked(self.mark)) and time.monotonic() < end:
-            time.sleep(0.05)
-        return [procs.describe(pid) for pid in pids]
+from e2e.places import Bucket, Folder, Place
+from support import TOP, processes
+from support.cli import Cli
+from support.s3.server import S3Server
 
 
 @pytest.fixture(scope="session")
@@ -148,8 +41,8 @@ def cli(binary: Path, cache: Path, tmp_path: Path) -> Iterator[Cli]:
     made = Cli(binary, tmp_path, cache, Path(sys.executable))
     yield made
     left = made.left()
-    for pid in procs.marked(made.mark):
-        procs.send(pid, signal.SIGKILL)
+    for pid in processes.marked(made.mark):
+        processes.send(pid, signal.SIGKILL)
     assert left == []
 
 
@@ -187,3 +80,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def examples() -> Path:
     """The examples of the repository."""
     return TOP / "examples"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, cli: Cli, tmp_path: Path) -> Place:
+    if request.param == "folder":
+        return Place(cli, ["--storage", f"file://{cli.storage}"], {}, Folder(cli.storage))
+    server: S3Server = request.getfixturevalue("s3")
+    where = server.storage(f"objects/{tmp_path.name}")
+    words = ["--storage", where["url"], "--storage-endpoint", where["endpoint"], "--storage-region", where["region"]]
+    env = {name: value for name, value in server.environ().items() if name != "AWS_ENDPOINT_URL"}
+    return Place(cli, words, env, Bucket(server.client(), where["url"]))

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import Cli
 
-from survival import procs
+from support.cli import Cli
+from support.processes import alive
 
 
 @dataclass
@@ -109,7 +109,7 @@ def test_a_run_uses_a_cluster_that_others_started_twice_and_leaves_it_be(
         done = cli(*words, "--storage", f"file://{cli.storage}", "--param", f"n={n}")
         assert done.code == 0, f"{done}\n{cluster.log.read_text()[-3000:]}"
         assert done.json["results"] == {"total": n * (n - 1)}
-    assert all(procs.alive(pid) for pid in cluster.pids)
+    assert all(alive(pid) for pid in cluster.pids)
     assert cli.left() == []
 
 

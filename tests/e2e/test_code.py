@@ -6,11 +6,8 @@ import io
 import tarfile
 from pathlib import Path
 
-import obstore
-from conftest import Cli
-from obstore.store import S3Store
-
-from s3server import BUCKET, REGION, S3Server
+from support.cli import Cli
+from support.s3.server import BUCKET, S3Server
 
 MANIFEST = """
 apiVersion: daskade.dev/v1alpha1
@@ -67,20 +64,11 @@ def test_an_archive_in_a_folder_is_fixed_when_the_run_starts(cli: Cli, tmp_path:
 
 def test_an_archive_on_s3_is_fetched_with_the_storages_credentials(cli: Cli, tmp_path: Path) -> None:
     with S3Server(tmp_path / "s3") as server:
-        keys = server.environ()
-        bucket = S3Store(
-            BUCKET,
-            region=REGION,
-            endpoint=server.endpoint,
-            access_key_id=keys["AWS_ACCESS_KEY_ID"],
-            secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
-            client_options={"allow_http": True},
-        )
-        obstore.put(bucket, "code/flow.tgz", archive(7, tmp_path / "never"))
+        server.client().put(BUCKET, "code/flow.tgz", archive(7, tmp_path / "never"))
         manifest = tmp_path / "p.yaml"
         manifest.write_text(MANIFEST.format(code=f"url: 's3://{BUCKET}/code/flow.tgz'"))
         words = ["run", manifest, "--python", cli.python, "--storage", server.storage("runs")["url"], "-o", "json"]
-        done = cli(*words, **keys)
+        done = cli(*words, **server.environ())
         assert done.code == 0 and done.json["results"] == {"version": 7}, done
 
 

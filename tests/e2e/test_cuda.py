@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Cli
+
+from support.cli import Cli
 
 # The driver's own interface, so that the test needs no Python package that brings CUDA.
 CODE = '''

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from conftest import TOP, Cli
+from support import TOP
+from support.cli import Cli
 
 
 def test_the_first_run_makes_an_environment_and_the_second_uses_it(cli: Cli, examples: Path, tmp_path: Path) -> None:
@@ -36,9 +37,8 @@ def test_the_flights_agree_with_pandas(cli: Cli, examples: Path, tmp_path: Path)
     done = cli.run(examples / "flights.yaml", "-o", "json", timeout=300)
     assert done.code == 0, done
     assert done.json["steps"]["total"] == 3 + 12 + 1 + 16 + 4
-    from check_flights import differences
-
-    from survival.journal import records
+    from e2e.check_flights import differences
+    from support.journal import records
 
     assert differences(done.json["results"]["report"]) == []
     segments = cli.journal(done.json["uid"])

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, Done
 
-from s3server import S3Server
-from survival.journal import records
+from support.cli import Cli, Done
+from support.journal import records
+from support.s3.server import S3Server
 
 FAILING = """
 import os, sys, time

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli
+
+from support.cli import Cli
 
 HEAD = "apiVersion: daskade.dev/v1alpha1\nkind: Pipeline\nmetadata: {name: bad}\n"
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, Done
 
-from s3server import S3Server
+from e2e.places import Bucket, Place
+from support.cli import Cli
+from support.s3.server import S3Server
 
 CODE = """
 import os
@@ -37,81 +38,6 @@ def total(parts, model):
     return sum(parts) + model["sum"]
 """
 RESULTS = [{"name": "total", "value": "$(steps.total.output)"}]
-
-
-class Folder:
-    """Objects in a folder, as another system sees them."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def put(self, path: str, data: bytes) -> None:
-        file = self.root / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # As a new file: the time of change of one that is written twice in a moment might be the same.
-        fresh = file.with_name(f".new-{file.name}")
-        fresh.write_bytes(data)
-        fresh.rename(file)
-
-    def get(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
-
-    def delete(self, path: str) -> None:
-        (self.root / path).unlink()
-
-
-def store_of(where: dict[str, str], keys: dict[str, str]) -> Any:
-    """A client for what is below the prefix."""
-    from obstore.store import S3Store
-
-    bucket, _, prefix = where["url"].removeprefix("s3://").partition("/")
-    return S3Store(
-        bucket,
-        prefix=prefix,
-        endpoint=where["endpoint"],
-        region=where["region"],
-        access_key_id=keys["AWS_ACCESS_KEY_ID"],
-        secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
-        client_options={"allow_http": True},
-    )
-
-
-class Bucket:
-    """The same in a bucket, below a prefix."""
-
-    def __init__(self, server: S3Server, where: dict[str, str]) -> None:
-        self.store = store_of(where, server.environ())
-
-    def put(self, path: str, data: bytes) -> None:
-        self.store.put(path, data)
-
-    def get(self, path: str) -> bytes:
-        return bytes(self.store.get(path).bytes())
-
-    def delete(self, path: str) -> None:
-        self.store.delete(path)
-
-
-class Place:
-    """A storage of either kind, and runs that use it."""
-
-    def __init__(self, cli: Cli, words: list[str], env: dict[str, str], store: Folder | Bucket) -> None:
-        self.cli, self.words, self.env = cli, words, env
-        self.put, self.get, self.delete = store.put, store.get, store.delete
-
-    def run(self, flow: Path, *words: str) -> Done:
-        return self.cli("run", flow, "--python", self.cli.python, *self.words, *words, **self.env)
-
-
-@pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, cli: Cli, tmp_path: Path) -> Place:
-    if request.param == "folder":
-        return Place(cli, ["--storage", f"file://{cli.storage}"], {}, Folder(cli.storage))
-    server: S3Server = request.getfixturevalue("s3")
-    where = server.storage(f"objects/{tmp_path.name}")
-    words = ["--storage", where["url"], "--storage-endpoint", where["endpoint"], "--storage-region", where["region"]]
-    env = {name: value for name, value in server.environ().items() if name != "AWS_ENDPOINT_URL"}
-    return Place(cli, words, env, Bucket(server, where))
 
 
 @pytest.fixture
@@ -331,8 +257,8 @@ def test_a_run_reads_the_version_that_it_names(
 ) -> None:
     where = s3.versioned(f"pins/{tmp_path.name}")
     env = {name: value for name, value in s3.environ("admin").items() if name != "AWS_ENDPOINT_URL"}
-    store = store_of(where, env)
-    first, second = (store.put("in/x.json", data)["version"] for data in (b"1", b"2"))
+    store = Bucket(s3.client("admin"), where["url"])
+    first, second = (store.put("in/x.json", data) for data in (b"1", b"2"))
     assert first and second and first != second
     words = ["--storage", where["url"], "--storage-endpoint", where["endpoint"], "--storage-region", where["region"]]
     flow = manifest(

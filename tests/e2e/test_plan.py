@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, Done
 
-from test_objects import Place, place  # noqa: F401 - a fixture
+from e2e.places import Place
+from support.cli import Cli, Done
 
 CODE = """
 import os
@@ -303,7 +303,7 @@ def test_a_plan_is_refused_as_the_run_is(cli: Cli, flows: Callable[..., Path], t
 
 
 def test_objects_that_change_run_those_who_read_them(
-    place: Place,  # noqa: F811
+    place: Place,
     manifest: Callable[..., Path],
 ) -> None:
     flow = manifest(

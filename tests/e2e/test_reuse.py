@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, Done
 
-from s3server import S3Server
+from support.cli import Cli, Done
+from support.s3.server import S3Server
 
 CODE = """
 import os

@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import Cli
-
-from s3server import S3Server
-from survival.journal import commits, records
+from support.cli import Cli
+from support.journal import commits, records
+from support.s3.server import S3Server
 
 
 def test_the_diamond_gives_its_result_as_json(cli: Cli, examples: Path) -> None:

@@ -18,7 +18,8 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-TOP = Path(__file__).resolve().parents[2]
+from support import TOP
+
 LOCK = TOP / "Cargo.lock"
 IMAGES = Path(os.environ["DASKADE_TEST_IMAGES"])
 NAMES = ("operator", "worker")

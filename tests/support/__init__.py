@@ -10,3 +10,5 @@ from pathlib import Path
 
 # The top of the repository.
 TOP = Path(__file__).resolve().parents[2]
+# Where the runtime's package is found.
+RUNTIME = TOP / "runtime"

@@ -8,6 +8,8 @@ import signal
 import socket
 from pathlib import Path
 
+from support.waiting import until
+
 MARK = "DASKADE_SURVIVAL_MARK"
 
 
@@ -63,6 +65,12 @@ def send(pid: int, number: signal.Signals) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def kill(pid: int) -> None:
+    """Kill a process, whoever's it is, and wait until it is gone."""
+    send(pid, signal.SIGKILL)
+    until(f"process {pid} is gone", lambda: not alive(pid))
 
 
 def free_port() -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from support.journal import Segment, decode
+from support.s3.server import BUCKET, S3Server
 
 
 class Store(Protocol):
@@ -74,18 +75,19 @@ class Directory:
 
 
 class S3:
-    """A prefix in a bucket. The server's access log says when a put had its answer."""
+    """A prefix in the bucket of a server. Its access log says when a put had its answer."""
 
-    def __init__(self, server: Any, prefix: str) -> None:
+    def __init__(self, server: S3Server, prefix: str) -> None:
         self.server = server
         self.prefix = prefix
-        self.url = f"s3://{server.bucket}/{prefix}"
-        self.env = dict(server.env)
+        self.url = f"s3://{BUCKET}/{prefix}"
+        self.env = {**server.environ(), "AWS_EC2_METADATA_DISABLED": "true"}
+        self._client = server.client("admin")
         self._position = 0
         self._put: dict[str, float] = {}
 
     def runs(self) -> list[str]:
-        keys = (key for key in self._keys(f"{self.prefix}/runs/") if key.endswith(".seg"))
+        keys = (key for key in self._keys("runs/") if key.endswith(".seg"))
         return sorted({key.split("/")[-3] for key in keys})
 
     def count(self) -> int:
@@ -96,23 +98,28 @@ class S3:
 
     def segments(self, run: str) -> list[Segment]:
         puts = self._puts()
-        keys = sorted(key for key in self._keys(f"{self.prefix}/runs/{run}/journal/") if key.endswith(".seg"))
-        return [decode(self.server.get(key), puts[key]) for key in keys]
+        keys = sorted(key for key in self._keys(f"runs/{run}/journal/") if key.endswith(".seg"))
+        return [decode(self._client.read(BUCKET, key) or b"", puts[key]) for key in keys]
 
     def read(self, run: str, path: str) -> bytes | None:
         return self.kept(f"runs/{run}/{path}")
 
     def kept(self, path: str) -> bytes | None:
-        found: bytes | None = self.server.get(f"{self.prefix}/{path}")
-        return found
+        return self._client.read(BUCKET, f"{self.prefix}/{path}")
 
-    def _keys(self, prefix: str) -> Iterable[str]:
-        found: list[str] = self.server.keys(prefix)
-        return found
+    def _keys(self, below: str) -> list[str]:
+        return list(self._client.written(BUCKET, f"{self.prefix}/{below}"))
 
     def _puts(self) -> dict[str, float]:
         """Keys under the prefix that were put with success, and when that was first answered."""
-        puts, self._position = self.server.puts(self.prefix, self._position)
-        for put in puts:
-            self._put.setdefault(put.key, put.time)
+        with self.server.access_log.open("rb") as log:
+            log.seek(self._position)
+            for raw in log:
+                if not raw.endswith(b"\n"):
+                    break
+                self._position += len(raw)
+                line = json.loads(raw)
+                key = line["key"].removeprefix(f"{BUCKET}/")
+                if line["method"] == "PUT" and line["status"] == 200 and key.startswith(self.prefix):
+                    self._put.setdefault(key, line["t"] + line["ms"] / 1000)
         return self._put

@@ -1,4 +1,4 @@
-"""`python tests/survival`: many seeds, a few at a time, and a line that counts."""
+"""`PYTHONPATH=tests python -m survival`: many seeds, a few at a time, and a line that counts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-TOP = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(TOP / "tests"), str(TOP / "runtime" / "tests")]
-
-from survival.faults import STORAGE, Scenario, scenario  # noqa: E402
-from survival.run import Run, Tools, Verdict  # noqa: E402
+from support import TOP
+from support.s3.server import S3Server
+from survival.faults import STORAGE, Scenario, scenario
+from survival.run import Run, Tools, Verdict
 
 
 class Servers:
@@ -25,10 +23,10 @@ class Servers:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._shared: Any = None
+        self._shared: S3Server | None = None
         self._lock = threading.Lock()
 
-    def lend(self, wanted: Scenario) -> tuple[Any | None, bool]:
+    def lend(self, wanted: Scenario) -> tuple[S3Server | None, bool]:
         """A running server for a scenario, and whether it is its own."""
         if wanted.store != "s3":
             return None, False
@@ -42,12 +40,10 @@ class Servers:
     def close(self) -> None:
         """End the shared server."""
         if self._shared is not None:
-            self._shared.close()
+            self._shared.stop()
 
-    def _begin(self, name: str) -> Any:
-        from survival.server import Server
-
-        return Server(self._folder / name)
+    def _begin(self, name: str) -> S3Server:
+        return S3Server(self._folder / name)
 
 
 def main() -> int:
@@ -68,8 +64,8 @@ def main() -> int:
                 verdict = Run(wanted, tools, server).verdict()
             finally:
                 if own and server is not None:
-                    server.close()
-        except Exception:  # A harness that breaks must not pass for a product that works.
+                    server.stop()
+        except Exception:  # noqa: BLE001 - a harness that breaks must not pass for a product that works
             broken = ["harness: " + traceback.format_exc()]
             verdict = Verdict(wanted, broken, [], 0.0, folder / f"seed-{seed}")
         with printing:
@@ -84,7 +80,7 @@ def main() -> int:
     missed = sum(bool(verdict.missed) for verdict in verdicts)
     print(f"survival: {len(verdicts)} seeds in {time.monotonic() - began:.0f} s; faults that came too late: {missed}")
     for verdict in sorted(failed, key=lambda verdict: verdict.scenario.seed):
-        print(f"failed: seed {verdict.scenario.seed}; again with: python tests/survival {verdict.scenario.seed}")
+        print(f"failed: seed {verdict.scenario.seed}; again with: PYTHONPATH=tests python -m survival {verdict.scenario.seed}")
     print(f"{len(verdicts) - len(failed)} passed, {len(failed)} failed", flush=True)
     return 1 if failed else 0
 
@@ -106,7 +102,7 @@ def say(verdict: Verdict) -> None:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python tests/survival", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m survival", description=__doc__)
     parser.add_argument("seeds", type=int, nargs="*", help="seeds to run (default: --count of them from --first on)")
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--first", type=int, default=0)

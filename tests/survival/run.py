@@ -18,6 +18,7 @@ from typing import Any
 from support import processes
 from support.journal import Malformed, commits
 from support.oracle import Evidence, check, read_ledger
+from support.s3.server import S3Server
 from support.stores import S3, Directory, Store
 from survival import faults
 from survival.faults import Fault, Scenario
@@ -59,7 +60,7 @@ class Verdict:
 class Run:
     """Drives one run: starts the command, waits for points, hits, resumes, and collects evidence."""
 
-    def __init__(self, scenario: Scenario, tools: Tools, server: Any | None) -> None:
+    def __init__(self, scenario: Scenario, tools: Tools, server: S3Server | None) -> None:
         self.scenario, self.tools, self.server = scenario, tools, server
         self.mark = f"{scenario.seed}-{uuid.uuid4().hex[:12]}"
         self.folder = tools.folder / f"seed-{scenario.seed}"

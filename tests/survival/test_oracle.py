@@ -228,7 +228,7 @@ def test_the_ledger_is_what_the_steps_write(tmp_path: Path) -> None:
     write(flow, tmp_path / "flow.yaml", ledger, 1, 10, 2, None)
     from survival.flows import CODE
 
-    exec(CODE, space)  # noqa: S102
+    exec(CODE, space)
     test = {"ledger": str(ledger), "ms": 1, "pad": 10, "stuck": {}}
     assert space["inc"](0, test) == {"v": 1, "pad": "x" * 10}
     with pytest.raises(TypeError):
@@ -244,7 +244,7 @@ def test_what_the_oracle_expects_is_what_the_code_does(flow: Flow, tmp_path: Pat
     from survival.flows import CODE
 
     space: dict[str, Callable[..., object]] = {}
-    exec(CODE, space)  # noqa: S102
+    exec(CODE, space)
     test = {"ledger": str(tmp_path / "ledger"), "ms": 0, "pad": 0, "stuck": {}}
     outputs: dict[str, object] = {}
 

@@ -1,6 +1,6 @@
 """Writes the golden journal next to this file, from the runtime's own writer, with fixed nonces and times.
 
-    python tests/golden/journal/make.py [--check]
+    PYTHONPATH=runtime python tests/golden/journal/make.py [--check]
 
 ``good/`` is a journal with every kind of record, ``expected.json`` what a reader must make of it (bytes as
 hex, under "hex"). ``bad.json`` lists segments that must be refused: how each comes from a good one (the
@@ -17,12 +17,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgpack
+
+from daskade_runtime import journal
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[2] / "runtime"))
-
-import msgpack  # noqa: E402
-
-from daskade_runtime import journal  # noqa: E402
 
 RUN = "0f8b7a54-1111-4222-8333-944455566677"
 T = 1_767_225_600.25

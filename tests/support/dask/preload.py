@@ -1,4 +1,4 @@
-"""Scheduler preload of the worker tests: answers what a worker asks of the scheduler side, and no more."""
+"""Preload of a scheduler: answers what a worker asks of the scheduler side, and no more."""
 
 import hashlib
 import io

@@ -1,73 +1,24 @@
-"""A real Dask scheduler and real workers as processes, for the tests of the worker side."""
+"""A real Dask scheduler and real workers as processes; of the scheduler side no more than a worker asks for (`preload`)."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
+import json
 import os
+import pickle
 import secrets
-import socket
 import subprocess
 import sys
-import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import msgpack
 from distributed import Client, Security
 
-import daskade_runtime
 from daskade_runtime import worker as worker_module
-
-HERE = Path(__file__).parent
-PACKAGE = Path(daskade_runtime.__file__).parent.parent
-
-
-def wait_until(check: Any, seconds: float = 20.0, what: str = "the condition") -> Any:
-    """Waits for a condition with a deadline; returns its value."""
-    end = time.monotonic() + seconds
-    while True:
-        value = check()
-        if value:
-            return value
-        assert time.monotonic() < end, f"{what} did not come true in {seconds} s"
-        time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def ref(*payload: Any) -> msgpack.ExtType:
-    return msgpack.ExtType(1, msgpack.packb(list(payload)))
-
-
-def args(*positional: Any, **keywords: Any) -> bytes:
-    return msgpack.packb([list(positional), keywords])
-
-
-def code(**files: str) -> dict[str, Any]:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as file:
-        for name, text in files.items():
-            file.writestr(name.replace("__", "/") + ".py", text)
-    data = out.getvalue()
-    return {"digest": hashlib.sha256(data).hexdigest(), "zip": data}
-
-
-def step(
-    name: str = "s", call: str | None = None, template: bytes | None = None, **more: Any
-) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "name": name, "call": call, "script": None, "args": template or args(), "serializer": "pickle",
-        "container": False, "lens": [], "result": 0, "resources": {}, "group": None, "gpu_ok": False,
-        "isolation": "process", "timeout": None, "env": {},
-    }  # fmt: skip
-    return {**fields, **more}
+from support import RUNTIME
+from support.dask import preload
+from support.processes import free_port
 
 
 class Cluster:
@@ -99,17 +50,17 @@ class Cluster:
                 str(self.port),
                 "--no-dashboard",
                 "--preload",
-                str(HERE / "worker_preload.py"),
+                preload.__file__,
                 *self.tls,
             ],
-            PYTHONPATH=str(PACKAGE),
+            PYTHONPATH=str(RUNTIME),
         )
         security = None
         if tls:
             files = {"tls_ca_file": tls[0], "tls_client_cert": tls[1], "tls_client_key": tls[2]}
             security = Security(require_encryption=True, **files)
         self.client = Client(self.address, timeout=30, security=security)
-        self.archive, self.digest = self._archive()
+        self.archive, self.digest = preload.archive()
         plugin = worker_module.DaskadeWorker(self.archive, self.digest)
         register = getattr(self.client, "register_plugin", None) or self.client.register_worker_plugin
         register(plugin, name="daskade")
@@ -224,8 +175,6 @@ class Cluster:
         self.rpc("test-tell", worker=self.addresses()[name], message=message)
 
     def log_lines(self, run: str) -> list[list[Any]]:
-        import json
-
         found = []
         for path in sorted((self.store / "runs" / run / "logs").glob("*.jsonl")):
             found += [json.loads(line) for line in path.read_text().splitlines()]
@@ -238,23 +187,11 @@ class Cluster:
             process.kill()
             process.wait()
 
-    @staticmethod
-    def _archive() -> tuple[bytes, str]:
-        sys.path.insert(0, str(HERE))
-        try:
-            import worker_preload
-
-            return worker_preload.archive()
-        finally:
-            sys.path.remove(str(HERE))
-
 
 def result(future: Any, wait: float = 60) -> dict[str, Any]:
     return msgpack.unpackb(future.result(wait), raw=False, strict_map_key=False)
 
 
 def value(reply: dict[str, Any]) -> Any:
-    import pickle
-
     assert reply["ok"], reply
     return pickle.loads(reply["handle"]["b"])

@@ -9,6 +9,7 @@ from support.kube.api import kubectl
 from support.kube.namespace import Namespace
 from support.kube.settings import S3_IMAGE, Object
 from support.s3.client import REGION, S3Client
+from support.s3.server import OPTIONS
 from support.waiting import until
 
 PORT = 8333
@@ -46,8 +47,7 @@ class S3:
         kubectl("-n", space.name, "wait", "--for=condition=Ready", "pod/s3", "--timeout=110s")
         self.endpoint = f"http://{until('its address', self._ip)}:{PORT}"
         for name in others:
-            status, body = self.client.request("PUT", f"/{name}")
-            assert status == 200, body
+            self.client.request("PUT", f"/{name}").expect(200)
 
     @property
     def client(self) -> S3Client:
@@ -117,7 +117,7 @@ class S3:
     def answers(self) -> bool:
         query = {"list-type": "2", "prefix": "nothing/"}
         try:
-            return self.client.request("GET", f"/{BUCKET}", query, patience=2)[0] == 200
+            return self.client.request("GET", f"/{BUCKET}", query, patience=2).status == 200
         except OSError:
             return False
 
@@ -133,10 +133,9 @@ class S3:
         return str((self._space.find("pod", "s3") or {}).get("status", {}).get("podIP") or "")
 
     def _pod(self) -> Object:
-        options = ["-dir=/data", "-ip=127.0.0.1", "-ip.bind=0.0.0.0", "-master.telemetry=false", "-volume.max=0"]
-        options += ["-master.volumeSizeLimitMB=64", "-master.electionTimeout=500ms", "-master.heartbeatInterval=100ms"]
-        options += ["-filer", "-filer.localSocket=/data/f.sock", "-s3", f"-s3.port={PORT}", "-s3.localSocket=/data/s.sock"]
-        options += ["-s3.config=/data/identities.json", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+        options = ["-dir=/data", "-ip=127.0.0.1", "-ip.bind=0.0.0.0", f"-s3.port={PORT}", "-s3.config=/data/identities.json"]
+        options += ["-filer.localSocket=/data/f.sock", "-s3.localSocket=/data/s.sock", "-master.volumeSizeLimitMB=64"]
+        options += OPTIONS
         account = {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
         container: Object = {
             "name": "s3",

@@ -11,7 +11,24 @@ from dataclasses import dataclass
 from datetime import datetime
 from xml.etree import ElementTree
 
+from support.waiting import until
+
 REGION = "us-east-1"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server said; the version is that of an object."""
+
+    status: int
+    body: bytes
+    version: str | None
+
+    def expect(self, *wanted: int) -> Answer:
+        """Itself, or an `OSError` with any other status."""
+        if self.status not in wanted:
+            raise OSError(f"the S3 server answered {self.status}: {self.body[:300]!r}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -24,8 +41,8 @@ class S3Client:
 
     def request(
         self, method: str, path: str, query: dict[str, str] | None = None, body: bytes = b"", patience: float = 30
-    ) -> tuple[int, bytes]:
-        """Status and body of the answer."""
+    ) -> Answer:
+        """One signed request, to the path of a bucket or of an object."""
         host, path = self.endpoint.removeprefix("http://"), urllib.parse.quote(path)
         asked = urllib.parse.urlencode(sorted((query or {}).items()), quote_via=urllib.parse.quote, safe="")
         headers = self._signed(method, host, path, asked, hashlib.sha256(body).hexdigest())
@@ -33,7 +50,7 @@ class S3Client:
         try:
             connection.request(method, f"{path}?{asked}" if asked else path, body, headers)
             answer = connection.getresponse()
-            return answer.status, answer.read()
+            return Answer(answer.status, answer.read(), answer.getheader("x-amz-version-id"))
         except http.client.HTTPException as error:
             raise OSError(f"{method} {path}: {error!r}") from error
         finally:
@@ -41,10 +58,22 @@ class S3Client:
 
     def read(self, bucket: str, key: str) -> bytes | None:
         """One object, or none if there is none."""
-        status, body = self.request("GET", f"/{bucket}/{key}")
-        if status not in (200, 404):
-            raise OSError(f"GET {key}: {status} {body[:200]!r}")
-        return body if status == 200 else None
+        answer = self.request("GET", f"/{bucket}/{key}").expect(200, 404)
+        return answer.body if answer.status == 200 else None
+
+    def put(self, bucket: str, key: str, data: bytes) -> str | None:
+        """Writes an object; its version, if the bucket keeps versions."""
+
+        def written() -> Answer | None:
+            answer = self.request("PUT", f"/{bucket}/{key}", body=data)
+            # A server that has no volume for the bucket yet refuses the first writes.
+            return None if answer.status >= 500 else answer.expect(200)
+
+        answer: Answer = until(f"{key} is written", written, 60)
+        return answer.version
+
+    def delete(self, bucket: str, key: str) -> None:
+        self.request("DELETE", f"/{bucket}/{key}").expect(204)
 
     def written(self, bucket: str, prefix: str) -> dict[str, float]:
         """Keys below a prefix in their order, with the time of each one's writing by the server's clock, in seconds since 1970,
@@ -53,12 +82,10 @@ class S3Client:
         found: dict[str, float] = {}
         more: dict[str, str] = {}
         while True:
-            status, body = self.request("GET", f"/{bucket}", {"list-type": "2", "prefix": prefix, **more})
-            if status == 404:
+            answer = self.request("GET", f"/{bucket}", {"list-type": "2", "prefix": prefix, **more}).expect(200, 404)
+            if answer.status == 404:
                 return found
-            if status != 200:
-                raise OSError(f"list {prefix}: {status} {body[:200]!r}")
-            page = ElementTree.fromstring(body)
+            page = ElementTree.fromstring(answer.body)
             for entry in page.iterfind("{*}Contents"):
                 at = datetime.fromisoformat(str(entry.findtext("{*}LastModified")).replace("Z", "+00:00"))
                 found[str(entry.findtext("{*}Key"))] = at.timestamp()

@@ -1,0 +1,1 @@
+"""The runtime, by itself and inside real Dask."""

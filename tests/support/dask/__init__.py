@@ -1,0 +1,1 @@
+"""Dask with the runtime in it, and the other sides that the runtime talks to."""
