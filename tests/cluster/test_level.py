@@ -248,7 +248,7 @@ def test_a_pod_that_hangs_on_a_dead_node_does_not_block_its_replacement(space: N
         there = {**ONE, "nodeSelector": {"dead": space.name}, "terminationGracePeriod": "2s"}
         there["tolerations"] = [{"operator": "Exists"}]
         space.cluster("d", there)
-        placed = lambda: [pod for pod in space.pods("d", "worker") if pod["spec"].get("nodeName") == node]
+        placed = lambda: [pod for pod in space.pods("d", "worker") if pod["spec"].get("nodeName") == node]  # noqa: E731
         stuck = until("the worker is placed on the dead node", placed, 60)[0]["metadata"]["name"]
         space.cluster("d", ONE)
         began = time.monotonic()
