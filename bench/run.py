@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,7 @@ def main() -> int:
     """Measure everything and print the table."""
     options = arguments()
     shapes = [Shape("diamond", n) for n in options.n] + [Shape("chain", n) for n in options.chain]
-    sides = {
+    sides: dict[str, Callable[[Shape], Sample]] = {
         "daskade": lambda shape: measure_daskade(shape, options),
         "client, saturation 1.1": lambda shape: measure_plain(shape, "1.1", options),
         "client, saturation inf": lambda shape: measure_plain(shape, "inf", options),

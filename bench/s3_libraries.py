@@ -127,7 +127,7 @@ def connect(library: str, endpoint: str) -> tuple[Any, Any, Any]:
 
     client = run(enter())
 
-    def create(key: str, data: bytes) -> None:
+    def create_only(key: str, data: bytes) -> None:
         try:
             run(client.put_object(Bucket=BUCKET, Key=key, Body=data, IfNoneMatch="*"))
         except ClientError as error:
@@ -143,7 +143,7 @@ def connect(library: str, endpoint: str) -> tuple[Any, Any, Any]:
 
     return (
         lambda key, data: run(client.put_object(Bucket=BUCKET, Key=key, Body=data)),
-        create,
+        create_only,
         lambda key: run(get(key)),
     )
 

@@ -85,8 +85,8 @@ def cluster(n: int, tls: str) -> Object:
 
 def run(name: str, cluster: str) -> Object:
     """One step, on a cluster that others use too."""
-    spec = {"steps": [{"name": "a", "call": "flow:step"}], "cluster": {"ref": cluster}}
-    spec["code"] = {"files": {"flow.py": "def step():\n    return 1\n"}}  # type: ignore[assignment]
+    code = {"files": {"flow.py": "def step():\n    return 1\n"}}
+    spec = {"steps": [{"name": "a", "call": "flow:step"}], "cluster": {"ref": cluster}, "code": code}
     return {
         "apiVersion": "daskade.dev/v1alpha1", "kind": "PipelineRun", "metadata": {"name": name},
         "spec": {"pipelineSpec": spec},

@@ -63,7 +63,7 @@ class Cluster:
             return
         self.next_look = now + LOOK
         self.changed.clear()
-        state = [
+        state: list[Object] = [
             {
                 "name": name, "address": f"tcp://{address}:8788", "threads": 1, "resources": {}, "tasks": 0,
                 "status": "closing_gracefully" if name in self.drained else "running", "certificate": None,
@@ -143,7 +143,7 @@ class Simulated:
             if here and meta["name"] not in cluster.pods:
                 cluster.pods[meta["name"]] = address
                 cluster.change()
-            elif not here and cluster.pods.pop(meta["name"], None):
+            elif not here and cluster.pods.pop(meta["name"], ""):
                 cluster.change()
         elif here and self.schedulers.get(address) != key:
             self.schedulers[address] = key
@@ -256,7 +256,7 @@ class Simulated:
                 "status": "OK", "protocol": [1, 1], "runtime": "simulated", "instance": instance, "dask": "2026.8.0",
                 "python": "3.11.2", "runs": {uid: play.epoch for uid, play in cluster.plays.items()},
             }
-        uid = message.get("run")
+        uid = str(message.get("run", ""))
         if operation == "daskade-open":
             known = self.journals.get(uid)
             if (known is not None) == message["create"]:
@@ -264,10 +264,10 @@ class Simulated:
                 return {"status": "error", "reason": reason, "message": "as simulated"}
             journal = self.journals.setdefault(uid, {"epoch": 0, "committed": [], "final": None})
             journal["epoch"] += 1
-            play = Play(journal, self.step, self.going, cluster.state)
+            new = Play(journal, self.step, self.going, cluster.state)
             if journal["final"] is None:
-                cluster.plays[uid] = play
-            return play.opened(instance)
+                cluster.plays[uid] = new
+            return new.opened(instance)
         play = cluster.plays.get(uid)
         if play is None:
             return {"status": "error", "reason": "RunNotFound", "message": "as simulated"}

@@ -48,7 +48,7 @@ class Runner:
         key = f"step{self.count}"
         definition = {"name": key, "script": textwrap.dedent(script), "args": args(), **more}
         path = str(self.directory / key)
-        request = {"def": key, "env": {}, "v": None, "h": [], "all": [], "e": [], "path": path}
+        request: dict[str, Any] = {"def": key, "env": {}, "v": None, "h": [], "all": [], "e": [], "path": path}
         data = channel.frame(["define", key, definition]) + channel.frame(["run", request])
         return child.exchange(data, sink or Lines(), timeout, memory)
 

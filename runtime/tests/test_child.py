@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,12 @@ def test_two_processes_at_once_keep_their_output_apart(runner: Runner) -> None:
         assert sinks[n].raw["stdout"] == (str(n) * 50 + "\n").encode() * 200
 
 
-def test_output_written_between_steps_belongs_to_nobody(runner: Runner) -> None:
+def test_output_written_between_steps_belongs_to_nobody(runner: Runner, tmp_path: Path) -> None:
     child = runner.start()
-    runner.ask(child, "import subprocess; subprocess.Popen(['sh', '-c', 'sleep 0.2; echo late'])")
-    time.sleep(0.5)
+    written = tmp_path / "written"
+    late = f"sleep 0.2; echo late; touch {written}"
+    runner.ask(child, f"import subprocess; subprocess.Popen(['sh', '-c', {late!r}])")
+    until("it is written", written.exists)
     lines = Lines()
     runner.ask(child, "print('mine')", lines)
     assert lines.raw["stdout"] == b"mine\n"
@@ -167,7 +170,7 @@ def test_a_timeout_ends_the_step_and_all_that_it_started(runner: Runner, tmp_pat
     assert caught.value.why == "timeout"
     assert time.monotonic() - began < 3
     for pid in map(int, note.read_text().split()):
-        until(f"the end of {pid}", lambda pid=pid: gone(pid), 5)
+        until(f"the end of {pid}", partial(gone, pid), 5)
 
 
 def test_a_busy_loop_in_c_code_is_ended_too(runner: Runner) -> None:
@@ -318,13 +321,14 @@ def test_closing_the_pool_ends_running_steps(runner: Runner) -> None:
     until("the process ends", lambda: gone(child.pid))
 
 
-def test_a_step_ends_when_the_socket_closes(runner: Runner) -> None:
+def test_a_step_ends_when_the_socket_closes(runner: Runner, tmp_path: Path) -> None:
     child = runner.start()
-    definition = {"name": "busy", "script": "while True: pass", "args": args()}
-    request = {"def": "busy", "env": {}, "v": None, "h": [], "all": [], "e": [], "path": ""}
+    begun = tmp_path / "begun"
+    definition = {"name": "busy", "script": f"open({str(begun)!r}, 'w')\nwhile True: pass", "args": args()}
+    request: dict[str, Any] = {"def": "busy", "env": {}, "v": None, "h": [], "all": [], "e": [], "path": ""}
     # Sent by hand: whoever waits for the answer would see the socket close, and kill the process himself.
     child._sock.sendall(channel.frame(["define", "busy", definition]) + channel.frame(["run", request]))
-    time.sleep(0.5)
+    until("the step runs", begun.exists)
     assert not gone(child.pid)
     child._sock.shutdown(socket.SHUT_RDWR)
     until("the end of the process", lambda: gone(child.pid), 5)
@@ -336,6 +340,7 @@ def test_a_step_ends_with_its_worker(tmp_path: Path, keep_socket_open: bool, pro
     """With its socket kept open by another process and no guard, just the kernel's parent-death signal is
     left to do it; for a program that the step runs, only the guard.
     """
+    begun = tmp_path / "begun"
     source = f"""
 import threading, subprocess
 from pathlib import Path
@@ -353,20 +358,22 @@ if {keep_socket_open}:
         runner.pool._guard._process.kill()
     other = subprocess.Popen(["sleep", "60"], pass_fds=[child._sock.fileno()], stdout=subprocess.DEVNULL).pid
 print(child.pid, other, flush=True)
-runner.ask(child, "import subprocess; subprocess.run(['sleep', '62'])" if {program} else "while True: pass")
+script = "import subprocess; subprocess.run(['sleep', '62'])" if {program} else "while True: pass"
+runner.ask(child, "open({str(begun)!r}, 'w')\\n" + script)
 """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True, env=env)
     assert process.stdout is not None
     pid, other = map(int, process.stdout.readline().split())
-    time.sleep(0.5)
+    until("the step runs", begun.exists)
+    until("its program runs", lambda: descendants(pid) or not program)
     below = descendants(pid)
     assert not gone(pid) and len(below) == int(program)
     process.kill()
     process.wait()
     try:
         for each in (pid, *below):
-            until("the end of the step", lambda each=each: gone(each), 5)
+            until("the end of the step", partial(gone, each), 5)
     finally:
         if other:
             os.kill(other, signal.SIGKILL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -146,7 +147,7 @@ class Worker:
     ) -> None:
         self.name, self.nthreads, self.resources = name, nthreads, resources
         self.address = ""
-        self.status = type("Status", (), {"name": status})
+        self.status = SimpleNamespace(name=status)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +343,7 @@ class Sent:
     """A dispatcher without Dask: what it sends, by the workers that it names."""
 
     def __init__(self, *workers: str, **step: Any) -> None:
-        self.dispatcher = dispatch.Dispatcher(None, self, None, self)
+        self.dispatcher = dispatch.Dispatcher(None, self, len, self)  # which function is sent does not matter here
         self.group = Group(StepDef({"name": "s", "call": "m:f", **step}), 2)
         self.group.eligible = dict.fromkeys(workers, 1)
         self.calls: list[tuple[list[str], list[int]]] = []
@@ -465,8 +466,8 @@ def test_of_what_a_run_told_and_what_was_handed_over_the_larger_counts() -> None
         unrunnable: tuple[Any, ...] = ()
         workers: dict[str, Any] = {}
 
-    gpu = {"group": None, "resources": {"GPU": 1.0}}
-    cpu = {"group": "cpu", "resources": {}}
+    gpu: dict[str, Any] = {"group": None, "resources": {"GPU": 1.0}}
+    cpu: dict[str, Any] = {"group": "cpu", "resources": {}}
     told = {
         # One that was told of became ready: it is not counted twice.
         "one": [{**gpu, "count": 1}, {**cpu, "count": 6}],

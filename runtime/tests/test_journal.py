@@ -312,7 +312,7 @@ class Flaky(storage.DirectoryStore):
 
     trouble: list[str]
 
-    def create(self, key: str, data: storage.Data) -> None:
+    def create(self, key: str, data: storage.Data) -> str:
         trouble = self.trouble.pop(0) if self.trouble else ""
         if trouble == "lost request":
             raise StorageError("StorageUnreachable", "timeout", transient=True)
@@ -320,9 +320,10 @@ class Flaky(storage.DirectoryStore):
             raise StorageError("AccessDenied", "403")
         if trouble == "exists":
             raise Exists(key)
-        super().create(key, data)
+        version = super().create(key, data)
         if trouble == "lost reply":
             raise StorageError("StorageUnreachable", "timeout", transient=True)
+        return version
 
 
 @pytest.fixture

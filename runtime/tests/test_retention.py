@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,10 @@ from daskade_runtime.earlier import marks_of
 from daskade_runtime.journal import read_all
 from daskade_runtime.retention import _discard, _mark, origin_of
 from daskade_runtime.storage import DirectoryStore
-from support.dask.local import Cluster, cluster
+from support.dask.local import Cluster
 from support.dask.run import Run
 from support.dask.wire import RpcError
 from tests.earlier import STEPS, a_run, earlier
-
-
-@pytest.fixture(scope="module")
-def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("cluster")) as made:
-        yield made
 
 
 @pytest.fixture
@@ -92,7 +86,8 @@ def test_a_run_that_is_open_is_neither_removed_nor_closed(dask: Cluster, store: 
     run = Run(dask.address, f"file://{store}", STEPS, pipeline="p").open()
     ask(run, "mark", what=["outputs", "record"])
     assert ask(run, "stored")["open"]
-    for op, words in [("discard", {"paths": []}), ("seal", {"final": {"state": "Failed"}})]:
+    requests: list[tuple[str, dict[str, Any]]] = [("discard", {"paths": []}), ("seal", {"final": {"state": "Failed"}})]
+    for op, words in requests:
         with pytest.raises(RpcError, match="RunOpen"):
             ask(run, op, **words)
     run.close()
@@ -179,7 +174,12 @@ def test_a_journal_that_was_left_open_is_closed_and_its_writer_fenced(dask: Clus
 def test_an_older_leader_is_refused(dask: Cluster, store: Path) -> None:
     run = a_run(dask, store)
     ask(run, "mark", what=["outputs"], lead=7)
-    for op, words in [("mark", {"what": []}), ("discard", {"paths": []}), ("seal", {"final": {}})]:
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("mark", {"what": []}),
+        ("discard", {"paths": []}),
+        ("seal", {"final": {}}),
+    ]
+    for op, words in requests:
         with pytest.raises(RpcError, match="StaleLeader"):
             ask(run, op, lead=6, **words)
 

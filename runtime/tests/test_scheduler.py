@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from support.dask.local import Cluster, cluster
+from support.dask.local import Cluster
 from support.dask.run import Run
 from support.dask.steps import args, ref, step, values
 from support.dask.wire import RpcError
-
-
-@pytest.fixture(scope="module")
-def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("cluster")) as made:
-        yield made
 
 
 @pytest.fixture
@@ -61,12 +55,13 @@ def test_an_attempt_is_submitted_once(dask: Cluster, storage: str) -> None:
 
 def test_a_malformed_request_is_refused_and_harms_nothing(dask: Cluster, storage: str) -> None:
     run = Run(dask.address, storage, [step("one", "operator:add", args(1, 2))]).open()
-    for op, more in [
+    requests: list[tuple[str, dict[str, Any]]] = [
         ("submit", {}),
         ("submit", {"items": [[0]]}),
         ("record", {"records": [[]]}),
         ("stop", {"items": [[0]]}),
-    ]:
+    ]
+    for op, more in requests:
         with pytest.raises(RpcError) as refused:
             run.rpc(op, **more)
         assert refused.value.reason == "BadRequest", op
@@ -80,13 +75,14 @@ def test_an_older_epoch_is_refused_everywhere(dask: Cluster, storage: str) -> No
     run = Run(dask.address, storage, [step("one", "operator:add", args(1, 2))]).open()
     newer = Run(dask.address, storage, run.request["steps"], uid=run.uid).open(create=False)
     assert newer.epoch == run.epoch + 1
-    for op, more in [
+    requests: list[tuple[str, dict[str, Any]]] = [
         ("submit", {"items": []}),
         ("stop", {"items": []}),
         ("record", {"records": []}),
         ("close", {"final": {}}),
         ("forget", {}),
-    ]:
+    ]
+    for op, more in requests:
         with pytest.raises(RpcError) as refused:
             run.rpc(op, **more)
         assert refused.value.reason == "StaleEpoch", op
@@ -116,7 +112,7 @@ def test_requirements_that_the_schedulers_image_lacks_refuse_the_run(
     dask: Cluster, storage: str, tmp_path: Path
 ) -> None:
     steps = [step("one", "operator:add", args(1, 2))]
-    lacks = {"requirements": ["dask", "no-such-package>=1"], "same_image": True}
+    lacks: dict[str, Any] = {"requirements": ["dask", "no-such-package>=1"], "same_image": True}
     with pytest.raises(RpcError) as refused:
         Run(dask.address, storage, steps).open(**lacks)
     assert refused.value.reason == "RequirementsMissing" and "no-such-package" in str(refused.value)

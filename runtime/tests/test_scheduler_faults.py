@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from support.dask.local import Cluster, cluster
 from support.dask.run import Run
 from support.dask.steps import args, ref, step, values
 from support.dask.wire import Conn, RpcError
+from support.waiting import until
 
 SLEEP = step("sleep", "time:sleep", args(ref(2, 0)))
 
@@ -33,7 +35,15 @@ def journal_of(storage: str, run: Run) -> Path:
     return Path(storage.removeprefix("file://")) / "runs" / run.uid / "journal"
 
 
-def committed(events: list[dict]) -> int:
+def handed_over(dask: Cluster, count: int) -> None:
+    """Waits until Dask has given so many tasks to workers."""
+    admin = Conn(dask.address)
+    given = partial(admin.call, "processing", workers=None)
+    until(f"{count} tasks are at workers", lambda: sum(map(len, given().values())) >= count, 20)
+    admin.close()
+
+
+def committed(events: list[dict[str, Any]]) -> int:
     return sum(len(e["tasks"]) for e in events if e["k"] == "committed")
 
 
@@ -50,11 +60,12 @@ def test_a_killed_worker_loses_what_ran_on_it_once_and_dask_reruns_nothing(
     assert [(e["i"], e["a"], e["w"]) for e in lost] == [(0, 1, victim)]
     events.wait_for("worker", state="removed", name=victim)
     events.wait_for("finished", i=1)
-    time.sleep(0.5)
-    assert len(events.of("lost")) == 1 and len(events.of("started")) == 2
     run.submit((0, 0, values(0), [], [], 2))
     events.wait_for("finished", i=0, a=2)
     run.close()
+    events.wait_for("closing")
+    assert len(events.of("lost")) == 1
+    assert sorted((e["i"], e["a"]) for e in events.of("started")) == [(0, 1), (0, 2), (1, 1)]
 
 
 def test_attempts_that_had_not_begun_on_a_killed_worker_are_sent_again(tmp_path: Path, storage: str) -> None:
@@ -64,7 +75,7 @@ def test_attempts_that_had_not_begun_on_a_killed_worker_are_sent_again(tmp_path:
         run.submit((0, 0, values(20)))
         events.wait_for("started")
         run.submit((0, 1, values(0)))
-        time.sleep(0.5)
+        handed_over(dask, 2)
         dask.workers["cpu-0-0"].kill()
         events.wait_for("lost", i=0)
         events.wait_for("blocked", s=0, reason="NoWorkers")
@@ -84,9 +95,11 @@ def test_a_frozen_worker_is_given_up_and_its_late_answer_ignored(dask: Cluster, 
     run.submit((0, 0, values(0), [], [], 2))
     os.kill(frozen.pid, signal.SIGCONT)
     events.wait_for("finished", i=0, a=2)
-    time.sleep(1)
-    assert len(events.of("finished")) == 1
+    # It was told to end, and says what it has to say before.
+    assert frozen.popen.wait(30) == 0
     run.close()
+    events.wait_for("closing")
+    assert len(events.of("finished")) == 1
 
 
 def test_a_new_scheduler_resumes_from_the_journal(dask: Cluster, storage: str) -> None:
@@ -99,9 +112,7 @@ def test_a_new_scheduler_resumes_from_the_journal(dask: Cluster, storage: str) -
     run.rpc("record", records=[["length", 0, 3]])
     segments = journal_of(storage, run)
     before = len(list(segments.glob("*.seg")))
-    end = time.time() + 10
-    while len(list(segments.glob("*.seg"))) == before and time.time() < end:
-        time.sleep(0.02)
+    until("the record is in the journal", lambda: len(list(segments.glob("*.seg"))) > before, 10)
     port = int(dask.address.rpartition(":")[2])
     dask.scheduler.kill()
     events.wait(lambda _: events.ended)
@@ -185,14 +196,14 @@ def test_what_is_stopped_ends_and_is_told(dask: Cluster, storage: str) -> None:
     run.submit((0, 0, values(60)), (0, 1, values(60)))
     events.wait_for("started", 2)
     run.submit((0, 2, values(60)), (0, 3, values(60), [[0, 0]]), *[(0, i, values(60)) for i in range(4, 20)])
-    time.sleep(0.3)
+    handed_over(dask, 4)
     run.rpc("stop", items=[[0, i, 1] for i in range(20)])
     events.wait_for("stopped", 20, timeout=10)
     run.submit((0, 20, values(0)), (0, 21, values(0)))
     events.wait_for("finished", 2, timeout=10)
-    time.sleep(0.3)
-    assert not events.of("lost") and not events.of("failed")
     run.close()
+    events.wait_for("closing")
+    assert not events.of("lost") and not events.of("failed")
 
 
 def test_an_outage_of_storage_pauses_commits_and_loses_nothing(dask: Cluster, storage: str) -> None:
@@ -214,13 +225,14 @@ def test_an_outage_of_storage_pauses_commits_and_loses_nothing(dask: Cluster, st
 
 def test_closing_waits_for_storage_and_writes_one_final_record(dask: Cluster, storage: str) -> None:
     run = Run(dask.address, storage, [SLEEP]).open()
+    events = run.follow()
     root = Path(storage.removeprefix("file://"))
     root.rename(root.with_name("away"))
     impatient = Conn(dask.address)
     final = {"state": "Failed", "reason": "", "message": "", "results": {}}
     request = {"op": "daskade-close", "reply": True, "run": run.uid, "epoch": run.epoch, "final": final}
     impatient.send(request)
-    time.sleep(0.5)
+    events.wait_for("storage", state="down")
     impatient.close()
     root.with_name("away").rename(root)
     run.rpc("close", final=final)
@@ -232,7 +244,7 @@ def test_closing_waits_for_storage_and_writes_one_final_record(dask: Cluster, st
 def test_open_says_what_is_wrong_with_the_storage_or_the_run(
     dask: Cluster, storage: str, tmp_path: Path
 ) -> None:
-    def reason(run: Run, **more: object) -> str:
+    def reason(run: Run, **more: Any) -> str:
         with pytest.raises(RpcError) as refused:
             run.open(**more)
         return str(refused.value.reason)
@@ -322,15 +334,23 @@ def test_events_resume_where_the_connection_broke_and_tell_a_gap(dask: Cluster, 
     first = run.follow(ack=False, window=3)
     run.submit(*[(0, i, values(0)) for i in range(20)])
     first.wait(lambda es: len(es) == 3)
-    time.sleep(0.5)
+    # Another who takes all has got all.
+    all_of_it = run.follow(ack=False)
+    all_of_it.wait(lambda es: committed(es) == 20)
     assert len(first.events) == 3, "more than the window"
+    all_of_it.close()
     first.close()
     second = run.follow(since=run.cursor + 3, ack=True)
     second.wait(lambda es: committed(es) == 20)
-    time.sleep(0.3)
-    third = run.follow(since=run.cursor)
-    third.wait(lambda _: third.ended)
-    assert third.refused is not None and third.refused["reason"] == "Gap"
+
+    def refused() -> Any:
+        """What is told once the acknowledgement has arrived."""
+        third = run.follow(since=run.cursor)
+        third.wait(lambda es: es or third.ended)
+        third.close()
+        return third.refused
+
+    assert until("the events are forgotten", refused, 30)["reason"] == "Gap"
     run.close()
 
 
@@ -377,11 +397,12 @@ def test_a_failure_carries_class_type_and_text_and_is_kept(dask: Cluster, storag
     ]
     run.rpc("forget")
     again = Run(dask.address, storage, run.request["steps"], uid=run.uid)
-    end = time.time() + 5
-    while time.time() < end and not again.open(create=False).snapshot["failed"]:
-        again.rpc("forget")
-        time.sleep(0.1)
-    assert again.snapshot["failed"] == [[0, -1, 1, "app"]]
+
+    def failures() -> Any:
+        found = again.open(create=False).snapshot["failed"]
+        return found or again.rpc("forget") and None
+
+    assert until("the failure is in the journal", failures, 20) == [[0, -1, 1, "app"]]
 
 
 def test_a_retiring_worker_ends_what_it_runs_and_hands_back_the_rest(tmp_path: Path, storage: str) -> None:
@@ -391,7 +412,7 @@ def test_a_retiring_worker_ends_what_it_runs_and_hands_back_the_rest(tmp_path: P
         run.submit((0, 0, values(6)))
         events.wait_for("started", i=0)
         run.submit((0, 1, values(0)))
-        time.sleep(0.3)
+        handed_over(dask, 2)
         address = events.of("worker")[0]["address"]
         admin = Conn(dask.address)
         admin.call("retire_workers", workers=[address], close_workers=False, remove=False)
@@ -399,10 +420,7 @@ def test_a_retiring_worker_ends_what_it_runs_and_hands_back_the_rest(tmp_path: P
         dask.add_worker("cpu-1-0")
         assert events.wait_for("finished", i=1)[0]["w"] == "cpu-1-0"
         assert events.wait_for("finished", i=0)[0]["w"] == "cpu-0-0"
-        end = time.time() + 5
-        while admin.call("processing", workers=[address])[address] and time.time() < end:
-            time.sleep(0.1)
-        assert not admin.call("processing", workers=[address])[address]
+        until("it has nothing left", lambda: not admin.call("processing", workers=[address])[address], 20)
         assert not events.of("lost") and len(events.of("started")) == 2
         run.close()
 

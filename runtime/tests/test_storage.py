@@ -32,12 +32,6 @@ from support.waiting import until
 OPENED = {"spec_digest": "aa"}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with S3Server(tmp_path_factory.mktemp("s3")) as found:
-        yield found
-
-
 @pytest.fixture
 def keys(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """The server, with its keys in the environment and without faults."""
@@ -97,14 +91,13 @@ def test_a_version_changes_with_the_object(
     monkeypatch.setattr(storage, "PART", 5 << 20)
     (tmp_path / "up").write_bytes(b"3" * (7 << 20))
     seen = set()
-    for number, write in enumerate(
-        (
-            lambda: store.create("v", b"1"),
-            lambda: store.put("v", b"2"),
-            lambda: store.put_file("v", str(tmp_path / "up")),
-            lambda: store.put("v", [b"4" * (7 << 20)]),
-        )
-    ):
+    writes: list[Callable[[], str | None]] = [
+        lambda: store.create("v", b"1"),
+        lambda: store.put("v", b"2"),
+        lambda: store.put_file("v", str(tmp_path / "up")),
+        lambda: store.put("v", [b"4" * (7 << 20)]),
+    ]
+    for number, write in enumerate(writes):
         version = write()
         found, fetched = store.look("v"), store.get_to_file("v", str(tmp_path / "x"))
         assert found is not None and found.version == version == fetched.version
@@ -605,9 +598,7 @@ def test_an_append_waits_for_a_server_that_is_down(keys: S3Server, monkeypatch: 
         error = refused(lambda: store.get("anything"))
         assert (error.reason, error.transient) == ("StorageUnreachable", True)
         appending = ThreadPoolExecutor(1).submit(mine.append, [commit(0)])
-        deadline = time.monotonic() + 30
-        while not said and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until("the trouble is told", lambda: said, 30)
     finally:
         keys.up()
     assert appending.result(timeout=60) == 1
@@ -650,12 +641,11 @@ def test_a_failed_multipart_upload_is_aborted(
     keys.fault(method="PUT", match="partNumber=3", action="403", code="AccessDenied")
     assert refused(lambda: store.put_file("x", str(tmp_path / "f"))).reason == "AccessDenied"
     # A request is logged when its exchange is over, which may be a moment after its answer was read.
-    deadline = time.monotonic() + 10
-    aborted: list[dict[str, Any]] = []
-    while not aborted and time.monotonic() < deadline:
-        aborted = [row for row in keys.log() if row["method"] == "DELETE" and "uploadId" in row["query"]]
-        time.sleep(0.05)
-    assert aborted and aborted[-1]["status"] == 204
+
+    def aborted() -> list[dict[str, Any]]:
+        return [row for row in keys.log() if row["method"] == "DELETE" and "uploadId" in row["query"]]
+
+    assert until("the upload is aborted", aborted, 10)[-1]["status"] == 204
     assert store.head("x") is None
 
 
@@ -814,16 +804,15 @@ def test_the_server_keeps_its_data_and_its_log_over_a_kill(keys: S3Server) -> No
     keys.up()
     assert store.get("x") == b"1"
     # A request is logged when its exchange is over, which may be a moment after its answer was read.
-    deadline = time.monotonic() + 10
-    while True:
-        rows = [row for row in keys.log() if row["key"] == "daskade/kept/x"]
-        served = [row["method"] for row in rows if row["status"] == 200]
-        if served == ["PUT", "GET"]:
-            break
-        assert time.monotonic() < deadline, rows
-        time.sleep(0.05)
-    assert any(row["status"] == 0 for row in rows)
-    assert all({"t", "method", "key", "status", "query"} <= set(row) for row in rows)
+
+    def rows() -> list[dict[str, Any]] | None:
+        found = [row for row in keys.log() if row["key"] == "daskade/kept/x"]
+        served = [row["method"] for row in found if row["status"] == 200]
+        return found if served == ["PUT", "GET"] else None
+
+    logged = until("both requests are logged", rows, 10)
+    assert any(row["status"] == 0 for row in logged)
+    assert all({"t", "method", "key", "status", "query"} <= set(row) for row in logged)
 
 
 def test_the_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:

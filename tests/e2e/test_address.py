@@ -143,7 +143,7 @@ def test_certificates_of_another_authority_are_told(cli: Cli, examples: Path, tm
         scheduler = subprocess.Popen(command, stdout=out, stderr=out, cwd=tmp_path, start_new_session=True)
     try:
         address = waited(log, r"Scheduler at:\s+(tls://127\.0\.0\.1:\d+)")
-        wrong = ["--tls-ca", other["ca"], "--tls-cert", other["cert"], "--tls-key", other["key"]]
+        wrong = ("--tls-ca", other["ca"], "--tls-cert", other["cert"], "--tls-key", other["key"])
         done = cli("run", examples / "diamond.yaml", "--address", address, *wrong, timeout=60)
         assert done.code == 3, done
         assert re.search(r"certificate|TLS", done.err), done

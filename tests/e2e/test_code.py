@@ -67,8 +67,9 @@ def test_an_archive_on_s3_is_fetched_with_the_storages_credentials(cli: Cli, tmp
         server.client().put(BUCKET, "code/flow.tgz", archive(7, tmp_path / "never"))
         manifest = tmp_path / "p.yaml"
         manifest.write_text(MANIFEST.format(code=f"url: 's3://{BUCKET}/code/flow.tgz'"))
-        words = ["run", manifest, "--python", cli.python, "--storage", server.storage("runs")["url"], "-o", "json"]
-        done = cli(*words, **server.environ())
+        storage = server.storage("runs")["url"]
+        words = ("run", manifest, "--python", cli.python, "--storage", storage, "-o", "json")
+        done = cli(*words, env=server.environ())
         assert done.code == 0 and done.json["results"] == {"version": 7}, done
 
 

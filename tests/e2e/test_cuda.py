@@ -6,6 +6,7 @@ import ctypes
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,7 +95,7 @@ GROUPS = [
 
 
 def test_steps_compute_on_the_device_that_is_theirs(cli: Cli, manifest: Callable[..., Path]) -> None:
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"name": "plain", "call": "flow:sees"},
         {"name": "fill", "call": "flow:fill", "map": {"i": "$(range(6))"}, "resources": {"GPU": 1}},
         {"name": "half", "call": "flow:fill", "map": {"i": "$(range(4))"}, "resources": {"GPU": 0.5}},

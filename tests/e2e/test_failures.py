@@ -247,7 +247,7 @@ def test_storage_that_does_not_work_is_told_before_anything_runs(
     url = change.pop("url", s3.storage("refused")["url"])
     credentials = s3.environ(change.pop("who", "writer")) | change
     words = ("run", examples / "diamond.yaml", "--python", cli.python, "--storage", url, "-o", "json")
-    done = cli(*words, timeout=90, **credentials)
+    done = cli(*words, timeout=90, env=credentials)
     assert done.code == 3, done
     assert reason in done.out + done.err, done
     assert s3.environ()["AWS_SECRET_ACCESS_KEY"] not in done.out + done.err

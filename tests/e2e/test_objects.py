@@ -141,7 +141,7 @@ def test_a_missing_object_fails_its_step_with_what_to_do(
     assert "there is no object in/data.json, the input data of step train" in failure["message"], failure
     assert "put it there" in failure["message"]
     place.put("in/data.json", b"[1, 2]")
-    done = place.cli("resume", done.json["uid"], "--python", place.cli.python, "-o", "json", *place.words, **place.env)
+    done = place.cli("resume", done.json["uid"], "--python", place.cli.python, "-o", "json", *place.words, env=place.env)
     assert done.code == 0 and done.json["results"] == {"total": 7}, done
 
 
@@ -268,12 +268,12 @@ def test_a_run_reads_the_version_that_it_names(
     )
 
     def run(*more: str) -> tuple[Any, int]:
-        done = cli("run", flow, "--python", cli.python, *words, "-o", "json", *more, **env)
+        done = cli("run", flow, "--python", cli.python, *words, "-o", "json", *more, env=env)
         assert done.code == 0, done
         return done.json["results"]["read"], done.json["steps"]["cached"]
 
     def action(*more: str) -> str:
-        done = cli("plan", flow, *words, "-o", "json", "--reuse", *more, **env)
+        done = cli("plan", flow, *words, "-o", "json", "--reuse", *more, env=env)
         assert done.code == 0, done
         return str(done.json["steps"][0]["action"])
 
@@ -288,11 +288,12 @@ def test_a_run_reads_the_version_that_it_names(
     assert run("--reuse", *old) == (1, 1)
     assert run("--reuse") == (3, 0)
 
-    for command in (["run", flow, "--python", cli.python], ["plan", flow]):
-        done = cli(*command, *words, "--load-version", "given=none-like-it", **env)
+    commands: list[list[str | Path]] = [["run", flow, "--python", cli.python], ["plan", flow]]
+    for command in commands:
+        done = cli(*command, *words, "--load-version", "given=none-like-it", env=env)
         assert done.code == 3, done
         assert "VersionNotFound: spec.select.loadVersions.given: there is no version none-like-it" in done.err, done
-        done = cli(*command, *words, "--load-version", f"givn={first}", **env)
+        done = cli(*command, *words, "--load-version", f"givn={first}", env=env)
         assert done.code == 2 and "spec.select.loadVersions.givn: UnknownInput" in done.err, done
         assert "did you mean given?" in done.err, done
         done = cli(*command, "--storage", f"file://{cli.storage}", *old)

@@ -154,8 +154,8 @@ def test_a_plan_says_what_reuse_then_takes(cli: Cli, flows: Callable[..., Path])
     assert reasons(changed) == {"tell": ["CallChanged"], "total": ["UpstreamChanged tell"]}, changed
     assert actions(changed)["clean"] == "cached", "the last step has not changed"
 
-    same = flows(**{"finally": FINALLY})
-    changed = check(cli, same, "--reuse", "-p", "n=4", "-p", "list=[1,5,2]")
+    first = flows(**{"finally": FINALLY})
+    changed = check(cli, first, "--reuse", "-p", "n=4", "-p", "list=[1,5,2]")
     assert reasons(changed) == {
         "load": ["ArgumentsChanged"],
         "square": ["UpstreamChanged load"],
@@ -291,7 +291,7 @@ def test_a_plan_is_refused_as_the_run_is(cli: Cli, flows: Callable[..., Path], t
     assert said.code == 3 and "NotFound" in said.err and str(closed) in said.err, said
     nowhere = ["--storage", "s3://bucket/x", "--storage-endpoint", "http://127.0.0.1:1"]
     keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
-    said = cli("plan", flow, "--reuse", *nowhere, **keys)
+    said = cli("plan", flow, "--reuse", *nowhere, env=keys)
     assert said.code == 3 and "StorageUnreachable: s3://bucket/x" in said.err, said
     archive = flows(code=CODE)
     document = json.loads(archive.read_text())
@@ -319,8 +319,8 @@ def test_objects_that_change_run_those_who_read_them(
     place.put("in/tue.json", b"2")
 
     def both() -> tuple[Done, dict[str, int]]:
-        words = ["--python", place.cli.python, *place.words, "--reuse", "-o", "json"]
-        said = place.cli("plan", flow, *words, **place.env, timeout=30)
+        words: list[str | Path] = ["--python", place.cli.python, *place.words, "--reuse", "-o", "json"]
+        said = place.cli("plan", flow, *words, env=place.env, timeout=30)
         ran = place.run(flow, "--reuse", "-o", "json")
         assert ran.code == 0, ran
         cached = sum(step["tasks"]["cached"] for step in told(said).values())

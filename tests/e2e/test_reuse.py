@@ -204,7 +204,7 @@ def on_s3(cli: Cli, s3: S3Server) -> Iterator[Callable[..., Done]]:
     place += ["--storage-region", storage["region"]]
 
     def run(flow: Path, *words: str) -> Done:
-        return cli("run", flow, "--python", cli.python, "-o", "json", *place, *words, **credentials)
+        return cli("run", flow, "--python", cli.python, "-o", "json", *place, *words, env=credentials)
 
     yield run
 

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from support.cli import Cli
 from support.journal import commits, records
@@ -74,7 +75,7 @@ def test_a_run_on_s3_leaves_nothing_here(cli: Cli, examples: Path, s3: S3Server)
             "--storage-region",
             storage["region"],
         ),
-        **credentials,
+        env=credentials,
     )
     assert done.code == 0, done
     assert done.json["results"] == {"total": 380}
@@ -84,7 +85,7 @@ def test_a_run_on_s3_leaves_nothing_here(cli: Cli, examples: Path, s3: S3Server)
     ]
     assert any(key.endswith(".seg") for key in puts)
     assert not list(cli.home.glob("**/*.seg"))
-    again = cli("logs", uid, **credentials)
+    again = cli("logs", uid, env=credentials)
     assert again.code == 0, again
 
 
@@ -327,7 +328,7 @@ def hold(i):
         {"name": "large", "replicas": 1, "threads": 2, "gpu": {"count": 2}},
     ]
     common = {"call": "flow:hold", "resources": {"GPU": 1}, "output": {"serializer": "json"}}
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"name": "one", "workerGroup": "small", "args": ["one"], **common},
         {"name": "two", "workerGroup": "large", "map": {"i": "$(range(2))"}, **common},
     ]

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,11 @@ class Cli:
             start_new_session=True,
         )
 
-    def __call__(self, *words: str | Path, timeout: float = 120, **more: str) -> Done:
-        """Run the command to its end."""
-        return self.finish(self.start(*words, **more), timeout)
+    def __call__(
+        self, *words: str | Path, timeout: float = 120, env: Mapping[str, str] | None = None, **more: str
+    ) -> Done:
+        """Run the command to its end. Variables are given as ``env``, by name, or both."""
+        return self.finish(self.start(*words, **(env or {}), **more), timeout)
 
     def finish(self, process: subprocess.Popen[str], timeout: float = 120) -> Done:
         """Wait for a started command; one that hangs is a failure that shows what it said so far."""
@@ -100,7 +103,7 @@ class Cli:
 
     def run(self, manifest: Path, *words: str | Path, timeout: float = 120, **more: str) -> Done:
         """`daskade run` with the tests' environment and directory store."""
-        return self(*self.run_words(manifest), *words, timeout=timeout, **more)
+        return self(*self.run_words(manifest), *words, timeout=timeout, env=more)
 
     def run_words(self, manifest: Path) -> list[str | Path]:
         """The words of `daskade run`."""

@@ -185,7 +185,7 @@ def expected(segments: list[bytes]) -> dict[str, Any]:
         return value.encode() if isinstance(value, str) else value
 
     tasks = sorted(folded.committed.items())
-    return neutral(
+    result: dict[str, Any] = neutral(
         {
             "run": RUN,
             "segments": rows,
@@ -199,6 +199,7 @@ def expected(segments: list[bytes]) -> dict[str, Any]:
             "final": folded.final,
         }
     )
+    return result
 
 
 def sealed(body: bytes) -> bytes:

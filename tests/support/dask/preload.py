@@ -1,16 +1,20 @@
 """Preload of a scheduler: answers what a worker asks of the scheduler side, and no more."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 import os
 import zipfile
+from collections.abc import Iterable
+from typing import Any
 
-RUNS = {}
-HANDLES = {}
-EVENTS = []
+RUNS: dict[str, Any] = {}
+HANDLES: dict[tuple[str, int, int], Any] = {}
+EVENTS: list[dict[str, Any]] = []
 
 
-def archive():
+def archive() -> tuple[bytes, str]:
     """The package under test as the scheduler side would ship it."""
     import daskade_runtime
 
@@ -24,32 +28,32 @@ def archive():
     return data, hashlib.sha256(data).hexdigest()
 
 
-def dask_setup(scheduler):
-    async def define(comm, run=None, definition=None, **_):
+def dask_setup(scheduler: Any) -> None:
+    async def define(comm: Any, run: str = "", definition: Any = None, **_: Any) -> Any:
         RUNS[run] = definition
         return {"status": "OK"}
 
-    async def ask(comm, run=None, **_):
+    async def ask(comm: Any, run: str = "", **_: Any) -> Any:
         return RUNS.get(run) or {"status": "error", "reason": "RunNotFound", "message": "no such run"}
 
-    async def set_handle(comm, run=None, s=0, i=0, handle=None, **_):
+    async def set_handle(comm: Any, run: str = "", s: int = 0, i: int = 0, handle: Any = None, **_: Any) -> Any:
         HANDLES[run, s, i] = handle
         return {"status": "OK"}
 
-    async def handle(comm, run=None, s=0, i=0, **_):
+    async def handle(comm: Any, run: str = "", s: int = 0, i: int = 0, **_: Any) -> Any:
         return {"status": "OK", "handle": HANDLES.get((run, s, i))}
 
-    async def events(comm, clear=False, **_):
+    async def events(comm: Any, clear: bool = False, **_: Any) -> Any:
         found = list(EVENTS)
         if clear:
             EVENTS.clear()
         return found
 
-    async def tell(comm, worker=None, message=None, **_):
+    async def tell(comm: Any, worker: str = "", message: Any = None, **_: Any) -> Any:
         scheduler.stream_comms[worker].send(message)
         return {"status": "OK"}
 
-    def on_event(events=(), worker=None, **_):
+    def on_event(events: Iterable[dict[str, Any]] = (), worker: str = "", **_: Any) -> None:
         EVENTS.extend(dict(e, worker=worker) for e in events)
 
     scheduler.handlers.update(

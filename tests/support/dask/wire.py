@@ -50,7 +50,7 @@ class Conn:
 
     def _read(self, n: int) -> bytes:
         try:
-            data = self.file.read(n)
+            data: bytes | None = self.file.read(n)
         except OSError as error:
             raise Closed(str(error)) from error
         if data is None or len(data) != n:
@@ -92,9 +92,11 @@ class Conn:
         return reply
 
     def close(self) -> None:
-        for step in (lambda: self.sock.shutdown(socket.SHUT_RDWR), self.file.close, self.sock.close):
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        for end in (self.file.close, self.sock.close):
             with contextlib.suppress(OSError):
-                step()
+                end()
 
 
 class Follower:

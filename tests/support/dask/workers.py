@@ -7,8 +7,6 @@ import json
 import os
 import pickle
 import secrets
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ from distributed import Client, Security
 
 from daskade_runtime import worker as worker_module
 from support import RUNTIME
-from support.dask import preload
+from support.dask import forks, preload
+from support.dask.forks import Fork
 from support.processes import free_port
 
 
@@ -39,7 +38,7 @@ class Cluster:
         self.port = free_port()
         self.address = f"{'tls' if tls else 'tcp'}://127.0.0.1:{self.port}"
         self.tls = ["--tls-ca-file", tls[0], "--tls-cert", tls[1], "--tls-key", tls[2]] if tls else []
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Fork] = {}
         self.start(
             "scheduler",
             [
@@ -71,7 +70,7 @@ class Cluster:
 
     def worker(
         self, name: str, threads: int = 2, memory: str = "0", more: Any = (), **env: str
-    ) -> subprocess.Popen[bytes]:
+    ) -> Fork:
         return self.start(
             name,
             [
@@ -95,23 +94,11 @@ class Cluster:
             **env,
         )
 
-    def start(self, name: str, arguments: list[str], **env: str) -> subprocess.Popen[bytes]:
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        with open(self.directory / f"{name}.log", "wb") as log:
-            process = self._popen(arguments, {**environment, **env}, log)
-        self.processes[name] = process
+    def start(self, name: str, words: list[str], **env: str) -> Fork:
+        own = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        log = self.directory / f"{name}.log"
+        process = self.processes[name] = Fork(forks.PLAIN, words, {**own, **env}, log, self.directory)
         return process
-
-    def _popen(self, arguments: list[str], env: dict[str, str], log: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", *arguments],
-            env=env,
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            cwd=self.directory,
-            start_new_session=True,
-        )
 
     def rpc(self, op: str, **arguments: Any) -> Any:
         async def call() -> Any:
@@ -185,11 +172,12 @@ class Cluster:
             self.client.close(5)
         for process in self.processes.values():
             process.kill()
-            process.wait()
+            process.wait(20)
 
 
 def result(future: Any, wait: float = 60) -> dict[str, Any]:
-    return msgpack.unpackb(future.result(wait), raw=False, strict_map_key=False)
+    reply: dict[str, Any] = msgpack.unpackb(future.result(wait), raw=False, strict_map_key=False)
+    return reply
 
 
 def value(reply: dict[str, Any]) -> Any:
