@@ -2,14 +2,14 @@
 
 mod api;
 mod chart;
-#[path = "../dask_support/mod.rs"]
-mod dask_support;
 mod deployment;
 mod faults;
 mod fence;
 mod lease;
 mod namespaces;
 mod objects;
+#[path = "../support/peer.rs"]
+mod peer;
 mod people;
 mod pipelines;
 mod process;

@@ -279,7 +279,7 @@ async fn a_leader_that_was_stopped_for_a_while_writes_nothing_afterwards() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blocked_log_holds_up_nothing() {
     let api = Api::start().await;
-    // A pipe for some ten lines that nobody reads. What is dropped then: tests/telemetry_blocked.rs.
+    // A pipe for some ten lines that nobody reads. What is dropped then: tests/telemetry/blocked.rs.
     let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
     rustix::pipe::fcntl_setpipe_size(&writer, 4096).expect("a small pipe");
     let mut operator = Operator::start_logging_to(&api, &["--log", "trace"], Stdio::from(writer));
@@ -399,6 +399,7 @@ fn every_metric_is_documented_with_its_labels_and_no_other_is() {
 }
 
 /// The binary, a cluster and a collector of traces: from the object to what is told about it.
+#[cfg(feature = "otlp")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_process_makes_clusters_and_tells_a_collector_what_it_did() {
     let collector = TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::dask_support::{greet, receive, send};
+use crate::peer::{greet, receive, send};
 
 /// A worker that it knows.
 #[derive(Debug, Clone, Default)]

@@ -1,0 +1,9 @@
+//! Dask's protocol: recorded bytes, hostile peers, the event stream, TLS, and real releases of Dask.
+
+mod golden;
+mod hostile;
+mod interop;
+#[path = "../support/peer.rs"]
+mod peer;
+mod stream;
+mod tls;

@@ -1,0 +1,5 @@
+//! The decisions of the three reconcilers, which do no I/O: facts go in, actions and statuses come out.
+
+mod cluster;
+mod pipeline;
+mod pipelinerun;

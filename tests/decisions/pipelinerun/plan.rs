@@ -1,0 +1,324 @@
+//! What to do about a run.
+
+use std::time::Duration;
+
+use daskade::run::RunOutcome;
+use daskade::runs::facts::{ClusterFact, DriveFact, Facts, Live, Place, SpecFact};
+use daskade::runs::plan::{ClusterStep, DriveStep, Hold, State, plan};
+
+use super::support::{at, condition, facts, frozen, open, pass, report, run, trouble};
+
+#[test]
+fn a_run_is_written_down_then_given_a_cluster_then_held_and_driven() {
+    let mut it = run();
+    let planned = pass(&mut it, &facts(SpecFact::Valid));
+    assert!(planned.freeze);
+    assert_eq!((planned.cluster, planned.drive, planned.hold), (ClusterStep::Keep, DriveStep::Keep, Hold::Keep));
+
+    let mut known = facts(frozen(Place::Own));
+    let planned = pass(&mut it, &known);
+    assert_eq!((planned.cluster, planned.drive, planned.hold), (ClusterStep::Make, DriveStep::Keep, Hold::Keep));
+
+    (known.cluster, known.owned) = (ClusterFact::Waits(trouble("Unschedulable", false)), true);
+    let planned = pass(&mut it, &known);
+    assert_eq!((planned.cluster, planned.drive), (ClusterStep::Keep, DriveStep::Keep));
+    assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "Unschedulable".into()));
+
+    known.cluster = ClusterFact::Answers(None);
+    let planned = pass(&mut it, &known);
+    assert_eq!((planned.hold, planned.drive), (Hold::Take, DriveStep::Run { cancel: false }));
+    it.held = true;
+    known.drive = DriveFact::Live(open());
+    let planned = pass(&mut it, &known);
+    assert_eq!((planned.hold, planned.drive), (Hold::Keep, DriveStep::Run { cancel: false }));
+    assert_eq!(planned.word.state, State::Running);
+}
+
+#[test]
+fn the_end_is_written_before_anything_is_taken_away_and_stays() {
+    for (outcome, reason) in
+        [(RunOutcome::Succeeded, "Succeeded"), (RunOutcome::Failed, "Failed"), (RunOutcome::Cancelled, "Cancelled")]
+    {
+        let mut it = run();
+        it.held = true;
+        let mut known = facts(frozen(Place::Own));
+        (known.cluster, known.owned) = (ClusterFact::Answers(None), true);
+        known.drive = DriveFact::Done(Box::new(report(outcome)));
+        let planned = pass(&mut it, &known);
+        assert_eq!((planned.cluster, planned.hold), (ClusterStep::Keep, Hold::Keep), "{reason}");
+        assert!(it.has_ended());
+        assert_eq!(condition(&it, "Succeeded").1, reason);
+
+        // Whatever is known later, the written end counts.
+        let written = it.status.clone();
+        known.drive = DriveFact::None;
+        known.spec = SpecFact::Valid;
+        it.spec.cancel = true;
+        let planned = pass(&mut it, &known);
+        assert_eq!((planned.cluster, planned.hold), (ClusterStep::Delete, Hold::Release));
+        assert_eq!(it.status, written);
+        assert!(!planned.delete);
+    }
+}
+
+#[test]
+fn an_ended_run_goes_after_its_time_and_no_cluster_of_others_with_it() {
+    let mut it = run();
+    let mut known = facts(frozen(Place::Shared("c".into())));
+    known.drive = DriveFact::Done(Box::new(report(RunOutcome::Succeeded)));
+    pass(&mut it, &known);
+    known.drive = DriveFact::None;
+    it.spec.ttl_after_finished = Some("1m".parse().unwrap());
+    let planned = plan(&it, &known);
+    assert_eq!((planned.delete, planned.wake), (false, Some(Duration::from_secs(60))));
+    assert_eq!(planned.cluster, ClusterStep::Keep);
+    known.now = at(65);
+    assert!(plan(&it, &known).delete);
+}
+
+#[test]
+fn a_cancelled_run_is_closed_where_it_is_open_and_ended_at_once_where_it_never_was() {
+    let mut it = run();
+    it.spec.cancel = true;
+    let known = facts(frozen(Place::Own));
+    assert_eq!(plan(&it, &known).word.state, State::Ended(RunOutcome::Cancelled), "nothing was begun");
+
+    it.held = true;
+    let mut known = facts(frozen(Place::Own));
+    known.cluster = ClusterFact::Answers(None);
+    assert_eq!(plan(&it, &known).drive, DriveStep::Run { cancel: true }, "it may be open");
+    let pause = Some(Duration::from_secs(9));
+    known.drive = DriveFact::Broken { trouble: trouble("AccessDenied", true), again: pause };
+    assert_eq!(plan(&it, &known).word.state, State::Ended(RunOutcome::Cancelled), "it cannot be opened");
+
+    it.status.started_at = Some(at(1).to_string());
+    let planned = plan(&it, &known);
+    assert_eq!((planned.word.state, planned.wake), (State::Running, pause), "its finally steps have a right to run");
+    known.cancelling = Duration::from_secs(301);
+    assert_eq!(plan(&it, &known).word.state, State::Ended(RunOutcome::Cancelled));
+}
+
+#[test]
+fn what_is_to_end_does_not_wait_for_ever_for_a_worker_that_runs_its_finally_steps() {
+    let mut live = open();
+    (live.counts.running, live.counts.kept_back) = (0, 1);
+    live.blocked.insert("tidy".to_owned(), (1, "no worker is connected".to_owned()));
+    let mut known = facts(frozen(Place::Own));
+    known.cluster = ClusterFact::Answers(Some(trouble("ImagePull", true)));
+    known.drive = DriveFact::Live(live);
+    known.stuck = Duration::from_secs(299);
+    let mut it = run();
+    pass(&mut it, &known);
+    assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "Finalizing".into()));
+    assert_eq!(it.status.conditions[0].message, "`finally` steps wait: about ImagePull");
+    known.stuck = Duration::from_secs(300);
+    let word = plan(&it, &known).word;
+    assert_eq!((word.state, word.reason.as_str()), (State::Ended(RunOutcome::Failed), "DeadlineExceeded"));
+    assert!(word.message.ends_with("`finally` steps wait: about ImagePull"), "{}", word.message);
+    (it.held, it.spec.cancel) = (true, true);
+    let word = plan(&it, &known).word;
+    assert_eq!(word.state, State::Ended(RunOutcome::Cancelled));
+    assert!(word.message.ends_with("`finally` steps wait: about ImagePull"), "{}", word.message);
+}
+
+#[test]
+fn a_run_of_which_finally_steps_are_left_says_so() {
+    let mut live = open();
+    live.counts.finalizing = true;
+    let mut known = facts(frozen(Place::Own));
+    known.cluster = ClusterFact::Answers(None);
+    known.drive = DriveFact::Live(live);
+    let mut it = run();
+    it.held = true;
+    pass(&mut it, &known);
+    assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "Finalizing".into()));
+    assert_eq!(it.status.conditions[0].message, "all other steps have ended, `finally` steps run");
+}
+
+#[test]
+fn a_suspended_run_leaves_its_scheduler_and_gives_its_cluster_back() {
+    let mut it = run();
+    (it.held, it.spec.suspend) = (true, true);
+    let mut known = facts(frozen(Place::Own));
+    (known.cluster, known.owned) = (ClusterFact::Answers(None), true);
+    known.drive = DriveFact::Live(open());
+    let planned = pass(&mut it, &known);
+    assert_eq!((planned.drive, planned.cluster), (DriveStep::Stop { leave: true }, ClusterStep::Delete));
+    assert_eq!((it.status.state.as_deref(), planned.hold), (Some("Suspended"), Hold::Keep));
+    it.queue = Some("nightly".to_owned());
+    pass(&mut it, &known);
+    let message = &it.status.conditions[0].message;
+    assert!(message.contains("queue of the schedule of Pipeline nightly"), "{message}");
+    // Before it was written down, nothing is.
+    let mut new = run();
+    new.spec.suspend = true;
+    assert!(!pass(&mut new, &facts(SpecFact::Valid)).freeze);
+}
+
+#[test]
+fn a_run_beyond_the_limit_of_its_namespace_waits_before_it_is_written_down() {
+    let mut known = facts(SpecFact::Valid);
+    known.full = Some(trouble("RunLimit", false));
+    let mut it = run();
+    let planned = pass(&mut it, &known);
+    assert!(!planned.freeze && planned.cluster == ClusterStep::Keep && planned.drive == DriveStep::Keep);
+    assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "RunLimit".into()));
+    it.spec.cancel = true;
+    assert_eq!(pass(&mut it, &known).word.state, State::Ended(RunOutcome::Cancelled));
+}
+
+#[test]
+fn deadlines_end_a_run_that_nobody_else_can_end() {
+    let mut known = facts(frozen(Place::Own));
+    known.cluster = ClusterFact::Waits(trouble("QuotaExceeded", false));
+    let mut it = run();
+    assert_eq!(pass(&mut it, &known).wake, Some(Duration::from_secs(595)));
+    known.now = at(600);
+    pass(&mut it, &known);
+    assert_eq!(condition(&it, "Succeeded"), ("False".into(), "DeadlineExceeded".into()));
+    assert!(it.status.conditions[0].message.contains("about QuotaExceeded"), "{:?}", it.status.conditions);
+
+    // An open run is the driver's to end, who lets the `finally` steps run.
+    let mut it = run();
+    let mut known = facts(frozen(Place::Own));
+    (known.now, known.drive) = (at(600), DriveFact::Live(open()));
+    assert_eq!(pass(&mut it, &known).word.state, State::Running);
+    if let SpecFact::Frozen(frozen) = &mut known.spec {
+        frozen.active = Some(Duration::from_secs(700));
+    }
+    known.now = at(719);
+    assert_eq!(pass(&mut it, &known).word.state, State::Running);
+    known.now = at(820);
+    assert_eq!(pass(&mut it, &known).word.state, State::Ended(RunOutcome::Failed));
+
+    // They have the time that `deadlines.finally` gives them, or as long as they take.
+    let finally = |known: &mut Facts, span: Option<u64>| {
+        if let SpecFact::Frozen(frozen) = &mut known.spec {
+            frozen.finally = span.map(Duration::from_secs);
+        }
+    };
+    finally(&mut known, Some(300));
+    assert_eq!(plan(&run(), &known).word.state, State::Running);
+    known.now = at(1120);
+    assert_eq!(plan(&run(), &known).word.state, State::Ended(RunOutcome::Failed));
+    finally(&mut known, None);
+    assert_eq!(plan(&run(), &known).word.state, State::Running);
+
+    // Why no step began is told with the end.
+    let mut late = report(RunOutcome::Failed);
+    (late.reason, late.message) = (Some("DeadlineExceeded".into()), Some("no step had started".into()));
+    (known.drive, known.waited) = (DriveFact::Done(Box::new(late)), Some("0/3 nodes fit".into()));
+    let word = plan(&run(), &known).word;
+    assert_eq!(
+        (word.reason.as_str(), word.message.as_str()),
+        ("DeadlineExceeded", "no step had started; it waited: 0/3 nodes fit")
+    );
+
+    // What it names does not come.
+    let patience = Some("90s".parse().unwrap());
+    let mut known = facts(SpecFact::Waits(trouble("PipelineNotFound", false), patience));
+    let planned = plan(&run(), &known);
+    assert_eq!((planned.word.state, planned.wake), (State::Pending, Some(Duration::from_secs(85))));
+    known.now = at(90);
+    let word = plan(&run(), &known).word;
+    assert_eq!(
+        (word.reason.as_str(), word.message.as_str()),
+        ("DeadlineExceeded", "it waited for 1m30s in vain: about PipelineNotFound")
+    );
+
+    // What is written down and cannot be read now, since the API server refuses, is no reason to end anything.
+    let mut known = facts(SpecFact::Waits(trouble("ApiError", false), None));
+    known.now = at(100_000);
+    assert_eq!(plan(&run(), &known).word.state, State::Pending);
+    let mut it = run();
+    it.status.started_at = Some(at(1).to_string());
+    assert_eq!(plan(&it, &known).word.state, State::Running);
+}
+
+#[test]
+fn a_deleted_run_is_closed_for_a_minute_and_then_let_go() {
+    let mut it = run();
+    it.deleting = Some(at(0));
+    let mut known = facts(frozen(Place::Shared("c".into())));
+    known.cluster = ClusterFact::Answers(None);
+    assert_eq!(plan(&it, &known).hold, Hold::Keep, "there is none to release");
+    it.held = true;
+    known.drive = DriveFact::Live(open());
+    let planned = plan(&it, &known);
+    assert_eq!((planned.hold, planned.drive), (Hold::Keep, DriveStep::Run { cancel: true }));
+    assert_eq!(planned.wake, Some(Duration::from_secs(55)));
+    known.now = at(60);
+    let planned = plan(&it, &known);
+    assert_eq!((planned.hold, planned.drive), (Hold::Release, DriveStep::Stop { leave: true }));
+    (known.now, known.drive, known.cluster) = (at(5), DriveFact::None, ClusterFact::Missing);
+    assert_eq!(plan(&it, &known).hold, Hold::Release, "there is nowhere to close it");
+}
+
+#[test]
+fn why_a_run_waits_is_told_and_it_is_tried_again_after_a_pause() {
+    let check = |known: &daskade::runs::facts::Facts, reason: &str, stalled: &str| {
+        let mut it = run();
+        it.held = true;
+        let planned = pass(&mut it, known);
+        assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), reason.into()));
+        assert_eq!(condition(&it, "Stalled").0, stalled, "{reason}");
+        planned
+    };
+    let mut known = facts(frozen(Place::Shared("c".into())));
+    check(&known, "ClusterNotFound", "False");
+    known.cluster = ClusterFact::Answers(None);
+    let pause = Some(Duration::from_secs(7));
+    known.drive = DriveFact::Broken { trouble: trouble("AccessDenied", true), again: pause };
+    let planned = check(&known, "AccessDenied", "True");
+    assert_eq!((planned.drive, planned.wake), (DriveStep::Keep, pause));
+    known.drive = DriveFact::Broken { trouble: trouble("AccessDenied", true), again: Some(Duration::ZERO) };
+    assert_eq!(check(&known, "AccessDenied", "True").drive, DriveStep::Run { cancel: false });
+    known.drive = DriveFact::Live(Live { before: Some(trouble("AccessDenied", true)), ..Live::default() });
+    check(&known, "AccessDenied", "True");
+    known.drive = DriveFact::Live(Live { lost: Some("it is gone".into()), ..Live::default() });
+    check(&known, "SchedulerUnreachable", "False");
+    known.drive = DriveFact::Broken { trouble: trouble("RecordUnreadable", false), again: None };
+    assert_eq!(plan(&run(), &known).word.state, State::Ended(RunOutcome::Failed));
+
+    let mut live = open();
+    live.counts.running = 0;
+    live.blocked.insert("train".into(), (3, "no worker offers GPU: 1".into()));
+    known.drive = DriveFact::Live(live.clone());
+    check(&known, "NoWorkers", "False");
+    known.cluster = ClusterFact::Answers(Some(trouble("Unschedulable", false)));
+    check(&known, "Unschedulable", "False");
+    live.storage = Some(trouble("StorageUnreachable", false));
+    known.drive = DriveFact::Live(live.clone());
+    check(&known, "StorageUnreachable", "False");
+    live.storage = Some(trouble("AccessDenied", true));
+    known.drive = DriveFact::Live(live);
+    check(&known, "AccessDenied", "True");
+}
+
+#[test]
+fn keys_that_the_storage_refuses_are_told_with_the_secret_and_what_to_do() {
+    let told = |url: &str, secret: Option<&str>, drive: DriveFact| {
+        let SpecFact::Frozen(mut spec) = frozen(Place::Own) else { panic!("it is frozen") };
+        (spec.storage_url, spec.storage_secret) = (url.to_owned(), secret.map(ToOwned::to_owned));
+        let known = Facts { cluster: ClusterFact::Answers(None), drive, ..facts(SpecFact::Frozen(spec)) };
+        plan(&run(), &known).word
+    };
+    let denied = trouble("AccessDenied", true);
+    let broken = DriveFact::Broken { trouble: denied.clone(), again: Some(Duration::from_secs(7)) };
+    let live = DriveFact::Live(Live { storage: Some(denied), ..open() });
+    for drive in [broken, live] {
+        for (url, secret, part) in [
+            ("s3://bucket/p", Some("keys"), "the keys in the Secret keys (storage.secretRef)"),
+            ("s3://bucket/p", None, "no storage.secretRef is set"),
+            ("file:///data", None, "let user 1000"),
+        ] {
+            let word = told(url, secret, drive.clone());
+            assert_eq!((word.reason.as_str(), word.stalled), ("AccessDenied", true));
+            assert!(
+                word.message.starts_with("about AccessDenied; ") && word.message.contains(part),
+                "{}",
+                word.message
+            );
+        }
+    }
+}

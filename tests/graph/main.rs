@@ -1,0 +1,9 @@
+//! The engine: the meaning of each kind of step, demand, scale, and properties of random runs.
+
+mod demand;
+mod properties;
+mod reference;
+mod scale;
+mod semantics;
+mod sim;
+mod support;

@@ -1,0 +1,9 @@
+//! What a local run is made of: manifests, the driver of a run, and Dask processes on this machine.
+
+mod bad_inputs;
+mod driver;
+mod fleet;
+mod manifest;
+mod manifest_properties;
+#[path = "../support/peer.rs"]
+mod peer;

@@ -1,0 +1,5 @@
+//! Rules about the repository itself: generated files, source layout, supported versions.
+
+mod generated;
+mod supported;
+mod tidy;

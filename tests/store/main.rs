@@ -1,0 +1,5 @@
+//! A run's storage: golden journals, damaged ones, and a real S3 server.
+
+mod golden;
+mod reader;
+mod s3;

@@ -1,0 +1,5 @@
+//! The log and traces. Each test needs a process of its own, since the subscriber is one per process.
+
+mod blocked;
+#[cfg(feature = "otlp")]
+mod otlp;
