@@ -255,6 +255,9 @@ fn service(text: &str) -> Result<String, &'static str> {
 }
 
 fn endpoint(text: &str) -> Result<String, &'static str> {
+    if !cfg!(feature = "otlp") {
+        return Err("needs OpenTelemetry, which this program was built without; build it with `--features otlp`");
+    }
     match url::Url::parse(text) {
         Ok(url) if ["http", "https"].contains(&url.scheme()) && url.has_host() => Ok(text.to_owned()),
         _ => Err("is no address of a collector; write it as http://collector:4318"),

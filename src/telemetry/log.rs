@@ -44,7 +44,9 @@ pub enum Error {
     #[error("read the log filter {filter:?}: {source}")]
     Filter { filter: String, source: tracing_subscriber::filter::ParseError },
     #[error("set up the export of traces to {endpoint}: {source}")]
-    Otlp { endpoint: String, source: Box<opentelemetry_otlp::ExporterBuildError> },
+    Otlp { endpoint: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("export traces to {endpoint}: this program was built without OpenTelemetry")]
+    NoOtlp { endpoint: String },
     #[error("install the log: {0}")]
     Installed(#[from] tracing_subscriber::util::TryInitError),
 }
@@ -104,7 +106,7 @@ fn start_to<W: Write + Send + 'static>(settings: &Settings, writer: W) -> Result
         let ours = tracing_subscriber::filter::Targets::new()
             .with_default(LevelFilter::OFF)
             .with_target("daskade", LevelFilter::DEBUG);
-        tracing_opentelemetry::layer().with_tracer(traces.tracer()).with_filter(ours)
+        traces.layer().with_filter(ours)
     });
     tracing_subscriber::registry().with(lines).with(spans).try_init()?;
     Ok(Telemetry { log, dropped, traces })

@@ -6,4 +6,8 @@ pub mod metrics;
 pub mod panics;
 mod process;
 pub mod server;
+#[cfg(feature = "otlp")]
+mod traces;
+#[cfg(not(feature = "otlp"))]
+#[path = "no_traces.rs"]
 mod traces;

@@ -6,7 +6,10 @@ use std::time::Duration;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{ExporterBuildError, Protocol, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing::Subscriber;
+use tracing_subscriber::layer::Layer;
+use tracing_subscriber::registry::LookupSpan;
 
 use super::log::Error;
 
@@ -29,7 +32,8 @@ impl fmt::Debug for Traces {
 pub(super) fn start(endpoint: &str) -> Result<Traces, Error> {
     // The exporter's HTTP client asks for one. If another was installed before, that is as good.
     drop(rustls::crypto::ring::default_provider().install_default());
-    let exporter = build(endpoint).map_err(|source| Error::Otlp { endpoint: endpoint.to_owned(), source })?;
+    let exporter =
+        build(endpoint).map_err(|source| Error::Otlp { endpoint: endpoint.to_owned(), source: source.into() })?;
     let resource = Resource::builder()
         .with_service_name("daskade")
         .with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
@@ -39,8 +43,12 @@ pub(super) fn start(endpoint: &str) -> Result<Traces, Error> {
 }
 
 impl Traces {
-    pub(super) fn tracer(&self) -> SdkTracer {
-        self.provider.tracer("daskade")
+    /// Hands spans to the exporter.
+    pub(super) fn layer<S>(&self) -> impl Layer<S> + use<S>
+    where
+        S: Subscriber + for<'span> LookupSpan<'span>,
+    {
+        tracing_opentelemetry::layer().with_tracer(self.provider.tracer("daskade"))
     }
 
     /// Sends what waits, for a bounded time; what cannot be sent is lost.
@@ -49,9 +57,9 @@ impl Traces {
     }
 }
 
-fn build(endpoint: &str) -> Result<SpanExporter, Box<ExporterBuildError>> {
+fn build(endpoint: &str) -> Result<SpanExporter, ExporterBuildError> {
     // An address that is given in code is used as it is, so the path of the signal is ours to append.
     let traces = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
     let exporter = SpanExporter::builder().with_http();
-    exporter.with_endpoint(traces).with_protocol(Protocol::HttpBinary).with_timeout(EXPORT).build().map_err(Box::new)
+    exporter.with_endpoint(traces).with_protocol(Protocol::HttpBinary).with_timeout(EXPORT).build()
 }
