@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from daskade_runtime.earlier import mark_key
-from support.dask.local import Cluster, cluster
+from support.dask.local import Cluster
 from support.dask.run import Run
 from support.dask.wire import RpcError
 from tests.earlier import STEPS, a_run, earlier
-
-
-@pytest.fixture(scope="module")
-def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("cluster")) as made:
-        yield made
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from support.dask.local import Process
 from support.dask.run import Run
 from support.dask.steps import args, step
 from support.dask.wire import Conn
+from support.waiting import until
 
 STEP = step("add", "operator:add", args(1, 2), result=1)
 
@@ -73,17 +73,14 @@ def plain(
         )
     ]
     try:
-        address = ""
-        end = time.time() + 60
-        while not address:
-            assert time.time() < end and made[0].poll() is None, (
-                directory / "plain-scheduler.log"
-            ).read_text()
-            found = re.search(
-                rf"Scheduler at:\s+({scheme}://\S+)", (directory / "plain-scheduler.log").read_text()
-            )
-            address = found[1] if found else ""
-            time.sleep(0.05)
+
+        def address_told() -> str | None:
+            said = (directory / "plain-scheduler.log").read_text()
+            assert made[0].poll() is None, said
+            found = re.search(rf"Scheduler at:\s+({scheme}://\S+)", said)
+            return found and found[1]
+
+        address = until("the scheduler tells its address", address_told, 60)
         for n in range(workers):
             log = os.open(directory / f"plain-worker-{n}.log", os.O_WRONLY | os.O_CREAT)
             command = [
@@ -119,13 +116,8 @@ def run_a_step(address: str, directory: Path, tls: ssl.SSLContext | None = None)
     run.close()
 
 
-def hello(conn: Conn, timeout: float = 30.0) -> dict[str, Any]:
-    end = time.time() + timeout
-    while True:
-        reply = conn.call("daskade-hello")
-        if reply is not None or time.time() > end:
-            return reply  # type: ignore[no-any-return]
-        time.sleep(0.05)
+def hello(conn: Conn) -> dict[str, Any]:
+    return dict(until("the runtime answers", lambda: conn.call("daskade-hello"), 30))
 
 
 def test_the_runtime_is_sent_to_a_running_cluster_once(tmp_path: Path) -> None:

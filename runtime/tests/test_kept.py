@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,6 @@ from daskade_runtime.definitions import Run
 from daskade_runtime.errors import StepFailure
 from daskade_runtime.storage import StorageError, open_store
 from support.s3.server import S3Server
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with S3Server(tmp_path_factory.mktemp("s3")) as found:
-        yield found
 
 
 @pytest.fixture(params=["directory", "s3"])

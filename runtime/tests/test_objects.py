@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,9 @@ import pytest
 from daskade_runtime import objects
 from daskade_runtime.errors import StepFailure
 from support.dask.local import Cluster as LocalCluster
-from support.dask.local import cluster as local_cluster
 from support.dask.run import Run
 from support.dask.steps import args, ref, step
 from support.dask.workers import Cluster, value
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("cluster"), workers=1)
-    yield made
-    made.close()
 
 
 def script(source: str, **more: Any) -> dict[str, Any]:
@@ -248,12 +239,6 @@ def test_what_is_there_is_taken_in_place_of_a_call(cluster: Cluster) -> None:
 
 
 # ------------------------------------------------------------ the scheduler's word
-
-
-@pytest.fixture(scope="module")
-def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    with local_cluster(tmp_path_factory.mktemp("wire"), workers=1) as made:
-        yield made
 
 
 def test_the_scheduler_tells_what_is_at_paths_and_what_tasks_named(

@@ -187,10 +187,11 @@ def test_an_outage_costs_bounded_memory_and_the_loss_is_written_down(
 
 
 def test_a_feed_never_waits_for_storage(hub: Hub) -> None:
-    release = threading.Event()
+    entered, release = threading.Event(), threading.Event()
 
     class Slow(Broken):
         def put(self, key: str, data: Any) -> None:
+            entered.set()
             release.wait(20)
             self.inner.put(key, data)
 
@@ -198,7 +199,7 @@ def test_a_feed_never_waits_for_storage(hub: Hub) -> None:
     log = hub.attempt()
     log.feed("stdout", b"first\n")
     hub.hub.hurry()
-    time.sleep(0.2)
+    assert entered.wait(20)
     began = time.monotonic()
     for k in range(1000):
         log.feed("stdout", b"%d\n" % k)

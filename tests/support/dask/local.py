@@ -1,4 +1,4 @@
-"""Local Dask processes as the command line starts them: `python -m daskade_runtime.local`."""
+"""Local Dask processes as the command line starts them, by `support.dask.forks`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import json
 import os
 import queue
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from support import RUNTIME
+from support.dask import forks
+from support.dask.forks import Fork
 from support.dask.wire import Conn
 
 
@@ -22,22 +22,13 @@ class Process:
     """One local Dask process."""
 
     def __init__(self, *args: str, env: dict[str, str] | None = None, log: Path | None = None) -> None:
+        self.log = log or Path(os.devnull)
         full = {**os.environ, "PYTHONPATH": str(RUNTIME), **(env or {})}
-        self.log = log
-        err = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log else None
-        self.popen = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "daskade_runtime.local", *args],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=err,
-            env=full,
-            start_new_session=True,
-        )
+        self.popen = Fork(forks.RUNTIME, ["daskade_runtime.local", *args], full, self.log, Path.cwd(), read=True)
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        assert self.popen.stdout is not None
         for line in self.popen.stdout:
             self._lines.put(line.decode(errors="replace"))
         self._lines.put("")
@@ -45,8 +36,7 @@ class Process:
     def ready(self, timeout: float = 60.0) -> dict[str, Any]:
         line = self._lines.get(timeout=timeout)
         if not line.startswith("{"):
-            tail = self.log.read_text()[-3000:] if self.log else ""
-            raise AssertionError(f"process did not start: {line!r} {tail}")
+            raise AssertionError(f"process did not start: {line!r} {self.log.read_text()[-3000:]}")
         found: dict[str, Any] = json.loads(line)
         return found
 
@@ -60,6 +50,7 @@ class Process:
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.kill()
         self.popen.wait(20)
 
 
