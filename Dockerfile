@@ -9,15 +9,16 @@
 ARG RUST=docker.io/library/rust:1-slim-bookworm
 
 FROM ${RUST} AS build
-ARG PROFILE=dist
+ARG PROFILE=dist FEATURES=otlp
 RUN cargo auditable --version 2>/dev/null || cargo install --quiet --locked cargo-auditable@0.7.7
 WORKDIR /src
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY src src
 COPY benches benches
+COPY fuzz fuzz
 COPY runtime runtime
 # Only the program itself is linked statically: build scripts and macros run on this machine.
-RUN cargo auditable rustc --locked --profile "${PROFILE}" --all-features --bin daskade -- -C target-feature=+crt-static \
+RUN cargo auditable rustc --locked --profile "${PROFILE}" --features "${FEATURES}" --bin daskade -- -C target-feature=+crt-static \
     && mkdir -p /image/usr/local/bin /image/etc/ssl/certs \
     && install --strip target/$([ "${PROFILE}" = dev ] && echo debug || echo "${PROFILE}")/daskade /image/usr/local/bin/daskade \
     && cp /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/

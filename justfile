@@ -1,0 +1,203 @@
+# The stages of `./test`, one recipe each. `./test STAGE...` runs them with their tools on PATH, counts their tests and
+# prints the slowest; `just STAGE` runs one alone, if `just` is installed. Exit code 77: skipped, for the reason printed last.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+set positional-arguments
+
+results := justfile_directory() / "target/test-results"
+binary := justfile_directory() / "target/debug/daskade"
+locked := if env("CI", "") != "" { "--locked" } else { "" }
+
+[private]
+default:
+    @just --list --unsorted
+
+# Check the format of the Rust code
+fmt:
+    cargo fmt --all --check
+
+# Lint the Python code
+ruff:
+    ruff check .
+
+# Check the types of the Python code
+mypy:
+    mypy
+
+# Lint the Rust code
+clippy:
+    cargo clippy {{ locked }} --all-targets --quiet -- -D warnings
+
+# Run the Rust tests, which need no other process than the program itself
+rust:
+    cargo nextest run {{ locked }} --profile rust
+    @just _rust-results rust
+
+# Run each fuzz target for 20 seconds
+fuzz:
+    tests/harness/fuzz "${FUZZ_SECONDS:-20}"
+
+# Check licenses, sources and bans of the crates
+deny:
+    cargo-deny --log-level error check bans licenses sources
+
+# Check the crates for known vulnerabilities
+advisories:
+    #!/usr/bin/env bash
+    set -uo pipefail
+    log=$(mktemp)
+    if cargo-deny fetch db 2>&1 | tee "$log"; then exec cargo-deny check advisories; fi
+    grep -q "failed to fetch advisory database" "$log" || exit 1
+    echo "skipped: RustSec's advisory database cannot be fetched from here"
+    exit 77
+
+# Test the Helm charts and the scripts for Argo CD
+chart: _program
+    PATH="$(just _chart-tools):$PATH" just _pytest chart "$(tests/harness/env chart)" tests/chart
+
+# Test the oracle of the survival tests
+oracle:
+    just _pytest oracle "$(tests/harness/env plain)" tests/survival/test_oracle.py
+
+# Test the runtime on the newest supported release of distributed
+runtime-newest: (_runtime "runtime-newest" `tests/harness/versions newest`)
+
+# Test the runtime on the oldest supported release of distributed
+runtime-oldest: (_runtime "runtime-oldest" `tests/harness/versions oldest`)
+
+# Test the runtime on releases of distributed between the two
+runtime-all:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    for version in $(tests/harness/versions between); do
+        echo "distributed $version"
+        just _runtime runtime-all "$version"
+        rm -rf "$(tests/harness/env dask "$version")"
+    done
+
+# Test the Rust code against real releases of Dask and a real S3 server
+interop:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    for version in newest oldest; do
+        env=$(tests/harness/env dask "$(tests/harness/versions $version)")
+        DASKADE_TEST_PYTHON=$env/bin/python cargo nextest run {{ locked }} --profile interop --run-ignored only
+        just _rust-results interop "$version"
+    done
+
+# Test the command line from end to end
+e2e: _program
+    #!/usr/bin/env bash
+    set -euo pipefail
+    old=$(tests/harness/env dask "$(tests/harness/versions oldest)")
+    DASKADE_TEST_OLDEST=$old/bin/python just _pytest e2e "$(just _dask)" tests/e2e
+
+# Kill parts of local runs at random points, and check what is left (SEEDS=n: so many runs)
+survival seeds=env("SEEDS", "50"): _program
+    just _pytest survival "$(just _dask)" tests/survival/test_survival.py --seeds {{ seeds }} -n 3
+
+# The same with 200 seeds
+survival-200: (survival env("SEEDS", "200"))
+
+# Test clusters, runs and pipelines on a real Kubernetes cluster
+cluster: (_kubernetes "cluster" "" "tests/cluster")
+
+# Test what depends on the API server on the oldest supported version of Kubernetes
+kube-oldest: (_kubernetes "kube-oldest" `basename -a -s .mod tests/kube/versions/*.mod | sort -V | head -n 1`)
+
+# Test what depends on the API server on the newest supported version of Kubernetes
+kube-newest: (_kubernetes "kube-newest" `basename -a -s .mod tests/kube/versions/*.mod | sort -V | tail -n 1`)
+
+# Build the operator's image twice, compare the two, and check the bills of materials
+image: (_root "it builds images in folders, without a container engine")
+    #!/usr/bin/env bash
+    set -euo pipefail
+    tools=$(tests/images/build)
+    tests/kube/image release
+    PATH="$tools:$PATH" DASKADE_TEST_IMAGES="$PWD/target/images" just _pytest image "$(tests/harness/env images)" tests/images
+
+# Measure what objects of others cost the operator, with few of them
+unrelated: (_root "it makes a network namespace") _program
+    "$(just _dask)/bin/python" bench/operator/scale.py unrelated --binary {{ binary }} --pods 500 --secrets 2000
+
+# Measure local runs beside a plain Dask client
+bench: _dist
+    "$(just _dask)/bin/python" bench/run.py
+
+# Measure the operator with many clusters and runs
+bench-operator: (_root "it makes a network namespace") _dist
+    "$(just _dask)/bin/python" bench/operator/scale.py unrelated
+    "$(just _dask)/bin/python" bench/operator/scale.py
+    "$(just _dask)/bin/python" bench/operator/runs.py
+
+# ------------------------------------------------------------------------------------------ what several stages share
+
+_program:
+    cargo build {{ locked }} --quiet
+
+_dist:
+    cargo build {{ locked }} --profile dist --quiet
+
+# The environment with the newest supported release of Dask
+_dask:
+    @tests/harness/env dask "$(tests/harness/versions newest)"
+
+# helm and the interpreter of Argo CD's scripts
+_chart-tools:
+    @tests/chart/build
+
+# A stage ends well only if pytest does: "no tests" is a failure
+_pytest stage env *arguments:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    stage=$1 env=$2
+    shift 2
+    mkdir -p "{{ results }}/$stage"
+    export PATH="$env/bin:$PATH" DASKADE_BIN="{{ binary }}"
+    exec "$env/bin/python" -m pytest -q -p no:cacheprovider --junitxml "$(mktemp "{{ results }}/$stage/XXXXXX.xml")" "$@"
+
+_rust-results stage *name:
+    @mkdir -p "{{ results }}/{{ stage }}"
+    @cp "target/nextest/{{ stage }}/junit.xml" "{{ results }}/{{ stage }}/rust{{ name }}.xml"
+
+_runtime stage version:
+    just _pytest {{ stage }} "$(tests/harness/env dask {{ version }})" runtime/tests -n 3 --dist loadfile
+
+_root reason:
+    @[ "$(id -u)" = 0 ] || { echo "skipped: not root, and {{ reason }}"; exit 77; }
+
+# Tests on a cluster of this machine, which is stopped at the end, or on the one of KUBECONFIG. What depends on the API
+# server's version: definitions with their rules, admission policies, rights, the chart; and that clusters and runs work at all
+_kubernetes stage minor="" *tests="tests/cluster/test_objects.py tests/cluster/test_chart.py tests/cluster/test_rights.py tests/cluster/test_granted.py tests/cluster/test_operator.py tests/cluster/test_level.py tests/cluster/test_pipeline.py tests/cluster/test_run.py tests/cluster/test_tls.py tests/cluster/test_pipelinerun.py::test_a_run_makes_its_cluster_finishes_and_takes_the_cluster_down":
+    #!/usr/bin/env bash
+    set -uo pipefail
+    stage=$1 minor=${2:-} own="" state=${CLUSTER_DIR:-/var/tmp/daskade-cluster}
+    if [ -z "${KUBECONFIG:-}" ] && [ "$(id -u)" != 0 ]; then
+        echo "skipped: not root, and KUBECONFIG names no cluster"
+        exit 77
+    fi
+    if [ -n "${KUBECONFIG:-}" ] && [ -n "$minor" ]; then
+        echo "skipped: KUBECONFIG is set, and its cluster is not Kubernetes $minor"
+        exit 77
+    fi
+    env=$(just _dask) && tools=$(just _chart-tools) && just _program || exit 1
+    export PATH="$tools:$PATH"
+    if [ -z "${KUBECONFIG:-}" ]; then
+        own=yes
+        trap '[ -n "${KEEP_CLUSTER:-}" ] || tests/kube/down' EXIT
+        DASKADE_TEST_KUBE=$minor tests/kube/up || exit 1
+        export KUBECONFIG="$state/admin.kubeconfig" PATH="$state/bin:$PATH"
+        echo "cluster started after $SECONDS s"
+        tests/kube/images || exit 1
+        echo "images loaded after $SECONDS s"
+    fi
+    export DASKADE_TEST_OWN_CLUSTER=$own DASKADE_TEST_POLICIES="${own:+enforced}"
+    just _pytest "$stage" "$env" {{ tests }} -n 4 --dist loadgroup --no-loadscope-reorder
+    verdict=$?
+    if [ -n "$own" ] && [ "$stage" = cluster ]; then
+        # Alone, since an API server that is down would disturb the others.
+        just _pytest "$stage" "$env" tests/cluster/test_survival.py -k api-server || verdict=1
+        # Last: compares what the operator did in all tests with the rights it has.
+        DASKADE_TEST_AUDIT_LOGS=$state/log just _pytest "$stage" "$env" tests/cluster/test_used.py || verdict=1
+    fi
+    exit $verdict
