@@ -94,7 +94,7 @@ e2e: _program
 
 # Kill parts of local runs at random points, and check what is left (SEEDS=n: so many runs)
 survival seeds=env("SEEDS", "50"): _program
-    just _pytest survival "$(just _dask)" tests/survival/test_survival.py --seeds {{ seeds }} -n 3
+    just _pytest survival "$(just _dask)" tests/survival/test_survival.py --seeds {{ seeds }} -n 3 --maxschedchunk 1
 
 # The same with 200 seeds
 survival-200: (survival env("SEEDS", "200"))
