@@ -17,7 +17,8 @@ fn helped() -> [BTreeSet<String>; 3] {
     let done = Command::new(in_repository("test")).arg("--help").output().expect("run ./test --help");
     let text = String::from_utf8(done.stdout).expect("UTF-8");
     ["Stages of `./test quick`: ", "`./test` adds: ", "`./test full` adds: "].map(|start| {
-        let line = text.lines().find_map(|line| line.strip_prefix(start)).unwrap_or_else(|| panic!("{start} in {text}"));
+        let line =
+            text.lines().find_map(|line| line.strip_prefix(start)).unwrap_or_else(|| panic!("{start} in {text}"));
         line.split(' ').map(ToOwned::to_owned).collect()
     })
 }
@@ -29,7 +30,8 @@ fn all_stages() -> BTreeSet<String> {
 /// The text of a page from a heading to the next one of its level.
 fn section(path: &str, heading: &str) -> String {
     let text = read(path);
-    let (_, rest) = text.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("{path} has no ## {heading}"));
+    let (_, rest) =
+        text.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("{path} has no ## {heading}"));
     rest.split("\n## ").next().unwrap_or_default().to_owned()
 }
 
@@ -72,8 +74,11 @@ fn the_architecture_says_what_each_stage_is_for() {
 #[test]
 fn every_stage_of_the_standard_run_has_a_time_budget() {
     let text = read("tests/harness/budget.txt");
-    let names: BTreeSet<String> =
-        text.lines().filter_map(|line| line.split('#').next()?.split_whitespace().next()).map(ToOwned::to_owned).collect();
+    let names: BTreeSet<String> = text
+        .lines()
+        .filter_map(|line| line.split('#').next()?.split_whitespace().next())
+        .map(ToOwned::to_owned)
+        .collect();
     let [quick, standard, full] = helped();
     for stage in quick.union(&standard) {
         assert!(names.contains(stage), "tests/harness/budget.txt has no line for {stage}");
