@@ -11,8 +11,6 @@ import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,9 @@ import pytest
 
 from daskade_runtime import install, versions
 from support import RUNTIME
+from support.certificates import certificates
 from support.dask.local import Process
+from support.dask.plain import plain
 from support.dask.run import Run
 from support.dask.steps import args, step
 from support.dask.wire import Conn
@@ -52,61 +52,6 @@ def send_runtime(conn: Conn, data: bytes, digest: str) -> dict[str, Any]:
     return found
 
 
-@contextmanager
-def plain(
-    directory: Path, *, preload: str = "", tls: list[str] | None = None, workers: int = 1
-) -> Iterator[str]:
-    """A scheduler and workers by Dask's command line; the address."""
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    scheme = "tls" if tls else "tcp"
-    common = [sys.executable, "-W", "ignore", "-m"]
-    out = os.open(directory / "plain-scheduler.log", os.O_WRONLY | os.O_CREAT)
-    extra = ["--preload", "daskade_runtime.preload"] if preload else []
-    command = [*common, "distributed.cli.dask_scheduler", "--host", f"{scheme}://127.0.0.1", "--port", "0"]
-    made = [
-        subprocess.Popen(
-            [*command, "--no-dashboard", *(tls or []), *extra],
-            stdout=out,
-            stderr=out,
-            env={**env, "PYTHONPATH": preload} if preload else env,
-            cwd=directory,
-        )
-    ]
-    try:
-
-        def address_told() -> str | None:
-            said = (directory / "plain-scheduler.log").read_text()
-            assert made[0].poll() is None, said
-            found = re.search(rf"Scheduler at:\s+({scheme}://\S+)", said)
-            return found and found[1]
-
-        address = until("the scheduler tells its address", address_told, 60)
-        for n in range(workers):
-            log = os.open(directory / f"plain-worker-{n}.log", os.O_WRONLY | os.O_CREAT)
-            command = [
-                *common,
-                "distributed.cli.dask_worker",
-                address,
-                "--no-nanny",
-                "--nthreads",
-                "1",
-                "--no-dashboard",
-            ]
-            made.append(
-                subprocess.Popen([*command, *(tls or [])], stdout=log, stderr=log, env=env, cwd=directory)
-            )
-        yield address
-    finally:
-        for process in made:
-            process.send_signal(signal.SIGTERM)
-        for process in made:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                pytest.fail("a process did not end on SIGTERM")
-
-
 def run_a_step(address: str, directory: Path, tls: ssl.SSLContext | None = None) -> None:
     run = Run(address, f"file://{directory}/store", [STEP], tls=tls).open()
     events = run.follow(tls=tls)
@@ -122,8 +67,8 @@ def hello(conn: Conn) -> dict[str, Any]:
 
 def test_the_runtime_is_sent_to_a_running_cluster_once(tmp_path: Path) -> None:
     data, digest = install.archive()
-    with plain(tmp_path) as address:
-        conn = Conn(address)
+    with plain(tmp_path) as made:
+        conn = Conn(made.address)
         assert conn.call("daskade-hello") is None
         assert send_runtime(conn, data, digest) == {"status": "OK", "runtime": digest, "installed": True}
         assert send_runtime(conn, data, digest)["installed"] is False
@@ -131,13 +76,13 @@ def test_the_runtime_is_sent_to_a_running_cluster_once(tmp_path: Path) -> None:
         assert said["runtime"] == digest and said["protocol"] == [1, 1] and said["runs"] == {}
         other = send_runtime(conn, b"another", "0" * 64)
         assert other["reason"] == "RuntimeMismatch" and other["runtime"] == digest
-        run_a_step(address, tmp_path)
+        run_a_step(made.address, tmp_path)
 
 
 def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     data, digest = install.archive()
-    with plain(tmp_path, workers=0) as address:
-        conn = Conn(address)
+    with plain(tmp_path, workers=0) as made:
+        conn = Conn(made.address)
         reply = send_runtime(conn, data[:-1], digest)
         assert reply["reason"] == "InstallFailed" and "digest" in reply["message"]
         assert conn.call("daskade-hello") is None
@@ -147,28 +92,18 @@ def test_a_preloaded_archive_is_there_before_the_first_worker(tmp_path: Path) ->
     data, digest = install.archive()
     package = tmp_path / "runtime.zip"
     package.write_bytes(data)
-    with plain(tmp_path, preload=str(package)) as address:
-        assert hello(Conn(address))["runtime"] == digest
-        run_a_step(address, tmp_path)
+    with plain(tmp_path, 1, "--preload", "daskade_runtime.preload", PYTHONPATH=str(package)) as made:
+        assert hello(Conn(made.address))["runtime"] == digest
+        run_a_step(made.address, tmp_path)
 
 
 def test_a_cluster_with_mutual_tls(tmp_path: Path) -> None:
-    ca, cert, key = (str(tmp_path / n) for n in ("ca.pem", "cert.pem", "key.pem"))
-    for command in (
-        f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout {tmp_path}/ca.key -out {ca} -subj /CN=ca",
-        f"openssl req -newkey rsa:2048 -nodes -keyout {key} -out {tmp_path}/csr -subj /CN=dask",
-        f"openssl x509 -req -in {tmp_path}/csr -CA {ca} -CAkey {tmp_path}/ca.key -CAcreateserial -out {cert}",
-    ):
-        subprocess.run(command.split(), check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.load_verify_locations(ca)
-    context.load_cert_chain(cert, key)
+    tls = certificates(tmp_path)
     data, digest = install.archive()
-    with plain(tmp_path, tls=["--tls-ca-file", ca, "--tls-cert", cert, "--tls-key", key]) as address:
-        conn = Conn(address, context)
+    with plain(tmp_path, tls=tls) as made:
+        conn = Conn(made.address, tls.context())
         assert send_runtime(conn, data, digest)["status"] == "OK"
-        run_a_step(address, tmp_path, context)
+        run_a_step(made.address, tmp_path, tls.context())
 
 
 def test_releases_outside_the_range_are_refused_by_name() -> None:

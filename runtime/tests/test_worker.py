@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from support.certificates import certificates
 from support.dask.steps import args, code, ref, step
 from support.dask.workers import Cluster, result, value
 from support.waiting import until
@@ -391,44 +392,6 @@ def test_a_worker_under_a_nanny_whose_worker_process_dies(tmp_path: Path) -> Non
         assert cluster.run(run, 1)["ok"]  # the nanny's next worker process
     finally:
         cluster.close()
-
-
-def certificates(directory: Path) -> tuple[str, str, str]:
-    import subprocess
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
-
-    openssl(
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-keyout",
-        "ca.key",
-        "-out",
-        "ca.pem",
-        "-subj",
-        "/CN=ca",
-    )
-    openssl(
-        "req", "-newkey", "rsa:2048", "-nodes", "-keyout", "own.key", "-out", "own.csr", "-subj", "/CN=own"
-    )
-    openssl(
-        "x509",
-        "-req",
-        "-in",
-        "own.csr",
-        "-CA",
-        "ca.pem",
-        "-CAkey",
-        "ca.key",
-        "-CAcreateserial",
-        "-out",
-        "own.pem",
-    )
-    return str(directory / "ca.pem"), str(directory / "own.pem"), str(directory / "own.key")
 
 
 def test_all_of_it_over_tls(tmp_path: Path) -> None:

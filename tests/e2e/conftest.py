@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from e2e.places import Bucket, Folder, Place
 from support import TOP, processes
 from support.cli import Cli
+from support.dask.plain import Plain, plain
 from support.s3.server import S3Server
 
 
@@ -36,7 +38,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cli(binary: Path, cache: Path, tmp_path: Path) -> Iterator[Cli]:
+def own_cli(binary: Path, cache: Path, tmp_path: Path) -> Iterator[Cli]:
     """The command; a test that leaves processes behind has failed."""
     made = Cli(binary, tmp_path, cache, Path(sys.executable))
     yield made
@@ -44,6 +46,28 @@ def cli(binary: Path, cache: Path, tmp_path: Path) -> Iterator[Cli]:
     for pid in processes.marked(made.mark):
         processes.send(pid, signal.SIGKILL)
     assert left == []
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Iterator[Plain]:
+    """A cluster for the runs of many tests, of one worker, which can reach the bucket."""
+    keys = {name: value for name, value in s3.environ().items() if name != "AWS_ENDPOINT_URL"}
+    with plain(tmp_path_factory.mktemp("cluster"), env=keys) as made:
+        yield made
+
+
+@pytest.fixture
+def cli(own_cli: Cli) -> Cli:
+    """The command as most tests want it; a module may have another one."""
+    return own_cli
+
+
+@pytest.fixture
+def on_cluster(own_cli: Cli, cluster: Plain) -> Cli:
+    """The command, for runs whose processes are of no interest: they use one that is there. Starting two interpreters with
+    Dask is most of what a small run costs.
+    """
+    return replace(own_cli, address=cluster.address)
 
 
 @pytest.fixture
@@ -83,7 +107,8 @@ def examples() -> Path:
 
 
 @pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, cli: Cli, tmp_path: Path) -> Place:
+def place(request: pytest.FixtureRequest, on_cluster: Cli, tmp_path: Path) -> Place:
+    cli = on_cluster
     if request.param == "folder":
         return Place(cli, ["--storage", f"file://{cli.storage}"], {}, Folder(cli.storage))
     server: S3Server = request.getfixturevalue("s3")

@@ -57,4 +57,4 @@ class Place:
         self.put, self.get, self.delete = store.put, store.get, store.delete
 
     def run(self, flow: Path, *words: str) -> Done:
-        return self.cli("run", flow, "--python", self.cli.python, *self.words, *words, env=self.env)
+        return self.cli("run", flow, *self.cli.where, *self.words, *words, env=self.env)

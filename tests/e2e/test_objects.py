@@ -141,7 +141,7 @@ def test_a_missing_object_fails_its_step_with_what_to_do(
     assert "there is no object in/data.json, the input data of step train" in failure["message"], failure
     assert "put it there" in failure["message"]
     place.put("in/data.json", b"[1, 2]")
-    done = place.cli("resume", done.json["uid"], "--python", place.cli.python, "-o", "json", *place.words, env=place.env)
+    done = place.cli("resume", done.json["uid"], *place.cli.where, "-o", "json", *place.words, env=place.env)
     assert done.code == 0 and done.json["results"] == {"total": 7}, done
 
 
@@ -240,7 +240,8 @@ def test_a_run_that_was_killed_does_not_fail_on_its_own_output(
     assert json.loads(kept.read_text()) == value, "what is committed is what is there"
 
 
-def test_the_example_runs_once_and_then_takes_what_is_there(cli: Cli, examples: Path) -> None:
+def test_the_example_runs_once_and_then_takes_what_is_there(on_cluster: Cli, examples: Path) -> None:
+    cli = on_cluster
     report = {"mon": 7.5, "tue": 7.5, "wed": 7.5}
     first = cli.run(examples / "inputs.yaml", "-o", "json")
     assert first.code == 0 and first.json["results"] == {"report": report}, first
@@ -253,11 +254,12 @@ def test_the_example_runs_once_and_then_takes_what_is_there(cli: Cli, examples: 
 
 
 def test_a_run_reads_the_version_that_it_names(
-    cli: Cli, s3: S3Server, manifest: Callable[..., Path], tmp_path: Path
+    on_cluster: Cli, s3: S3Server, manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
+    cli = on_cluster
     where = s3.versioned(f"pins/{tmp_path.name}")
-    env = {name: value for name, value in s3.environ("admin").items() if name != "AWS_ENDPOINT_URL"}
-    store = Bucket(s3.client("admin"), where["url"])
+    env = {name: value for name, value in s3.environ().items() if name != "AWS_ENDPOINT_URL"}
+    store = Bucket(s3.client(), where["url"])
     first, second = (store.put("in/x.json", data) for data in (b"1", b"2"))
     assert first and second and first != second
     words = ["--storage", where["url"], "--storage-endpoint", where["endpoint"], "--storage-region", where["region"]]
@@ -268,7 +270,7 @@ def test_a_run_reads_the_version_that_it_names(
     )
 
     def run(*more: str) -> tuple[Any, int]:
-        done = cli("run", flow, "--python", cli.python, *words, "-o", "json", *more, env=env)
+        done = cli("run", flow, *cli.where, *words, "-o", "json", *more, env=env)
         assert done.code == 0, done
         return done.json["results"]["read"], done.json["steps"]["cached"]
 
@@ -288,7 +290,7 @@ def test_a_run_reads_the_version_that_it_names(
     assert run("--reuse", *old) == (1, 1)
     assert run("--reuse") == (3, 0)
 
-    commands: list[list[str | Path]] = [["run", flow, "--python", cli.python], ["plan", flow]]
+    commands: list[list[str | Path]] = [["run", flow, *cli.where], ["plan", flow]]
     for command in commands:
         done = cli(*command, *words, "--load-version", "given=none-like-it", env=env)
         assert done.code == 3, done

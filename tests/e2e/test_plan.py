@@ -51,6 +51,11 @@ FINALLY = [{"name": "clean", "script": "output = 0"}]
 
 
 @pytest.fixture
+def cli(on_cluster: Cli) -> Cli:
+    return on_cluster
+
+
+@pytest.fixture
 def flows(manifest: Callable[..., Path]) -> Callable[..., Path]:
     def write(code: str = CODE, steps: list[dict[str, Any]] | None = None, **more: Any) -> Path:
         return manifest(code, globals()["steps"]() if steps is None else steps, **{"params": PARAMS, **more})
@@ -176,7 +181,7 @@ def test_a_plan_says_what_reuse_then_takes(cli: Cli, flows: Callable[..., Path])
     }, changed
 
 
-def test_what_else_counts_is_told_by_its_name(cli: Cli, flows: Callable[..., Path]) -> None:
+def test_what_else_counts_is_told_by_its_name(cli: Cli, own_cli: Cli, flows: Callable[..., Path]) -> None:
     assert cli.run(flows(steps=[{"name": "a", "call": "flow:one"}, {"name": "b", "call": "flow:one"}])).code == 0
 
     def of_a(**fields: Any) -> list[str]:
@@ -196,8 +201,9 @@ def test_what_else_counts_is_told_by_its_name(cli: Cli, flows: Callable[..., Pat
     assert reasons(said) == {"c": ["NeverFinished"]}, said
     same = flows(steps=[{"name": "a", "call": "flow:one"}], requirements=["msgpack"])
     assert reasons(check(cli, same, "--reuse")) == {"a": ["RequirementsChanged"]}
+    # Of an image that a cluster has already nothing is known.
     image = {"template": {"workers": [{"name": "cpu", "replicas": 1, "threads": 1}], "image": "some/where:2"}}
-    assert reasons(check(cli, flows(steps=[{"name": "a", "call": "flow:one"}], cluster=image), "--reuse")) == {
+    assert reasons(check(own_cli, flows(steps=[{"name": "a", "call": "flow:one"}], cluster=image), "--reuse")) == {
         "a": ["ImageChanged"]
     }
 
@@ -319,7 +325,7 @@ def test_objects_that_change_run_those_who_read_them(
     place.put("in/tue.json", b"2")
 
     def both() -> tuple[Done, dict[str, int]]:
-        words: list[str | Path] = ["--python", place.cli.python, *place.words, "--reuse", "-o", "json"]
+        words: list[str | Path] = [*place.cli.where, *place.words, "--reuse", "-o", "json"]
         said = place.cli("plan", flow, *words, env=place.env, timeout=30)
         ran = place.run(flow, "--reuse", "-o", "json")
         assert ran.code == 0, ran

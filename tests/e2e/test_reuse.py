@@ -68,6 +68,11 @@ RESULTS = [{"name": "total", "value": "$(steps.total.output)"}]
 
 
 @pytest.fixture
+def cli(on_cluster: Cli) -> Cli:
+    return on_cluster
+
+
+@pytest.fixture
 def flows(manifest: Callable[..., Path]) -> Callable[..., Path]:
     """Writes the pipeline with one result."""
     return lambda *parts, **more: manifest(*parts, results=RESULTS, **more)
@@ -131,7 +136,7 @@ def test_a_resumed_run_keeps_what_it_took_over(cli: Cli, flows: Callable[..., Pa
     second = cli.run(flow, "--reuse", "-o", "json")
     assert (second.code, second.json["steps"]["cached"], ran(ledger)) == (1, 4, ["square2"]), second
     broken.unlink()
-    done = cli("resume", second.json["uid"], "--python", cli.python, "-o", "json")
+    done = cli("resume", second.json["uid"], *cli.where, "-o", "json")
     assert done.code == 0 and done.json["results"] == RESULT, done
     assert (ran(ledger), done.json["steps"]["cached"]) == (["large", "square2", "total"], 4)
 
@@ -204,7 +209,7 @@ def on_s3(cli: Cli, s3: S3Server) -> Iterator[Callable[..., Done]]:
     place += ["--storage-region", storage["region"]]
 
     def run(flow: Path, *words: str) -> Done:
-        return cli("run", flow, "--python", cli.python, "-o", "json", *place, *words, env=credentials)
+        return cli("run", flow, *cli.where, "-o", "json", *place, *words, env=credentials)
 
     yield run
 

@@ -50,6 +50,8 @@ class Cli:
     cache: Path
     python: Path
     env: dict[str, str] = field(default_factory=dict)
+    # Of a cluster on which its runs are; otherwise it starts processes for each.
+    address: str = ""
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -107,7 +109,12 @@ class Cli:
 
     def run_words(self, manifest: Path) -> list[str | Path]:
         """The words of `daskade run`."""
-        return ["run", manifest, "--python", self.python, "--storage", f"file://{self.storage}"]
+        return ["run", manifest, *self.where, "--storage", f"file://{self.storage}"]
+
+    @property
+    def where(self) -> list[str | Path]:
+        """The words that say where steps run."""
+        return ["--address", self.address] if self.address else ["--python", self.python]
 
     def journal(self, uid: str) -> list[Segment]:
         """The journal of a run in the directory store."""

@@ -15,6 +15,7 @@ from distributed import Client, Security
 
 from daskade_runtime import worker as worker_module
 from support import RUNTIME
+from support.certificates import Certificates
 from support.dask import forks, preload
 from support.dask.forks import Fork
 from support.processes import free_port
@@ -30,14 +31,14 @@ class Cluster:
         threads: int = 2,
         memory: str = "0",
         more: Any = (),
-        tls: Any = None,
+        tls: Certificates | None = None,
     ) -> None:
         self.directory = directory
         self.store = directory / "store"
         self.store.mkdir(exist_ok=True)
         self.port = free_port()
         self.address = f"{'tls' if tls else 'tcp'}://127.0.0.1:{self.port}"
-        self.tls = ["--tls-ca-file", tls[0], "--tls-cert", tls[1], "--tls-key", tls[2]] if tls else []
+        self.tls = tls.options() if tls else []
         self.processes: dict[str, Fork] = {}
         self.start(
             "scheduler",
@@ -56,7 +57,7 @@ class Cluster:
         )
         security = None
         if tls:
-            files = {"tls_ca_file": tls[0], "tls_client_cert": tls[1], "tls_client_key": tls[2]}
+            files = {"tls_ca_file": str(tls.ca), "tls_client_cert": str(tls.cert), "tls_client_key": str(tls.key)}
             security = Security(require_encryption=True, **files)
         self.client = Client(self.address, timeout=30, security=security)
         self.archive, self.digest = preload.archive()

@@ -33,7 +33,7 @@ from support.waiting import until
 BUCKET = "daskade"
 VERSIONED = "versions"
 # Key, secret and rights of each identity.
-OWN = [f"{action}:{BUCKET}" for action in ("Read", "Write", "List", "Tagging")]
+OWN = [f"{action}:{bucket}" for bucket in (BUCKET, VERSIONED) for action in ("Read", "Write", "List", "Tagging")]
 IDENTITIES = {
     "admin": ("DASKADEADMINKEY", "daskade-admin-secret", ["Admin"]),
     "writer": ("DASKADETESTKEY", "daskade-test-secret", OWN),
@@ -103,7 +103,7 @@ class S3Server(Faults):
         return {"url": f"s3://{BUCKET}/{prefix}".rstrip("/"), "endpoint": self.endpoint, "region": REGION}
 
     def versioned(self, prefix: str = "") -> dict[str, str]:
-        """The same of a bucket that keeps all versions of what is in it; it is the ``admin``'s."""
+        """The same of a bucket that keeps all versions of what is in it."""
         enabled = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
         self._until("admin", "PUT", f"/{VERSIONED}", 200, 409)
         self._until("admin", "PUT", f"/{VERSIONED}", 200, query={"versioning": ""}, body=enabled)
