@@ -63,7 +63,7 @@ class Runtime:
         self.closed: dict[str, int] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
-        self.workers = Workers(scheduler)
+        self.workers: Workers
         self.client: Any = None
         self.dispatcher: Any = None
         self.cluster: Any = None
@@ -83,6 +83,8 @@ class Runtime:
 
     async def _start(self) -> None:
         self.client = await connect(self.s)
+        # Workers that came while the client connected are known as well, and the plugin tells of all others.
+        self.workers = Workers(self.s)
         self.dispatcher = Dispatcher(self.s, self.client, run_attempts, self)
         self.s.add_plugin(Plugin(self))
         register = getattr(self.client, "register_plugin", None) or self.client.register_worker_plugin

@@ -79,6 +79,19 @@ def test_the_runtime_is_sent_to_a_running_cluster_once(tmp_path: Path) -> None:
         run_a_step(made.address, tmp_path)
 
 
+def test_workers_that_come_while_the_runtime_is_installed_are_told_of_by_their_names(tmp_path: Path) -> None:
+    data, digest = install.archive()
+    with plain(tmp_path, workers=3) as made:
+        assert send_runtime(Conn(made.address), data, digest)["status"] == "OK"
+        slow = step("slow", "time:sleep", args(1))
+        run = Run(made.address, f"file://{tmp_path}/store", [slow, slow, slow]).open()
+        events = run.follow()
+        run.submit((0, -1), (1, -1), (2, -1))
+        told = {event["w"] for event in events.wait_for("finished", 3, timeout=60)}
+        assert all(name.startswith("other-worker-") for name in told), told
+        run.close()
+
+
 def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     data, digest = install.archive()
     with plain(tmp_path, workers=0) as made:
