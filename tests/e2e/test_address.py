@@ -64,7 +64,7 @@ def test_a_failure_there_is_told_as_here(cli: Cli, cluster: Plain, tmp_path: Pat
     words = ("run", path, "--address", cluster.address, *options(cluster.tls), "--storage", f"file://{cli.storage}")
     done = cli(*words)
     assert done.code == 1, f"{done}\n{cluster.logs()}"
-    assert all(word in done.out + done.err for word in ("ZeroDivisionError", "seen 0", "other-worker")), done
+    assert all(word in done.out + done.err for word in ("ZeroDivisionError", "seen 0", "other-worker")), str(done)
 
 
 def test_an_address_where_nobody_listens_is_told(cli: Cli, examples: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from support.cli import Cli, Done
-from support.journal import records
+from support.cli import Cli
+from support.journal import commits, records
 from support.s3.server import S3Server
 
 FAILING = """
@@ -57,22 +56,22 @@ def test_a_failed_step_is_told_with_all_that_helps(cli: Cli, manifest: Callable[
     assert "daskade_runtime" not in said, "the traceback is the user's"
 
 
-def test_a_failed_run_as_json_has_reason_and_message(cli: Cli, manifest: Callable[..., Path]) -> None:
+def test_a_failed_run_as_json_has_reason_and_message(on_cluster: Cli, manifest: Callable[..., Path]) -> None:
     steps = [
         {"name": "odd", "call": "flow:odd", "map": {"i": "$(range(5))"}},
         {"name": "after", "call": "flow:after", "args": ["$(steps.odd.output)"]},
     ]
-    done = cli.run(manifest(FAILING, steps), "-o", "json")
+    done = on_cluster.run(manifest(FAILING, steps), "-o", "json")
     assert done.code == 1, done
     answer = done.json
     assert answer["state"] == "Failed" and answer["reason"]
     assert "odd" in answer["message"] and "ValueError" in answer["message"]
     assert done.counts() == {"total": 6, "done": 6, "cached": 0, "failed": 1, "skipped": 1}
-    finals = records(cli.journal(answer["uid"]), "final")
+    finals = records(on_cluster.journal(answer["uid"]), "final")
     assert [final[1]["state"] for final in finals] == ["Failed"]
-    runs = cli("runs", "-o", "json")
+    runs = on_cluster("runs", "-o", "json")
     assert '"Failed"' in runs.out
-    logs = cli("logs", answer["uid"], "odd", "--item", "3")
+    logs = on_cluster("logs", answer["uid"], "odd", "--item", "3")
     assert "looking at 3" in logs.out, logs
 
 
@@ -90,18 +89,18 @@ def test_a_failed_run_as_json_has_reason_and_message(cli: Cli, manifest: Callabl
     ids=["os._exit", "timeout", "unserialisable", "no function", "no module", "script", "sys.exit"],
 )
 def test_each_way_to_fail_names_its_cause(
-    cli: Cli, manifest: Callable[..., Path], step: dict[str, Any], words: list[str]
+    on_cluster: Cli, manifest: Callable[..., Path], step: dict[str, Any], words: list[str]
 ) -> None:
-    done = cli.run(manifest(FAILING, [{"name": "bad", **step}]), timeout=60)
+    done = on_cluster.run(manifest(FAILING, [{"name": "bad", **step}]), timeout=60)
     assert done.code == 1, done
     assert "bad" in done.out + done.err
     assert all(word.lower() in (done.out + done.err).lower() for word in words), (words, done)
 
 
-def test_files_of_the_code_are_named_as_in_the_manifest(cli: Cli, manifest: Callable[..., Path]) -> None:
-    done = cli.run(manifest("def f():\n    raise ValueError('no')\n", [{"name": "a", "call": "flow:f"}]))
+def test_files_of_the_code_are_named_as_in_the_manifest(on_cluster: Cli, manifest: Callable[..., Path]) -> None:
+    done = on_cluster.run(manifest("def f():\n    raise ValueError('no')\n", [{"name": "a", "call": "flow:f"}]))
     assert done.code == 1 and 'File "flow.py", line 2, in f' in done.err, done
-    done = cli.run(manifest("", [{"name": "a", "call": "flow:f", "displayName": "first step"}]))
+    done = on_cluster.run(manifest("", [{"name": "a", "call": "flow:f", "displayName": "first step"}]))
     assert "but flow (flow.py) has no 'f'" in done.err and "step a (first step) failed" in done.err, done
 
 
@@ -128,27 +127,19 @@ def test_a_home_that_cannot_be_written_is_named(cli: Cli, examples: Path) -> Non
     assert done.code == 3 and "/proc/nowhere/" in done.err, done
 
 
-def test_finally_runs_after_a_failure(cli: Cli, manifest: Callable[..., Path], tmp_path: Path) -> None:
+def test_finally_runs_after_a_failure(on_cluster: Cli, manifest: Callable[..., Path], tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     last = {"name": "last", "script": f"open({str(mark)!r}, 'w').close()\noutput = None"}
-    done = cli.run(manifest(FAILING, [{"name": "bad", "call": "flow:deep", "args": [1]}], **{"finally": [last]}))
+    done = on_cluster.run(manifest(FAILING, [{"name": "bad", "call": "flow:deep", "args": [1]}], **{"finally": [last]}))
     assert done.code == 1, done
     assert mark.exists()
-
-
-def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait until a started command has come to a point."""
-    end = time.monotonic() + seconds
-    while not ready():
-        assert process.poll() is None and time.monotonic() < end, Done(process.poll() or 0, *process.communicate())
-        time.sleep(0.05)
 
 
 def test_ctrl_c_cancels_the_run_and_ends_its_processes(cli: Cli, manifest: Callable[..., Path], tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     code = f"import time\ndef slow():\n    open({str(mark)!r}, 'w').close()\n    time.sleep(600)\n"
     process = cli.start(*cli.run_words(manifest(code, [{"name": "slow", "call": "flow:slow"}])), "-o", "json")
-    wait_for(process, mark.exists)
+    cli.reach(process, "the step runs", mark.exists)
     process.send_signal(signal.SIGINT)
     done = cli.finish(process, 30)
     assert done.code == 130, done
@@ -162,13 +153,13 @@ def test_ctrl_c_cancels_the_run_and_ends_its_processes(cli: Cli, manifest: Calla
 def test_a_second_ctrl_c_does_not_wait(cli: Cli, manifest: Callable[..., Path], tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     code = f"import time\ndef slow():\n    open({str(mark)!r}, 'w').close()\n    time.sleep(600)\n"
-    last = {"name": "last", "script": "import time; time.sleep(600)"}
+    late = tmp_path / "late"
+    last = {"name": "last", "script": f"import time; open({str(late)!r}, 'w'); time.sleep(600)"}
     path = manifest(code, [{"name": "slow", "call": "flow:slow"}], **{"finally": [last]})
     process = cli.start(*cli.run_words(path))
-    wait_for(process, mark.exists)
+    cli.reach(process, "the step runs", mark.exists)
     process.send_signal(signal.SIGINT)
-    time.sleep(1.5)
-    assert process.poll() is None, "the finally step runs"
+    cli.reach(process, "the finally step runs", late.exists)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     done = cli.finish(process, 30)
@@ -179,7 +170,7 @@ def test_a_second_ctrl_c_does_not_wait(cli: Cli, manifest: Callable[..., Path], 
 
 def test_ctrl_c_while_processes_start_ends_them_too(cli: Cli, examples: Path) -> None:
     process = cli.start(*cli.run_words(examples / "diamond.yaml"))
-    wait_for(process, lambda: bool(list((cli.home / "scratch").glob("*"))))
+    cli.reach(process, "processes start", lambda: list((cli.home / "scratch").glob("*")))
     process.send_signal(signal.SIGINT)
     done = cli.finish(process, 30)
     assert done.code == 130, done
@@ -198,8 +189,9 @@ def test_a_killed_command_leaves_nothing_and_its_run_can_be_resumed(
     steps = [{"name": "slow", "call": "flow:slow", "map": {"i": "$(range(3))"}, "limits": {"parallelism": 1}}]
     path = manifest(code, steps, results=[{"name": "all", "value": "$(steps.slow.output)"}])
     process = cli.start(*cli.run_words(path), "--name", "slow")
-    wait_for(process, lambda: bool(list(tmp_path.glob("ran-2-*"))))
-    time.sleep(1)
+    cli.reach(process, "the last item runs", lambda: list(tmp_path.glob("ran-2-*")))
+    (uid,) = [path.name for path in (cli.storage / "runs").iterdir()]
+    cli.reach(process, "the others are in the journal", lambda: len(commits(cli.journal(uid))) == 2)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert cli.left(15) == []

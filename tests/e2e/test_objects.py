@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import pickle
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,10 +225,7 @@ def test_a_run_that_was_killed_does_not_fail_on_its_own_output(
     flow = manifest(CODE, [first, last], results=RESULTS)
     kept, uid = cli.storage / "out/first.json", ""
     process = cli.start(*cli.run_words(flow), "-o", "json")
-    for _ in range(100 * 60):
-        if kept.exists() or process.poll() is not None:
-            break
-        time.sleep(0.01)
+    cli.reach(process, "the output has its name", kept.exists, every=0.01)
     process.send_signal(signal.SIGKILL)
     cli.finish(process)
     assert kept.exists()

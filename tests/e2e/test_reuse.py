@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -238,10 +237,7 @@ def test_a_run_whose_outputs_are_removed_while_they_are_about_to_be_taken_is_don
     steps = [{"name": "gate", "script": wait, "priority": 100}, large]
     path = manifest(code, steps, limits={"parallelism": 1})
     second = cli.start(*cli.run_words(path), "--reuse", "-o", "json")
-    end = time.monotonic() + 60
-    while not begun.exists():
-        assert time.monotonic() < end and second.poll() is None
-        time.sleep(0.1)
+    cli.reach(second, "the gate has begun", begun.exists)
     # As a scheduler in Kubernetes does it when `retention.outputs` is over.
     folder = Path(cli.storage) / "runs" / first
     (folder / "removed").mkdir()

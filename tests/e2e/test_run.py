@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,12 +31,12 @@ def test_the_diamond_gives_its_result_as_json(cli: Cli, examples: Path) -> None:
     assert len(segments) < 60, "many small outputs share a segment"
 
 
-def test_parameters_come_from_options_and_files_and_options_win(cli: Cli, examples: Path, tmp_path: Path) -> None:
+def test_parameters_come_from_options_and_files_and_options_win(on_cluster: Cli, examples: Path, tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
     params.write_text("n: 7\n")
-    done = cli.run(examples / "diamond.yaml", "--params-file", params, "-o", "json")
+    done = on_cluster.run(examples / "diamond.yaml", "--params-file", params, "-o", "json")
     assert (done.code, done.json["results"]) == (0, {"total": 42}), done
-    done = cli.run(examples / "diamond.yaml", "--params-file", params, "--param", "n=0", "-o", "json")
+    done = on_cluster.run(examples / "diamond.yaml", "--params-file", params, "--param", "n=0", "-o", "json")
     assert (done.code, done.json["results"]) == (0, {"total": 0}), done
 
 
@@ -89,7 +88,7 @@ def test_a_run_on_s3_leaves_nothing_here(cli: Cli, examples: Path, s3: S3Server)
     assert again.code == 0, again
 
 
-def test_large_outputs_of_every_serializer_arrive_whole(cli: Cli, manifest: Callable[..., Path]) -> None:
+def test_large_outputs_of_every_serializer_arrive_whole(on_cluster: Cli, manifest: Callable[..., Path]) -> None:
     code = """
 import numpy, pandas
 
@@ -108,7 +107,7 @@ def check(numpy, parquet, pickle, json):
     ]
     steps.append({"name": "check", "call": "flow:check", "args": {kind: f"$(steps.{kind}.output)" for kind in kinds}})
     results = [{"name": "sums", "value": "$(steps.check.output)"}]
-    done = cli.run(manifest(code, steps, results=results), "-o", "json")
+    done = on_cluster.run(manifest(code, steps, results=results), "-o", "json")
     assert done.code == 0, done
     assert done.json["results"]["sums"] == [
         sum(range(400_000)),
@@ -183,24 +182,24 @@ def test_logs_of_a_step_that_does_not_exist_are_refused(cli: Cli, manifest: Call
     assert wrong.code == 2 and "no step laod; did you mean load?" in wrong.err, wrong
 
 
-def test_the_deadlines_of_a_run_are_those_that_hold(cli: Cli, manifest: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_deadlines_of_a_run_are_those_that_hold(on_cluster: Cli, manifest: Callable[..., Path], tmp_path: Path) -> None:
     steps = [{"name": "a", "script": "import time\ntime.sleep(60)"}]
     path = manifest("", steps, deadlines={"active": "5m"})
     run = {"pipelineRef": "flow", "deadlines": {"active": "3s"}}
     body = {"apiVersion": "daskade.dev/v1alpha1", "kind": "PipelineRun", "metadata": {"name": "short"}, "spec": run}
     (tmp_path / "run.yaml").write_text(json.dumps(body))
-    done = cli.run(path, tmp_path / "run.yaml", "-o", "json", timeout=60)
+    done = on_cluster.run(path, tmp_path / "run.yaml", "-o", "json", timeout=60)
     assert (done.code, done.json["reason"]) == (1, "DeadlineExceeded"), done
 
 
-def test_finally_steps_that_take_too_long_are_stopped(cli: Cli, manifest: Callable[..., Path], tmp_path: Path) -> None:
+def test_finally_steps_that_take_too_long_are_stopped(on_cluster: Cli, manifest: Callable[..., Path], tmp_path: Path) -> None:
     steps = [{"name": "a", "call": "builtins:len", "args": [[1, 2]]}]
     last = [
         {"name": "slow", "script": "import time\ntime.sleep(60)"},
         {"name": "quick", "script": f"open({str(tmp_path / 'quick')!r}, 'w')"},
     ]
     path = manifest("", steps, **{"finally": last, "deadlines": {"finally": "3s"}})
-    done = cli.run(path, "-o", "json", timeout=60)
+    done = on_cluster.run(path, "-o", "json", timeout=60)
     assert (done.code, done.json["reason"]) == (1, "DeadlineExceeded"), done
     assert "deadlines.finally" in done.json["message"] and (tmp_path / "quick").exists(), done
 
@@ -213,10 +212,7 @@ def test_logs_can_be_followed_while_the_run_lives(cli: Cli, manifest: Callable[.
         f"    while not os.path.exists({str(gate)!r}):\n        time.sleep(0.05)\n    print('the last line')\n"
     )
     run = cli.start(*cli.run_words(manifest(code, [{"name": "slow", "call": "flow:slow"}])), "--name", "live")
-    end = time.monotonic() + 60
-    while '"live"' not in cli("runs", "-o", "json").out:
-        assert time.monotonic() < end and run.poll() is None
-        time.sleep(0.2)
+    cli.reach(run, "the run is listed", lambda: '"live"' in cli("runs", "-o", "json").out)
     follower = cli.start("logs", "live", "-f")
     assert follower.stdout is not None
     assert "the first line" in follower.stdout.readline()
@@ -274,7 +270,7 @@ def test_a_closed_pipe_is_no_error(cli: Cli) -> None:
 
 
 def test_a_result_that_is_null_is_a_result_and_one_that_cannot_be_made_says_why(
-    cli: Cli, manifest: Callable[..., Path]
+    on_cluster: Cli, manifest: Callable[..., Path]
 ) -> None:
     steps = [
         {"name": "none", "call": "flow:none"},
@@ -297,14 +293,14 @@ def test_a_result_that_is_null_is_a_result_and_one_that_cannot_be_made_says_why(
     path = manifest(
         "def none(): pass", steps, results=[{"name": name, "value": value} for name, value in results.items()]
     )
-    done = cli.run(path, "-o", "json")
+    done = on_cluster.run(path, "-o", "json")
     assert done.code == 0, done
     found = done.json["results"]
     assert (found["when"], found["text"]) == (1, "<null>"), done
     assert found["nested"] == {"is": [None, "<null>"]}, done
     assert found["part"] is None and found["other"]["serializer"] == "pickle", done
     assert found["nothings"] == [None, None] and found["bytes"]["serializer"] == "list", done
-    said = cli.run(path)
+    said = on_cluster.run(path)
     assert re.search(r"^part: \(none: .*\bb\b", said.out, re.M), said
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,18 @@ class Cli:
             out, err = process.communicate()
             raise AssertionError(f"the command did not end within {timeout} s\n{Done(-9, out, err)}") from None
         return Done(process.returncode, out, err)
+
+    def reach(self, process: subprocess.Popen[str], what: str, ready: Callable[[], Any], every: float = 0.1) -> None:
+        """Wait until a started command has come to a point; one that ends before is a failure that shows what it said."""
+
+        def reached() -> bool:
+            if ready():
+                return True
+            if process.poll() is not None:
+                raise AssertionError(f"it ended: {self.finish(process)}")
+            return False
+
+        until(what, reached, 60, every)
 
     def run(self, manifest: Path, *words: str | Path, timeout: float = 120, **more: str) -> Done:
         """`daskade run` with the tests' environment and directory store."""

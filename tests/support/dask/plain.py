@@ -38,8 +38,10 @@ class Plain:
             return log
         command = [self.python, "-W", "ignore", "-m", *all_of_it]
         with log.open("wb") as out:
-            options = {"stdout": out, "stderr": out}
-            self.processes.append(subprocess.Popen(command, env=own, cwd=self.folder, start_new_session=True, **options))
+            process = subprocess.Popen(
+                command, stdout=out, stderr=out, env=own, cwd=self.folder, start_new_session=True
+            )
+        self.processes.append(process)
         return log
 
     def logs(self) -> str:
