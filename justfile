@@ -26,11 +26,12 @@ mypy:
 
 # Lint the Rust code
 clippy:
-    cargo clippy {{ locked }} --all-targets --quiet -- -D warnings
+    cargo clippy {{ locked }} --all-targets --all-features --quiet -- -D warnings
+    cargo clippy {{ locked }} --features testing --quiet -- -D warnings
 
 # Run the Rust tests, which need no other process than the program itself
 rust:
-    cargo nextest run {{ locked }} --profile rust
+    cargo nextest run {{ locked }} --all-features --profile rust
     @just _rust-results rust
 
 # Run each fuzz target for 20 seconds
@@ -81,7 +82,7 @@ interop:
     set -euo pipefail
     for version in newest oldest; do
         env=$(tests/harness/env dask "$(tests/harness/versions $version)")
-        DASKADE_TEST_PYTHON=$env/bin/python cargo nextest run {{ locked }} --profile interop --run-ignored only
+        DASKADE_TEST_PYTHON=$env/bin/python cargo nextest run {{ locked }} --all-features --profile interop --run-ignored only
         just _rust-results interop "$version"
     done
 
@@ -118,25 +119,25 @@ image: (_root "it builds images in folders, without a container engine")
 
 # Measure what objects of others cost the operator, with few of them
 unrelated: (_root "it makes a network namespace") _program
-    "$(just _dask)/bin/python" bench/operator/scale.py unrelated --binary {{ binary }} --pods 500 --secrets 2000
+    PYTHONPATH=tests "$(just _dask)/bin/python" bench/operator/scale.py unrelated --binary {{ binary }} --pods 500 --secrets 2000
 
 # Measure local runs beside a plain Dask client
 bench: _dist
-    "$(just _dask)/bin/python" bench/run.py
+    PYTHONPATH=tests "$(just _dask)/bin/python" bench/run.py
 
 # Measure the operator with many clusters and runs
 bench-operator: (_root "it makes a network namespace") _dist
-    "$(just _dask)/bin/python" bench/operator/scale.py unrelated
-    "$(just _dask)/bin/python" bench/operator/scale.py
-    "$(just _dask)/bin/python" bench/operator/runs.py
+    PYTHONPATH=tests "$(just _dask)/bin/python" bench/operator/scale.py unrelated
+    PYTHONPATH=tests "$(just _dask)/bin/python" bench/operator/scale.py
+    PYTHONPATH=tests "$(just _dask)/bin/python" bench/operator/runs.py
 
 # ------------------------------------------------------------------------------------------ what several stages share
 
 _program:
-    cargo build {{ locked }} --quiet
+    cargo build {{ locked }} --all-features --quiet
 
 _dist:
-    cargo build {{ locked }} --profile dist --quiet
+    cargo build {{ locked }} --profile dist --features otlp --quiet
 
 # The environment with the newest supported release of Dask
 _dask:

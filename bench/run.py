@@ -239,7 +239,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--chain", type=int, nargs="*", default=[50], help="lengths of the chain")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--daskade", type=Path, default=TOP / "target" / "release" / "daskade")
+    parser.add_argument("--daskade", type=Path, default=TOP / "target/dist/daskade")
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="environment with dask")
     options = parser.parse_args()
     options.daskade, options.python = options.daskade.resolve(), options.python.absolute()

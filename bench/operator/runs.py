@@ -1,6 +1,6 @@
 """What runs cost the operator: many short ones, many that are live at once, and none.
 
-    cargo build --release
+    cargo build --profile dist --features otlp
     PYTHONPATH=tests python3 bench/operator/runs.py                  # 1 000 runs of one step, then 500 that do not end
     PYTHONPATH=tests python3 bench/operator/runs.py --profile        # and where the operator's time goes, by perf
 
@@ -221,7 +221,7 @@ def report(figures: Figures, options: argparse.Namespace) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--binary", type=Path, default=TOP / "target/release/daskade")
+    parser.add_argument("--binary", type=Path, default=TOP / "target/dist/daskade")
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--live", type=int, default=500, help="runs that are live at once; 0: without")
     parser.add_argument("--clusters", type=int, default=10)
@@ -234,7 +234,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep state and logs")
     options = parser.parse_args()
     if not options.binary.exists():
-        parser.error(f"{options.binary} is not there: cargo build --release")
+        parser.error(f"{options.binary} is not there: cargo build --profile dist --features otlp")
     python, (kube, kwok) = environment(), tools()
     enter_namespace()
     with workspace(options.keep) as folder, Plane(folder, kube, kwok) as plane:

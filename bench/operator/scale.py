@@ -1,6 +1,6 @@
 """What the operator costs at scale, beside dask-kubernetes on the same API server in the same run.
 
-    cargo build --release
+    cargo build --profile dist --features otlp
     export PYTHONPATH=tests
     python3 bench/operator/scale.py                 # 1 000 clusters, beside 100 of dask-kubernetes
     python3 bench/operator/scale.py unrelated       # 5 000 foreign pods and 20 000 foreign Secrets: exit code 1 above 2 MB
@@ -582,7 +582,7 @@ def memory(operator: Daskade, starts: int) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["scale", "unrelated"], default="scale")
-    parser.add_argument("--binary", type=Path, default=TOP / "target/release/daskade")
+    parser.add_argument("--binary", type=Path, default=TOP / "target/dist/daskade")
     parser.add_argument("--clusters", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=1, help="of each cluster")
     parser.add_argument("--theirs", type=int, default=100, help="clusters of dask-kubernetes; 0: without it")
@@ -599,7 +599,7 @@ def main() -> int:
     parser.add_argument("--most", type=float, default=2.0, help="MB that objects of others may cost")
     options = parser.parse_args()
     if not options.binary.exists():
-        parser.error(f"{options.binary} is not there: cargo build --release")
+        parser.error(f"{options.binary} is not there: cargo build --profile dist --features otlp")
     return {"scale": scale, "unrelated": unrelated}[options.what](options)
 
 
