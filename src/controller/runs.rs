@@ -454,12 +454,12 @@ impl Work<'_> {
         {
             tracing::info!(cluster = self.key.name, "deleting the cluster of the run");
             self.runs.waiters.wait(Kind::Cluster, self.key, self.key);
-            self.writer.delete_cluster(&uid).await?;
+            self.writer.delete_cluster(&uid, &self.runs.clusters.cache).await?;
         }
         if planned.hold == Hold::Release {
             self.hold(false).await?;
         }
-        if planned.delete {
+        if planned.delete && !self.record.deleted {
             tracing::info!("deleting the run: its ttlAfterFinished has passed");
             self.writer.delete_run().await?;
         }

@@ -381,7 +381,10 @@ pub(super) fn read_root(kind: Kind, object: &DynamicObject) -> Option<(Key, Reco
     }
     let uid = meta.uid.clone()?;
     let version = meta.resource_version.clone().unwrap_or_default();
-    Some((own(meta)?, Record { owner: uid.clone(), uid, version, body: json_body(&slim)?, unseen: None }))
+    Some((
+        own(meta)?,
+        Record { owner: uid.clone(), uid, version, body: json_body(&slim)?, unseen: None, deleted: false },
+    ))
 }
 
 /// A Service or NetworkPolicy as the cache keeps it.
@@ -411,7 +414,10 @@ pub(super) fn read_metadata(meta: &ObjectMeta, body: Body) -> Option<(Key, Recor
     let owner = meta.owner_references.iter().flatten().find(|owner| is_cluster(owner))?;
     let key = Key::new(meta.namespace.clone()?, owner.name.clone());
     let version = meta.resource_version.clone().unwrap_or_default();
-    Some((key, Record { uid: meta.uid.clone()?, version, owner: owner.uid.clone(), body, unseen: None }))
+    Some((
+        key,
+        Record { uid: meta.uid.clone()?, version, owner: owner.uid.clone(), body, unseen: None, deleted: false },
+    ))
 }
 
 pub(super) fn json_body(object: &impl Serialize) -> Option<Body> {
