@@ -4,17 +4,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll};
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use axum::response::Response;
+use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tower::{BoxError, Service};
 
 use crate::objects::{self, merge};
-use crate::watches;
+use crate::{wait, watches};
 
 /// Plurals of the kinds of ours.
 pub const KINDS: [&str; 3] = ["daskclusters", "pipelines", "pipelineruns"];
@@ -28,6 +32,8 @@ pub struct Recorded {
     pub content: String,
     pub body: Value,
     pub status: u16,
+    /// When it came.
+    pub at: Instant,
 }
 
 /// What goes wrong with some requests.
@@ -85,6 +91,11 @@ impl Api {
 
     pub fn client(&self) -> kube::Client {
         kube::Client::try_from(self.config()).expect("a client")
+    }
+
+    /// As a service without a network in between: what the double has handed out, the client has.
+    pub fn direct(&self) -> Direct {
+        Direct(self.clone())
     }
 
     pub fn config(&self) -> kube::Config {
@@ -424,7 +435,27 @@ impl Inner {
     }
 }
 
+/// See [`Api::direct`].
+#[derive(Debug, Clone)]
+pub struct Direct(Api);
+
+impl Service<Request<kube::client::Body>> for Direct {
+    type Response = Response;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Response, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<kube::client::Body>) -> Self::Future {
+        let answer = answer(State(self.0.clone()), request.map(Body::new));
+        Box::pin(async move { Ok(answer.await) })
+    }
+}
+
 async fn answer(State(api): State<Api>, request: Request<Body>) -> Response {
+    let at = Instant::now();
     let (parts, body) = request.into_parts();
     let bytes = to_bytes(body, 4 << 20).await.unwrap_or_default();
     let mut silent = api.silent.subscribe();
@@ -445,8 +476,10 @@ async fn answer(State(api): State<Api>, request: Request<Body>) -> Response {
     if !is_watch && parts.method != Method::GET {
         api.watches.tell();
     }
-    let recorded = Recorded { method: parts.method, path: path.clone(), query: query.clone(), content, body, status };
+    let recorded =
+        Recorded { method: parts.method, path: path.clone(), query: query.clone(), content, body, status, at };
     api.lock().requests.push(recorded);
+    wait::ring();
     let builder = Response::builder()
         .status(StatusCode::from_u16(status).expect("a status"))
         .header("content-type", "application/json");

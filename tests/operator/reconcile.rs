@@ -1,14 +1,12 @@
 //! The whole operator against the double: what it makes, in which order, and that it then leaves everything alone.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use http::Method;
 use serde_json::{Value, json};
-use tokio::time::sleep;
 
 use crate::api::Recorded;
-use crate::eventually;
+use crate::wait::eventually;
 use crate::world::{SOON, World, cluster_path, core_path, plain, policy_path};
 
 /// `create Pod c-cpu-0-1`, `apply Service c-scheduler`, …
@@ -140,7 +138,6 @@ async fn when_all_is_done_neither_another_look_nor_another_operator_writes_anyth
     assert_eq!(lines(&world.writes()[before..]), [""; 0], "another look");
     operator.end().await;
     let operator = world.operator_with(2, daskade::controller::Namespaces::All);
-    sleep(Duration::from_secs(1)).await;
     world.until_quiet().await;
     let after: Vec<String> =
         lines(&world.writes()[before..]).into_iter().filter(|line| !line.contains("secure")).collect();
@@ -205,7 +202,7 @@ async fn pods_whose_labels_somebody_changed_are_neither_lost_nor_doubled() {
             labels.insert("daskade.dev/group".to_owned(), json!("other"));
         });
     }
-    sleep(Duration::from_secs(1)).await;
+    world.until_quiet().await;
     assert_eq!(world.pods("team"), pods);
     world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["workers"][0]["replicas"] = json!(2));
     eventually("there is one more", SOON, || world.pods("team").len() == 3).await;
@@ -311,7 +308,9 @@ async fn scaling_down_drains_retires_and_then_deletes_that_very_pod() {
     let victim = scheduler.calls("daskade-drain")[0]["names"][0].as_str().unwrap().to_owned();
     assert_eq!(victim, "c-cpu-1-3");
     // As long as it is at work it stays.
-    sleep(Duration::from_secs(3)).await;
+    world.until_quiet().await;
+    world.api.edit(&cluster_path("team", "c"), |object| object["metadata"]["labels"] = json!({"look": "again"}));
+    world.until_quiet().await;
     assert!(world.pods("team").contains(&victim));
     assert!(scheduler.calls("daskade-retire").is_empty());
     assert_eq!(world.object("team", "c")["status"]["groups"][0]["draining"], 1);
@@ -432,9 +431,9 @@ async fn an_idle_cluster_loses_its_workers_by_itself_and_gets_them_back_for_work
             state.clients = 0;
             state.demand = demand.as_array().unwrap().clone();
         });
-        sleep(Duration::from_millis(15)).await;
+        eventually("the operator has heard of it", SOON, || scheduler.is_heard()).await;
         world.api.edit(&cluster_path("team", "c"), |object| object["metadata"]["labels"] = json!({ "look": look }));
-        sleep(Duration::from_millis(300)).await;
+        world.until_quiet().await;
     }
     eventually("its workers are gone", SOON, || world.pods("team").len() == 1).await;
     world.until_reason("team", "c", "Idle").await;
@@ -480,7 +479,8 @@ async fn a_cluster_that_is_deleted_and_made_anew_gets_its_own_children() {
     world.create("team", "c", &plain(1));
     let new = world.object("team", "c")["metadata"]["uid"].clone();
     assert_ne!(old, new);
-    sleep(Duration::from_secs(2)).await;
+    let conflicts = "daskade_reconcile_duration_seconds_count{controller=\"daskcluster\",outcome=\"conflict\"}";
+    eventually("it has tried several times", SOON, || operator.metric(conflicts) >= 3.0).await;
     assert_eq!(world.api.object(&service).unwrap()["metadata"]["ownerReferences"][0]["uid"], old, "never adopted");
     let pods = world.pods("team");
     assert_eq!(pods.len(), 2, "no pod before its Service: {pods:?}");
@@ -511,7 +511,7 @@ async fn without_the_lease_nothing_is_written_any_more() {
     let before = world.writes().len();
     world.create("team", "d", &plain(1));
     world.api.delete(&core_path("team", "services", "c-scheduler"));
-    sleep(Duration::from_secs(2)).await;
+    world.until_quiet().await;
     assert_eq!(lines(&world.writes()[before..]), [""; 0]);
     // Who leads next finds everything.
     operator.end().await;
@@ -522,12 +522,15 @@ async fn without_the_lease_nothing_is_written_any_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operator_that_is_killed_at_any_moment_leaves_nothing_doubled() {
+async fn an_operator_that_is_killed_after_any_of_its_writes_leaves_nothing_doubled() {
     let world = World::new().await;
     for epoch in 1..12 {
+        // A cluster takes eight, its status aside.
+        let after = 1 + epoch as usize % 8;
+        let before = world.writes().len();
         let operator = world.operator_with(epoch, daskade::controller::Namespaces::All);
         world.create("team", &format!("c{epoch}"), &plain(3));
-        sleep(Duration::from_millis(23 * epoch)).await;
+        eventually("it has written so often", SOON, || world.writes().len() >= before + after).await;
         operator.kill();
     }
     let operator = world.operator_with(99, daskade::controller::Namespaces::All);

@@ -1,14 +1,11 @@
 //! Runs of pipelines against the doubles: in which order things are written, and what a new leader makes of what it finds.
 
-use std::time::Duration;
-
 use http::Method;
 use serde_json::{Value, json};
-use tokio::time::sleep;
 
 use crate::api::{Fault, Recorded};
-use crate::eventually;
 use crate::scheduler::Scheduler;
+use crate::wait::eventually;
 use crate::world::{SOON, World, cluster_path, core_path, plain, run_path};
 
 /// One step, on a cluster of its own.
@@ -82,8 +79,38 @@ async fn a_run_is_written_down_made_room_for_held_driven_and_cleaned_up_after_in
     let before = world.writes().len();
     operator.end().await;
     let operator = world.operator_with(2, daskade::controller::Namespaces::All);
-    sleep(Duration::from_secs(2)).await;
+    world.until_quiet().await;
     assert_eq!(world.writes().len(), before, "{:?}", &world.writes()[before..]);
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_run_deletes_is_deleted_once_however_late_the_watches_are() {
+    let world = World::new().await;
+    world.hold_steps();
+    let operator = world.operator();
+    world.create_run("team", "r", &json!({"pipelineSpec": pipeline(), "ttlAfterFinished": "1s"}));
+    eventually("its step was handed over", SOON, || world.journal("team", "r").submits == 1).await;
+    world.until_quiet().await;
+    let count = |what: &str| world.writes().iter().filter_map(told).filter(|line| line == what).count();
+    // From now on the operator does not see what becomes of the cluster.
+    world.api.watches.hold_back("/daskclusters");
+    world.scheduler("team", "r").change(|state| state.held = false);
+    eventually("its cluster is deleted", SOON, || count("delete cluster") > 0).await;
+    eventually("it is let go", SOON, || count("let go") > 0).await;
+    world.until_quiet().await;
+    world.api.edit(&run_path("team", "r"), |run| run["metadata"]["labels"] = json!({"look": "again"}));
+    world.until_quiet().await;
+    assert_eq!(count("delete cluster"), 1, "{:?}", lines(&world));
+    // Nor that the run itself is gone, with which the watch of clusters has it looked at once more.
+    world.api.watches.hold_back("/pipelineruns");
+    eventually("it is deleted", SOON, || count("delete run") > 0).await;
+    world.api.watches.let_go_of("/daskclusters");
+    world.until_quiet().await;
+    assert_eq!(count("delete run"), 1, "{:?}", lines(&world));
+    world.api.watches.let_go_of("/pipelineruns");
+    world.until_quiet().await;
+    assert_eq!((count("delete cluster"), count("delete run")), (1, 1));
     operator.end().await;
 }
 
@@ -153,7 +180,7 @@ async fn of_more_runs_than_a_namespace_may_have_at_once_the_younger_wait_also_af
     first.kill();
     let second = world.operator_with(2, daskade::controller::Namespaces::All);
     eventually("the first one is open anew", SOON, || world.journal("team", "b-first").epoch == 2).await;
-    sleep(Duration::from_secs(1)).await;
+    world.until_quiet().await;
     assert_eq!((reason("a-second").as_str(), world.journal("team", "a-second").submits), ("RunLimit", 0));
     scheduler.change(|state| state.held = false);
     for name in ["b-first", "a-second"] {
@@ -255,11 +282,13 @@ async fn without_the_lease_a_run_is_driven_no_more() {
     let scheduler = holding(&world).await;
     world.create_run("team", "r", &json!({"pipelineSpec": on_shared()}));
     world.until_run("team", "r", "Running").await;
+    let uid = world.api.object(&run_path("team", "r")).unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+    assert!(scheduler.is_followed(&uid));
     operator.grant.lose();
-    sleep(Duration::from_millis(300)).await;
+    eventually("nobody reads its events any more", SOON, || !scheduler.is_followed(&uid)).await;
     let writes = world.writes().len();
     scheduler.change(|state| state.held = false);
-    sleep(Duration::from_secs(1)).await;
+    world.until_quiet().await;
     assert!(world.journal("team", "r").closed.is_none(), "nobody closes it");
     assert_eq!(world.writes().len(), writes);
     operator.end().await;
