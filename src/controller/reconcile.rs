@@ -487,7 +487,7 @@ impl Work<'_> {
         let mut refused: Vec<Role> = Vec::new();
         for slot in &planned.create {
             // What was refused for one worker of a group will be for the next.
-            if refused.iter().any(|role| is_alike(role, &slot.role)) {
+            if refused.iter().any(|role| role.is_alike(&slot.role)) {
                 continue;
             }
             let Some(pod) = templates.pod(slot, fingerprint) else { continue };
@@ -588,14 +588,6 @@ fn is_destructive(planned: &Plan) -> bool {
 
 fn is_about_secrets(error: &PassError) -> bool {
     matches!(error, PassError::Certificates(_))
-}
-
-fn is_alike(one: &Role, other: &Role) -> bool {
-    match (one, other) {
-        (Role::Scheduler, Role::Scheduler) => true,
-        (Role::Worker { group: one, .. }, Role::Worker { group: other, .. }) => one == other,
-        _ => false,
-    }
 }
 
 /// Whether two statuses differ in counts only.

@@ -47,22 +47,19 @@ async fn a_cluster_in_trouble_tells_it_and_delays_no_other() {
     world.create("invalid", "1-up", &json!({}));
     world.create("fine", "c", &plain(1));
     world.until_ready("fine", "c").await;
-    for (namespace, reason) in [
-        ("quota", "QuotaExceeded"),
-        ("rights", "Forbidden"),
-        ("policy", "PodRejected"),
-        ("hook", "AdmissionFailed"),
-        ("broken", "ApiError"),
-        ("secrets", "Forbidden"),
-        ("invalid", "Invalid"),
+    for (namespace, name, reason, words) in [
+        ("quota", "c", "QuotaExceeded", "create Pod c-scheduler-1: pods \"x\" is forbidden: exceeded quota: q"),
+        ("rights", "c", "Forbidden", "create Pod c-scheduler-1: pods is forbidden: User \"op\" cannot create"),
+        ("policy", "c", "PodRejected", "create Pod c-scheduler-1: pods \"x\" is forbidden: violates PodSecurity"),
+        ("hook", "c", "AdmissionFailed", "failed calling webhook \"w.example.org\""),
+        ("broken", "c", "ApiError", "create Service c-scheduler: etcdserver: mvcc: database space exceeded"),
+        ("secrets", "c", "Forbidden", "secrets \"c-tls\" is forbidden"),
+        ("invalid", "c", "Invalid", "spec.workers[0].replicas"),
+        ("invalid", "1-up", "Invalid", "metadata.name: InvalidName: `1-up`"),
     ] {
-        world.until_reason(namespace, "c", reason).await;
+        world.until_reason(namespace, name, reason).await;
+        world.says(namespace, name, "Ready", words);
     }
-    world.until_reason("invalid", "1-up", "Invalid").await;
-    let message = world.condition("invalid", "c", "Ready")["message"].clone();
-    assert!(message.as_str().unwrap().contains("spec.workers[0].replicas"), "{message}");
-    let message = world.condition("quota", "c", "Ready")["message"].clone();
-    assert!(message.as_str().unwrap().contains("exceeded quota: q"), "{message}");
     world.create("fine", "late", &plain(1));
     world.until_ready("fine", "late").await;
     for outcome in ["forbidden", "transient", "invalid"] {
@@ -79,6 +76,7 @@ async fn what_is_refused_again_and_again_is_tried_ever_more_rarely_and_uses_up_n
     let operator = world.operator();
     world.create("team", "c", &plain(50));
     world.until_reason("team", "c", "QuotaExceeded").await;
+    world.says("team", "c", "Ready", "exceeded quota: q, requested: pods=1");
     let tries = |pod: &str| -> Vec<Recorded> {
         let mut tries = world.api.requests();
         tries.retain(|it| it.method == Method::POST && it.body["metadata"]["name"] == pod);
@@ -214,9 +212,13 @@ async fn a_namespace_that_is_being_deleted_is_left_to_end() {
         world.api.delete(&path);
     }
     world.until_reason("team", "c", "NamespaceTerminating").await;
+    world.says("team", "c", "Ready", "namespace team because it is being terminated");
     world.until_quiet().await;
     let tries = world.writes()[before..].iter().filter(|request| request.status == 403).count();
     assert!(tries <= 6, "no loop: {tries}");
+    // How long the pauses between such tries are is tested above.
+    assert!(operator.metric(&format!("{OUTCOMES}\"forbidden\"}}")) >= 1.0);
+    assert_eq!(operator.metric(&format!("{OUTCOMES}\"conflict\"}}")), 0.0);
     world.api.delete(&cluster_path("team", "c"));
     world.until_quiet().await;
     operator.end().await;
@@ -237,6 +239,7 @@ async fn a_scheduler_that_does_not_answer_is_told_and_keeps_its_workers() {
     // An open connection goes on; a new one, for a command, is refused.
     eventually("it is told", SOON, || world.condition("team", "c", "WorkersReady")["reason"] == "SchedulerUnreachable")
         .await;
+    world.says("team", "c", "WorkersReady", "the scheduler cannot be asked to drain them: none is taken away");
     assert_eq!(world.pods("team").iter().filter(|pod| pod.starts_with("c-cpu")).count(), 2);
     world.until_ready("team", "d").await;
     assert!(scheduler.calls("daskade-drain").is_empty());
@@ -292,11 +295,13 @@ async fn certificates_are_renewed_while_the_spec_is_not_valid() {
         world.create("team", name, &json!({}));
     }
     eventually("their pods are made", SOON, || world.pods("team").len() == 4).await;
-    for (name, workers) in
-        [("unread", json!([{"name": "a", "replicas": "many"}])), ("wrong", json!([{"name": "a".repeat(60)}]))]
-    {
+    for (name, workers, words) in [
+        ("unread", json!([{"name": "a", "replicas": "many"}]), "spec.workers[0].replicas: InvalidValue"),
+        ("wrong", json!([{"name": "a".repeat(60)}]), "spec.workers[0].name: "),
+    ] {
         world.api.edit(&cluster_path("team", name), |object| object["spec"]["workers"] = workers);
         world.until_reason("team", name, "Invalid").await;
+        world.says("team", name, "Ready", words);
     }
     let certificate = |name: &str| {
         let secret = world.api.object(&core_path("team", "secrets", &format!("{name}-tls"))).unwrap();
@@ -310,6 +315,7 @@ async fn certificates_are_renewed_while_the_spec_is_not_valid() {
     // A cluster that was never valid gets none.
     world.create("team", "never", &json!({"workers": [{"name": "a", "replicas": "many"}]}));
     world.until_reason("team", "never", "Invalid").await;
+    world.says("team", "never", "Ready", "spec.workers[0].replicas: InvalidValue");
     assert!(world.api.object(&core_path("team", "secrets", "never-tls")).is_none());
     assert_eq!(world.pods("team").len(), 4, "what runs goes on, and nothing else is done");
     operator.end().await;

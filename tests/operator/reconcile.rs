@@ -255,11 +255,15 @@ async fn a_foreign_object_with_a_childs_name_is_never_touched() {
     world.create("team", "b", &plain(1));
     world.create("team", "c", &json!({}));
     world.create("team", "d", &plain(1));
-    for name in ["a", "b", "c"] {
+    let nobody = "it belongs to nobody that daskade knows; it is not touched. Rename or delete it";
+    for (name, words) in [
+        ("a", format!("cannot use the name a-scheduler for a Service: {nobody}")),
+        ("b", format!("cannot use the name b-worker for a NetworkPolicy: {nobody}")),
+        ("c", "the Secret c-client-tls is not this cluster's and is not touched; rename or delete it".to_owned()),
+    ] {
         world.until_reason("team", name, "NameConflict").await;
-        let condition = world.condition("team", name, "Stalled");
-        assert_eq!(condition["status"], "True", "{condition}");
-        assert!(condition["message"].as_str().unwrap().contains("not"), "{condition}");
+        assert_eq!(world.condition("team", name, "Stalled")["status"], "True");
+        world.says("team", name, "Stalled", &words);
     }
     world.until_ready("team", "d").await;
     let of_conflicts = |pod: &String| !pod.starts_with("d-");
@@ -272,6 +276,7 @@ async fn a_foreign_object_with_a_childs_name_is_never_touched() {
     let before = world.api.object(&map);
     world.create("team", "e", &plain(1));
     world.until_reason("team", "e", "NameConflict").await;
+    world.says("team", "e", "Ready", "for a ConfigMap: it belongs to nobody that daskade knows; it is not touched");
     assert_eq!(world.api.object(&map), before);
     assert!(
         operator.metric("daskade_reconcile_duration_seconds_count{controller=\"daskcluster\",outcome=\"forbidden\"}")
@@ -340,6 +345,7 @@ async fn a_scheduler_to_which_a_client_has_just_come_is_not_replaced() {
     let path = cluster_path("team", "c");
     world.api.edit(&path, |object| object["spec"]["scheduler"] = json!({"env": [{"name": "A", "value": "b"}]}));
     eventually("it waits", SOON, || world.condition("team", "c", "SchedulerReady")["reason"] == "WaitingForIdle").await;
+    world.says("team", "c", "SchedulerReady", "is replaced once no run, client or task uses the cluster");
     assert!(world.pods("team").contains(&"c-scheduler-1".to_owned()));
     scheduler.change(|state| state.unseen = 0);
     eventually("it is replaced", SOON, || !world.pods("team").contains(&"c-scheduler-1".to_owned())).await;
@@ -359,6 +365,7 @@ async fn a_worker_that_comes_while_the_scheduler_is_in_use_has_its_image() {
     };
     world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["image"] = json!("example.org/worker:2"));
     eventually("it waits", SOON, || world.condition("team", "c", "SchedulerReady")["reason"] == "WaitingForIdle").await;
+    world.says("team", "c", "SchedulerReady", "is replaced once no run, client or task uses the cluster");
     world.api.delete(&core_path("team", "pods", "c-cpu-0-2"));
     eventually("another is there", SOON, || images().contains_key("c-cpu-0-4")).await;
     assert!(images().values().all(|image| image == "example.org/worker:1"), "{:?}", images());
@@ -407,6 +414,7 @@ async fn a_suspended_cluster_is_empty_and_comes_back() {
     world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["suspend"] = json!(true));
     eventually("no pod is left", SOON, || world.pods("team").is_empty()).await;
     world.until_reason("team", "c", "Suspended").await;
+    world.says("team", "c", "Ready", "spec.suspend is true");
     assert!(world.api.object(&core_path("team", "services", "c-scheduler")).is_some(), "its address stays");
     world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["suspend"] = json!(false));
     world.until_ready("team", "c").await;
@@ -437,6 +445,7 @@ async fn an_idle_cluster_loses_its_workers_by_itself_and_gets_them_back_for_work
     }
     eventually("its workers are gone", SOON, || world.pods("team").len() == 1).await;
     world.until_reason("team", "c", "Idle").await;
+    world.says("team", "c", "WorkersReady", "no worker is wanted now");
     scheduler.change(|state| state.clients = 1);
     world.until_ready("team", "c").await;
     eventually("they are back", SOON, || world.pods("team").len() == 3).await;
@@ -452,6 +461,7 @@ async fn demand_makes_workers_from_zero() {
     ]});
     world.create("team", "c", &spec);
     world.until_reason("team", "c", "Idle").await;
+    world.says("team", "c", "WorkersReady", "no worker is wanted now");
     let scheduler = world.scheduler("team", "c");
     scheduler.change(|state| {
         state.demand = vec![json!({"group": null, "resources": {"GPU": 1.0}, "count": 2})];
