@@ -236,10 +236,9 @@ impl Watch {
     fn lines(&mut self) -> String {
         let mut lines = String::new();
         let inner = self.api.lock();
-        let events = inner
-            .events
-            .iter()
-            .filter(|(version, _, path, _)| *version > self.since && objects::is_in(path, &self.path));
+        // They are in the order of their versions.
+        let new = inner.events.partition_point(|(version, ..)| *version <= self.since);
+        let events = inner.events[new..].iter().filter(|(_, _, path, _)| objects::is_in(path, &self.path));
         for (version, kind, path, object) in events {
             let fits = objects::matches(&object["metadata"]["labels"], &self.selector);
             let kind = match (*kind, fits, self.shown.contains(path)) {
