@@ -212,7 +212,8 @@ async fn a_namespace_with_hundreds_of_runs_that_wait_does_not_hold_up_another_on
         let run = world.api.object(&run_path("team", name)).unwrap_or_default();
         run["status"]["conditions"][0]["reason"].as_str().unwrap_or_default().to_owned()
     };
-    eventually("they wait for the first one", SOON, || (490..500).any(|n| reason(&format!("r{n}")) == "RunLimit"))
+    // Five hundred passes and their writes take a while on a busy machine.
+    eventually("they wait for the first one", SOON * 3, || (490..500).any(|n| reason(&format!("r{n}")) == "RunLimit"))
         .await;
     world.create("other", "c", &shared());
     world.until_ready("other", "c").await;
