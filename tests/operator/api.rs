@@ -201,20 +201,21 @@ impl Api {
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("no panic while it was held")
     }
+}
 
-    fn handle(&self, method: &Method, path: &str, query: &str, headers: &HeaderMap, body: &Value) -> (u16, Value) {
-        let mut inner = self.lock();
+impl Inner {
+    fn handle(&mut self, method: &Method, path: &str, query: &str, headers: &HeaderMap, body: &Value) -> (u16, Value) {
         let hits =
             |fault: &Fault| path.contains(&fault.part) && fault.method.as_ref().is_none_or(|wanted| wanted == method);
-        if let Some(at) = inner.faults.iter().position(hits) {
-            let fault = inner.faults[at].clone();
+        if let Some(at) = self.faults.iter().position(hits) {
+            let fault = self.faults[at].clone();
             if fault.times == 1 {
-                inner.faults.remove(at);
+                self.faults.remove(at);
             } else if fault.times > 1 {
-                inner.faults[at].times -= 1;
+                self.faults[at].times -= 1;
             }
             if fault.after {
-                inner.carry_out(method, path, query, headers, body);
+                self.carry_out(method, path, query, headers, body);
             }
             let mut answer = failure(fault.status, &fault.message);
             if fault.retry_after > 0 {
@@ -222,11 +223,9 @@ impl Api {
             }
             return (fault.status, answer);
         }
-        inner.carry_out(method, path, query, headers, body)
+        self.carry_out(method, path, query, headers, body)
     }
-}
 
-impl Inner {
     fn carry_out(
         &mut self,
         method: &Method,
@@ -468,17 +467,21 @@ async fn answer(State(api): State<Api>, request: Request<Body>) -> Response {
     let metadata = metadata.contains("PartialObjectMetadata");
     let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     let is_watch = objects::parameter(&query, "watch").as_deref() == Some("true");
+    let is_write = !is_watch && parts.method != Method::GET;
+    // Whoever sees what a request has done also finds it recorded.
+    let mut inner = api.lock();
     let (status, document) = if is_watch {
-        api.watchable(&parts.method, &path, &query)
+        api.watchable(&inner, &parts.method, &path, &query)
     } else {
-        api.handle(&parts.method, &path, &query, &parts.headers, &body)
+        inner.handle(&parts.method, &path, &query, &parts.headers, &body)
     };
-    if !is_watch && parts.method != Method::GET {
-        api.watches.tell();
-    }
     let recorded =
         Recorded { method: parts.method, path: path.clone(), query: query.clone(), content, body, status, at };
-    api.lock().requests.push(recorded);
+    inner.requests.push(recorded);
+    drop(inner);
+    if is_write {
+        api.watches.tell();
+    }
     wait::ring();
     let builder = Response::builder()
         .status(StatusCode::from_u16(status).expect("a status"))
@@ -496,8 +499,7 @@ async fn answer(State(api): State<Api>, request: Request<Body>) -> Response {
 
 impl Api {
     /// Whether a watch may begin.
-    fn watchable(&self, method: &Method, path: &str, query: &str) -> (u16, Value) {
-        let inner = self.lock();
+    fn watchable(&self, inner: &Inner, method: &Method, path: &str, query: &str) -> (u16, Value) {
         let hits =
             |fault: &&Fault| path.contains(&fault.part) && fault.method.as_ref().is_none_or(|wanted| wanted == method);
         if let Some(fault) = inner.faults.iter().find(hits) {
