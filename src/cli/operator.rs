@@ -264,6 +264,7 @@ fn settings(options: &OperatorOptions, own_namespace: String) -> controller::Set
         },
         storage: options.default_storage(),
         allowed_addresses: options.allow_address.clone(),
+        pauses: controller::Pauses::default(),
     }
 }
 

@@ -43,6 +43,17 @@ pub enum Role {
     },
 }
 
+impl Role {
+    /// Whether pods of both are made alike.
+    pub fn is_alike(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Scheduler, Self::Scheduler) => true,
+            (Self::Worker { group: one, .. }, Self::Worker { group: other, .. }) => one == other,
+            _ => false,
+        }
+    }
+}
+
 /// A pod to be made: `<cluster>-scheduler-<incarnation>` or `<cluster>-<group>-<number>-<incarnation>`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot {

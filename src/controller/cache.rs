@@ -62,6 +62,8 @@ pub struct Record {
     pub body: Body,
     /// We wrote it, and no watch has shown it since.
     pub unseen: Option<Instant>,
+    /// We deleted it. It goes, whatever a watch that lags still shows.
+    pub deleted: bool,
 }
 
 /// What is kept of an object.
@@ -145,6 +147,16 @@ impl Cache {
         }
     }
 
+    /// We deleted an object that is looked at for itself. Until a watch shows its end it counts as one that goes.
+    pub fn mark_deleted(&self, key: &Key, uid: &str) {
+        let mut entries = self.lock();
+        let Some(entry) = entries.get_mut(key) else { return };
+        let root = entry.root.as_mut().filter(|root| root.uid == uid);
+        if root.is_some_and(|root| !std::mem::replace(&mut root.deleted, true)) {
+            entry.revision += 1;
+        }
+    }
+
     /// An object is gone; tells whether it was known. With a uid: only if it is that one.
     pub fn remove(&self, kind: Kind, key: &Key, name: &str, uid: Option<&str>) -> bool {
         let mut entries = self.lock();
@@ -191,8 +203,9 @@ impl Cache {
             if namespace.is_some_and(|namespace| namespace != key.namespace) {
                 return true;
             }
-            let gone =
-                |name: &str, record: &Record| !listed.contains(&(key.clone(), name.to_owned())) && !is_fresh(record);
+            let gone = |name: &str, record: &Record| {
+                !listed.contains(&(key.clone(), name.to_owned())) && (record.deleted || !is_fresh(record))
+            };
             let before = entry.children.len() + usize::from(entry.root.is_some());
             if kind.is_root() {
                 entry.root.take_if(|record| gone(&key.name, record));
@@ -252,6 +265,7 @@ fn store(entry: &mut Entry, kind: Kind, name: &str, record: Record) -> bool {
         if known.uid == record.uid && known.version == record.version {
             return false;
         }
+        let record = Record { deleted: record.deleted || known.deleted && known.uid == record.uid, ..record };
         let same = known.uid == record.uid && known.owner == record.owner && known.body == record.body;
         *known = record;
         if same {
@@ -282,6 +296,7 @@ mod tests {
             owner: "u".to_owned(),
             body: Body::Json(text.as_bytes().into()),
             unseen: None,
+            deleted: false,
         }
     }
 
@@ -326,6 +341,25 @@ mod tests {
         cache.put(Kind::Cluster, &key(), "c", record("2", "14", "a"));
         cache.renew(Kind::Cluster, &key(), written("1", "13", "d"));
         assert_eq!(root(&cache), Some(("2".to_owned(), "14".to_owned())), "another one has its name");
+    }
+
+    #[test]
+    fn what_we_deleted_goes_whatever_a_watch_that_lags_shows() {
+        let cache = Cache::default();
+        let goes = |cache: &Cache| cache.entry(&key()).and_then(|entry| entry.root).map(|root| root.deleted);
+        cache.put(Kind::Cluster, &key(), "c", written("1", "10", "a"));
+        cache.mark_deleted(&key(), "2");
+        assert_eq!(goes(&cache), Some(false), "another one was deleted");
+        let before = cache.revision(&key());
+        cache.mark_deleted(&key(), "1");
+        assert_eq!((goes(&cache), cache.revision(&key())), (Some(true), before + 1));
+        cache.put(Kind::Cluster, &key(), "c", record("1", "11", "written before"));
+        assert_eq!(goes(&cache), Some(true));
+        cache.put(Kind::Cluster, &key(), "c", record("2", "14", "a"));
+        assert_eq!(goes(&cache), Some(false), "another one has its name");
+        cache.renew(Kind::Cluster, &key(), written("2", "15", "b"));
+        cache.mark_deleted(&key(), "2");
+        assert_eq!(cache.complete(Kind::Cluster, None, &Listed::new()), [key()], "no list is older than its end");
     }
 
     #[tokio::test(start_paused = true)]

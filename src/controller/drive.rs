@@ -127,7 +127,7 @@ impl Observer for Teller {
             Note::AttemptFailed(_) | Note::WorkerLost { .. } | Note::Worker { .. } | Note::Log { .. } => return,
         }
         drop(live);
-        self.queue.add_after(self.key.clone(), BUNDLE);
+        self.queue.add_soon(self.key.clone(), BUNDLE);
     }
 
     fn counts(&mut self, counts: Counts) {
@@ -135,7 +135,7 @@ impl Observer for Teller {
         if live.counts != counts {
             live.counts = counts;
             drop(live);
-            self.queue.add_after(self.key.clone(), COUNTS);
+            self.queue.add_soon(self.key.clone(), COUNTS);
         }
     }
 }

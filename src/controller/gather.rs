@@ -50,7 +50,7 @@ pub(super) fn read_object(key: &Key, record: &Record) -> Object {
     let text = |path: &str| value.pointer(path).and_then(Value::as_str).map(ToOwned::to_owned);
     let queue = value.pointer("/metadata/labels").and_then(|labels| labels.get(names::QUEUE_LABEL));
     let queue = queue.and_then(Value::as_str).map(ToOwned::to_owned);
-    let deleting = text("/metadata/deletionTimestamp").is_some();
+    let deleting = record.deleted || text("/metadata/deletionTimestamp").is_some();
     let mut problems = Vec::new();
     if let Err(error) = check_label(&key.name, OBJECT_NAME_MAX) {
         let problem = Problem::new("InvalidName", "metadata.name", format!("`{}` {error}", key.name));

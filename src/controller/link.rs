@@ -261,7 +261,7 @@ impl Teller {
             true
         });
         if changed {
-            self.queue.add_after(self.key.clone(), BUNDLE);
+            self.queue.add_soon(self.key.clone(), BUNDLE);
         }
     }
 }

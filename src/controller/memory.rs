@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -25,8 +26,17 @@ pub(super) struct Memory {
     /// What a pass saw that found nothing to do: revisions of the cache and of the scheduler's answer, and until when that
     /// holds if nothing changes.
     pub settled: Option<(u64, u64, Instant)>,
+    /// When the next pass does what that one has left to it.
+    pub left: Option<Instant>,
     pub status_written: Option<Instant>,
     pub tally: Tally,
+}
+
+impl Memory {
+    /// How long until what a pass has left to the next one.
+    pub fn left(&self) -> Option<Duration> {
+        self.left.map(|left| left.saturating_duration_since(Instant::now()))
+    }
 }
 
 /// For the metrics.

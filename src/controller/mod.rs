@@ -90,6 +90,22 @@ pub struct Settings {
     /// Addresses of schedulers that are no DaskClusters and that runs may use.
     pub allowed_addresses: Vec<Regex>,
     pub limits: Limits,
+    pub pauses: Pauses,
+}
+
+/// How long the controllers wait for what nothing tells them of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pauses {
+    /// How long the namespaces of a list wait for each other at the start.
+    pub first_lists: Duration,
+    /// How often Secrets and ConfigMaps of users are looked for while they are missing: no watch shows them.
+    pub missing: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { first_lists: Duration::from_secs(10), missing: Duration::from_secs(10) }
+    }
 }
 
 /// What tenants may not go beyond; none: no limit.
@@ -113,9 +129,6 @@ pub enum Error {
 /// Life of a cluster's authority: longer than that of any certificate that it issues.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// How long the namespaces of a list wait for each other at the start.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// Runs the controllers until `shutdown` ends; passes that are in the middle then have a few seconds. Watches run all the
 /// time, so that a process that stands by knows everything when it begins to lead; nothing is written while `lead` says no.
 pub async fn run(
@@ -125,7 +138,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send,
     metrics: Arc<Metrics>,
 ) -> Result<(), Error> {
-    let sinks = Sinks::default();
+    let sinks = Sinks::new(&metrics);
     let mut background = JoinSet::new();
     let several = matches!(&settings.namespaces, Namespaces::Names(names) if names.len() > 1);
     let (scope, waits) = watches(&client, &settings.namespaces, &sinks, &mut background);
@@ -140,6 +153,7 @@ pub async fn run(
         concurrency,
         allowed_addresses,
         limits,
+        pauses,
         ..
     } = settings;
     let operator = own_labels.map(|labels| Peer { namespace: own_namespace.clone(), labels });
@@ -174,11 +188,13 @@ pub async fn run(
         allowed: allowed_addresses,
         turnstile: Turnstile::new(limits.runs_per_namespace.map(|most| most as usize)),
         limits,
+        missing: pauses.missing,
         removals: Arc::new(Semaphore::new(removal::CLUSTERS)),
         clock: Timestamp::now,
     });
     let context = Arc::new(Context {
         most_workers: limits.workers_per_cluster,
+        missing: pauses.missing,
         client,
         settings: build::Settings { image, runtime: runtime_zip(), runtime_digest: RUNTIME_DIGEST, operator },
         desk: Desk::new(sinks.clusters, lead, metrics),
@@ -194,7 +210,7 @@ pub async fn run(
         () = &mut shutdown => return Ok(()),
         () = synced(waits) => tracing::debug!("the first lists are complete"),
         // One namespace of several may give no right to list; the others need not wait for it.
-        () = tokio::time::sleep(PATIENCE), if several => tracing::warn!("not all first lists are complete; their namespaces wait"),
+        () = tokio::time::sleep(pauses.first_lists), if several => tracing::warn!("not all first lists are complete; their namespaces wait"),
         _ = background.join_next() => return Err(Error::Ended("a watch")),
     }
     background.spawn(run::follow_lead(context.clone()));

@@ -61,16 +61,16 @@ impl Controller for Pipelines {
         let entry = self.desk.sink.cache.entry(key).unwrap_or_default();
         let Some(record) = &entry.root else {
             // Its runs go on by themselves.
-            return Ok(Done { outcome: Outcome::Settled, again: None, gone: true });
+            return Ok(Done { outcome: Outcome::Settled, again: None, left: None, gone: true });
         };
         if !self.scope.has(&key.namespace) {
-            return Ok(Done { outcome: Outcome::Settled, again: None, gone: false });
+            return Ok(Done { outcome: Outcome::Settled, again: None, left: None, gone: false });
         }
         let value = record.json();
         let mut subject = read_subject(key, record, &value);
         tracing::Span::current().record("uid", &subject.uid).record("generation", subject.generation);
         if value.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null()) {
-            return Ok(Done { outcome: Outcome::Waiting, again: None, gone: false });
+            return Ok(Done { outcome: Outcome::Waiting, again: None, left: None, gone: false });
         }
         let spec = value.get("spec").cloned().unwrap_or_default();
         match self.spec(memory, &subject, &spec) {
@@ -79,7 +79,12 @@ impl Controller for Pipelines {
                 let facts = Facts { now: (self.clock)(), runs: runs(&entry), ..Facts::default() };
                 let status = trigger::invalid_status(&subject, &facts, &message);
                 self.tell(key, &subject, &status, Vec::new()).await?;
-                return Ok(Done { outcome: Outcome::Invalid, again: Some(jittered(PERIOD, key)), gone: false });
+                return Ok(Done {
+                    outcome: Outcome::Invalid,
+                    again: Some(jittered(PERIOD, key)),
+                    left: None,
+                    gone: false,
+                });
             }
         }
         let writer = Writer { client: &self.client, cache: &self.desk.sink.cache, key, subject: &subject, spec: &spec };
@@ -127,8 +132,9 @@ impl Controller for Pipelines {
         }
         let wake = planned.wake.map(|wake| Duration::try_from(wake.duration_since(facts.now)).unwrap_or_default());
         let period = jittered(PERIOD, key);
-        let again = if left { Duration::ZERO } else { wake.map_or(period, |wake| wake.min(period)) };
-        Ok(Done { outcome: Outcome::Settled, again: Some(again), gone: false })
+        let again = wake.map_or(period, |wake| wake.min(period));
+        let left = left.then_some(Duration::ZERO);
+        Ok(Done { outcome: Outcome::Settled, again: Some(again), left, gone: false })
     }
 
     fn desk(&self) -> &Desk<Memory> {

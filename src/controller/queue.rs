@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use crate::telemetry::metrics::Backlog;
+
 /// Namespace and name of a DaskCluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
@@ -32,6 +34,9 @@ struct Inner {
     /// Moments to come. Those that are not their key's `due` any more are left over and mean nothing.
     timers: BinaryHeap<Reverse<(Instant, Key)>>,
     turns: HashMap<Key, Turn>,
+    /// How many of `turns` are open.
+    open: usize,
+    backlog: Backlog,
 }
 
 /// Keys that wait for a worker. However many there are of one namespace, those of others have every second turn.
@@ -75,6 +80,8 @@ struct Turn {
     wanted: bool,
     running: bool,
     due: Option<Instant>,
+    /// Something is left to do for which `due` was set: it is more than a look from time to time.
+    news: bool,
     /// No turn before then, whoever wishes for one.
     barred: Option<Instant>,
 }
@@ -91,21 +98,45 @@ impl fmt::Display for Key {
     }
 }
 
+impl Turn {
+    /// Whether something is left to do now.
+    fn is_open(&self) -> bool {
+        self.wanted || self.running || self.news
+    }
+}
+
 impl Queue {
+    /// A queue that reports how many of its keys have something left to do.
+    pub fn new(backlog: Backlog) -> Self {
+        Self { inner: Mutex::new(Inner { backlog, ..Inner::default() }), changed: Notify::default() }
+    }
+
     /// The key gets a turn as soon as a worker is free.
     pub fn add(&self, key: Key) {
         self.lock().want(key);
         self.changed.notify_one();
     }
 
-    /// The key gets a turn after `delay`, unless it has one earlier by an earlier wish of this kind.
+    /// The key gets a turn after `delay`, unless it has one earlier by an earlier wish of this kind. Until then nothing is
+    /// left to do.
     pub fn add_after(&self, key: Key, delay: Duration) {
+        self.schedule(key, delay, false);
+    }
+
+    /// Like [`Queue::add_after`], for something that is left to do: the key counts as backlog until its turn.
+    pub fn add_soon(&self, key: Key, delay: Duration) {
+        self.schedule(key, delay, true);
+    }
+
+    fn schedule(&self, key: Key, delay: Duration, news: bool) {
         let due = Instant::now() + delay;
         let mut inner = self.lock();
-        let turn = inner.turns.entry(key.clone()).or_default();
-        let due = turn.barred.map_or(due, |barred| due.max(barred));
-        if turn.due.is_none_or(|earlier| due < earlier) {
-            turn.due = Some(due);
+        let due = inner.change(&key, |turn| {
+            turn.news |= news && turn.barred.is_none_or(|barred| barred <= due);
+            let due = turn.barred.map_or(due, |barred| due.max(barred));
+            turn.due.is_none_or(|earlier| due < earlier).then(|| *turn.due.insert(due))
+        });
+        if let Some(due) = due {
             inner.timers.push(Reverse((due, key)));
             drop(inner);
             self.changed.notify_one();
@@ -116,8 +147,9 @@ impl Queue {
     pub fn bar(&self, key: &Key, pause: Duration) {
         let until = Instant::now() + pause;
         let mut inner = self.lock();
-        let turn = inner.turns.entry(key.clone()).or_default();
-        (turn.wanted, turn.due, turn.barred) = (false, Some(until), Some(until));
+        inner.change(key, |turn| {
+            (turn.wanted, turn.news, turn.due, turn.barred) = (false, false, Some(until), Some(until));
+        });
         inner.timers.push(Reverse((until, key.clone())));
     }
 
@@ -151,13 +183,15 @@ impl Queue {
     /// The turn of a key has ended.
     pub fn done(&self, key: &Key) {
         let mut inner = self.lock();
-        let Some(turn) = inner.turns.get_mut(key) else { return };
-        turn.running = false;
-        if turn.wanted {
+        let (wanted, due) = inner.change(key, |turn| {
+            turn.running = false;
+            (turn.wanted, turn.due)
+        });
+        if wanted {
             inner.ready.push_back(key.clone());
             drop(inner);
             self.changed.notify_one();
-        } else if turn.due.is_none() {
+        } else if due.is_none() {
             inner.turns.remove(key);
         }
     }
@@ -169,12 +203,26 @@ impl Queue {
 }
 
 impl Inner {
-    fn want(&mut self, key: Key) {
+    /// Changes what is known of a key, and counts.
+    fn change<R>(&mut self, key: &Key, how: impl FnOnce(&mut Turn) -> R) -> R {
         let turn = self.turns.entry(key.clone()).or_default();
-        if turn.barred.is_some_and(|until| Instant::now() < until) {
-            return;
+        let before = turn.is_open();
+        let result = how(turn);
+        match (before, turn.is_open()) {
+            (false, true) => self.open += 1,
+            (true, false) => self.open -= 1,
+            _ => return result,
         }
-        if !std::mem::replace(&mut turn.wanted, true) && !turn.running {
+        self.backlog.set(self.open);
+        result
+    }
+
+    fn want(&mut self, key: Key) {
+        let is_new = self.change(&key, |turn| {
+            let barred = turn.barred.is_some_and(|until| Instant::now() < until);
+            !barred && !std::mem::replace(&mut turn.wanted, true) && !turn.running
+        });
+        if is_new {
             self.ready.push_back(key);
         }
     }
@@ -195,8 +243,7 @@ impl Inner {
     /// A turn takes all that was wished for until now, also a later moment: the worker says when it wants to come back.
     fn take(&mut self) -> Option<Key> {
         let key = self.ready.pop_front()?;
-        let turn = self.turns.entry(key.clone()).or_default();
-        *turn = Turn { running: true, ..Turn::default() };
+        self.change(&key, |turn| *turn = Turn { running: true, ..Turn::default() });
         Some(key)
     }
 }
@@ -295,6 +342,34 @@ mod tests {
         queue.done(&key("a"));
         queue.add(key("a"));
         assert_eq!(next(&queue).await.as_deref(), Some("a"), "it is barred no more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_is_backlog_until_the_turn_that_follows_its_news_has_ended() {
+        let queue = Queue::default();
+        let open = |queue: &Queue| {
+            let inner = queue.lock();
+            assert_eq!(inner.open, inner.turns.values().filter(|turn| turn.is_open()).count());
+            inner.open
+        };
+        queue.add_after(key("a"), Duration::from_secs(60));
+        assert_eq!(open(&queue), 0, "a look from time to time is no work");
+        queue.add_soon(key("a"), Duration::from_secs(1));
+        queue.add(key("b"));
+        queue.add(key("b"));
+        assert_eq!(open(&queue), 2);
+        assert_eq!(queue.next().await.name, "b");
+        queue.add_soon(key("b"), Duration::from_secs(5));
+        queue.done(&key("b"));
+        assert_eq!(open(&queue), 2, "b has news since its turn began");
+        assert_eq!([queue.next().await.name, queue.next().await.name], ["a", "b"]);
+        assert_eq!(open(&queue), 2, "both are at work");
+        queue.done(&key("a"));
+        queue.bar(&key("b"), Duration::from_secs(60));
+        queue.done(&key("b"));
+        queue.add_soon(key("b"), Duration::from_secs(1));
+        queue.add(key("b"));
+        assert_eq!(open(&queue), 0, "one that is barred has nothing to do now");
     }
 
     #[tokio::test(start_paused = true)]

@@ -45,8 +45,6 @@ const CONFIRMED: Duration = Duration::from_secs(30);
 const AFTER_DELETION: Duration = Duration::from_secs(1);
 /// Pods that one pass makes; the others follow at once, after the other clusters had their turn.
 const PODS: usize = 100;
-/// Secrets of users show up unseen: this is how often they are looked for while they are missing.
-const MISSING_SECRET: Duration = Duration::from_secs(10);
 /// How often authorities of clusters that are gone are looked for: they are removed with their cluster, unless nobody led
 /// at that moment.
 const SWEEP: Duration = Duration::from_secs(3600);
@@ -65,6 +63,8 @@ pub(super) struct Context {
     pub scope: Scope,
     /// Workers that one cluster may ask for.
     pub most_workers: Option<u32>,
+    /// How often Secrets of users are looked for while they are missing.
+    pub missing: Duration,
     /// The time.
     pub clock: fn() -> Timestamp,
 }
@@ -120,7 +120,7 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
     if !context.scope.has(&key.namespace) {
         memory.link = None;
         context.board.forget(key);
-        return Ok(Done { outcome: Outcome::Settled, again: None, gone: false });
+        return Ok(Done { outcome: Outcome::Settled, again: None, left: None, gone: false });
     }
     let heard = memory.link.as_ref().map_or(0, |link| link.state().1);
     // How long what the last pass found still holds, if nothing has changed.
@@ -134,6 +134,7 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
         return Ok(Done {
             outcome: Outcome::Settled,
             again: Some(left.min(jittered(context.period(), key))),
+            left: memory.left(),
             gone: false,
         });
     }
@@ -149,7 +150,7 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
         // Kubernetes collects the children by their owner.
         memory.link = None;
         context.board.forget(key);
-        return Ok(Done { outcome: Outcome::Waiting, again: None, gone: false });
+        return Ok(Done { outcome: Outcome::Waiting, again: None, left: None, gone: false });
     }
     let uid = record.uid.clone();
     let work = Work {
@@ -161,6 +162,7 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
         refused: Vec::new(),
         error: None,
         waits: Vec::new(),
+        left: None,
     };
     if !object.problems.is_empty() {
         return work.refuse(object, &entry).await;
@@ -175,7 +177,7 @@ async fn forget(context: &Context, key: &Key, memory: &mut Memory) -> Result<Don
     if !memory.uid.is_empty() {
         context.certificates.forget(&memory.uid).await?;
     }
-    Ok(Done { outcome: Outcome::Settled, again: None, gone: true })
+    Ok(Done { outcome: Outcome::Settled, again: None, left: None, gone: true })
 }
 
 /// One pass at work.
@@ -191,6 +193,8 @@ struct Work<'a> {
     error: Option<PassError>,
     /// Moments to look again.
     waits: Vec<Duration>,
+    /// When to do what this pass leaves to the next one.
+    left: Option<Duration>,
 }
 
 impl Work<'_> {
@@ -221,6 +225,7 @@ impl Work<'_> {
             && credentials.fact == self.memory.tls
         {
             self.waits.push(left);
+            self.left = self.memory.left();
             self.waits.extend(credentials.renew_after);
             return Ok(self.done(Outcome::Settled));
         }
@@ -241,7 +246,7 @@ impl Work<'_> {
         let all = planned.create.len();
         planned.create.truncate(PODS);
         if all > PODS {
-            self.waits.push(Duration::ZERO);
+            self.leave(Duration::ZERO);
         }
         // Numbers of pods that are not made are not used up.
         planned.incarnation -= all as u64;
@@ -286,6 +291,7 @@ impl Work<'_> {
         let until = self.waits.iter().min().copied().unwrap_or(Duration::from_secs(24 * 3600));
         // What came in during the pass was asked for in the queue, and is looked at then.
         let still = self.context.desk.sink.cache.revision(self.key) == entry.revision;
+        self.memory.left = self.left.map(|left| Instant::now() + left);
         self.memory.settled = still.then(|| (entry.revision, heard, Instant::now() + until));
         let outcome = if self.memory.tally.ready { Outcome::Settled } else { Outcome::Waiting };
         Ok(self.done(outcome))
@@ -294,7 +300,7 @@ impl Work<'_> {
     fn done(&self, outcome: Outcome) -> Done {
         let period = jittered(self.context.period(), self.key);
         let again = self.waits.iter().min().map_or(period, |wait| (*wait).min(period));
-        Done { outcome, again: Some(again), gone: false }
+        Done { outcome, again: Some(again), left: self.left, gone: false }
     }
 
     /// Goes on after an error, and keeps the first one and what it tells.
@@ -303,6 +309,12 @@ impl Work<'_> {
             self.refused.push(Refusal { role: role.cloned(), trouble });
         }
         self.error.get_or_insert(error);
+    }
+
+    /// Leaves something to a pass after this time.
+    fn leave(&mut self, after: Duration) {
+        self.waits.push(after);
+        self.left = Some(self.left.map_or(after, |left| left.min(after)));
     }
 
     fn secrets_are_fresh(&self) -> bool {
@@ -318,7 +330,7 @@ impl Work<'_> {
                 }
                 if credentials.fact.trouble.is_some() {
                     self.memory.secrets = None;
-                    self.waits.push(MISSING_SECRET);
+                    self.waits.push(self.context.missing);
                 }
                 credentials
             }
@@ -335,7 +347,9 @@ impl Work<'_> {
     async fn verify(&mut self, entry: &Entry) {
         let doubtful = entry.doubtful();
         // What is found is for the next pass: this one goes by what was known before.
-        self.waits.extend((!doubtful.is_empty()).then_some(Duration::ZERO));
+        if !doubtful.is_empty() {
+            self.leave(Duration::ZERO);
+        }
         for (kind, name, uid) in doubtful {
             if let Err(error) = self.writer.verify(kind, &name, &uid).await {
                 self.fail(error, None);
@@ -473,7 +487,7 @@ impl Work<'_> {
         let mut refused: Vec<Role> = Vec::new();
         for slot in &planned.create {
             // What was refused for one worker of a group will be for the next.
-            if refused.iter().any(|role| is_alike(role, &slot.role)) {
+            if refused.iter().any(|role| role.is_alike(&slot.role)) {
                 continue;
             }
             let Some(pod) = templates.pod(slot, fingerprint) else { continue };
@@ -556,7 +570,7 @@ impl Work<'_> {
         if let Some(left) = early.filter(|left| !left.is_zero())
             && says_the_same(&cluster.status, status)
         {
-            self.waits.push(left);
+            self.leave(left);
             return Ok(());
         }
         self.writer.write_status(Kind::Cluster, status).await?;
@@ -574,14 +588,6 @@ fn is_destructive(planned: &Plan) -> bool {
 
 fn is_about_secrets(error: &PassError) -> bool {
     matches!(error, PassError::Certificates(_))
-}
-
-fn is_alike(one: &Role, other: &Role) -> bool {
-    match (one, other) {
-        (Role::Scheduler, Role::Scheduler) => true,
-        (Role::Worker { group: one, .. }, Role::Worker { group: other, .. }) => one == other,
-        _ => false,
-    }
 }
 
 /// Whether two statuses differ in counts only.

@@ -21,7 +21,7 @@ const AFTER_PANIC: Duration = Duration::from_secs(60);
 /// How long passes that are in the middle may go on at the end. What they did not do is done by whoever leads next.
 const GRACE: Duration = Duration::from_secs(4);
 /// How often the sums in the metrics are made.
-const COUNT: Duration = Duration::from_secs(10);
+const COUNT: Duration = Duration::from_secs(2);
 
 /// What looks at the objects of one kind.
 pub(super) trait Controller: Send + Sync + 'static {
@@ -65,6 +65,8 @@ pub(super) struct Done {
     pub outcome: Outcome,
     /// When to look again even if nothing happens.
     pub again: Option<Duration>,
+    /// When to do what is left to do: to write a status that has to wait, or to try again.
+    pub left: Option<Duration>,
     /// Nothing is left of the object.
     pub gone: bool,
 }
@@ -95,6 +97,7 @@ async fn turn<C: Controller>(controller: Arc<C>, key: Key) {
     if controller.desk().lead.check().is_err() {
         // Once this process leads, all have their turn.
         queue.done(&key);
+        tracing::trace!(object = %key, "skipped: this process does not lead");
         return;
     }
     let span = tracing::info_span!(
@@ -116,12 +119,15 @@ async fn turn<C: Controller>(controller: Arc<C>, key: Key) {
     };
     let ended = isolate(pass).instrument(span.clone()).await;
     let outcome = match ended {
-        Ok(Done { outcome, again, gone }) => {
+        Ok(Done { outcome, again, left, gone }) => {
             if !gone && controller.desk().lead.check().is_ok() {
                 controller.desk().memories.put(&key, kept);
             }
             if let Some(again) = again {
                 queue.add_after(key.clone(), again);
+            }
+            if let Some(left) = left {
+                queue.add_soon(key.clone(), left);
             }
             outcome
         }
@@ -145,7 +151,10 @@ fn failed(key: &Key, failures: u32, error: &PassError) -> Done {
         _ if failures == 1 => tracing::warn!(class = ?class, "failed to {error}"),
         _ => tracing::debug!(class = ?class, failures, "failed to {error}"),
     }
-    Done { outcome: class.outcome(), again: class.again(key, failures), gone: false }
+    let again = class.again(key, failures);
+    // What a person has to help first is no work that is left.
+    let (left, again) = if class.passes() { (again, None) } else { (None, again) };
+    Done { outcome: class.outcome(), again, left, gone: false }
 }
 
 /// When this process begins to lead, all objects have their turn; when it leads no more, everything is forgotten. Ends

@@ -57,24 +57,27 @@ impl Writer<'_> {
     }
 
     /// Deletes the DaskCluster of a run, if it is still that one.
-    pub async fn delete_cluster(&self, uid: &str) -> Result<(), PassError> {
-        self.delete_root(Kind::Cluster, uid).await
+    pub async fn delete_cluster(&self, uid: &str, clusters: &Cache) -> Result<(), PassError> {
+        self.delete_root(Kind::Cluster, uid, clusters).await
     }
 
     /// Deletes the run itself.
     pub async fn delete_run(&self) -> Result<(), PassError> {
-        self.delete_root(Kind::Run, self.uid).await
+        self.delete_root(Kind::Run, self.uid, self.cache).await
     }
 
-    async fn delete_root(&self, kind: Kind, uid: &str) -> Result<(), PassError> {
+    async fn delete_root(&self, kind: Kind, uid: &str, cache: &Cache) -> Result<(), PassError> {
         let name = &self.key.name;
         let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
         let params = DeleteParams { preconditions, ..DeleteParams::background() };
         match self.objects(kind).delete(name, &params).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            Err(error) => Err(PassError::api("delete", kind, name, error)),
-            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(PassError::api("delete", kind, name, error)),
+            Ok(_) => {}
         }
+        // The watch may show it for a while yet: the next pass must not delete it again.
+        cache.mark_deleted(self.key, uid);
+        Ok(())
     }
 
     /// Puts our finalizer on the run, or takes it away. `version` is the one in which `others` were seen.
@@ -104,5 +107,5 @@ pub(super) fn own_cluster(clusters: &Cache, key: &Key, uid: &str) -> Option<(Str
     let owners = value.pointer("/metadata/ownerReferences").and_then(serde_json::Value::as_array);
     let ours = owners.into_iter().flatten().any(|owner| owner["uid"] == uid);
     let goes = value.pointer("/metadata/deletionTimestamp").is_some_and(|at| !at.is_null());
-    Some((record.uid, ours, goes))
+    Some((record.uid, ours, goes || record.deleted))
 }

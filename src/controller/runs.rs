@@ -48,8 +48,6 @@ const PERIOD: Duration = Duration::from_secs(60);
 const COUNTS: Duration = Duration::from_secs(5);
 /// How long a run that begins is not told of: it is open by then, and a short one has ended, which says it all.
 const OPENING: Duration = Duration::from_secs(1);
-/// Secrets and ConfigMaps of users show up unseen: this is how often they are looked for while they are missing.
-const MISSING: Duration = Duration::from_secs(10);
 /// Longest pause between two tries to open a run.
 const LONGEST: Duration = Duration::from_secs(30);
 /// Problems that a status tells of; more would only hide them.
@@ -72,6 +70,8 @@ pub(super) struct Runs {
     pub allowed: Vec<regex::Regex>,
     pub turnstile: Turnstile,
     pub limits: Limits,
+    /// How often objects of users are looked for while they are missing.
+    pub missing: Duration,
     /// Places for removals that clusters are made for.
     pub removals: Arc<Semaphore>,
     /// The time.
@@ -108,7 +108,7 @@ impl Controller for Runs {
     const NAME: metrics::Controller = metrics::Controller::PipelineRun;
 
     async fn pass(&self, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
-        let gone = Done { outcome: Outcome::Settled, again: None, gone: true };
+        let gone = Done { outcome: Outcome::Settled, again: None, left: None, gone: true };
         let Some(record) = self.desk.sink.cache.entry(key).and_then(|entry| entry.root) else {
             self.leave(key);
             return Ok(gone);
@@ -218,12 +218,15 @@ impl Work<'_> {
         }
         let idle = planned.word.state == State::AsWritten || planned.word.state == State::Suspended;
         let period = (!idle).then(|| jittered(PERIOD, self.key));
-        let again = planned.wake.into_iter().chain(told).chain(period).chain(self.soon).min();
+        // Zero: this pass has made the next one necessary.
+        let (left, wake): (Vec<_>, Vec<_>) = planned.wake.into_iter().partition(Duration::is_zero);
+        let left = left.into_iter().chain(told).min();
+        let again = wake.into_iter().chain(period).chain(self.soon).min();
         let outcome = match planned.word.state {
             State::Pending => Outcome::Waiting,
             _ => Outcome::Settled,
         };
-        Ok(Done { outcome, again, gone: false })
+        Ok(Done { outcome, again, left, gone: false })
     }
 
     /// What the task that drives the run has to say.
@@ -301,7 +304,7 @@ impl Work<'_> {
         if let Some(name) = code::config_map(&run.spec, &around) {
             let read = around.read(&name).await;
             if !matches!(read, ConfigMap::Found { .. }) {
-                self.soon = Some(MISSING);
+                self.soon = Some(self.runs.missing);
             }
             around.code = Some(read);
         }
@@ -454,12 +457,12 @@ impl Work<'_> {
         {
             tracing::info!(cluster = self.key.name, "deleting the cluster of the run");
             self.runs.waiters.wait(Kind::Cluster, self.key, self.key);
-            self.writer.delete_cluster(&uid).await?;
+            self.writer.delete_cluster(&uid, &self.runs.clusters.cache).await?;
         }
         if planned.hold == Hold::Release {
             self.hold(false).await?;
         }
-        if planned.delete {
+        if planned.delete && !self.record.deleted {
             tracing::info!("deleting the run: its ttlAfterFinished has passed");
             self.writer.delete_run().await?;
         }

@@ -30,6 +30,7 @@ use crate::api::{DaskCluster, GROUP, Pipeline, PipelineRun};
 use crate::cluster::names;
 use crate::cluster::pods::read_pod;
 use crate::cluster::trouble;
+use crate::telemetry::metrics::{self, Backlog, Metrics};
 use crate::trigger::QUEUED_ANNOTATION;
 
 /// Objects per page of a list: bounds the memory that a list takes.
@@ -44,14 +45,20 @@ const RESYNC: Duration = Duration::from_secs(15 * 60);
 const BUNDLE: Duration = Duration::from_millis(50);
 
 /// Where the watches of one kind, and of what belongs to it, lead.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Sink {
     pub cache: Arc<Cache>,
     pub queue: Arc<Queue>,
 }
 
+impl Sink {
+    fn new(backlog: Backlog) -> Self {
+        Self { cache: Arc::default(), queue: Arc::new(Queue::new(backlog)) }
+    }
+}
+
 /// Where all watches lead.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Sinks {
     pub clusters: Sink,
     pub pipelines: Sink,
@@ -61,6 +68,16 @@ pub(super) struct Sinks {
 }
 
 impl Sinks {
+    pub fn new(metrics: &Metrics) -> Self {
+        let sink = |controller| Sink::new(metrics.backlog(controller));
+        Self {
+            clusters: sink(metrics::Controller::DaskCluster),
+            pipelines: sink(metrics::Controller::Pipeline),
+            runs: sink(metrics::Controller::PipelineRun),
+            waiters: Arc::default(),
+        }
+    }
+
     fn of(&self, kind: Kind) -> &Sink {
         match kind {
             Kind::Pipeline | Kind::RunOf => &self.pipelines,
@@ -213,7 +230,7 @@ impl Feed {
                 self.works();
                 let listed = listed.take().unwrap_or_default();
                 for key in self.sink.cache.complete(self.kind, self.namespace.as_deref(), &listed) {
-                    self.sink.queue.add_after(key, BUNDLE);
+                    self.sink.queue.add_soon(key, BUNDLE);
                 }
                 if let Some(follow) = &mut self.follow {
                     follow.complete();
@@ -239,7 +256,7 @@ impl Feed {
                 let name = meta.name.as_deref().unwrap_or_default();
                 let doubtful = self.kind == Kind::Pod && meta.deletion_timestamp.is_none();
                 if doubtful && self.sink.cache.doubt(self.kind, &key, name, meta.uid.as_deref()) {
-                    return self.sink.queue.add_after(key, self.bundle());
+                    return self.sink.queue.add_soon(key, self.bundle());
                 }
                 self.remove(key, meta);
             }
@@ -260,7 +277,7 @@ impl Feed {
         }
         let name = meta.name.clone().unwrap_or_default();
         if self.sink.cache.put(self.kind, &key, &name, record) {
-            self.sink.queue.add_after(key.clone(), self.bundle());
+            self.sink.queue.add_soon(key.clone(), self.bundle());
             if let Some(waiters) = &self.waiters {
                 waiters.tell(self.kind, &key);
             }
@@ -274,7 +291,7 @@ impl Feed {
             if let Some(waiters) = &self.waiters {
                 waiters.tell(self.kind, &key);
             }
-            self.sink.queue.add_after(key, self.bundle());
+            self.sink.queue.add_soon(key, self.bundle());
         }
     }
 
@@ -381,7 +398,10 @@ pub(super) fn read_root(kind: Kind, object: &DynamicObject) -> Option<(Key, Reco
     }
     let uid = meta.uid.clone()?;
     let version = meta.resource_version.clone().unwrap_or_default();
-    Some((own(meta)?, Record { owner: uid.clone(), uid, version, body: json_body(&slim)?, unseen: None }))
+    Some((
+        own(meta)?,
+        Record { owner: uid.clone(), uid, version, body: json_body(&slim)?, unseen: None, deleted: false },
+    ))
 }
 
 /// A Service or NetworkPolicy as the cache keeps it.
@@ -411,7 +431,10 @@ pub(super) fn read_metadata(meta: &ObjectMeta, body: Body) -> Option<(Key, Recor
     let owner = meta.owner_references.iter().flatten().find(|owner| is_cluster(owner))?;
     let key = Key::new(meta.namespace.clone()?, owner.name.clone());
     let version = meta.resource_version.clone().unwrap_or_default();
-    Some((key, Record { uid: meta.uid.clone()?, version, owner: owner.uid.clone(), body, unseen: None }))
+    Some((
+        key,
+        Record { uid: meta.uid.clone()?, version, owner: owner.uid.clone(), body, unseen: None, deleted: false },
+    ))
 }
 
 pub(super) fn json_body(object: &impl Serialize) -> Option<Body> {

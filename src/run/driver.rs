@@ -128,8 +128,8 @@ pub enum DriveError {
     #[error("{reason}: {message}")]
     Refused { reason: String, message: String },
     /// Another command or operator has taken the run over.
-    #[error("Fenced: another command took this run over (epoch {epoch}); this one has stopped")]
-    Fenced { epoch: u64 },
+    #[error("Fenced: another command took this run over ({how}); this one has stopped")]
+    Fenced { how: String },
     /// The scheduler does not answer as it must.
     #[error("speak to the scheduler: {0}")]
     Dask(#[source] Box<dask::Error>),

@@ -393,7 +393,9 @@ impl Session<'_> {
                 RuntimeEvent::Storage { message, reason, .. } => {
                     self.observer.note(Note::StorageDown { reason, message });
                 }
-                RuntimeEvent::Fenced { epoch } => return Err(Ended::Fatal(DriveError::Fenced { epoch })),
+                RuntimeEvent::Fenced { epoch } => {
+                    return Err(Ended::Fatal(DriveError::Fenced { how: format!("epoch {epoch}") }));
+                }
                 RuntimeEvent::Closing { message, .. } => return Err(lost(message)),
             }
         }
@@ -542,8 +544,7 @@ pub(super) fn classify(error: dask::Error) -> Ended {
         dask::Class::Refused => match error {
             // Another opening with a higher epoch has the run.
             dask::Error::Refused { reason, message, .. } if reason == "StaleEpoch" => {
-                tracing::debug!(message, "the epoch is stale");
-                Ended::Fatal(DriveError::Fenced { epoch: 0 })
+                Ended::Fatal(DriveError::Fenced { how: message })
             }
             dask::Error::Refused { reason, message, .. } => refused(&reason, message),
             other => lost(other.to_string()),

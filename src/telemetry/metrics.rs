@@ -80,6 +80,7 @@ pub enum Answer {
 pub struct Metrics {
     registry: Registry,
     reconciles: Family<Labels<2>, Histogram, fn() -> Histogram>,
+    backlog: Family<Labels<1>, Gauge>,
     clusters: Family<Labels<1>, Gauge>,
     workers: Family<Labels<1>, Gauge>,
     schedulers: Family<Labels<1>, Gauge>,
@@ -96,6 +97,7 @@ impl Metrics {
         let metrics = Self {
             registry: Registry::default(),
             reconciles,
+            backlog: Family::default(),
             clusters: Family::default(),
             workers: Family::default(),
             schedulers: Family::default(),
@@ -119,6 +121,11 @@ impl Metrics {
             "reconcile_duration_seconds",
             "Passes over objects, by how they ended; alert on any outcome forbidden, and on transient above a tenth of all",
             self.reconciles.clone(),
+        );
+        ours.register(
+            "backlog",
+            "Objects with something left to do now, being worked on included; alert if it never reaches 0 for 30 minutes",
+            self.backlog.clone(),
         );
         ours.register("clusters", "DaskClusters by their condition Ready", self.clusters.clone());
         ours.register(
@@ -150,6 +157,11 @@ impl Metrics {
     pub fn observe_reconcile(&self, controller: Controller, outcome: Outcome, took: Duration) {
         let labels = [("controller", controller.as_str()), ("outcome", outcome.as_str())];
         self.reconciles.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// Where a controller reports how many objects have something left to do.
+    pub fn backlog(&self, controller: Controller) -> Backlog {
+        Backlog(self.backlog.get_or_create(&[("controller", controller.as_str())]).clone())
     }
 
     /// How many clusters are ready, and how many are not.
@@ -197,6 +209,16 @@ impl Metrics {
         let mut encoded = String::new();
         text::encode(&mut encoded, &self.registry)?;
         Ok(encoded)
+    }
+}
+
+/// The number of objects with something left to do.
+#[derive(Debug, Default)]
+pub struct Backlog(Gauge);
+
+impl Backlog {
+    pub fn set(&self, objects: usize) {
+        self.0.set(i64::try_from(objects).unwrap_or(i64::MAX));
     }
 }
 

@@ -158,14 +158,13 @@ async fn slow_bytes_do_not_extend_a_deadline() {
 
 #[tokio::test]
 async fn a_stopped_process_that_still_accepts_is_given_up() {
-    let (address, _peer) = peer(async |stream| (stream, tokio::time::sleep(Duration::from_secs(60)).await)).await;
+    let (address, _peer) = peer(async |stream| (stream, std::future::pending::<()>().await)).await;
     assert_eq!(category(Connection::connect(&address, None, SHORT).await), "timeout");
 }
 
 #[tokio::test]
 async fn a_peer_that_never_reads_is_given_up() {
-    let (connection, _peer) =
-        greeted(SHORT, async |stream| (stream, tokio::time::sleep(Duration::from_secs(60)).await)).await;
+    let (connection, _peer) = greeted(SHORT, async |stream| (stream, std::future::pending::<()>().await)).await;
     let values = bytes::Bytes::from(vec![0x90; 64 << 20]);
     let items = [SubmitItem {
         task: TaskAddr::new(0, None, 1),
@@ -224,7 +223,7 @@ async fn clean_ends_torn_messages_and_resets_are_told_apart() {
 
     let (connection, _peer) = greeted(LONG, async |stream| {
         // Data of ours is unread and no time to linger: the kernel sends a reset.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        stream.readable().await.expect("data");
         socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("linger");
     })
     .await;
@@ -294,16 +293,21 @@ async fn calls_of_clones_are_answered_in_order_and_a_close_ends_them() {
 
 #[tokio::test]
 async fn a_call_that_nobody_waits_for_any_more_does_not_confuse_the_next() {
+    let (gives_up, gave_up) = tokio::sync::oneshot::channel();
     let (connection, _peer) = greeted(LONG, async |mut stream| {
+        let mut gave_up = Some(gave_up);
         for n in ["first", "second"] {
             receive(&mut stream).await;
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            if let Some(gave_up) = gave_up.take() {
+                gave_up.await.expect("it gives up");
+            }
             send(&mut stream, &json!({"host": {}, "packages": {"n": n}})).await;
         }
     })
     .await;
-    let gave_up = tokio::time::timeout(Duration::from_millis(20), connection.call(&Versions {})).await;
-    assert!(gave_up.is_err());
+    let answer = tokio::time::timeout(Duration::from_millis(20), connection.call(&Versions {})).await;
+    assert!(answer.is_err());
+    gives_up.send(()).expect("it waits");
     let second = connection.call(&Versions {}).await.expect("an answer");
     assert_eq!(second.packages.get("n").cloned().flatten().as_deref(), Some("second"));
 }

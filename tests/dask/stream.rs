@@ -137,8 +137,8 @@ async fn three_silent_beats_end_the_stream() {
     let began = Instant::now();
     let (connection, _peer) = greeted(LONG, async |mut stream| {
         asked(&mut stream).await;
-        for _ in 0..4 {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+        for _ in 0..8 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
             send(&mut stream, &batch(1, 0)).await;
         }
         // A message that never becomes whole is no sign of life.
@@ -294,19 +294,23 @@ async fn a_pause_of_this_process_is_no_silence_of_the_peer() {
 
 #[tokio::test]
 async fn silence_counts_anew_when_a_busy_reader_comes_back() {
+    let (comes_back, is_back) = tokio::sync::oneshot::channel();
     let (connection, _peer) = greeted(LONG, async |mut stream| {
         asked(&mut stream).await;
         // More batches than are held for the reader: the socket is not read any more.
         for n in 1..=5 {
             send(&mut stream, &batch(n, n)).await;
         }
-        tokio::time::sleep(Duration::from_millis(1500)).await;
+        is_back.await.expect("it comes back");
+        tokio::time::sleep(Duration::from_millis(300)).await;
         send(&mut stream, &batch(6, 6)).await;
         std::future::pending::<()>().await;
     })
     .await;
     let mut events = connection.follow_here(&FollowEvents { beat: 0.3, ..follow() }).await.expect("a stream");
+    // Longer than three beats.
     tokio::time::sleep(Duration::from_millis(1200)).await;
+    comes_back.send(()).expect("it waits");
     while events.cursor() < 6 {
         events.next().await.expect("events");
     }

@@ -887,23 +887,23 @@ fn a_live_runtime_is_taken_over_without_submitting_again() {
 #[test]
 fn events_that_cannot_be_are_errors_and_change_nothing() {
     let cases = [
-        ("ok a; fail a", "Contradiction"),
-        ("fail a; commit a", "Contradiction"),
-        ("ok a; failed a", "Contradiction"),
-        ("ok a; skipped a WhenFalse", "Contradiction"),
-        ("skipped a WhenFalse; commit a", "Contradiction"),
-        ("start a#0", "NoAttempt"),
-        ("commit a[0]", "UnknownTask"),
-        ("commit m[2]", "UnknownTask"),
-        ("commit m", "UnknownTask"),
-        ("commit d[0]", "UnknownTask"),
-        ("length m 3", "LengthContradicts"),
-        ("length a 1", "UnknownTask"),
-        ("length d 1000001", "TooManyItems"),
-        ("yes a", "NotConditional"),
-        ("yes w; no w", "Contradiction"),
+        ("ok a; fail a", "Contradiction", "the task is"),
+        ("fail a; commit a", "Contradiction", "the task is"),
+        ("ok a; failed a", "Contradiction", "the task is"),
+        ("ok a; skipped a WhenFalse", "Contradiction", "the task is"),
+        ("skipped a WhenFalse; commit a", "Contradiction", "the task is"),
+        ("start a#0", "NoAttempt", "counted from 1"),
+        ("commit a[0]", "UnknownTask", "step 0 has no such task (item Some(0))"),
+        ("commit m[2]", "UnknownTask", "item Some(2)"),
+        ("commit m", "UnknownTask", "no such task (item None)"),
+        ("commit d[0]", "UnknownTask", "no such task (item Some(0))"),
+        ("length m 3", "LengthContradicts", "has 2 items, not 3"),
+        ("length a 1", "UnknownTask", "no such task"),
+        ("length d 1000001", "TooManyItems", "1000001 items"),
+        ("yes a", "NotConditional", "no condition"),
+        ("yes w; no w", "Contradiction", "the task is"),
     ];
-    for (events, category) in cases {
+    for (events, category, words) in cases {
         let mut run = Run::new("a\n m: len 2\n d: output a\n w: when, data a", no_limits());
         run.plan();
         let (before, last) = events.rsplit_once(';').unwrap_or(("", events));
@@ -911,6 +911,7 @@ fn events_that_cannot_be_are_errors_and_change_nothing() {
         let counts = run.state.counts();
         let error = run.feed(last.trim()).expect_err(events);
         assert_eq!(error.category(), category, "{events}: {error}");
+        assert!(error.to_string().contains(words), "{events}: {error}");
         assert_eq!(run.state.counts(), counts, "{events}");
         assert_eq!(run.plan(), [""; 0], "{events}");
     }
@@ -918,7 +919,8 @@ fn events_that_cannot_be_are_errors_and_change_nothing() {
     let error = run
         .apply(Event::CancelRequested)
         .and_then(|()| run.apply(Event::Started { task: TaskId::whole(StepIx(9)), attempt: 1 }));
-    assert_eq!(error.map_err(|error| error.category()), Err("UnknownStep"));
+    let error = error.expect_err("there is one step");
+    assert_eq!((error.category(), error.to_string().as_str()), ("UnknownStep", "apply started: there is no step 9"));
 }
 
 #[test]

@@ -113,12 +113,10 @@ async fn a_worker_that_ends_right_after_each_start_ends_the_run() {
 #[tokio::test]
 async fn a_worker_that_is_killed_is_started_as_often_as_it_takes() {
     let stage = Stage::new(&format!("{LISTENS}exec sleep 60"), "kill -9 $$", 1);
-    let enough = async {
-        while stage.starts("worker") < 8 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(Duration::from_secs(60), enough).await.expect("it is started again and again");
+    // Each start, and each end, changes the state.
+    let mut state = stage.fleet.state();
+    let enough = state.wait_for(|_| stage.starts("worker") >= 8);
+    timeout(Duration::from_secs(60), enough).await.expect("it is started again and again").expect("it lives");
     assert_eq!(stage.fleet.state().borrow().failed, None);
     assert_eq!(stage.starts("scheduler"), 1);
     stage.fleet.stop().await;
@@ -140,14 +138,15 @@ async fn only_the_scheduler_of_now_is_replaced_on_request() {
     stage.fleet.replacer().send(1).expect("it listens");
     let after = timeout(patience, state.wait_for(up(2))).await.expect("in time").expect("it lives").clone();
     stage.fleet.replacer().send(1).expect("it listens");
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(stage.starts("scheduler"), 2, "a request about an older scheduler changes nothing");
+    stage.fleet.replacer().send(2).expect("it listens");
+    let last = timeout(patience, state.wait_for(up(3))).await.expect("in time").expect("it lives").clone();
+    assert_eq!(stage.starts("scheduler"), 3, "a request about an older scheduler changes nothing");
     for (name, pid) in &before.workers {
         assert!(!Path::new(&format!("/proc/{pid}")).exists(), "{name} outlives its scheduler");
         assert!(after.workers.iter().all(|(other, _)| other != name), "a name is used once");
     }
     stage.fleet.stop().await;
-    for (name, pid) in &after.workers {
+    for (name, pid) in after.workers.iter().chain(&last.workers) {
         assert!(!Path::new(&format!("/proc/{pid}")).exists(), "{name} is left");
     }
 }

@@ -97,12 +97,14 @@ fn an_object_larger_than_kubernetes_takes_is_refused() {
     let problems = read(&pipeline_with(&format!("[\"{}\"]", "x".repeat(1024 * 1024)))).problems;
     assert_eq!(problems.len(), 1);
     assert_eq!(problems[0].problem.reason, "TooLarge");
+    assert!(problems[0].to_string().contains("bytes as JSON, may have at most"), "{}", problems[0]);
 }
 
 #[test]
 fn a_file_of_more_than_8_mib_is_refused() {
     let problems = read(&"#".repeat(8 * 1024 * 1024 + 1)).problems;
     assert_eq!((problems.len(), problems[0].problem.reason), (1, "TooLarge"));
+    assert!(problems[0].to_string().contains("the file is larger than 8 MiB"), "{}", problems[0]);
 }
 
 #[test]
@@ -115,6 +117,7 @@ fn deep_nesting_is_refused_without_recursion() {
     assert_eq!(read(&pipeline_with(&format!("{}1{}", "[".repeat(50), "]".repeat(50)))).problems, []);
     let problems = read(&pipeline_with(&format!("{}1{}", "[".repeat(64), "]".repeat(64)))).problems;
     assert_eq!(problems[0].problem.reason, "TooDeep");
+    assert!(problems[0].to_string().contains("nested more than"), "{}", problems[0]);
 }
 
 #[test]
@@ -122,8 +125,11 @@ fn anchors_may_not_hold_too_much_either() {
     let nested = "&a [".repeat(50) + "&x [" + &"1,".repeat(50_000) + "]" + &"]".repeat(50);
     let problems = read(&pipeline_with(&nested)).problems;
     assert_eq!(problems.iter().map(|p| p.problem.reason).collect::<Vec<_>>(), ["AliasLimit"]);
+    assert!(problems[0].to_string().contains("anchors hold too much"), "{}", problems[0]);
     let text = "x: &x \"".to_owned() + &"y".repeat(1_000_000) + "\"\nz: [" + &"*x, ".repeat(100) + "]\n";
-    assert_eq!(read(&text).problems[0].problem.reason, "AliasLimit");
+    let problem = &read(&text).problems[0];
+    assert_eq!(problem.problem.reason, "AliasLimit");
+    assert!(problem.to_string().contains("aliases expand to too much"), "{problem}");
 }
 
 #[test]
@@ -184,6 +190,7 @@ fn paths_that_cannot_be_read_are_all_told() {
     let reasons: Vec<&str> = problems.iter().map(|problem| problem.problem.reason).collect();
     assert_eq!(reasons, ["Unreadable", "Empty"]);
     assert!(problems[0].to_string().contains("missing.yaml"));
+    assert!(problems[1].to_string().contains("no file that ends in .yaml, .yml or .json"), "{}", problems[1]);
 }
 
 #[test]

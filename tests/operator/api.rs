@@ -4,17 +4,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll};
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use axum::response::Response;
+use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tower::{BoxError, Service};
 
 use crate::objects::{self, merge};
-use crate::watches;
+use crate::{wait, watches};
 
 /// Plurals of the kinds of ours.
 pub const KINDS: [&str; 3] = ["daskclusters", "pipelines", "pipelineruns"];
@@ -28,6 +32,8 @@ pub struct Recorded {
     pub content: String,
     pub body: Value,
     pub status: u16,
+    /// When it came.
+    pub at: Instant,
 }
 
 /// What goes wrong with some requests.
@@ -85,6 +91,11 @@ impl Api {
 
     pub fn client(&self) -> kube::Client {
         kube::Client::try_from(self.config()).expect("a client")
+    }
+
+    /// As a service without a network in between: what the double has handed out, the client has.
+    pub fn direct(&self) -> Direct {
+        Direct(self.clone())
     }
 
     pub fn config(&self) -> kube::Config {
@@ -190,20 +201,21 @@ impl Api {
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("no panic while it was held")
     }
+}
 
-    fn handle(&self, method: &Method, path: &str, query: &str, headers: &HeaderMap, body: &Value) -> (u16, Value) {
-        let mut inner = self.lock();
+impl Inner {
+    fn handle(&mut self, method: &Method, path: &str, query: &str, headers: &HeaderMap, body: &Value) -> (u16, Value) {
         let hits =
             |fault: &Fault| path.contains(&fault.part) && fault.method.as_ref().is_none_or(|wanted| wanted == method);
-        if let Some(at) = inner.faults.iter().position(hits) {
-            let fault = inner.faults[at].clone();
+        if let Some(at) = self.faults.iter().position(hits) {
+            let fault = self.faults[at].clone();
             if fault.times == 1 {
-                inner.faults.remove(at);
+                self.faults.remove(at);
             } else if fault.times > 1 {
-                inner.faults[at].times -= 1;
+                self.faults[at].times -= 1;
             }
             if fault.after {
-                inner.carry_out(method, path, query, headers, body);
+                self.carry_out(method, path, query, headers, body);
             }
             let mut answer = failure(fault.status, &fault.message);
             if fault.retry_after > 0 {
@@ -211,11 +223,9 @@ impl Api {
             }
             return (fault.status, answer);
         }
-        inner.carry_out(method, path, query, headers, body)
+        self.carry_out(method, path, query, headers, body)
     }
-}
 
-impl Inner {
     fn carry_out(
         &mut self,
         method: &Method,
@@ -424,7 +434,27 @@ impl Inner {
     }
 }
 
+/// See [`Api::direct`].
+#[derive(Debug, Clone)]
+pub struct Direct(Api);
+
+impl Service<Request<kube::client::Body>> for Direct {
+    type Response = Response;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Response, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<kube::client::Body>) -> Self::Future {
+        let answer = answer(State(self.0.clone()), request.map(Body::new));
+        Box::pin(async move { Ok(answer.await) })
+    }
+}
+
 async fn answer(State(api): State<Api>, request: Request<Body>) -> Response {
+    let at = Instant::now();
     let (parts, body) = request.into_parts();
     let bytes = to_bytes(body, 4 << 20).await.unwrap_or_default();
     let mut silent = api.silent.subscribe();
@@ -437,16 +467,22 @@ async fn answer(State(api): State<Api>, request: Request<Body>) -> Response {
     let metadata = metadata.contains("PartialObjectMetadata");
     let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     let is_watch = objects::parameter(&query, "watch").as_deref() == Some("true");
+    let is_write = !is_watch && parts.method != Method::GET;
+    // Whoever sees what a request has done also finds it recorded.
+    let mut inner = api.lock();
     let (status, document) = if is_watch {
-        api.watchable(&parts.method, &path, &query)
+        api.watchable(&inner, &parts.method, &path, &query)
     } else {
-        api.handle(&parts.method, &path, &query, &parts.headers, &body)
+        inner.handle(&parts.method, &path, &query, &parts.headers, &body)
     };
-    if !is_watch && parts.method != Method::GET {
+    let recorded =
+        Recorded { method: parts.method, path: path.clone(), query: query.clone(), content, body, status, at };
+    inner.requests.push(recorded);
+    drop(inner);
+    if is_write {
         api.watches.tell();
     }
-    let recorded = Recorded { method: parts.method, path: path.clone(), query: query.clone(), content, body, status };
-    api.lock().requests.push(recorded);
+    wait::ring();
     let builder = Response::builder()
         .status(StatusCode::from_u16(status).expect("a status"))
         .header("content-type", "application/json");
@@ -463,8 +499,7 @@ async fn answer(State(api): State<Api>, request: Request<Body>) -> Response {
 
 impl Api {
     /// Whether a watch may begin.
-    fn watchable(&self, method: &Method, path: &str, query: &str) -> (u16, Value) {
-        let inner = self.lock();
+    fn watchable(&self, inner: &Inner, method: &Method, path: &str, query: &str) -> (u16, Value) {
         let hits =
             |fault: &&Fault| path.contains(&fault.part) && fault.method.as_ref().is_none_or(|wanted| wanted == method);
         if let Some(fault) = inner.faults.iter().find(hits) {

@@ -16,6 +16,7 @@ fn read(path: &str) -> String {
 fn names() -> BTreeSet<String> {
     let metrics = Metrics::default();
     metrics.observe_reconcile(Controller::Pipeline, Outcome::Settled, Duration::from_secs(1));
+    metrics.backlog(Controller::Pipeline).set(1);
     metrics.set_clusters(1, 1);
     metrics.set_workers(1, 1);
     metrics.set_schedulers(1, 1);

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use http::Method;
 use serde_json::json;
-use tokio::time::sleep;
 
-use crate::api::Fault;
-use crate::eventually;
+use crate::api::{Fault, Recorded};
+use crate::wait::eventually;
 use crate::watches::Disturbance;
 use crate::world::{SOON, World, cluster_path, core_path, plain, run_path};
 
@@ -48,22 +47,19 @@ async fn a_cluster_in_trouble_tells_it_and_delays_no_other() {
     world.create("invalid", "1-up", &json!({}));
     world.create("fine", "c", &plain(1));
     world.until_ready("fine", "c").await;
-    for (namespace, reason) in [
-        ("quota", "QuotaExceeded"),
-        ("rights", "Forbidden"),
-        ("policy", "PodRejected"),
-        ("hook", "AdmissionFailed"),
-        ("broken", "ApiError"),
-        ("secrets", "Forbidden"),
-        ("invalid", "Invalid"),
+    for (namespace, name, reason, words) in [
+        ("quota", "c", "QuotaExceeded", "create Pod c-scheduler-1: pods \"x\" is forbidden: exceeded quota: q"),
+        ("rights", "c", "Forbidden", "create Pod c-scheduler-1: pods is forbidden: User \"op\" cannot create"),
+        ("policy", "c", "PodRejected", "create Pod c-scheduler-1: pods \"x\" is forbidden: violates PodSecurity"),
+        ("hook", "c", "AdmissionFailed", "failed calling webhook \"w.example.org\""),
+        ("broken", "c", "ApiError", "create Service c-scheduler: etcdserver: mvcc: database space exceeded"),
+        ("secrets", "c", "Forbidden", "secrets \"c-tls\" is forbidden"),
+        ("invalid", "c", "Invalid", "spec.workers[0].replicas"),
+        ("invalid", "1-up", "Invalid", "metadata.name: InvalidName: `1-up`"),
     ] {
-        world.until_reason(namespace, "c", reason).await;
+        world.until_reason(namespace, name, reason).await;
+        world.says(namespace, name, "Ready", words);
     }
-    world.until_reason("invalid", "1-up", "Invalid").await;
-    let message = world.condition("invalid", "c", "Ready")["message"].clone();
-    assert!(message.as_str().unwrap().contains("spec.workers[0].replicas"), "{message}");
-    let message = world.condition("quota", "c", "Ready")["message"].clone();
-    assert!(message.as_str().unwrap().contains("exceeded quota: q"), "{message}");
     world.create("fine", "late", &plain(1));
     world.until_ready("fine", "late").await;
     for outcome in ["forbidden", "transient", "invalid"] {
@@ -80,15 +76,27 @@ async fn what_is_refused_again_and_again_is_tried_ever_more_rarely_and_uses_up_n
     let operator = world.operator();
     world.create("team", "c", &plain(50));
     world.until_reason("team", "c", "QuotaExceeded").await;
-    sleep(Duration::from_secs(7)).await;
-    let tries = count(&world, &Method::POST, "/pods");
+    world.says("team", "c", "Ready", "exceeded quota: q, requested: pods=1");
+    let tries = |pod: &str| -> Vec<Recorded> {
+        let mut tries = world.api.requests();
+        tries.retain(|it| it.method == Method::POST && it.body["metadata"]["name"] == pod);
+        tries
+    };
+    let pause = || tries("c-scheduler-1").windows(2).map(|pair| pair[1].at - pair[0].at).max().unwrap_or_default();
+    eventually("a pause is longer than a first one can be", SOON, || pause() > Duration::from_millis(3200)).await;
+    let passes = tries("c-scheduler-1").len();
+    assert!(passes <= 6, "{passes}");
     // Scheduler and one worker in each pass; the others of a group would be refused as well.
-    assert!((2..=8).contains(&tries), "{tries}");
+    let pods = world.api.requests().into_iter().filter(|it| it.method == Method::POST && it.path.ends_with("/pods"));
+    let tried: BTreeSet<String> = pods.map(|it| it.body["metadata"]["name"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(tried.into_iter().collect::<Vec<_>>(), ["c-cpu-0-2", "c-scheduler-1"]);
     let told = count(&world, &Method::PATCH, "/daskclusters/c/status");
     assert!(told <= 3, "the same is told once: {told}");
     assert!(world.object("team", "c")["status"]["incarnation"].is_null());
-    world.api.heal();
     world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["workers"][0]["replicas"] = json!(2));
+    world.api.heal();
+    // Else the next try is the one that has just been put off.
+    world.api.edit(&cluster_path("team", "c"), |object| object["metadata"]["labels"] = json!({"look": "again"}));
     world.until_ready("team", "c").await;
     assert_eq!(world.pods("team"), ["c-cpu-0-2", "c-cpu-1-3", "c-scheduler-1"]);
     operator.end().await;
@@ -126,7 +134,8 @@ async fn an_api_server_that_was_away_finds_everything_as_it_should_be_soon_after
     let pods = world.pods("team");
     world.api.fault(refuse(None, "", 503, "away"));
     world.api.disturb(Disturbance::Torn);
-    sleep(Duration::from_secs(3)).await;
+    let refused = || world.api.requests().iter().filter(|request| request.status == 503).count();
+    eventually("all watches have tried to come back", SOON, || refused() >= 7).await;
     world.api.delete(&core_path("team", "services", "c-scheduler"));
     world.api.heal();
     eventually("it is back", SOON * 2, || world.api.object(&core_path("team", "services", "c-scheduler")).is_some())
@@ -181,11 +190,10 @@ async fn nothing_is_taken_away_for_a_spec_that_may_be_old() {
     world.api.fault(refuse(Some(Method::PATCH), "/status", 500, "not now"));
     let scheduler = world.scheduler("team", "c");
     scheduler.change(|state| state.clients = 0);
-    eventually("it asks whether the spec is still the same", SOON, || {
-        operator.metric(&format!("{OUTCOMES}\"conflict\"}}")) > 0.0
+    eventually("it asks several times whether the spec is still the same", SOON, || {
+        operator.metric(&format!("{OUTCOMES}\"conflict\"}}")) >= 3.0
     })
     .await;
-    sleep(Duration::from_secs(2)).await;
     assert!(scheduler.calls("daskade-drain").is_empty());
     assert_eq!(world.pods("team").len(), 2);
     operator.end().await;
@@ -206,9 +214,13 @@ async fn a_namespace_that_is_being_deleted_is_left_to_end() {
         world.api.delete(&path);
     }
     world.until_reason("team", "c", "NamespaceTerminating").await;
-    sleep(Duration::from_secs(6)).await;
+    world.says("team", "c", "Ready", "namespace team because it is being terminated");
+    world.until_quiet().await;
     let tries = world.writes()[before..].iter().filter(|request| request.status == 403).count();
     assert!(tries <= 6, "no loop: {tries}");
+    // How long the pauses between such tries are is tested above.
+    assert!(operator.metric(&format!("{OUTCOMES}\"forbidden\"}}")) >= 1.0);
+    assert_eq!(operator.metric(&format!("{OUTCOMES}\"conflict\"}}")), 0.0);
     world.api.delete(&cluster_path("team", "c"));
     world.until_quiet().await;
     operator.end().await;
@@ -227,7 +239,9 @@ async fn a_scheduler_that_does_not_answer_is_told_and_keeps_its_workers() {
     world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["workers"][0]["replicas"] = json!(1));
     world.api.edit(&cluster_path("team", "d"), |object| object["spec"]["workers"][0]["replicas"] = json!(2));
     // An open connection goes on; a new one, for a command, is refused.
-    sleep(Duration::from_secs(3)).await;
+    eventually("it is told", SOON, || world.condition("team", "c", "WorkersReady")["reason"] == "SchedulerUnreachable")
+        .await;
+    world.says("team", "c", "WorkersReady", "the scheduler cannot be asked to drain them: none is taken away");
     assert_eq!(world.pods("team").iter().filter(|pod| pod.starts_with("c-cpu")).count(), 2);
     world.until_ready("team", "d").await;
     assert!(scheduler.calls("daskade-drain").is_empty());
@@ -265,7 +279,7 @@ async fn a_mistake_in_a_pass_over_one_object_holds_up_no_other_and_is_not_made_a
         for path in [cluster_path("team", "bad"), run_path("team", "bad"), pipeline("bad")] {
             world.api.edit(&path, |object| object["metadata"]["labels"] = json!({ "look": format!("{look}") }));
         }
-        sleep(Duration::from_millis(100)).await;
+        world.until_quiet().await;
     }
     assert_eq!((before, world.trap.sprung()), (3, 3));
     world.create("team", "late", &plain(1));
@@ -283,11 +297,13 @@ async fn certificates_are_renewed_while_the_spec_is_not_valid() {
         world.create("team", name, &json!({}));
     }
     eventually("their pods are made", SOON, || world.pods("team").len() == 4).await;
-    for (name, workers) in
-        [("unread", json!([{"name": "a", "replicas": "many"}])), ("wrong", json!([{"name": "a".repeat(60)}]))]
-    {
+    for (name, workers, words) in [
+        ("unread", json!([{"name": "a", "replicas": "many"}]), "spec.workers[0].replicas: InvalidValue"),
+        ("wrong", json!([{"name": "a".repeat(60)}]), "spec.workers[0].name: "),
+    ] {
         world.api.edit(&cluster_path("team", name), |object| object["spec"]["workers"] = workers);
         world.until_reason("team", name, "Invalid").await;
+        world.says("team", name, "Ready", words);
     }
     let certificate = |name: &str| {
         let secret = world.api.object(&core_path("team", "secrets", &format!("{name}-tls"))).unwrap();
@@ -301,6 +317,7 @@ async fn certificates_are_renewed_while_the_spec_is_not_valid() {
     // A cluster that was never valid gets none.
     world.create("team", "never", &json!({"workers": [{"name": "a", "replicas": "many"}]}));
     world.until_reason("team", "never", "Invalid").await;
+    world.says("team", "never", "Ready", "spec.workers[0].replicas: InvalidValue");
     assert!(world.api.object(&core_path("team", "secrets", "never-tls")).is_none());
     assert_eq!(world.pods("team").len(), 4, "what runs goes on, and nothing else is done");
     operator.end().await;

@@ -6,13 +6,15 @@ use std::time::Duration;
 use daskade::controller::lead::Lead;
 use daskade::controller::lease::{LeaseSettings, candidate};
 use daskade::telemetry::health::Health;
+use http::Method;
 use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
+use crate::LEASE;
 use crate::api::Api;
-use crate::{LEASE, eventually};
+use crate::wait::{self, eventually};
 
 /// Short, so that the tests are: others may take over after 2 s, the holder gives up after 1.3 s, a turn is each 0.4 s.
 const DURATION: Duration = Duration::from_secs(2);
@@ -35,6 +37,8 @@ impl Running {
             duration: DURATION,
         };
         let (candidate, lead) = candidate(api.client(), settings, health.clone());
+        wait::hear_the_operator();
+        wait::follow(lead.epochs());
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(candidate.run(async move { drop(stopped.await) }));
         Self { lead, health, stop: Some(stop), task }
@@ -59,6 +63,11 @@ fn holder(api: &Api) -> Option<String> {
     api.object(LEASE)?["spec"]["holderIdentity"].as_str().map(str::to_owned)
 }
 
+/// How often the lease was read, which its holder does not do.
+fn looks(api: &Api) -> usize {
+    api.requests().iter().filter(|request| request.method == Method::GET && request.path == LEASE).count()
+}
+
 fn foreign(holder: &str, seconds: i64, renewed: &str) -> serde_json::Value {
     json!({
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
@@ -72,10 +81,12 @@ async fn one_of_three_leads_and_a_released_lease_is_taken_at_once_with_the_next_
     let api = Api::start().await;
     let mut all: Vec<Running> = ["a", "b", "c"].iter().map(|name| Running::start(&api, name)).collect();
     eventually("one leads", SOON, || all.iter().any(Running::leads)).await;
-    for _ in 0..50 {
+    let others = looks(&api);
+    eventually("the others have looked at it several times", SOON, || {
         assert!(all.iter().filter(|one| one.leads()).count() <= 1);
-        sleep(Duration::from_millis(20)).await;
-    }
+        looks(&api) >= others + 5
+    })
+    .await;
     let at = all.iter().position(Running::leads).expect("one leads");
     let first = all.swap_remove(at);
     let epoch = first.lead.check().expect("it leads");
@@ -96,10 +107,15 @@ async fn clocks_of_others_do_not_matter() {
     // Renewed an hour ago by its holder's clock, and yet alive: it is written again and again.
     api.put(LEASE, foreign("other", 2, "2001-01-01T00:00:00.000000Z"));
     let ours = Running::start(&api, "ours");
-    for round in 0..10 {
-        sleep(Duration::from_millis(400)).await;
-        api.edit(LEASE, |lease| lease["spec"]["renewTime"] = json!(format!("2001-01-01T00:00:{round:02}.000000Z")));
+    let begun = Instant::now();
+    for round in 0.. {
+        let before = looks(&api);
+        eventually("it is looked at", SOON, || looks(&api) > before).await;
         assert!(!ours.leads());
+        if begun.elapsed() > DURATION * 3 / 2 {
+            break;
+        }
+        api.edit(LEASE, |lease| lease["spec"]["renewTime"] = json!(format!("2001-01-01T00:00:{round:02}.000000Z")));
     }
     // And renewed in the far future, but silent from now on.
     api.edit(LEASE, |lease| lease["spec"]["renewTime"] = json!("2999-01-01T00:00:00.000000Z"));
@@ -141,7 +157,9 @@ async fn a_foreign_edit_is_no_loss_and_a_deleted_lease_goes_on_with_a_higher_epo
     let mut epochs = ours.lead.epochs();
     epochs.borrow_and_update();
     api.edit(LEASE, |lease| lease["metadata"]["annotations"] = json!({ "note": "from a person" }));
-    sleep(DURATION).await;
+    let renewals = || api.requests().iter().filter(|write| write.method == Method::PUT && write.status == 200).count();
+    let before = renewals();
+    eventually("it was renewed since", SOON, || renewals() >= before + 2).await;
     assert_eq!(ours.lead.check(), Ok(epoch));
     assert!(!epochs.has_changed().expect("alive"), "it never was lost");
     let kept = api.object(LEASE).expect("the lease");
@@ -178,7 +196,8 @@ async fn one_that_slept_through_its_lease_does_not_write_over_the_next_leader() 
     eventually("it may not write", SOON, || !ours.leads()).await;
     api.put(LEASE, foreign("other", 60, "2999-01-01T00:00:00.000000Z"));
     api.set_silent(false);
-    sleep(DURATION).await;
+    let before = looks(&api);
+    eventually("it has seen whose it is", SOON, || looks(&api) >= before + 2).await;
     assert!(!ours.leads());
     assert_eq!(holder(&api).as_deref(), Some("other"));
     ours.stop().await;

@@ -1,14 +1,11 @@
 //! Which namespaces are served, and what is left of clusters that went while nobody looked.
 
-use std::time::Duration;
-
 use daskade::controller::Namespaces;
 use http::Method;
 use serde_json::json;
-use tokio::time::sleep;
 
 use crate::api::Fault;
-use crate::eventually;
+use crate::wait::eventually;
 use crate::world::{SOON, World, cluster_path, core_path, plain};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -84,7 +81,7 @@ async fn with_a_selector_a_namespace_is_served_while_its_labels_match() {
     label("out", "data");
     world.until_ready("out", "c").await;
     label("in", "web");
-    sleep(Duration::from_secs(1)).await;
+    world.until_quiet().await;
     let before = world.writes().len();
     world.api.edit(&cluster_path("in", "c"), |object| object["spec"]["workers"][0]["replicas"] = json!(3));
     world.until_quiet().await;
@@ -98,10 +95,11 @@ async fn with_a_selector_a_namespace_is_served_while_its_labels_match() {
 async fn authorities_go_with_their_clusters_even_if_nobody_looked_and_no_others_do() {
     let world = World::new().await;
     world.set_kubelet_idle(true);
-    let operator = world.operator();
-    for (namespace, name) in [("a", "stays"), ("a", "goes"), ("a", "went"), ("b", "went")] {
+    // A sweep takes them in the order of their uids, which is this one.
+    for (namespace, name) in [("a", "stays"), ("a", "goes"), ("b", "went"), ("a", "went")] {
         world.create(namespace, name, &json!({}));
     }
+    let operator = world.operator();
     let authority = |namespace: &str, name: &str| {
         let uid = world.object(namespace, name)["metadata"]["uid"].as_str().unwrap().to_owned();
         core_path("daskade", "secrets", &format!("daskade-ca-{uid}"))
@@ -119,7 +117,7 @@ async fn authorities_go_with_their_clusters_even_if_nobody_looked_and_no_others_
     // One that does not serve the other namespace knows nothing of what is there.
     let narrow = world.operator_with(2, Namespaces::Names(vec!["a".to_owned()]));
     eventually("it is swept", SOON, || !is_there(&went)).await;
-    sleep(Duration::from_millis(500)).await;
+    assert!(elsewhere < went, "the other namespace's had its turn before");
     assert!(is_there(&stays) && is_there(&elsewhere));
     narrow.end().await;
     let wide = world.operator_with(3, Namespaces::All);

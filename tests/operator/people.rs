@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::api::Api;
+use crate::wait::eventually;
+use crate::world::SOON;
 
 struct Person {
     api: Api,
@@ -109,9 +111,7 @@ async fn who_waits_gets_the_exit_code_of_the_run() {
     {
         let words = ["submit", "etl", "-n", "team", "--name", name, "--wait"];
         let ends = async {
-            while person.api.object(&path("pipelineruns", name)).is_none() {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
+            eventually("it is submitted", SOON, || person.api.object(&path("pipelineruns", name)).is_some()).await;
             person.end(name, status, state);
         };
         let (said, ()) = tokio::join!(person.says(&words), ends);

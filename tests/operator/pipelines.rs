@@ -1,13 +1,10 @@
 //! Pipelines in the whole operator against the double: which runs are made, how often, and that nothing else is written.
 
-use std::time::Duration;
-
 use http::Method;
 use serde_json::{Value, json};
-use tokio::time::sleep;
 
 use crate::api::Fault;
-use crate::eventually;
+use crate::wait::{eventually, eventually_or};
 use crate::world::{SOON, World};
 
 fn path(kind: &str, name: &str) -> String {
@@ -43,12 +40,11 @@ impl World {
     }
 
     async fn until_runs(&self, count: usize) {
-        let end = tokio::time::Instant::now() + SOON;
-        while self.runs().len() != count {
+        let what = || {
             let runs: Vec<_> = self.runs().iter().map(|run| self.api.object(&path("pipelineruns", run))).collect();
-            assert!(tokio::time::Instant::now() < end, "there are not {count} runs: {runs:#?}");
-            sleep(Duration::from_millis(50)).await;
-        }
+            format!("there are {count} runs: {runs:#?}")
+        };
+        eventually_or(what, SOON, || self.runs().len() == count).await;
         self.until_quiet().await;
         assert_eq!(self.runs().len(), count, "{:?}", self.runs());
     }
@@ -170,7 +166,6 @@ async fn another_operator_makes_nothing_twice_with_or_without_the_status() {
     world.until_runs(1).await;
     operator.end().await;
     let operator = world.operator_with(2, daskade::controller::Namespaces::All);
-    sleep(Duration::from_millis(300)).await;
     world.until_runs(1).await;
     world.api.edit(&path("pipelines", "etl"), |object| drop(object.as_object_mut().unwrap().remove("status")));
     eventually("it is told again", SOON, || world.told()["lastTriggered"].is_string()).await;

@@ -1,19 +1,22 @@
 //! The real binary, as Kubernetes runs it.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::Method;
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
+use tokio::process::Child;
+use tokio::time::{Instant, timeout};
 
+use crate::LEASE;
 use crate::api::{Api, KINDS, Recorded};
+use crate::wait::{self, eventually, eventually_or};
 use crate::world::{World, plain};
-use crate::{LEASE, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -25,22 +28,18 @@ struct Operator {
     _folder: tempfile::TempDir,
 }
 
-impl Drop for Operator {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
 impl Operator {
     fn start(api: &Api, arguments: &[&str]) -> Self {
         let mut operator = Self::start_logging_to(api, arguments, Stdio::piped());
         let stderr = operator.child.stderr.take().expect("its standard error");
+        let stderr = File::from(stderr.into_owned_fd().expect("a file"));
         let log = operator.log.clone();
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 log.lock().expect("no panic").push(line);
+                wait::ring();
             }
+            wait::ring();
         });
         operator
     }
@@ -48,14 +47,14 @@ impl Operator {
     fn start_logging_to(api: &Api, arguments: &[&str], log: Stdio) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let listen = free_address();
-        let child = command(&api.kubeconfig(folder.path()))
+        let mut command = command(&api.kubeconfig(folder.path()));
+        command
             .args(["--listen", &listen.to_string(), "--lease-duration", "3s"])
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("start it");
+            .stderr(log);
+        let child = tokio::process::Command::from(command).kill_on_drop(true).spawn().expect("start it");
         Self { child, listen, log: Arc::default(), _folder: folder }
     }
 
@@ -82,8 +81,12 @@ impl Operator {
         text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
     }
 
+    fn process(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.process().to_string()]).status();
         assert!(sent.expect("run kill").success());
     }
 
@@ -94,13 +97,8 @@ impl Operator {
     /// How long it took to end, and its exit code.
     async fn ended(&mut self) -> (Duration, Option<i32>) {
         let begun = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().expect("its status") {
-                return (begun.elapsed(), status.code());
-            }
-            assert!(begun.elapsed() < SOON, "it does not end");
-            sleep(Duration::from_millis(20)).await;
-        }
+        let status = timeout(SOON, self.child.wait()).await.expect("it ends").expect("its status");
+        (begun.elapsed(), status.code())
     }
 }
 
@@ -244,7 +242,7 @@ async fn when_the_leader_is_killed_the_other_takes_over_after_the_lease_ran_out(
     assert_eq!(second.metric("daskade_leader"), Some(0.0));
     let transitions = |api: &Api| api.object(LEASE).and_then(|lease| lease["spec"]["leaseTransitions"].as_i64());
     let before = transitions(&api).expect("a count");
-    first.child.kill().expect("kill it");
+    first.child.kill().await.expect("kill it");
     let killed = Instant::now();
     eventually("the second leads", SOON, || second.leads()).await;
     assert!(killed.elapsed() >= Duration::from_secs(2), "not before the lease ran out: {:?}", killed.elapsed());
@@ -267,7 +265,9 @@ async fn a_leader_that_was_stopped_for_a_while_writes_nothing_afterwards() {
     let so_far = renewals(&api.requests(), &stopped);
     first.signal("CONT");
     eventually("the first stands by", SOON, || first.ready()["role"] == "standby").await;
-    sleep(Duration::from_secs(4)).await;
+    let looks = || api.requests().iter().filter(|read| read.method == Method::GET && read.path == LEASE).count();
+    let before = looks();
+    eventually("the first has seen several times whose it is", SOON, || looks() >= before + 3).await;
     assert_eq!(renewals(&api.requests(), &stopped), so_far, "no write of the first was taken");
     assert_eq!(holder(&api), next);
     assert!(second.leads() && !first.leads());
@@ -285,12 +285,11 @@ async fn a_blocked_log_holds_up_nothing() {
     let mut operator = Operator::start_logging_to(&api, &["--log", "trace"], Stdio::from(writer));
     eventually("it leads", SOON, || operator.leads()).await;
     // The end of a line that is too long for the pipe is still waiting.
-    eventually("the pipe is full", SOON, || blocked_writing(operator.child.id())).await;
+    eventually("the pipe is full", SOON, || blocked_writing(operator.process())).await;
     let ours = holder(&api);
     let so_far = renewals(&api.requests(), &ours);
-    sleep(Duration::from_secs(4)).await;
+    eventually("it goes on renewing", SOON, || renewals(&api.requests(), &ours) >= so_far + 3).await;
     assert!(operator.leads());
-    assert!(renewals(&api.requests(), &ours) >= so_far + 3, "it goes on renewing");
     operator.signal("TERM");
     let (took, code) = operator.ended().await;
     assert_eq!(code, Some(0));
@@ -357,6 +356,7 @@ fn every_metric_is_documented_with_its_labels_and_no_other_is() {
     for answer in answers {
         metrics.count_write(Verb::Create, "pods", answer);
     }
+    metrics.backlog(Controller::DaskCluster).set(1);
     metrics.set_clusters(1, 1);
     metrics.set_workers(1, 1);
     metrics.set_schedulers(1, 1);
@@ -419,12 +419,8 @@ async fn the_process_makes_clusters_and_tells_a_collector_what_it_did() {
     let world = World::new().await;
     let mut operator = Operator::start(&world.api, &["--otlp-endpoint", &endpoint]);
     world.create("team", "c", &plain(1));
-    let end = Instant::now() + SOON;
-    while world.reason("team", "c") != "Ready" {
-        let (status, log) = (&world.object("team", "c")["status"], operator.lines());
-        assert!(Instant::now() < end, "it is not ready: {status}\n{}", log.join("\n"));
-        sleep(Duration::from_millis(50)).await;
-    }
+    let what = || format!("it is ready: {}\n{}", world.object("team", "c")["status"], operator.lines().join("\n"));
+    eventually_or(what, SOON, || world.reason("team", "c") == "Ready").await;
     let ready = || operator.metric("daskade_clusters{ready=\"true\"}") == Some(1.0);
     eventually("it is counted", SOON, ready).await;
     assert_eq!(operator.metric("daskade_workers{state=\"ready\"}"), Some(1.0));

@@ -1,14 +1,12 @@
 //! The whole operator against the double: what it makes, in which order, and that it then leaves everything alone.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use http::Method;
 use serde_json::{Value, json};
-use tokio::time::sleep;
 
 use crate::api::Recorded;
-use crate::eventually;
+use crate::wait::eventually;
 use crate::world::{SOON, World, cluster_path, core_path, plain, policy_path};
 
 /// `create Pod c-cpu-0-1`, `apply Service c-scheduler`, …
@@ -140,7 +138,6 @@ async fn when_all_is_done_neither_another_look_nor_another_operator_writes_anyth
     assert_eq!(lines(&world.writes()[before..]), [""; 0], "another look");
     operator.end().await;
     let operator = world.operator_with(2, daskade::controller::Namespaces::All);
-    sleep(Duration::from_secs(1)).await;
     world.until_quiet().await;
     let after: Vec<String> =
         lines(&world.writes()[before..]).into_iter().filter(|line| !line.contains("secure")).collect();
@@ -205,7 +202,7 @@ async fn pods_whose_labels_somebody_changed_are_neither_lost_nor_doubled() {
             labels.insert("daskade.dev/group".to_owned(), json!("other"));
         });
     }
-    sleep(Duration::from_secs(1)).await;
+    world.until_quiet().await;
     assert_eq!(world.pods("team"), pods);
     world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["workers"][0]["replicas"] = json!(2));
     eventually("there is one more", SOON, || world.pods("team").len() == 3).await;
@@ -258,11 +255,15 @@ async fn a_foreign_object_with_a_childs_name_is_never_touched() {
     world.create("team", "b", &plain(1));
     world.create("team", "c", &json!({}));
     world.create("team", "d", &plain(1));
-    for name in ["a", "b", "c"] {
+    let nobody = "it belongs to nobody that daskade knows; it is not touched. Rename or delete it";
+    for (name, words) in [
+        ("a", format!("cannot use the name a-scheduler for a Service: {nobody}")),
+        ("b", format!("cannot use the name b-worker for a NetworkPolicy: {nobody}")),
+        ("c", "the Secret c-client-tls is not this cluster's and is not touched; rename or delete it".to_owned()),
+    ] {
         world.until_reason("team", name, "NameConflict").await;
-        let condition = world.condition("team", name, "Stalled");
-        assert_eq!(condition["status"], "True", "{condition}");
-        assert!(condition["message"].as_str().unwrap().contains("not"), "{condition}");
+        assert_eq!(world.condition("team", name, "Stalled")["status"], "True");
+        world.says("team", name, "Stalled", &words);
     }
     world.until_ready("team", "d").await;
     let of_conflicts = |pod: &String| !pod.starts_with("d-");
@@ -275,6 +276,7 @@ async fn a_foreign_object_with_a_childs_name_is_never_touched() {
     let before = world.api.object(&map);
     world.create("team", "e", &plain(1));
     world.until_reason("team", "e", "NameConflict").await;
+    world.says("team", "e", "Ready", "for a ConfigMap: it belongs to nobody that daskade knows; it is not touched");
     assert_eq!(world.api.object(&map), before);
     assert!(
         operator.metric("daskade_reconcile_duration_seconds_count{controller=\"daskcluster\",outcome=\"forbidden\"}")
@@ -311,7 +313,9 @@ async fn scaling_down_drains_retires_and_then_deletes_that_very_pod() {
     let victim = scheduler.calls("daskade-drain")[0]["names"][0].as_str().unwrap().to_owned();
     assert_eq!(victim, "c-cpu-1-3");
     // As long as it is at work it stays.
-    sleep(Duration::from_secs(3)).await;
+    world.until_quiet().await;
+    world.api.edit(&cluster_path("team", "c"), |object| object["metadata"]["labels"] = json!({"look": "again"}));
+    world.until_quiet().await;
     assert!(world.pods("team").contains(&victim));
     assert!(scheduler.calls("daskade-retire").is_empty());
     assert_eq!(world.object("team", "c")["status"]["groups"][0]["draining"], 1);
@@ -341,6 +345,7 @@ async fn a_scheduler_to_which_a_client_has_just_come_is_not_replaced() {
     let path = cluster_path("team", "c");
     world.api.edit(&path, |object| object["spec"]["scheduler"] = json!({"env": [{"name": "A", "value": "b"}]}));
     eventually("it waits", SOON, || world.condition("team", "c", "SchedulerReady")["reason"] == "WaitingForIdle").await;
+    world.says("team", "c", "SchedulerReady", "is replaced once no run, client or task uses the cluster");
     assert!(world.pods("team").contains(&"c-scheduler-1".to_owned()));
     scheduler.change(|state| state.unseen = 0);
     eventually("it is replaced", SOON, || !world.pods("team").contains(&"c-scheduler-1".to_owned())).await;
@@ -360,6 +365,7 @@ async fn a_worker_that_comes_while_the_scheduler_is_in_use_has_its_image() {
     };
     world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["image"] = json!("example.org/worker:2"));
     eventually("it waits", SOON, || world.condition("team", "c", "SchedulerReady")["reason"] == "WaitingForIdle").await;
+    world.says("team", "c", "SchedulerReady", "is replaced once no run, client or task uses the cluster");
     world.api.delete(&core_path("team", "pods", "c-cpu-0-2"));
     eventually("another is there", SOON, || images().contains_key("c-cpu-0-4")).await;
     assert!(images().values().all(|image| image == "example.org/worker:1"), "{:?}", images());
@@ -408,6 +414,7 @@ async fn a_suspended_cluster_is_empty_and_comes_back() {
     world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["suspend"] = json!(true));
     eventually("no pod is left", SOON, || world.pods("team").is_empty()).await;
     world.until_reason("team", "c", "Suspended").await;
+    world.says("team", "c", "Ready", "spec.suspend is true");
     assert!(world.api.object(&core_path("team", "services", "c-scheduler")).is_some(), "its address stays");
     world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["suspend"] = json!(false));
     world.until_ready("team", "c").await;
@@ -432,12 +439,13 @@ async fn an_idle_cluster_loses_its_workers_by_itself_and_gets_them_back_for_work
             state.clients = 0;
             state.demand = demand.as_array().unwrap().clone();
         });
-        sleep(Duration::from_millis(15)).await;
+        eventually("the operator has heard of it", SOON, || scheduler.is_heard()).await;
         world.api.edit(&cluster_path("team", "c"), |object| object["metadata"]["labels"] = json!({ "look": look }));
-        sleep(Duration::from_millis(300)).await;
+        world.until_quiet().await;
     }
     eventually("its workers are gone", SOON, || world.pods("team").len() == 1).await;
     world.until_reason("team", "c", "Idle").await;
+    world.says("team", "c", "WorkersReady", "no worker is wanted now");
     scheduler.change(|state| state.clients = 1);
     world.until_ready("team", "c").await;
     eventually("they are back", SOON, || world.pods("team").len() == 3).await;
@@ -453,6 +461,7 @@ async fn demand_makes_workers_from_zero() {
     ]});
     world.create("team", "c", &spec);
     world.until_reason("team", "c", "Idle").await;
+    world.says("team", "c", "WorkersReady", "no worker is wanted now");
     let scheduler = world.scheduler("team", "c");
     scheduler.change(|state| {
         state.demand = vec![json!({"group": null, "resources": {"GPU": 1.0}, "count": 2})];
@@ -480,7 +489,8 @@ async fn a_cluster_that_is_deleted_and_made_anew_gets_its_own_children() {
     world.create("team", "c", &plain(1));
     let new = world.object("team", "c")["metadata"]["uid"].clone();
     assert_ne!(old, new);
-    sleep(Duration::from_secs(2)).await;
+    let conflicts = "daskade_reconcile_duration_seconds_count{controller=\"daskcluster\",outcome=\"conflict\"}";
+    eventually("it has tried several times", SOON, || operator.metric(conflicts) >= 3.0).await;
     assert_eq!(world.api.object(&service).unwrap()["metadata"]["ownerReferences"][0]["uid"], old, "never adopted");
     let pods = world.pods("team");
     assert_eq!(pods.len(), 2, "no pod before its Service: {pods:?}");
@@ -511,7 +521,7 @@ async fn without_the_lease_nothing_is_written_any_more() {
     let before = world.writes().len();
     world.create("team", "d", &plain(1));
     world.api.delete(&core_path("team", "services", "c-scheduler"));
-    sleep(Duration::from_secs(2)).await;
+    world.until_quiet().await;
     assert_eq!(lines(&world.writes()[before..]), [""; 0]);
     // Who leads next finds everything.
     operator.end().await;
@@ -522,12 +532,15 @@ async fn without_the_lease_nothing_is_written_any_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operator_that_is_killed_at_any_moment_leaves_nothing_doubled() {
+async fn an_operator_that_is_killed_after_any_of_its_writes_leaves_nothing_doubled() {
     let world = World::new().await;
     for epoch in 1..12 {
+        // A cluster takes eight, its status aside.
+        let after = 1 + epoch as usize % 8;
+        let before = world.writes().len();
         let operator = world.operator_with(epoch, daskade::controller::Namespaces::All);
         world.create("team", &format!("c{epoch}"), &plain(3));
-        sleep(Duration::from_millis(23 * epoch)).await;
+        eventually("it has written so often", SOON, || world.writes().len() >= before + after).await;
         operator.kill();
     }
     let operator = world.operator_with(99, daskade::controller::Namespaces::All);

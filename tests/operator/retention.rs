@@ -1,12 +1,9 @@
 //! What runs have stored is removed when its time has come: by whose scheduler, in which order, and what is told.
 
-use std::time::Duration;
-
 use http::Method;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
 
-use crate::eventually;
+use crate::wait::{eventually, eventually_or};
 use crate::world::{SOON, World, cluster_path, plain, run_path};
 
 /// One step, on a cluster of its own.
@@ -23,15 +20,9 @@ fn status(world: &World, name: &str) -> Value {
 }
 
 async fn until_removed(world: &World, name: &str, truth: &str, reason: &str) {
-    let end = Instant::now() + SOON;
-    loop {
-        let condition = world.run_condition("team", name, "Removed");
-        if condition["status"] == truth && condition["reason"] == reason {
-            return;
-        }
-        assert!(Instant::now() < end, "{name}: Removed is not {truth}, {reason}: {condition:#}");
-        sleep(Duration::from_millis(20)).await;
-    }
+    let condition = || world.run_condition("team", name, "Removed");
+    let what = || format!("{name}: Removed is {truth}, {reason}: {:#}", condition());
+    eventually_or(what, SOON, || condition()["status"] == truth && condition()["reason"] == reason).await;
 }
 
 /// Operations on what is stored that the scheduler of a cluster was asked for, in order, each once in a row.
@@ -108,7 +99,7 @@ async fn on_a_shared_cluster_its_scheduler_is_asked_and_marks_come_before_deleti
     let before = (world.writes().len(), asked(&world, "c").len());
     operator.end().await;
     let operator = world.operator_with(2, daskade::controller::Namespaces::All);
-    sleep(Duration::from_secs(2)).await;
+    world.until_quiet().await;
     assert_eq!((world.writes().len(), asked(&world, "c").len()), before);
     operator.end().await;
 }

@@ -2,6 +2,7 @@
 //! runs of one step. Records what it was told.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -12,7 +13,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::peer::{greet, receive, send};
+use crate::peer::{receive, send};
+use crate::wait;
 
 /// A worker that it knows.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +36,11 @@ pub struct State {
     /// Workers that were closed: they do not come back.
     pub closed: BTreeSet<String>,
     version: u64,
+    /// Of each connection that waits for news: the version up to which it has dealt with everything.
+    askers: BTreeMap<u64, u64>,
+    next: u64,
+    /// Streams of events that are read, by run.
+    readers: BTreeMap<String, usize>,
     /// By uid.
     pub journals: Journals,
     /// Steps that were handed over do not end.
@@ -105,8 +112,23 @@ impl Scheduler {
         let mut state = lock(&self.state);
         how(&mut state);
         state.used = Some(Instant::now());
-        state.version += 1;
-        self.changed.send_replace(state.version);
+        tell(&mut state, &self.changed);
+    }
+
+    /// Whether who asks for news, if anybody does, has dealt with all that there are.
+    pub fn is_heard(&self) -> bool {
+        let state = lock(&self.state);
+        state.askers.values().all(|known| *known >= state.version)
+    }
+
+    /// What changes with each of its changes.
+    pub fn version(&self) -> u64 {
+        lock(&self.state).version
+    }
+
+    /// Whether anybody reads the events of a run.
+    pub fn is_followed(&self, uid: &str) -> bool {
+        lock(&self.state).readers.get(uid).is_some_and(|readers| *readers > 0)
     }
 
     pub fn calls(&self, op: &str) -> Vec<Value> {
@@ -133,8 +155,7 @@ impl Scheduler {
         for name in live {
             state.workers.entry(name.clone()).or_default();
         }
-        state.version += 1;
-        self.changed.send_replace(state.version);
+        tell(&mut state, &self.changed);
     }
 
     /// Takes no more connections.
@@ -143,21 +164,40 @@ impl Scheduler {
     }
 }
 
+/// There are news.
+fn tell(state: &mut State, changed: &watch::Sender<u64>) {
+    state.version += 1;
+    changed.send_replace(state.version);
+    wait::ring();
+}
+
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().expect("no panic while it was held")
 }
 
 async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<watch::Sender<u64>>, instance: String) {
-    greet(&mut stream).await;
+    send(&mut stream, &json!({"compression": null, "python": [3, 11, 7], "pickle-protocol": 5})).await;
+    // Whoever wants TLS goes again.
+    if receive(&mut stream).await.is_none() {
+        return;
+    }
+    let mut asker = None;
     while let Some(call) = receive(&mut stream).await {
         lock(&state).calls.push(call.clone());
+        wait::ring();
         let names = || call["names"].as_array().into_iter().flatten().filter_map(Value::as_str);
         let reply = match call["op"].as_str().unwrap_or_default() {
             "daskade-cluster" => {
                 let since = if call["instance"] == *instance { call["since"].as_u64().unwrap_or(0) } else { 0 };
+                if call["fresh"] != true {
+                    asker.get_or_insert_with(|| Asker::new(&state)).knows(since);
+                }
                 let mut news = changed.subscribe();
                 let wait = Duration::from_secs_f64(call["wait"].as_f64().unwrap_or(0.0));
-                drop(tokio::time::timeout(wait, news.wait_for(|version| *version > since)).await);
+                tokio::select! {
+                    _ = tokio::time::timeout(wait, news.wait_for(|version| *version > since)) => {}
+                    () = closed(&stream) => return,
+                }
                 let unseen = if call["fresh"] == true { lock(&state).unseen } else { 0 };
                 info(&lock(&state), &instance, unseen)
             }
@@ -168,8 +208,7 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<wat
                         worker.draining = true;
                     }
                 }
-                state.version += 1;
-                changed.send_replace(state.version);
+                tell(&mut state, &changed);
                 json!({"status": "OK"})
             }
             "daskade-retire" => {
@@ -185,15 +224,14 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<wat
                     state.workers.remove(name);
                     state.closed.insert(name.clone());
                 }
-                state.version += 1;
-                changed.send_replace(state.version);
+                tell(&mut state, &changed);
                 json!({"status": "OK", "closed": closed, "busy": busy})
             }
             "daskade-hello" => json!({"status": "OK", "protocol": [1, 1], "runtime": "abc", "instance": instance,
                 "dask": "2025.1.0", "python": "3.12.1", "runs": {}}),
             "daskade-read" => json!({"status": "OK", "serializer": "json", "size": 2, "digest": "d", "path": null,
                 "bytes": null, "json": null}),
-            "daskade-events" => return follow(&mut stream, &call, &state, &instance).await,
+            "daskade-events" => return follow(stream, &call, &state, &changed, &instance).await,
             "daskade-open" | "daskade-submit" | "daskade-record" | "daskade-stop" | "daskade-close"
             | "daskade-forget" => run(&lock(&state), &call, &instance),
             "daskade-stored" | "daskade-references" | "daskade-user" | "daskade-mark" | "daskade-seal"
@@ -201,6 +239,9 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<wat
             _ => continue,
         };
         send(&mut stream, &reply).await;
+        // Also what an answer says of a journal may be waited for, by a test or by who follows a run.
+        changed.send_modify(|_| {});
+        wait::ring();
     }
 }
 
@@ -291,10 +332,19 @@ fn stored(state: &State, call: &Value) -> Value {
 }
 
 /// The stream of a run's events: its step ends soon after it was handed over.
-async fn follow(stream: &mut TcpStream, call: &Value, state: &Mutex<State>, instance: &str) {
+async fn follow(
+    mut stream: TcpStream,
+    call: &Value,
+    state: &Arc<Mutex<State>>,
+    changed: &watch::Sender<u64>,
+    instance: &str,
+) {
     let uid = call["run"].as_str().unwrap_or_default();
+    let _reader = Reader::new(state, uid);
+    let mut news = changed.subscribe();
     let mut told = 0;
     loop {
+        news.borrow_and_update();
         let mut events = Vec::new();
         {
             let state = lock(state);
@@ -314,8 +364,66 @@ async fn follow(stream: &mut TcpStream, call: &Value, state: &Mutex<State>, inst
             }
         }
         told += events.len();
-        send(stream, &json!({"instance": instance, "events": events, "seq": told})).await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        send(&mut stream, &json!({"instance": instance, "events": events, "seq": told})).await;
+        wait::ring();
+        tokio::select! {
+            _ = news.changed() => {}
+            () = closed(&stream) => return,
+            () = wait::beat() => {}
+        }
+    }
+}
+
+/// Waits until the other side closes the connection. What it says until then is not heard.
+async fn closed(stream: &TcpStream) {
+    while stream.readable().await.is_ok() {
+        match stream.try_read(&mut [0; 1024]) {
+            Ok(1..) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            _ => return,
+        }
+    }
+}
+
+/// A connection that waits for news.
+struct Asker(Arc<Mutex<State>>, u64);
+
+impl Asker {
+    fn new(state: &Arc<Mutex<State>>) -> Self {
+        let mut inner = lock(state);
+        inner.next += 1;
+        Self(state.clone(), inner.next)
+    }
+
+    fn knows(&self, version: u64) {
+        lock(&self.0).askers.insert(self.1, version);
+        wait::ring();
+    }
+}
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        lock(&self.0).askers.remove(&self.1);
+        wait::ring();
+    }
+}
+
+/// Somebody who reads the events of a run.
+struct Reader(Arc<Mutex<State>>, String);
+
+impl Reader {
+    fn new(state: &Arc<Mutex<State>>, uid: &str) -> Self {
+        *lock(state).readers.entry(uid.to_owned()).or_default() += 1;
+        Self(state.clone(), uid.to_owned())
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if let Some(readers) = lock(&self.0).readers.get_mut(&self.1) {
+            *readers -= 1;
+        }
+        wait::ring();
     }
 }
 

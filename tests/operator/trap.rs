@@ -61,6 +61,7 @@ where
         Box::pin(async move {
             if springs {
                 sprung.fetch_add(1, Ordering::SeqCst);
+                crate::wait::ring();
                 panic!("a mistake of the operator, made by a test");
             }
             inner.await

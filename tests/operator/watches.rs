@@ -1,7 +1,8 @@
 //! Watches of the double of the API server, and what can be wrong with them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use axum::body::{Body, Bytes};
 use futures_util::stream;
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::api::{Api, failure};
-use crate::objects;
+use crate::{objects, wait};
 
 /// Moves all watches.
 #[derive(Debug)]
@@ -18,6 +19,20 @@ pub struct Switch {
     news: watch::Sender<u64>,
     disturbance: watch::Sender<(u64, Disturbance)>,
     oldest: AtomicU64,
+    readers: Mutex<Readers>,
+}
+
+/// Who watches, and how far each has read.
+#[derive(Debug, Default)]
+struct Readers {
+    /// Parts of the paths of those that get nothing for now.
+    held: BTreeSet<String>,
+    /// Collections that were watched since the last operator began.
+    known: BTreeSet<String>,
+    /// Of each watch that is open: its collection, and the version up to which its reader has taken everything; none as
+    /// long as it has something to take.
+    open: BTreeMap<u64, (String, Option<u64>)>,
+    next: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,13 +54,60 @@ impl Default for Switch {
             news: watch::Sender::new(0),
             disturbance: watch::Sender::new((0, Disturbance::None)),
             oldest: AtomicU64::new(0),
+            readers: Mutex::default(),
         }
+    }
+}
+
+impl Readers {
+    fn holds(&self, path: &str) -> bool {
+        self.held.iter().any(|part| path.contains(part))
     }
 }
 
 impl Switch {
     pub fn tell(&self) {
         self.news.send_modify(|count| *count += 1);
+        wait::ring();
+    }
+
+    /// How often there was something to look at.
+    pub fn count(&self) -> u64 {
+        *self.news.borrow()
+    }
+
+    /// An operator is about to begin: the watches of those before it do not matter.
+    pub fn begin(&self) {
+        self.readers().known.clear();
+    }
+
+    /// The readers of watches on collections with this part in their path get nothing from now on.
+    pub fn hold_back(&self, part: &str) {
+        self.readers().held.insert(part.to_owned());
+    }
+
+    /// They get what they have missed.
+    pub fn let_go_of(&self, part: &str) {
+        self.readers().held.remove(part);
+        self.tell();
+    }
+
+    /// Whether everything up to a version was taken by an operator that watches at least so many collections. Watches that
+    /// are held back, or frozen, count as read.
+    pub fn are_read(&self, version: u64, collections: usize) -> bool {
+        if self.disturbance.borrow().1 == Disturbance::Frozen {
+            return true;
+        }
+        let readers = self.readers();
+        let is_read = |path: &String| {
+            readers.holds(path)
+                || readers.open.values().any(|(open, read)| open == path && read.is_some_and(|read| read >= version))
+        };
+        readers.known.len() >= collections && readers.known.iter().all(is_read)
+    }
+
+    fn readers(&self) -> MutexGuard<'_, Readers> {
+        self.readers.lock().expect("no panic while it was held")
     }
 
     pub fn subscribe(&self) -> watch::Receiver<u64> {
@@ -72,6 +134,7 @@ impl Api {
 
 struct Watch {
     api: Api,
+    number: u64,
     path: String,
     selector: Vec<(String, String)>,
     metadata: bool,
@@ -96,25 +159,54 @@ pub fn stream(api: Api, path: String, query: String, metadata: bool) -> Body {
     };
     let (news, mut disturbance) = (api.watches.news.subscribe(), api.watches.disturbance.subscribe());
     disturbance.borrow_and_update();
-    let watch = Watch { api, path, selector, metadata, since, shown, news, disturbance, ended: false };
+    let number = {
+        let mut readers = api.watches.readers();
+        readers.next += 1;
+        readers.known.insert(path.clone());
+        let number = readers.next;
+        readers.open.insert(number, (path.clone(), None));
+        number
+    };
+    let watch = Watch { api, number, path, selector, metadata, since, shown, news, disturbance, ended: false };
     Body::from_stream(stream::unfold(watch, |mut watch| async move {
         let chunk = watch.next().await?;
         Some((Ok::<Bytes, std::io::Error>(chunk.into()), watch))
     }))
 }
 
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.api.watches.readers().open.remove(&self.number);
+    }
+}
+
 impl Watch {
+    /// Its reader has asked for more than there is, and so has taken all before.
+    fn is_read(&self) {
+        self.read_up_to(Some(self.since));
+        wait::ring();
+    }
+
+    fn read_up_to(&self, version: Option<u64>) {
+        if let Some((_, read)) = self.api.watches.readers().open.get_mut(&self.number) {
+            *read = version;
+        }
+    }
+
     async fn next(&mut self) -> Option<String> {
         if self.ended {
             return None;
         }
         loop {
             let frozen = self.disturbance.borrow().1 == Disturbance::Frozen;
-            if !frozen {
+            let held = self.api.watches.readers().holds(&self.path);
+            if !frozen && !held {
                 let lines = self.lines();
                 if !lines.is_empty() {
+                    self.read_up_to(None);
                     return Some(lines);
                 }
+                self.is_read();
             }
             tokio::select! {
                 _ = self.news.changed() => {}
@@ -144,10 +236,9 @@ impl Watch {
     fn lines(&mut self) -> String {
         let mut lines = String::new();
         let inner = self.api.lock();
-        let events = inner
-            .events
-            .iter()
-            .filter(|(version, _, path, _)| *version > self.since && objects::is_in(path, &self.path));
+        // They are in the order of their versions.
+        let new = inner.events.partition_point(|(version, ..)| *version <= self.since);
+        let events = inner.events[new..].iter().filter(|(_, _, path, _)| objects::is_in(path, &self.path));
         for (version, kind, path, object) in events {
             let fits = objects::matches(&object["metadata"]["labels"], &self.selector);
             let kind = match (*kind, fits, self.shown.contains(path)) {

@@ -1,26 +1,33 @@
 //! A cluster for the operator: the double of the API server, a kubelet that starts and ends pods, and schedulers that answer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use daskade::controller::fence::FenceLayer;
 use daskade::controller::lead::{Grant, lead};
-use daskade::controller::{self, Namespaces, Settings};
+use daskade::controller::{self, Namespaces, Pauses, Settings};
 use daskade::telemetry::metrics::Metrics;
 use http::Method;
 use kube::client::ClientBuilder;
+use kube::client::retry::RetryPolicy;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
+use tower::Layer;
+use tower::retry::RetryLayer;
 
-use crate::api::{Api, Recorded};
+use crate::api::{Api, KINDS, Recorded};
 use crate::scheduler::{Journal, Journals, Refusal, Scheduler};
 use crate::trap::Trap;
+use crate::wait::{self, eventually_or};
 
 pub const SOON: Duration = Duration::from_secs(20);
+
+/// Collections that an operator watches at least.
+const WATCHES: usize = 7;
 
 pub struct World {
     pub api: Api,
@@ -30,7 +37,17 @@ pub struct World {
     pub lifetime: Duration,
     pub trap: Trap,
     kubelet: Arc<Kubelet>,
+    /// Of the operator that was started last.
+    begun: Mutex<Option<Begun>>,
     task: JoinHandle<()>,
+}
+
+/// An operator, as far as it can be observed.
+#[derive(Debug, Clone)]
+struct Begun {
+    metrics: Arc<Metrics>,
+    /// Objects that there were of each kind when it began: it looks at each of them at least once.
+    objects: [usize; 3],
 }
 
 /// What starts pods.
@@ -48,6 +65,8 @@ struct Kubelet {
     refusal: Refusal,
     /// Pods that never end.
     hung: Mutex<BTreeSet<String>>,
+    /// The news up to which it has dealt with everything.
+    done: AtomicU64,
 }
 
 /// An operator that leads.
@@ -85,7 +104,15 @@ impl World {
         let kubelet = Arc::new(Kubelet::default());
         let task = tokio::spawn(run(api.clone(), kubelet.clone()));
         let lifetime = Duration::from_secs(90 * 86_400);
-        Self { api, limits: controller::Limits::default(), lifetime, trap: Trap::default(), kubelet, task }
+        Self {
+            api,
+            limits: controller::Limits::default(),
+            lifetime,
+            trap: Trap::default(),
+            kubelet,
+            begun: Mutex::default(),
+            task,
+        }
     }
 
     /// Starts and ends no pods, or does again.
@@ -129,12 +156,9 @@ impl World {
     }
 
     pub async fn until_run(&self, namespace: &str, name: &str, reason: &str) {
-        let end = Instant::now() + SOON;
-        while self.succeeded(namespace, name)[1] != reason {
-            let told = self.api.object(&run_path(namespace, name)).unwrap_or_default()["status"].clone();
-            assert!(Instant::now() < end, "{namespace}/{name} is not {reason}: {told:#}");
-            sleep(Duration::from_millis(20)).await;
-        }
+        let told = || self.api.object(&run_path(namespace, name)).unwrap_or_default()["status"].clone();
+        let what = || format!("{namespace}/{name} is {reason}: {:#}", told());
+        eventually_or(what, SOON, || self.succeeded(namespace, name)[1] == reason).await;
     }
 
     /// What the storage has of a run.
@@ -149,6 +173,7 @@ impl World {
         let uid = self.api.object(&run_path(namespace, name)).unwrap_or_default()["metadata"]["uid"].clone();
         let mut journals = self.kubelet.journals.lock().unwrap();
         how(journals.get_mut(uid.as_str().unwrap_or_default()).expect("the run has a journal"));
+        wait::ring();
     }
 
     /// Why what is stored cannot be looked at or removed from now on, after so many operations that succeed.
@@ -170,9 +195,15 @@ impl World {
     pub fn operator_with(&self, epoch: u64, namespaces: Namespaces) -> Operator {
         let (grant, lead) = lead();
         grant.renew(epoch, Instant::now(), SystemTime::now(), Duration::from_secs(3600));
+        wait::hear_the_operator();
         let metrics = Arc::new(Metrics::default());
+        let objects = KINDS.map(|kind| self.api.paths(&format!("/{kind}/")).len());
+        self.api.watches.begin();
+        *self.begun.lock().unwrap() = Some(Begun { metrics: metrics.clone(), objects });
         let layer = FenceLayer::new(lead.clone(), metrics.clone());
-        let client = ClientBuilder::try_from(self.api.config()).expect("a client").with_layer(&layer);
+        // As kube makes it, without the network.
+        let retries = RetryLayer::new(RetryPolicy::default());
+        let client = ClientBuilder::new(retries.layer(self.api.direct()), "daskade").with_layer(&layer);
         let client = client.with_layer(&self.trap).build();
         let settings = Settings {
             image: "example.org/worker:1".to_owned(),
@@ -184,6 +215,7 @@ impl World {
             storage: None,
             allowed_addresses: Vec::new(),
             limits: self.limits,
+            pauses: Pauses { first_lists: Duration::from_millis(500), missing: Duration::from_millis(500) },
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let run = controller::run(client, settings, lead, async { drop(stopped.await) }, metrics.clone());
@@ -200,6 +232,18 @@ impl World {
         conditions.into_iter().find(|condition| condition["type"] == kind).cloned().unwrap_or_default()
     }
 
+    /// What a condition of a cluster says has these words.
+    pub fn says(&self, namespace: &str, name: &str, kind: &str, words: &str) {
+        let condition = self.condition(namespace, name, kind);
+        assert!(condition["message"].as_str().is_some_and(|message| message.contains(words)), "{words}: {condition:#}");
+    }
+
+    /// What is told of a run as a whole has these words.
+    pub fn run_says(&self, namespace: &str, name: &str, words: &str) {
+        let told = self.succeeded(namespace, name);
+        assert!(told[2].contains(words), "{words}: {told:?}");
+    }
+
     pub fn reason(&self, namespace: &str, name: &str) -> String {
         self.condition(namespace, name, "Ready")["reason"].as_str().unwrap_or_default().to_owned()
     }
@@ -210,26 +254,17 @@ impl World {
             let ready = self.condition(namespace, name, "Ready");
             ready["status"] == "True" && ready["observedGeneration"] == object["metadata"]["generation"]
         };
-        let end = Instant::now() + SOON;
-        while !is_ready() {
-            let status = || self.object(namespace, name)["status"].clone();
-            assert!(
-                Instant::now() < end,
-                "{namespace}/{name} is not ready: {:#}; {:?}",
-                status(),
-                self.pods(namespace)
-            );
-            sleep(Duration::from_millis(20)).await;
-        }
+        let what = || {
+            let status = self.object(namespace, name)["status"].clone();
+            format!("{namespace}/{name} is ready: {status:#}; {:?}", self.pods(namespace))
+        };
+        eventually_or(what, SOON, is_ready).await;
     }
 
     pub async fn until_reason(&self, namespace: &str, name: &str, reason: &str) {
-        let end = Instant::now() + SOON;
-        while self.reason(namespace, name) != reason {
-            let status = self.object(namespace, name)["status"].clone();
-            assert!(Instant::now() < end, "{namespace}/{name} is not {reason}: {status:#}");
-            sleep(Duration::from_millis(20)).await;
-        }
+        let status = || self.object(namespace, name)["status"].clone();
+        let what = || format!("{namespace}/{name} is {reason}: {:#}", status());
+        eventually_or(what, SOON, || self.reason(namespace, name) == reason).await;
     }
 
     /// Names of the pods of a namespace that do not go.
@@ -255,18 +290,54 @@ impl World {
         requests
     }
 
-    /// Waits until nothing was written for a while.
+    /// Waits until everything that has happened so far has had all its effects: the operator has taken what watches and
+    /// schedulers have to show, has nothing left to do, and so has who starts pods. Steps of runs that are carried out, and
+    /// what the operator does at its own time, are not waited for.
     pub async fn until_quiet(&self) {
-        let (mut known, mut since) = (self.writes().len(), Instant::now());
-        let end = Instant::now() + SOON;
-        while since.elapsed() < Duration::from_millis(1500) {
-            assert!(Instant::now() < end, "it goes on writing: {:?}", self.writes().last());
-            sleep(Duration::from_millis(50)).await;
-            let count = self.writes().len();
-            if count != known {
-                (known, since) = (count, Instant::now());
+        let what = || format!("it comes to rest: {:?}; {:?}", self.unrest(), self.writes().last());
+        eventually_or(what, SOON, || self.unrest().is_empty()).await;
+    }
+
+    /// What keeps it from being at rest.
+    fn unrest(&self) -> Vec<String> {
+        let begun = self.begun.lock().unwrap().clone().expect("an operator was started");
+        // In the direction in which effects go, so that none slips by: what comes last may only have led to a write, and
+        // then the state is another one than before.
+        let before = self.versions();
+        let version = self.api.lock().version;
+        let mut unrest = Vec::new();
+        let mut check = |what: &str, rests: bool| {
+            if !rests {
+                unrest.push(what.to_owned());
             }
+        };
+        let idle = self.kubelet.idle.load(Ordering::Relaxed);
+        check("the kubelet", idle || self.kubelet.done.load(Ordering::SeqCst) >= self.api.watches.count());
+        check("watches", self.api.watches.are_read(version, WATCHES));
+        let schedulers = self.kubelet.schedulers.lock().unwrap();
+        check("schedulers", schedulers.values().all(Scheduler::is_heard));
+        drop(schedulers);
+        let text = begun.metrics.encode().expect("metrics");
+        for (kind, objects) in ["daskcluster", "pipeline", "pipelinerun"].into_iter().zip(begun.objects) {
+            check(
+                &format!("backlog of {kind}s"),
+                metric(&text, &format!("daskade_backlog{{controller=\"{kind}\"}}")) == 0.0,
+            );
+            let passes = format!("daskade_reconcile_duration_seconds_count{{controller=\"{kind}\",");
+            let passes: f64 = text
+                .lines()
+                .filter_map(|line| line.strip_prefix(&passes)?.rsplit(' ').next()?.parse::<f64>().ok())
+                .sum();
+            check(&format!("first passes over {kind}s"), passes >= objects as f64);
         }
+        check("something has changed meanwhile", before == self.versions());
+        unrest
+    }
+
+    fn versions(&self) -> (u64, u64, Vec<u64>) {
+        let version = self.api.lock().version;
+        let schedulers = self.kubelet.schedulers.lock().unwrap();
+        (version, self.api.watches.count(), schedulers.values().map(Scheduler::version).collect())
     }
 }
 
@@ -293,15 +364,18 @@ impl Operator {
 
     /// A metric's value.
     pub fn metric(&self, series: &str) -> f64 {
-        let text = self.metrics.encode().expect("metrics");
-        let value = text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
-        value.unwrap_or(0.0)
+        metric(&self.metrics.encode().expect("metrics"), series)
     }
+}
+
+fn metric(text: &str, series: &str) -> f64 {
+    text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok()).unwrap_or(0.0)
 }
 
 async fn run(api: Api, kubelet: Arc<Kubelet>) {
     let mut news = api.watches.subscribe();
     loop {
+        let seen = *news.borrow_and_update();
         if kubelet.collects.load(Ordering::Relaxed) {
             collect(&api);
         }
@@ -312,6 +386,8 @@ async fn run(api: Api, kubelet: Arc<Kubelet>) {
             }
             kubelet.forget_who_is_gone(&api);
         }
+        kubelet.done.store(seen, Ordering::SeqCst);
+        wait::ring();
         if news.changed().await.is_err() {
             return;
         }

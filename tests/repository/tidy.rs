@@ -167,6 +167,21 @@ fn the_runtime_decides_nothing() {
 }
 
 #[test]
+fn tests_of_the_operator_sleep_only_where_they_wait_for_conditions() {
+    let all = sources("tests", "rs");
+    let sources: Vec<&Source> = all.iter().filter(|source| source.path.contains("/operator/")).collect();
+    let (helper, others): (Vec<_>, Vec<_>) = sources.into_iter().partition(|source| source.path.ends_with("/wait.rs"));
+    assert!(helper.len() == 1 && others.len() > 10, "the folder has moved");
+    let mut wrong = BTreeSet::new();
+    for source in others {
+        for (number, line) in source.text.lines().enumerate().filter(|(_, line)| line.contains("sleep(")) {
+            wrong.insert(format!("{}:{}: wait with `eventually`: {}", source.path, number + 1, line.trim()));
+        }
+    }
+    assert_empty(&wrong);
+}
+
+#[test]
 fn files_are_small() {
     let sizes: Vec<(usize, String)> = rust_sources()
         .into_iter()

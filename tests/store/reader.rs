@@ -67,7 +67,7 @@ async fn runs_and_journals_are_found_and_read() {
     assert_eq!((folded.committed.len(), folded.last.unwrap().seg, folded.last.unwrap().epoch), (4, 6, 5));
     let none = reader.read_journal("nothing-here").await.unwrap_err();
     assert_eq!((none.reason(), none.to_string()), ("RunNotFound", "there is no journal of run nothing-here".into()));
-    assert_eq!(reader.read_journal("../x").await.unwrap_err().reason(), "InvalidKey");
+    refused(reader.read_journal("../x").await, "InvalidKey", "\"../x\" is not the uid of a run");
     place.write("runs/over/removed/record", b"{\"t\": 1.0}");
     let over = reader.read_journal("over").await.unwrap_err();
     assert_eq!(over.reason(), "OutputsRemoved");
@@ -110,39 +110,43 @@ async fn a_damaged_journal_names_its_segment_and_keeps_what_was_good() {
     assert_eq!(journal.advance().await.unwrap(), 4);
 }
 
+/// What a refusal says: its reason, and who and what it is about.
+fn refused<T: std::fmt::Debug>(read: Result<T, StoreError>, reason: &str, words: &str) {
+    let error = read.expect_err(words);
+    assert!(error.reason() == reason && error.to_string().contains(words), "{}: {error}, not {words}", error.reason());
+}
+
 #[tokio::test]
 async fn an_output_is_read_only_if_it_is_what_was_committed() {
     let place = Place::golden();
     let reader = place.reader().await;
     let handle = stored("data/1/-1-1-ab", b"content");
-    let reason = |error: StoreError| error.reason();
-    assert_eq!(reader.read_object(&place.run, &handle, 1000).await.map_err(reason), Err("NotFound"));
+    refused(reader.read_object(&place.run, &handle, 1000).await, "NotFound", "data/1/-1-1-ab is not there");
     let key = format!("runs/{}/data/1/-1-1-ab", place.run);
-    for (data, found) in [
-        (&b"content"[..], Ok(Bytes::from_static(b"content"))),
-        (b"c0ntent", Err("CorruptOutput")),
-        (b"conten", Err("CorruptOutput")),
-        (b"content and more", Err("CorruptOutput")),
-        (b"", Err("CorruptOutput")),
+    place.write(&key, b"content");
+    assert_eq!(reader.read_object(&place.run, &handle, 1000).await.unwrap(), "content");
+    for (data, why) in [
+        (&b"c0ntent"[..], "its digest does not match"),
+        (b"conten", "it has another size"),
+        (b"content and more", "it has another size"),
+        (b"", "it has another size"),
     ] {
         place.write(&key, data);
-        assert_eq!(reader.read_object(&place.run, &handle, 1000).await.map_err(reason), found, "{data:?}");
+        let read = reader.read_object(&place.run, &handle, 1000).await;
+        refused(read, "CorruptOutput", &format!("{key} is not what was committed: {why}"));
     }
-    place.write(&key, b"conten");
-    let short = reader.read_object(&place.run, &handle, 1000).await.unwrap_err();
-    assert!(short.to_string().contains("another size"), "{short}");
-    assert_eq!(reader.read_object(&place.run, &handle, 6).await.map_err(reason), Err("OutputTooLarge"));
+    refused(reader.read_object(&place.run, &handle, 6).await, "OutputTooLarge", "has 7 bytes, the limit is 6");
     place.write("models/x", b"root");
     let from_root = stored("/models/x", b"root");
     assert_eq!(reader.read_object(&place.run, &from_root, 10).await.unwrap(), "root");
     for path in ["../x/data/1", "/../../etc/passwd", "//etc/passwd"] {
-        let error = reader.read_object(&place.run, &stored(path, b""), 10).await;
-        assert_eq!(error.map_err(reason), Err("InvalidKey"), "{path}");
+        let read = reader.read_object(&place.run, &stored(path, b""), 10).await;
+        refused(read, "InvalidKey", "is not allowed as a part of a key");
     }
     let mut inline = Handle { bytes: Some(Bytes::from_static(b"x")), path: None, ..stored("-", b"x") };
     assert_eq!(reader.read_object(&place.run, &inline, 10).await.unwrap(), "x");
     inline.digest[0] ^= 1;
-    assert_eq!(reader.read_object(&place.run, &inline, 10).await.map_err(reason), Err("CorruptOutput"));
+    refused(reader.read_object(&place.run, &inline, 10).await, "CorruptOutput", "is not what was committed");
 }
 
 #[tokio::test]
@@ -150,18 +154,18 @@ async fn code_is_read_only_if_its_digest_is_the_one_in_the_journal() {
     let place = Place::golden();
     let reader = place.reader().await;
     let mut journal = reader.read_journal(&place.run).await.unwrap();
-    let reason = |error: StoreError| error.reason();
     let inline = journal.opened.code.zip.clone().unwrap();
-    assert_eq!(reader.read_code(&place.run, &journal).await.map_err(reason), Err("CorruptOutput"));
+    refused(reader.read_code(&place.run, &journal).await, "CorruptOutput", "is not what was committed");
     let hex = |data: &[u8]| Sha256::digest(data).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     journal.opened.code.digest = Some(hex(&inline));
     assert_eq!(reader.read_code(&place.run, &journal).await.unwrap(), inline);
     journal.opened.code = daskade::store::Code { digest: Some(hex(b"large")), zip: None };
-    assert_eq!(reader.read_code(&place.run, &journal).await.map_err(reason), Err("NotFound"));
-    for (data, found) in [(&b"large"[..], Ok(Bytes::from_static(b"large"))), (b"other", Err("CorruptOutput"))] {
-        place.write(&format!("runs/{}/code/{}.zip", place.run, hex(b"large")), data);
-        assert_eq!(reader.read_code(&place.run, &journal).await.map_err(reason), found);
-    }
+    let key = format!("runs/{}/code/{}.zip", place.run, hex(b"large"));
+    refused(reader.read_code(&place.run, &journal).await, "NotFound", &format!("{key} is not there"));
+    place.write(&key, b"large");
+    assert_eq!(reader.read_code(&place.run, &journal).await.unwrap(), "large");
+    place.write(&key, b"other");
+    refused(reader.read_code(&place.run, &journal).await, "CorruptOutput", &format!("{key} is not what was committed"));
     for digest in [None, Some("../../x".to_owned()), Some("7".to_owned())] {
         journal.opened.code.digest = digest;
         assert!(reader.read_code(&place.run, &journal).await.is_err());
@@ -245,6 +249,9 @@ async fn an_object_has_the_version_that_the_runtime_notes() {
         assert_eq!(found.as_ref().unwrap().as_deref(), Some("3b9aca02-5"));
     }
     assert_eq!(found[2].as_ref().unwrap(), &None);
-    assert_eq!(found[3].as_ref().unwrap_err().reason(), "InvalidKey", "a folder");
-    assert_eq!(found[4].as_ref().unwrap_err().reason(), "InvalidKey");
+    for (at, part) in [(3, "\"in\""), (4, "\"..\"")] {
+        let error = found[at].as_ref().unwrap_err();
+        assert_eq!(error.reason(), "InvalidKey");
+        assert_eq!(error.to_string(), format!("{part} is not allowed as a part of a key"));
+    }
 }

@@ -100,7 +100,8 @@ async fn inner() {
     if words != "read" {
         let error = reader.read_journal("r-1").await.unwrap_err();
         assert_eq!(error.reason(), words, "{error}");
-        assert!(!error.to_string().contains(&var("AWS_SECRET_ACCESS_KEY")));
+        let text = error.to_string();
+        assert!(text.contains("runs/r-1") && !text.contains(&var("AWS_SECRET_ACCESS_KEY")), "{text}");
         return;
     }
     assert_eq!(reader.list_runs().await.unwrap(), ["r-1"]);
@@ -112,5 +113,6 @@ async fn inner() {
     assert_eq!(large.len(), 3 << 20);
     let logs = reader.logs("r-1", &LogFilter::default(), 10).await.unwrap();
     assert_eq!(logs.lines[0].text, "hello");
-    assert_eq!(reader.read_journal("r-2").await.unwrap_err().reason(), "RunNotFound");
+    let error = reader.read_journal("r-2").await.unwrap_err();
+    assert_eq!((error.reason(), error.to_string().as_str()), ("RunNotFound", "there is no journal of run r-2"));
 }

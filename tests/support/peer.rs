@@ -67,6 +67,9 @@ pub async fn greet<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
     assert_eq!(ours["compression"], Value::Null);
 }
 
+/// Longest message that is read: what claims to be longer is not Dask's, but a TLS greeting, say.
+const LONGEST: u64 = 64 << 20;
+
 pub fn packed(value: &Value) -> Vec<u8> {
     frame::encode(&[&rmp_serde::to_vec(value).expect("it can be packed")])
 }
@@ -77,9 +80,9 @@ pub async fn send<S: AsyncWrite + Unpin>(stream: &mut S, value: &Value) {
     let _ = stream.flush().await;
 }
 
-/// The next message; `None` at the end of the stream.
+/// The next message; `None` at the end of the stream, and if none comes.
 pub async fn receive<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Value> {
-    let length = stream.read_u64_le().await.ok()?;
+    let length = stream.read_u64_le().await.ok().filter(|length| *length <= LONGEST)?;
     let mut block = vec![0; length as usize];
     stream.read_exact(&mut block).await.ok()?;
     let value = rmpv::decode::read_value(&mut &block[16..]).ok()?;

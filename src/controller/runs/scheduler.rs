@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{MISSING, OPENING, Work};
+use super::{OPENING, Work};
 use crate::cluster::facts::Trouble;
 use crate::controller::cache::Kind;
 use crate::controller::charter::Stored;
@@ -70,7 +70,7 @@ impl Work<'_> {
         let tls = match secret {
             None => None,
             Some(secret) => {
-                self.soon = Some(MISSING);
+                self.soon = Some(self.runs.missing);
                 let field = "spec.cluster.tls.secretRef";
                 let read = self.runs.certificates.of_secret(&self.key.namespace, secret, field, self.now).await;
                 match read {
