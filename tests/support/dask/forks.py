@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import gc
 import json
@@ -31,6 +32,7 @@ from daskade_runtime import local
 local.apply(local.SETTINGS)
 import distributed, daskade_runtime.install, daskade_runtime.scheduler, daskade_runtime.worker
 """
+PDEATHSIG = 1
 START = "import sys; sys.path.append({!r}); from support.dask.forks import main; main()"
 
 
@@ -115,6 +117,7 @@ def main() -> None:
 def _serve(control: socket.socket) -> bytes:
     """Forks for each message. Returns in the forks only, with the message."""
     statuses: dict[int, int] = {}
+    libc = ctypes.CDLL(None)
     # Where a fork has ended can be waited for together with messages.
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake)
@@ -138,6 +141,8 @@ def _serve(control: socket.socket) -> bytes:
         pid = os.fork()
         if pid == 0:
             os.setsid()
+            # Ends with this process, as this one ends with the tests.
+            libc.prctl(PDEATHSIG, signal.SIGKILL)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             control.close()
