@@ -1,6 +1,6 @@
 """Known failures, for daskade and for dask-kubernetes, side by side on a real cluster.
 
-    tests/kube/up; tests/kube/image worker localhost/daskade-worker:test; cargo build --release
+    tests/kube/up; tests/kube/image worker localhost/daskade-worker:test; cargo build --profile dist --features otlp
     KUBECONFIG=… PYTHONPATH=tests python3 bench/operator/compare.py [SCENARIO…]
 
 Both run as processes of this machine and use the same worker image; each has a namespace of its own, under the strictest
@@ -153,7 +153,7 @@ class Daskade(Side):
         return f"Ready={ready.get('status')} ({ready.get('reason')})"
 
     def delete(self, cluster: str) -> None:
-        self.space.delete("daskclusters.daskade.dev", cluster, "--ignore-not-found", "--wait=false")
+        self.space.delete("daskclusters.daskade.dev", cluster, wait=False, missing_ok=True)
 
 
 class DaskKubernetes(Side):
@@ -207,7 +207,7 @@ class DaskKubernetes(Side):
         return f"phase={found.get('status', {}).get('phase')}"
 
     def delete(self, cluster: str) -> None:
-        self.space.delete("daskclusters.kubernetes.dask.org", cluster, "--ignore-not-found", "--wait=false")
+        self.space.delete("daskclusters.kubernetes.dask.org", cluster, wait=False, missing_ok=True)
 
 
 def pod_spec(name: str, image: str, args: list[str], ports: list[Object]) -> Object:
@@ -258,7 +258,7 @@ def comes_back(side: Side, cluster: str, kind: str, component: str, patience: fl
         each["metadata"]["name"]
         for each in side.space.list(kind, f"dask.org/cluster-name={cluster},dask.org/component={component}")
     )
-    side.space.delete(kind, name, "--wait=true", "--timeout=60s")
+    side.space.delete(kind, name, patience=60)
     found, took = within(patience, lambda: side.uids(kind, cluster, component) - before)
     return f"back after {took:.0f} s" if found else f"**gone for good** ({patience:.0f} s)"
 
@@ -294,7 +294,7 @@ def scheduler_lost(side: Side, cluster: str) -> str:
     before = set(side.pods(cluster, "scheduler"))
     [gone] = side.pods(cluster, "scheduler").values()
     began = time.monotonic()
-    side.space.delete("pod", gone["metadata"]["name"], "--force", "--grace-period=0")
+    side.space.delete("pod", gone["metadata"]["name"], grace=0)
     until("another scheduler", lambda: set(side.pods(cluster, "scheduler")) - before, 120, 1)
     found, _ = answers(side, cluster, 240)
     took = time.monotonic() - began
@@ -428,7 +428,7 @@ def clean_up(spaces: list[Namespace], operator: Operator | None, controller: Con
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
-    parser.add_argument("--binary", type=Path, default=TOP / "target/release/daskade")
+    parser.add_argument("--binary", type=Path, default=TOP / "target/dist/daskade")
     parser.add_argument("--side", choices=["daskade", "dask-kubernetes"], help="only this one")
     options = parser.parse_args()
     chosen = options.scenarios or list(SCENARIOS)

@@ -1,7 +1,7 @@
 """How long it takes from `kubectl apply` to the first step, and what a step costs, on a real cluster.
 
     tests/kube/up; tests/kube/image worker localhost/daskade-worker:test; tests/kube/image s3 localhost/s3:test
-    cargo build --release
+    cargo build --profile dist --features otlp
     KUBECONFIG=… PYTHONPATH=tests python3 bench/operator/first_step.py [--repeat 3] [--steps 1000 10000]
 
 Beside each run of daskade a Kubernetes Job runs the same graph with a plain ``distributed.Client`` on a cluster of
@@ -106,7 +106,7 @@ class Ours:
         return began, (status["results"]["first"], status["results"]["last"])
 
     def clean(self, name: str) -> None:
-        self.space.delete("pipelinerun", name, "--wait=true", "--timeout=120s")
+        self.space.delete("pipelinerun", name)
         until("its cluster is gone", lambda: not self.space.pods(name), 120)
 
 
@@ -181,13 +181,13 @@ def measure(side: Any, options: argparse.Namespace) -> dict[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--binary", type=Path, default=TOP / "target/release/daskade")
+    parser.add_argument("--binary", type=Path, default=TOP / "target/dist/daskade")
     parser.add_argument("--repeat", type=int, default=3, help="runs whose median is told")
     parser.add_argument("--steps", type=int, nargs="*", default=[1000, 10_000])
     parser.add_argument("--workers", type=int, default=2, help="of one thread each")
     options = parser.parse_args()
     if not options.binary.exists():
-        parser.error(f"{options.binary} is not there: cargo build --release")
+        parser.error(f"{options.binary} is not there: cargo build --profile dist --features otlp")
     folder = Path(tempfile.mkdtemp(prefix="daskade-first-step-"))
     spaces: list[Namespace] = []
     operator: Operator | None = None

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-# The oracle of tests/survival.
-from support.kube.api import kubectl
+from support.kube.client import close_clients
 from support.kube.namespace import Namespace
 from support.kube.operator import Operator, install, uninstall
+from support.kube.s3 import close_shared
 from support.kube.settings import RUN
 
 
@@ -26,6 +26,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Definitions, rights and the operator's own namespace; the kubeconfig of the operator's account."""
     yield install(tmp_path_factory.mktemp("account"))
     uninstall()
+    close_shared()
+    close_clients()
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +50,7 @@ def space(operator: Operator, request: pytest.FixtureRequest) -> Iterator[Namesp
     if report is not None and report.failed:
         print(namespace.show())
         print(operator.log.read_text()[-6000:])
-    kubectl("delete", "namespace", namespace.name, "--wait=false")
+    namespace.close()
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -66,4 +68,21 @@ def shared(operator: Operator) -> Iterator[Namespace]:
     namespace.cluster("c", {"name": "a", "replicas": 2})
     namespace.wait_ready("c")
     yield namespace
-    kubectl("delete", "namespace", namespace.name, "--wait=false")
+    namespace.close()
+
+
+# What takes longest begins first: what is begun last should be short.
+LONG = [
+    "test_rotation", "test_tenants", "test_retention", "test_survival", "test_chart", "test_level", "test_granted",
+    "test_policies", "test_scaling", "test_pipelinerun", "test_operator", "test_examples", "test_storage",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: each test goes where there is time, and those that share something of their module together."""
+    for item in items:
+        defined: Any = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
+        module = item.path.stem
+        if any(each.scope == "module" and each.argname != "charts" for each in (found[-1] for found in defined.values())):
+            item.add_marker(pytest.mark.xdist_group(module))
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import ssl
 import subprocess
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 from support.processes import free_port
 from support.waiting import until
@@ -51,15 +54,15 @@ class EmptyCluster:
             *self.options,
         )
         user = {"name": "admin", "user": {"token": TOKEN}}
-        cluster = {
-            "name": "empty",
-            "cluster": {"server": f"https://127.0.0.1:{port}", "insecure-skip-tls-verify": True},
-        }
+        self.server = f"https://127.0.0.1:{port}"
+        self._context = ssl.create_default_context()
+        self._context.check_hostname, self._context.verify_mode = False, ssl.CERT_NONE
+        cluster = {"name": "empty", "cluster": {"server": self.server, "insecure-skip-tls-verify": True}}
         context = {"name": "empty", "context": {"cluster": "empty", "user": "admin"}}
         parts = {"clusters": [cluster], "users": [user], "contexts": [context], "current-context": "empty"}
         self.config.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **parts}))
         try:
-            until("the API server is ready", lambda: "ok" in self.kubectl("get", "--raw", "/readyz", check=False), 90)
+            until("the API server is ready", lambda: "ok" in self.kubectl("get", "--raw", "/readyz", check=False))
         except BaseException:
             self.__exit__()
             raise
@@ -75,6 +78,12 @@ class EmptyCluster:
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)
         assert not check or done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
         return done.stdout if done.returncode == 0 else done.stdout + done.stderr
+
+    def get(self, path: str) -> Any:
+        """An answer of the API server, without a process of kubectl for it."""
+        request = urllib.request.Request(f"{self.server}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
+        with urllib.request.urlopen(request, timeout=60, context=self._context) as answer:
+            return json.loads(answer.read())
 
     def _run(self, *words: str) -> None:
         with (self.folder / f"{words[0]}.log").open("ab") as log:

@@ -12,7 +12,7 @@ from typing import Any
 from support import oracle
 from support.flow import Flow
 from support.journal import Segment, decode
-from support.kube.s3 import BUCKET, S3
+from support.kube.s3 import Folder
 
 # Every mark is an object of its own. Its name says all: when it was made, by which process of which pod. A storage that is
 # away is waited for, so that no execution is missing that lived to see it come back.
@@ -23,7 +23,7 @@ from daskade_runtime.storage import open_store
 def mark(step, item, execution, kind):
     where = "%s.%d" % (socket.gethostname(), os.getpid())
     name = "%s/%d/%s/%s/%.6f/%s" % (step, item, execution, kind, time.time(), where)
-    store = open_store({"url": "s3://runs/ledger-%s" % LEDGER_NAME})
+    store = open_store({"url": LEDGER_URL})
     end = time.monotonic() + 180
     while True:
         try:
@@ -52,7 +52,7 @@ def second(i, x, seconds):
 
 def total(values):
     end = work("total", -1, 0)
-    open_store({"url": "s3://runs/ledger-%s" % LEDGER_NAME}).put("result/%d" % sum(values), b"x")
+    open_store({"url": LEDGER_URL}).put("result/%d" % sum(values), b"x")
     end()
     return sum(values)
 """
@@ -76,7 +76,7 @@ class Mark:
 class Case:
     """A pipeline of ``width`` steps that take ``seconds``, as many that follow each of them, and their sum."""
 
-    def __init__(self, s3: S3, name: str, width: int, seconds: float) -> None:
+    def __init__(self, s3: Folder, name: str, width: int, seconds: float) -> None:
         self.s3, self.name, self.width, self.seconds = s3, name, width, seconds
         inputs = {"first": [], "second": [("first", True)], "total": [("second", False)]}
         items = {"first": width, "second": width, "total": None}
@@ -92,7 +92,7 @@ class Case:
             {"name": "total", "call": "ledger:total", "args": ["$(steps.second.output)"]},
         ]
         results = [{"name": "value", "value": "$(steps.total.output)"}]
-        code = {"files": {"ledger.py": LEDGER.replace("LEDGER_NAME", repr(self.name))}}
+        code = {"files": {"ledger.py": LEDGER.replace("LEDGER_URL", repr(self.s3.url(f"ledger-{self.name}")))}}
         return {"code": code, "steps": steps, "results": results, **where}
 
     def marks(self) -> list[Mark]:
@@ -128,9 +128,9 @@ class Case:
             executions.append(oracle.Execution(task, pid, mark.start, mark.start, end, mark.end is None))
         results = [int(key.rsplit("/", 1)[1]) for key in self.s3.keys(f"ledger-{self.name}/result/")]
         answer = {"state": state, "results": {"value": results[-1] if len(set(results)) == 1 else results}}
-        prefix, client = f"{self.name}/runs/{uid}", self.s3.client
+        prefix = f"{self.name}/runs/{uid}"
         evidence = oracle.Evidence(
-            self.flow, 0, answer, executions, self.segments(uid), objects=lambda path: client.read(BUCKET, f"{prefix}/{path}")
+            self.flow, 0, answer, executions, self.segments(uid), objects=lambda path: self.s3.find(f"{prefix}/{path}")
         )
         return oracle.check(evidence)
 

@@ -21,7 +21,7 @@ from cluster.evidence import Case
 from support.kube.api import kubectl
 from support.kube.namespace import Namespace
 from support.kube.operator import Operator
-from support.kube.s3 import S3
+from support.kube.s3 import S3, Folder
 from support.waiting import until
 
 STATE = Path(os.environ.get("CLUSTER_DIR", "/var/tmp/daskade-cluster"))
@@ -36,7 +36,7 @@ class Scene:
     space: Namespace
     run: str
     case: Case
-    s3: S3
+    s3: Folder
     operator: Operator
     rng: random.Random
     # What puts everything back as it was, when all has been judged.
@@ -48,7 +48,7 @@ class Fault:
     """``again``: executions that it may cost beyond one per task. ``aim``: seconds in which the run should be back.
     ``replaced``: the run is back with the first step on a pod that was not there before. ``lag``: seconds for which those
     that are cut off may begin another step. ``options``: of the operator, from before the run on. ``stays``: no other pod
-    may do any of the work.
+    may do any of the work. ``storage``: it is the storage that is hit.
     """
 
     strike: Callable[[Scene], float]
@@ -60,6 +60,7 @@ class Fault:
     stays: bool = False
     width: int = 6
     seconds: float = 1.0
+    storage: bool = False
 
 
 def kill_operator(scene: Scene) -> float:
@@ -109,14 +110,14 @@ def lose_leadership(scene: Scene) -> float:
     def undo() -> None:
         second.stop()
         with contextlib.suppress(AssertionError):
-            until("the first leads again", first.leads, 30)
+            until("the first leads again", first.leads)
             return
         first.start()
 
     scene.after.append(undo)
     first.process.send_signal(signal.SIGSTOP)
     try:
-        until("the other leads", second.leads, 60, every=0.1)
+        until("the other leads", second.leads, every=0.1)
         return _opened(scene, second, 0)
     finally:
         first.process.send_signal(signal.SIGCONT)
@@ -134,7 +135,7 @@ def _opened(scene: Scene, operator: Operator, before: int) -> float:
                     return datetime.fromisoformat(json.loads(line)["timestamp"].replace("Z", "+00:00")).timestamp()
         return None
 
-    took = float(until("the run is open again", opened, 60, every=0.1)) - led
+    took = float(until("the run is open again", opened, every=0.1)) - led
     print(f"\n  {'operator, run open after its lease':34} {max(took, 0.0):5.1f} s (aim 5 s)")
     assert took <= 15, took
     return led
@@ -183,6 +184,7 @@ def drain_node(scene: Scene) -> float:
 
 
 def stop_storage(scene: Scene) -> float:
+    assert isinstance(scene.s3, S3)
     scene.s3.stop()
     time.sleep(OUTAGE)
     scene.s3.go_on()
@@ -190,9 +192,10 @@ def stop_storage(scene: Scene) -> float:
 
 
 def kill_storage(scene: Scene) -> float:
+    assert isinstance(scene.s3, S3)
     scene.s3.kill(OUTAGE)
     time.sleep(OUTAGE)
-    until("the storage is back", scene.s3.answers, 60, every=0.1)
+    until("the storage is back", scene.s3.answers, every=0.1)
     return time.time()
 
 
@@ -200,7 +203,7 @@ def rotate_certificates(scene: Scene) -> float:
     """Others in place of all that the cluster has, while nothing is replaced."""
     before = scene.space.status(scene.run)["tls"]["expires"]
     pods = {pod["metadata"]["uid"] for pod in scene.space.pods(scene.run)}
-    until("they are renewed", lambda: scene.space.status(scene.run)["tls"]["expires"] > before, 60)
+    until("they are renewed", lambda: scene.space.status(scene.run)["tls"]["expires"] > before)
     now = time.time()
     assert pods == {pod["metadata"]["uid"] for pod in scene.space.pods(scene.run)}
     return now
@@ -226,7 +229,7 @@ def restart_api_server(scene: Scene) -> float:
         except (AssertionError, urllib.error.URLError):
             return False
 
-    until("the API server is ready", ready, 60, every=0.2)
+    until("the API server is ready", ready, every=0.2)
     return time.time()
 
 
@@ -239,8 +242,8 @@ FAULTS = {
     "worker": Fault(delete_worker, again=3, aim=10, replaced=True),
     "workers": Fault(delete_workers, again=6, aim=10, replaced=True),
     "drain": Fault(drain_node, again=6, aim=20, replaced=True),
-    "storage-hangs": Fault(stop_storage, again=0, aim=10, width=8),
-    "storage-gone": Fault(kill_storage, again=0, aim=10, width=8),
+    "storage-hangs": Fault(stop_storage, again=0, aim=10, width=8, storage=True),
+    "storage-gone": Fault(kill_storage, again=0, aim=10, width=8, storage=True),
     "certificates": Fault(
         rotate_certificates, again=0, aim=5, width=22, seconds=2.0, options=("--certificate-lifetime", "1m")
     ),

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 
-from support.kube.api import kubectl
+from support.kube.api import apply, kubectl, path_of, proxy
 from support.kube.settings import IMAGE, Object
 from support.waiting import until
 
@@ -45,7 +45,7 @@ class Pod:
         return str(self.found()["status"]["podIP"])
 
     def found(self) -> Object:
-        return dict(json.loads(kubectl("-n", self.namespace, "get", "pod", self.name, "-o", "json")))
+        return dict(json.loads(proxy().get(f"{path_of(self.namespace, 'pods')}/{self.name}") or "{}"))
 
 
 def start(namespace: str, name: str, labels: Object | None = None) -> Pod:
@@ -61,7 +61,7 @@ def start(namespace: str, name: str, labels: Object | None = None) -> Pod:
     spec = {"containers": [container], "terminationGracePeriodSeconds": 1, "securityContext": user}
     meta = {"name": name, "namespace": namespace, "labels": labels or {}}
     body = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
-    kubectl("apply", "-f", "-", stdin=json.dumps(body))
+    apply(body)
     pod = Pod(namespace, name)
     until(f"{name} runs", lambda: pod.found()["status"]["phase"] == "Running")
     return pod

@@ -8,7 +8,7 @@ import yaml
 
 from support import TOP
 from support.kube.namespace import Namespace
-from support.kube.s3 import S3
+from support.kube.s3 import Folder
 from support.kube.settings import IMAGE, SMALL, Object
 from support.waiting import until
 
@@ -18,7 +18,7 @@ import os, time, uuid
 from daskade_runtime.storage import open_store
 
 def mark(step, i):
-    store = open_store({"url": "s3://runs/ledger-%s" % LEDGER_NAME})
+    store = open_store({"url": LEDGER_URL})
     store.put("%s/%s/%s" % (step, i, uuid.uuid4().hex), b"x")
 
 def slow(i, seconds):
@@ -35,11 +35,11 @@ def add(values):
 class Ledger:
     """What the steps left, read through the S3 server's own listing."""
 
-    def __init__(self, s3: S3, name: str) -> None:
+    def __init__(self, s3: Folder, name: str) -> None:
         self.s3, self.name = s3, name
 
     def code(self) -> str:
-        return LEDGER.replace("LEDGER_NAME", repr(self.name))
+        return LEDGER.replace("LEDGER_URL", repr(self.s3.url(f"ledger-{self.name}")))
 
     def executions(self) -> dict[str, int]:
         counts: dict[str, int] = {}
@@ -49,7 +49,7 @@ class Ledger:
         return counts
 
 
-def template(s3: S3, prefix: str, *groups: Object) -> Object:
+def template(s3: Folder, prefix: str, *groups: Object) -> Object:
     """Fields of a pipeline that say where it runs: on a small cluster of its own."""
     workers = [{"resources": SMALL, **group} for group in groups or ({"name": "cpu", "autoscale": {"min": 0, "max": 2}},)]
     cluster = {"image": IMAGE, "scheduler": {"resources": SMALL}, "workers": workers}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any
 
 from cluster.certificates import make
 from support.charts import Charts
-from support.kube.api import kubectl, path_of
+from support.kube.api import Refused, kubectl, path_of, proxy
 from support.kube.client import ClientPod
 from support.kube.namespace import Namespace
 from support.kube.operator import Operator
@@ -112,7 +113,7 @@ class Tenant:
             return f"{reason}: {message}" if reason in reasons else None
 
         try:
-            return str(until(f"run {name} of {self.name} is {' or '.join(reasons)}", there, 120))
+            return str(until(f"run {name} of {self.name} is {' or '.join(reasons)}", there))
         except AssertionError as error:
             raise AssertionError(f"{error}; it is {self.told('pipelinerun', name, 'Succeeded')}") from error
 
@@ -151,7 +152,7 @@ class World:
         self.volume.chmod(0o755)
         self.a, self.b = (Tenant(space, f"of-{space.name[-1]}", folder / space.name[-1]) for space in spaces)
         path = path_of(self.b.name, "pipelineruns")
-        until("the role edit has daskade's kinds", lambda: self.b.ask("GET", path)[0] == 200, 60)
+        until("the role edit has daskade's kinds", lambda: self.b.ask("GET", path)[0] == 200)
         for tenant in (self.a, self.b):
             self.furnish(tenant)
         for tenant in (self.a, self.b):
@@ -243,14 +244,15 @@ class World:
         for kind in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
             kubectl("delete", kind, f"{NAME}-rights", check=False)
         kubectl("delete", "clusterrole", *(f"{NAME}-{role}" for role in ("view", "edit", "admin")), check=False)
-        kubectl("delete", "namespace", self.store.name, self.a.name, self.b.name, "--wait=false")
+        for space in (self.store, self.a.space, self.b.space):
+            space.close()
         kubectl("delete", "persistentvolume", self.a.name, "--wait=false")
         shutil.rmtree(self.volume, ignore_errors=True)
-        kubectl("-n", self.b.name, "delete", "pipelineruns.daskade.dev", "--all", "--wait=false")
+        proxy().delete(path_of(self.b.name, "pipelineruns"))
         # Those that wait for a scheduler that never lets them in are held for a minute, and the operator ends before.
-        for name in (found["metadata"]["name"] for found in self.b.space.list("pipelineruns")):
-            words = ["--type=merge", "-p", json.dumps({"metadata": {"finalizers": None}})]
-            kubectl("-n", self.b.name, "patch", "pipelinerun", name, *words, check=False)
+        for found in self.b.space.list("pipelineruns"):
+            with contextlib.suppress(Refused):
+                self.b.space.patch("pipelinerun", found["metadata"]["name"], {"metadata": {"finalizers": None}})
         self.operator.start()
 
 

@@ -27,7 +27,7 @@ from support.charts import ARGOCD, Charts, objects
 from support.kube.api import kubectl
 from support.kube.namespace import Namespace
 from support.kube.operator import Operator
-from support.kube.s3 import S3
+from support.kube.s3 import Shared
 from support.kube.settings import IMAGE, LABEL, OPERATOR_IMAGE, RUN, SMALL, Object
 from support.waiting import until
 
@@ -82,7 +82,8 @@ def two(installed: Path) -> Iterator[tuple[Namespace, Namespace]]:
     name = f"t-{RUN}-{os.urandom(2).hex()}"
     system, served = (Namespace(f"{name}-{part}", labels={LABEL: "none"}) for part in ("system", "served"))
     yield system, served
-    kubectl("delete", "namespace", system.name, served.name, "--wait=false")
+    system.close()
+    served.close()
 
 
 def uids(space: Namespace) -> dict[str, str]:
@@ -102,7 +103,7 @@ def people(space: Namespace) -> None:
         def answers(verbs: list[str] = verbs, role: str = role) -> bool:
             return all(answer(verb, role) for verb in verbs)
 
-        until(f"{role} has its rights", answers, 30)
+        until(f"{role} has its rights", answers)
         assert not [verb for verb in {*can["admin"]} - {*verbs} if answer(verb)]
 
 
@@ -136,7 +137,7 @@ def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_
             "image": IMAGE,
             "scheduler": {"resources": SMALL},
             "workers": workers,
-            "storage": S3(served).storage("c"),
+            "storage": Shared(served).storage("c"),
         }
         cluster = {"apiVersion": "daskade.dev/v1alpha1", "kind": "DaskCluster", "metadata": {"name": "c"}, "spec": spec}
         served.apply(cluster)
@@ -153,7 +154,7 @@ def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_
 
         stranger = pod(served.name, "stranger")
         where = f"{NAME}-operator.{system.name}"
-        until("everybody reads its metrics", lambda: stranger.opens(where, 8080), 60)
+        until("everybody reads its metrics", lambda: stranger.opens(where, 8080))
 
         # From now on nobody does, and it reaches nothing but DNS, schedulers and the API server.
         api = json.loads(kubectl("get", "endpoints", "kubernetes", "-n", "default", "-o", "json"))["subsets"][0]
@@ -183,7 +184,7 @@ def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_
         # What its options say is in force: in the policy at once.
         four = {"spec": {"workers": [{**ONE, "replicas": 4, "resources": SMALL}]}}
         words = ["-n", served.name, "patch", "dsk", "c", "--type=merge", "-p", json.dumps(four)]
-        until("the limit", lambda: "3 are allowed per cluster" in kubectl(*words, "--dry-run=server", check=False), 60)
+        until("the limit", lambda: "3 are allowed per cluster" in kubectl(*words, "--dry-run=server", check=False))
 
         release.helm("rollback", "try", "1", "--wait", "--timeout", "150s")
         assert uids(served) == second
@@ -417,8 +418,8 @@ def test_actions_of_argo_cd_do_what_they_say(space: Namespace, operator: Operato
     mine = "daskade.dev/pipeline=p,daskade.dev/trigger=change"
     for options in (["apply"], ["apply", "--server-side", "--force-conflicts"], ["apply", "--server-side"]):
         kubectl("-n", space.name, *options, "-f", "-", stdin=json.dumps(pipeline))
-        until("one run", lambda: len(space.list("pipelineruns", mine)) == 1, 30)
-        until("it is seen", lambda: current(space.find("pipeline", "p") or {}), 30)
+        until("one run", lambda: len(space.list("pipelineruns", mine)) == 1)
+        until("it is seen", lambda: current(space.find("pipeline", "p") or {}))
     assert len(space.list("pipelineruns", mine)) == 1
 
     # Whatever the operator did, the object is still what was applied: an application with it is Synced.

@@ -14,7 +14,7 @@ import pytest
 
 from cluster.runs import Ledger, ledger_pipeline, start, status, succeeded, template, wait_end
 from support.kube.namespace import Namespace
-from support.kube.s3 import BUCKET, S3
+from support.kube.s3 import Shared
 from support.kube.settings import Object
 from support.waiting import until
 
@@ -47,7 +47,7 @@ def config_map(space: Namespace, version: int) -> None:
 
 
 def test_code_of_a_config_map_is_fixed_when_a_run_starts(space: Namespace) -> None:
-    s3 = S3(space)
+    s3 = Shared(space)
     space.cluster("c", {"name": "cpu", "replicas": 1}, storage=s3.storage("c"))
     spec = pipeline({"configMap": "flow"}, cluster={"ref": "c"})
     start(space, "one", pipelineSpec=spec)
@@ -72,27 +72,27 @@ def tar_gz(files: dict[str, str]) -> bytes:
 
 
 def test_code_of_an_archive_is_fetched_by_the_runs_own_pods(space: Namespace) -> None:
-    s3 = S3(space)
+    s3 = Shared(space)
     space.cluster("c", {"name": "cpu", "replicas": 1}, storage=s3.storage("c"))
 
     def begin(name: str, **code: str) -> None:
         start(space, name, pipelineSpec=pipeline(code, cluster={"ref": "c"}))
 
-    begin("later", url=f"s3://{BUCKET}/code/later.tar.gz")
+    begin("later", url=s3.url("code/later.tar.gz"))
     until("it is told", lambda: succeeded(space, "later").get("reason") == "CodeNotFound")
-    assert f"s3://{BUCKET}/code/later.tar.gz" in succeeded(space, "later")["message"]
-    s3.client.put(BUCKET, "code/later.tar.gz", tar_gz({"flow.py": FLOW.format(version=1)}))
+    assert s3.url("code/later.tar.gz") in succeeded(space, "later")["message"]
+    s3.put("code/later.tar.gz", tar_gz({"flow.py": FLOW.format(version=1)}))
 
     zipped = io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as archive:
         archive.writestr("flow.py", FLOW.format(version=2))
-    s3.client.put(BUCKET, "code/flow.zip", zipped.getvalue())
+    s3.put("code/flow.zip", zipped.getvalue())
     digest = hashlib.sha256(zipped.getvalue()).hexdigest()
-    url = f"s3://{BUCKET}/code/flow.zip"
+    url = s3.url("code/flow.zip")
     begin("zip", url=url, sha256=digest)
     begin("other", url=url, sha256="0" * 64)
-    s3.client.put(BUCKET, "code/evil.tar.gz", tar_gz({"flow.py": "", "../../etc/x.py": ""}))
-    begin("evil", url=f"s3://{BUCKET}/code/evil.tar.gz")
+    s3.put("code/evil.tar.gz", tar_gz({"flow.py": "", "../../etc/x.py": ""}))
+    begin("evil", url=s3.url("code/evil.tar.gz"))
 
     wait_end(space, "other", "CodeMismatch")
     assert digest in succeeded(space, "other")["message"]
@@ -126,7 +126,7 @@ class PodWatch:
 
 
 def test_a_run_that_has_nothing_to_do_starts_no_worker(space: Namespace, tmp_path: Path) -> None:
-    s3 = S3(space)
+    s3 = Shared(space)
     ledger = Ledger(s3, "plan")
     where = template(s3, "plan", {"name": "cpu", "replicas": 1})
     spec = {**ledger_pipeline(ledger, 3, 0.1, **where), "triggers": {"onChange": False}}

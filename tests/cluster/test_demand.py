@@ -6,7 +6,7 @@ from datetime import datetime
 
 from cluster.runs import start, template, wait_end
 from support.kube.namespace import Namespace
-from support.kube.s3 import S3
+from support.kube.s3 import Shared
 from support.kube.settings import Object
 from support.waiting import until
 
@@ -21,7 +21,7 @@ def work(seconds, after=None):
 
 
 def test_a_gpu_group_is_started_while_the_step_before_runs_and_not_earlier(space: Namespace) -> None:
-    s3 = S3(space)
+    s3 = Shared(space)
     groups: list[Object] = [
         {"name": "cpu", "replicas": 1},
         {"name": "gpu", "autoscale": {"min": 0, "max": 3}, "gpu": {"count": 1}},
@@ -39,7 +39,7 @@ def test_a_gpu_group_is_started_while_the_step_before_runs_and_not_earlier(space
     results = [{"name": name, "value": f"$(steps.{name}.output)"} for name in ("first", "second", "train")]
     spec = {"code": {"files": {"m.py": CODE}}, "steps": steps, "results": results, **template(s3, "r", *groups)}
     start(space, "r", pipelineSpec=spec)
-    until("a worker with a GPU is made", lambda: space.pods("r", "worker", "gpu"), 120, 0.3)
+    until("a worker with a GPU is made", lambda: space.pods("r", "worker", "gpu"), every=0.3)
     made = {pod["metadata"]["name"]: pod for pod in space.pods("r", "worker", "gpu")}
 
     def ended() -> bool:
@@ -47,7 +47,7 @@ def test_a_gpu_group_is_started_while_the_step_before_runs_and_not_earlier(space
         run = space.find("pipelinerun", "r") or {}
         return bool(run["status"].get("finishedAt"))
 
-    until("it ends", ended, 180, 0.5)
+    until("it ends", ended)
     told = wait_end(space, "r")
     assert len(made) == 1, f"one step needs one worker: {sorted(made)}"
     [pod] = made.values()

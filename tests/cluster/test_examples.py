@@ -15,7 +15,7 @@ from support import TOP
 from support.kube.api import kubectl
 from support.kube.namespace import Namespace
 from support.kube.operator import Operator
-from support.kube.s3 import S3
+from support.kube.s3 import Shared
 from support.kube.settings import SMALL
 from support.waiting import until
 
@@ -31,7 +31,7 @@ def test_flights_are_submitted_as_they_are_by_the_plugin_of_kubectl(
     space: Namespace, operator: Operator, tmp_path: Path
 ) -> None:
     """The manifest names no storage and no image, and its code is a folder beside it."""
-    s3 = S3(space)
+    s3 = Shared(space)
     where = ["--default-storage-url", s3.url("all"), "--default-storage-endpoint", s3.endpoint]
     where += ["--default-storage-region", "us-east-1", "--default-storage-secret", "s3"]
     (tmp_path / "kubectl-daskade").symlink_to(operator.binary.resolve())
@@ -46,7 +46,7 @@ def test_flights_are_submitted_as_they_are_by_the_plugin_of_kubectl(
         env = {**os.environ, "PATH": path}
         run = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
-            gpus = until("a worker with a GPU", lambda: space.list("pods", "daskade.dev/gpu=1"), 120)
+            gpus = until("a worker with a GPU", lambda: space.list("pods", "daskade.dev/gpu=1"))
             assert gpus[0]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
             out, err = run.communicate(timeout=280)
         finally:
@@ -59,7 +59,7 @@ def test_flights_are_submitted_as_they_are_by_the_plugin_of_kubectl(
         assert sum(row["flights"] for row in report["carriers"]) == FLIGHTS, report
         uid = made["metadata"]["uid"]
         assert s3.keys(f"all/{space.name}/runs/{uid}/journal/"), "each namespace has a folder of its own"
-        until("its cluster is gone", lambda: not space.list("daskclusters"), 60)
+        until("its cluster is gone", lambda: not space.list("daskclusters"))
         said = kubectl("-n", space.name, "get", "dpr", "--no-headers").split()
         assert said[1] == "Succeeded", said
     finally:
@@ -72,7 +72,7 @@ def test_the_guides_pipeline_runs_by_its_schedule_with_a_worker_that_has_a_gpu(
     space: Namespace, operator: Operator
 ) -> None:
     """examples/nightly.yaml with a storage that is there and a moment that is now."""
-    s3 = S3(space)
+    s3 = Shared(space)
     nightly = yaml.safe_load((TOP / "examples/nightly.yaml").read_text())
     nightly["spec"]["storage"] = s3.storage("nightly")
     nightly["spec"]["schedule"] = {**nightly["spec"]["schedule"], "cron": None, "timeZone": None, "interval": "1h"}
@@ -80,12 +80,12 @@ def test_the_guides_pipeline_runs_by_its_schedule_with_a_worker_that_has_a_gpu(
     for group in nightly["spec"]["cluster"]["template"]["workers"]:
         group["resources"] = {**SMALL, "limits": {"memory": "512Mi"}}
     space.apply(nightly)
-    gpus = until("a worker with a GPU", lambda: space.list("pods", "daskade.dev/gpu=1"), 120)
+    gpus = until("a worker with a GPU", lambda: space.list("pods", "daskade.dev/gpu=1"))
     assert gpus[0]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     (run,) = space.list("pipelineruns")
     told = wait_end(space, run["metadata"]["name"])
     assert told["results"] == {"report": {"weights": [1.0, -2.0, 3.0, 0.5]}}
-    until("its cluster is gone", lambda: not space.list("daskclusters"), 60)
+    until("its cluster is gone", lambda: not space.list("daskclusters"))
     pipeline = space.find("pipeline", "nightly") or {}
     assert pipeline["status"]["lastRun"] == run["metadata"]["name"]
     assert pipeline["status"]["nextScheduleTime"]

@@ -21,6 +21,7 @@ from cluster.audit import POLICY, Right, granted, lines, rights, used
 from cluster.empty import EmptyCluster
 from support import TOP
 from support.charts import objects
+from support.kube.api import path_of
 from support.kube.operator import Operator
 from support.kube.settings import Object
 from support.waiting import until
@@ -56,8 +57,10 @@ class World:
     def make(self, *made: Object) -> None:
         self.kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": list(made)}))
 
-    def find(self, kind: str, *words: str) -> list[Object]:
-        return list(json.loads(self.kubectl("get", kind, "-o", "json", *words))["items"])
+    def find(self, kind: str) -> list[Object]:
+        found = self.empty.get(path_of(TEAM, kind))
+        # In a list the API server names it once.
+        return [{"apiVersion": found["apiVersion"], **each} for each in found["items"]]
 
     def names(self, kind: str) -> set[str]:
         return {found["metadata"]["name"] for found in self.find(kind)}
@@ -66,10 +69,10 @@ class World:
         self.kubectl("patch", kind, name, "--type=merge", "-p", json.dumps(change))
 
     def until(self, what: str, probe: Callable[[], Any]) -> Any:
-        return until(what, probe, 90)
+        return until(what, probe)
 
     def reason(self, name: str) -> str:
-        found = json.loads(self.kubectl("get", "daskclusters.daskade.dev", name, "-o", "json"))
+        found = self.empty.get(f"{path_of(TEAM, 'daskclusters')}/{name}")
         return str(
             [each["reason"] for each in found.get("status", {}).get("conditions", []) if each["type"] == "Ready"]
         )
@@ -332,5 +335,5 @@ def test_owners_of_what_it_makes_ask_for_the_right_to_their_finalizers(world: Wo
         return [said for said in (make("o", owned),) if "created" not in said]
 
     for owned in (owner("DaskCluster", "daskclusters", "f"), owner("PipelineRun", "pipelineruns", "g")):
-        said = until("it is refused", partial(refusal, owned), 30)[0]
+        said = until("it is refused", partial(refusal, owned))[0]
         assert "cannot set blockOwnerDeletion" in said, said

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.runs import start, status, succeeded, wait_end
 from support.kube.namespace import Namespace
-from support.kube.s3 import BUCKET, S3
+from support.kube.s3 import Folder, Shared
 from support.kube.settings import Object
 
 pytestmark = pytest.mark.skipif(
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def pipeline(if_exists: str) -> Object:
+def pipeline(s3: Folder, if_exists: str) -> Object:
     """Reads below the storage and elsewhere in the bucket, and keeps the sum."""
-    inputs = {"near": {"path": "in/near.json"}, "far": {"path": f"s3://{BUCKET}/elsewhere/far.json"}}
+    inputs = {"near": {"path": "in/near.json"}, "far": {"path": s3.url("elsewhere/far.json")}}
     output = {"path": "out/sum.json", "serializer": "json", "ifExists": if_exists}
     steps = [
         {"name": "add", "script": "output = near + far", "inputs": inputs, "output": output},
@@ -30,16 +30,16 @@ def pipeline(if_exists: str) -> Object:
 
 
 def test_objects_are_read_and_kept_by_the_runs_own_pods(space: Namespace) -> None:
-    s3 = S3(space)
+    s3 = Shared(space)
     space.cluster("c", {"name": "cpu", "replicas": 1}, storage=s3.storage("c"))
-    s3.client.put(BUCKET, "c/in/near.json", b"1")
+    s3.put("c/in/near.json", b"1")
     kind = {"apiVersion": "daskade.dev/v1alpha1", "kind": "Pipeline", "metadata": {"name": "p"}}
-    space.apply({**kind, "spec": {**pipeline("Fail"), "triggers": {"onChange": False}}})
+    space.apply({**kind, "spec": {**pipeline(s3, "Fail"), "triggers": {"onChange": False}}})
 
     start(space, "missing", pipelineRef="p")
     failures = wait_end(space, "missing", "Failed")["failures"]
-    assert failures[0]["class"] == "data" and f"s3://{BUCKET}/elsewhere/far.json" in failures[0]["message"], failures
-    s3.client.put(BUCKET, "elsewhere/far.json", b"10")
+    assert failures[0]["class"] == "data" and s3.url("elsewhere/far.json") in failures[0]["message"], failures
+    s3.put("elsewhere/far.json", b"10")
     start(space, "first", pipelineRef="p")
     assert wait_end(space, "first")["results"] == {"sum": 11}
     assert json.loads(s3.read("c/out/sum.json")) == 11
@@ -50,14 +50,14 @@ def test_objects_are_read_and_kept_by_the_runs_own_pods(space: Namespace) -> Non
     start(space, "reused", pipelineRef="p", reuse={"mode": "Missing"})
     assert wait_end(space, "reused")["steps"]["cached"] == 2
 
-    s3.client.put(BUCKET, "elsewhere/far.json", b"100")
-    space.apply({**kind, "spec": {**pipeline("Replace"), "triggers": {"onChange": False}}})
+    s3.put("elsewhere/far.json", b"100")
+    space.apply({**kind, "spec": {**pipeline(s3, "Replace"), "triggers": {"onChange": False}}})
     start(space, "changed", pipelineRef="p", reuse={"mode": "Missing"})
     told = wait_end(space, "changed")
     assert (told["results"], told["steps"].get("cached", 0)) == ({"sum": 101}, 0)
     assert json.loads(s3.read("c/out/sum.json")) == 101
-    s3.client.put(BUCKET, "c/out/sum.json", b"7")
-    start(space, "skipped", pipelineSpec=pipeline("Skip"))
+    s3.put("c/out/sum.json", b"7")
+    start(space, "skipped", pipelineSpec=pipeline(s3, "Skip"))
     assert wait_end(space, "skipped")["results"] == {"sum": 7}
 
     def submit(name: str, path: str) -> subprocess.CompletedProcess[str]:

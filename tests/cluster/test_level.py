@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from support.kube.api import kubectl
-from support.kube.client import ClientPod, ask
+from support.kube.api import kubectl, path_of, proxy
+from support.kube.client import Client, ask
 from support.kube.namespace import Namespace
 from support.kube.operator import Operator
 from support.kube.settings import OTHER_IMAGE, SYSTEM, Object
@@ -44,7 +44,7 @@ def test_a_deleted_child_comes_back(shared: Namespace, kind: str, name: str) -> 
     before = uid(shared.find(kind, name))
     pods = {uid(pod) for pod in shared.pods("c")}
     shared.delete(kind, name)
-    until(f"{kind} {name} is back", lambda: uid(shared.find(kind, name)) not in ("", before), 90)
+    until(f"{kind} {name} is back", lambda: uid(shared.find(kind, name)) not in ("", before))
     shared.wait_ready("c")
     assert {uid(pod) for pod in shared.pods("c")} == pods
 
@@ -53,14 +53,14 @@ def test_a_deleted_child_comes_back(shared: Namespace, kind: str, name: str) -> 
 def test_a_deleted_pod_is_replaced(shared: Namespace, component: str) -> None:
     before = {uid(pod) for pod in shared.pods("c", component)}
     victim = shared.pods("c", component)[0]["metadata"]["name"]
-    shared.delete("pod", victim, "--wait=false")
+    shared.delete("pod", victim, wait=False)
 
     def replaced() -> bool:
         now = shared.pods("c", component)
         ready = [pod for pod in now if is_ready(pod)]
         return len(ready) == len(before) and victim not in {pod["metadata"]["name"] for pod in now}
 
-    until(f"the {component} is replaced", replaced, 120)
+    until(f"the {component} is replaced", replaced)
     shared.wait_ready("c")
     assert ask(shared, "c", "say(client.submit(sum, [2, 3]).result(90))") == "5"
 
@@ -71,10 +71,10 @@ def test_a_child_that_somebody_edits_is_repaired(shared: Namespace) -> None:
     def selector() -> str:
         return str((shared.find("service", "c-scheduler") or {})["spec"]["selector"]["dask.org/cluster-name"])
 
-    until("the Service selects the cluster's scheduler again", lambda: selector() == "c", 30)
+    until("the Service selects the cluster's scheduler again", lambda: selector() == "c")
     policy: Object = {"spec": {"ingress": [{}]}}
     shared.patch("networkpolicy", "c-worker", policy)
-    until("the policy is closed again", lambda: "from" in str((shared.find("networkpolicy", "c-worker") or {})["spec"]), 30)
+    until("the policy is closed again", lambda: "from" in str((shared.find("networkpolicy", "c-worker") or {})["spec"]))
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,7 @@ def test_an_edit_reaches_workers_one_by_one_and_costs_no_work(
     space.wait_ready("e")
     old = set(space.workers("e"))
     code = """
-futures = client.map(lambda i: once(12, i), range(2), pure=False)
-while len(marks("begun")) < 2: time.sleep(.2)
-say("busy")
-client.gather(futures)
+held(client.map(hold, range(2), pure=False))
 while True:
     names = {w["name"] for w in client.scheduler_info(n_workers=-1)["workers"].values()}
     say("workers", len(names), *sorted(names))
@@ -112,10 +109,12 @@ while True:
     time.sleep(.3)
 say("begun", len(marks("begun")), "ended", len(marks("ended")))
 """
-    pod = ClientPod(space, "e", code.replace("{OLD}", repr(old)))
-    pod.wait_for("busy")
+    client = Client(space, "e", code.replace("{OLD}", repr(old)))
+    client.wait_for("busy")
     space.cluster("e", {**TWO, **change})
-    lines = pod.output(240).splitlines()
+    until("another is made while both are busy", lambda: len(space.workers("e")) == 3)
+    client.release()
+    lines = client.output(240).splitlines()
     assert lines[-1] == "begun 2 ended 2"
     assert all(int(line.split()[1]) >= 1 for line in lines if line.startswith("workers")), lines
     space.wait_ready("e")
@@ -126,24 +125,25 @@ def test_the_scheduler_is_replaced_when_nothing_uses_it_and_at_once_when_declare
     space.cluster("s", ONE)
     space.wait_ready("s")
     first = uid(space.pods("s", "scheduler")[0])
-    pod = ClientPod(space, "s", "f = client.submit(once, 20, 1); say('in use'); f.result(); say(len(marks('begun')))")
-    pod.wait_for("in use")
+    client = Client(space, "s", "held([client.submit(hold, 1)]); say(len(marks('begun')))")
+    client.wait_for("busy")
     mark = {"env": [{"name": "MARK", "value": "1"}], "resources": {"limits": {"memory": "512Mi"}}}
     space.cluster("s", ONE, scheduler=mark)
     space.wait_reason("s", "WaitingForIdle", "SchedulerReady")
     assert uid(space.pods("s", "scheduler")[0]) == first
-    # The task ran to its end on the scheduler that it began with, once.
-    assert pod.output().splitlines()[-1] == "1"
+    # The task runs to its end on the scheduler that it began with, once.
+    client.release()
+    assert client.output().splitlines()[-1] == "1"
     until("the scheduler is replaced", lambda: first not in {uid(pod) for pod in space.pods("s", "scheduler")})
     space.wait_ready("s")
 
     second = uid(space.pods("s", "scheduler")[0])
-    pod = ClientPod(space, "s", "f = client.submit(once, 300, 1); say('in use'); time.sleep(300)")
-    pod.wait_for("in use")
+    client = Client(space, "s", "held([client.submit(hold, 1)])")
+    client.wait_for("busy")
     mark["env"] = [{"name": "MARK", "value": "2"}]
     space.cluster("s", ONE, scheduler={**mark, "rollout": "Immediately"})
-    until("it is replaced", lambda: second not in {uid(pod) for pod in space.pods("s", "scheduler")}, 60)
-    pod.close()
+    until("it is replaced", lambda: second not in {uid(pod) for pod in space.pods("s", "scheduler")})
+    client.close()
     space.wait_ready("s")
 
 
@@ -153,7 +153,7 @@ def test_suspend_takes_pods_away_and_keeps_the_rest(space: Namespace) -> None:
     secret = uid(space.find("secret", "p-tls"))
     space.patch("dsk", "p", {"spec": {"suspend": True}})
     space.wait_reason("p", "Suspended")
-    until("no pod is left", lambda: not space.list("pods"), 60)
+    until("no pod is left", lambda: not space.list("pods"))
     assert uid(space.find("secret", "p-tls")) == secret and space.find("service", "p-scheduler")
     space.patch("dsk", "p", {"spec": {"suspend": False}})
     space.wait_ready("p")
@@ -168,15 +168,9 @@ def test_a_deleted_cluster_leaves_nothing_behind(space: Namespace) -> None:
     authority = f"daskade-ca-{uid(cluster)}"
     assert kubectl("-n", SYSTEM, "get", "secret", authority, "-o", "name").strip()
     space.delete("dsk", "gone")
-    kinds = "pods,services,secrets,configmaps,networkpolicies"
-    selector = ["-l", "daskade.dev/cluster=gone", "-o", "name"]
-    until("children are gone", lambda: not kubectl("-n", space.name, "get", kinds, *selector).strip(), 90)
-    said = until(
-        "the authority is swept",
-        lambda: "NotFound" in kubectl("-n", SYSTEM, "get", "secret", authority, check=False),
-        60,
-    )
-    assert said
+    kinds = ("pods", "services", "secrets", "configmaps", "networkpolicies")
+    until("children are gone", lambda: not any(space.list(kind, "daskade.dev/cluster=gone") for kind in kinds))
+    until("the authority is swept", lambda: not proxy().get(f"{path_of(SYSTEM, 'secret')}/{authority}"))
 
 
 def test_a_foreign_object_with_a_childs_name_is_never_touched(space: Namespace) -> None:
@@ -204,8 +198,8 @@ def test_a_cluster_of_the_same_name_takes_over_nothing(space: Namespace) -> None
     space.wait_ready("again")
     first = {uid(pod) for pod in space.pods("again")}
     secret = uid(space.find("secret", "again-tls"))
-    space.delete("dsk", "again", "--wait=false")
-    until("it is gone", lambda: space.find("dsk", "again") is None, 30)
+    space.delete("dsk", "again", wait=False)
+    until("it is gone", lambda: space.find("dsk", "again") is None)
     space.cluster("again", ONE)
     space.wait_ready("again")
     assert not first & {uid(pod) for pod in space.pods("again")}
@@ -225,9 +219,9 @@ def test_a_pod_that_is_deleted_while_it_starts_goes_at_once(space: Namespace) ->
 
     space.cluster("early", ONE)
     for _ in range(3):
-        (pod,) = until("a worker's container runs", starting, 90, every=0.05)
+        (pod,) = until("a worker's container runs", starting, every=0.05)
         began = time.monotonic()
-        space.delete("pod", pod, "--timeout=60s")
+        space.delete("pod", pod, patience=60)
         print(f"gone after {time.monotonic() - began:.1f} s")
 
 
@@ -249,14 +243,14 @@ def test_a_pod_that_hangs_on_a_dead_node_does_not_block_its_replacement(space: N
         there["tolerations"] = [{"operator": "Exists"}]
         space.cluster("d", there)
         placed = lambda: [pod for pod in space.pods("d", "worker") if pod["spec"].get("nodeName") == node]  # noqa: E731
-        stuck = until("the worker is placed on the dead node", placed, 60)[0]["metadata"]["name"]
+        stuck = until("the worker is placed on the dead node", placed)[0]["metadata"]["name"]
         space.cluster("d", ONE)
         began = time.monotonic()
         space.wait_ready("d")
         hangs = space.find("pod", stuck)
         print(f"ready {time.monotonic() - began:.1f} s after the edit; the old pod hangs: {hangs is not None}")
         assert hangs is not None and hangs["metadata"].get("deletionTimestamp")
-        until("what hangs is removed by force", lambda: space.find("pod", stuck) is None, 120)
+        until("what hangs is removed by force", lambda: space.find("pod", stuck) is None)
     finally:
         kubectl("delete", "node", node, "--wait=false")
 
@@ -268,11 +262,11 @@ def test_edits_and_faults_at_random_end_in_what_the_spec_says(space: Namespace, 
     for change in ({**ONE, "threads": 2}, {"name": "b", "replicas": 1}, {**TWO, "env": [{"name": "X", "value": "y"}]}):
         space.cluster("aged", change)
         for pod in space.pods("aged")[:1]:
-            space.delete("pod", pod["metadata"]["name"], "--wait=false")
+            space.delete("pod", pod["metadata"]["name"], wait=False)
         operator.stop()
         operator.start()
     space.wait_ready("aged", 240)
-    until("old workers are gone", lambda: len(space.pods("aged", "worker")) == 2, 120)
+    until("old workers are gone", lambda: len(space.pods("aged", "worker")) == 2)
     space.cluster("fresh", {**TWO, "env": [{"name": "X", "value": "y"}]})
     space.wait_ready("fresh")
 

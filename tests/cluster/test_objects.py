@@ -6,7 +6,7 @@ import json
 
 from support import TOP
 from support.kube.api import kubectl
-from support.kube.client import ask
+from support.kube.client import ask, ask_in_pod
 from support.kube.namespace import Namespace
 from support.kube.settings import BARE_IMAGE, Object
 from support.waiting import until
@@ -33,7 +33,7 @@ def test_ten_lines_are_enough(space: Namespace) -> None:
     status = space.wait_ready("small")
     assert (status["workersReady"], status["workersDesired"]) == (2, 2)
     code = "say(client.submit(sum, [1, 2, 3]).result(60), len(client.scheduler_info()['workers']))"
-    assert ask(space, "small", code).split() == ["6", "2"]
+    assert ask_in_pod(space, "small", code).split() == ["6", "2"]
     head, row = kubectl("-n", space.name, "get", "dsk", "small").splitlines()
     assert head.split() == ["NAME", "READY", "DESIRED", "WORKERS", "GPUS", "IDLE", "AGE"]
     assert row.split()[:4] == ["small", "True", "2", "2"]
@@ -150,7 +150,7 @@ def test_a_spec_that_is_wrong_is_refused_with_its_field(space: Namespace) -> Non
     ]
     for spec, expected in cases:
         body = {"apiVersion": "daskade.dev/v1alpha1", "kind": "DaskCluster", "metadata": {"name": "wrong"}, "spec": spec}
-        said = kubectl("-n", space.name, "apply", "-f", "-", stdin=json.dumps(body), check=False)
+        said = space.apply(body, check=False)
         assert expected in said, (spec, said)
     assert space.find("dsk", "wrong") is None
 

@@ -18,7 +18,7 @@ from cluster.runs import start, status, template, wait_end, wait_gone
 from support.kube.api import kubectl
 from support.kube.namespace import Namespace
 from support.kube.operator import Operator
-from support.kube.s3 import S3
+from support.kube.s3 import Shared
 from support.kube.settings import Object
 from support.waiting import until
 
@@ -99,14 +99,14 @@ def ended(process: subprocess.Popen[str]) -> Iterator[None]:
 def test_logs_come_live_through_the_scheduler_and_later_from_the_storage(
     space: Namespace, operator: Operator, tmp_path: Path
 ) -> None:
-    s3 = S3(space)
+    s3 = Shared(space)
     person = Person(space, tmp_path, operator.binary, "l-client-tls")
     start(space, "l", pipelineSpec=talking(24, **template(s3, "l", {"name": "cpu", "replicas": 2})))
     expected = sorted(f"[talk[{i}]] item {i} line {n}" for i in range(2) for n in range(24))
 
     until("both talk", lambda: (status(space, "l").get("steps") or {}).get("running", 0) >= 2)
     # By the scheduler's rights on the storage: this person has none there.
-    until("lines are stored", lambda: len(person.says("logs", "--kube", "l")[1].splitlines()) >= 2, 30)
+    until("lines are stored", lambda: len(person.says("logs", "--kube", "l")[1].splitlines()) >= 2)
     follow = person.start("logs", "--kube", "l", "talk", "-f")
     with ended(follow):
         assert follow.stdout is not None
@@ -132,7 +132,7 @@ def test_logs_come_live_through_the_scheduler_and_later_from_the_storage(
 
 def test_lines_are_shown_as_they_are_printed(space: Namespace, operator: Operator, tmp_path: Path) -> None:
     """Faster than they reach the storage, which takes two seconds."""
-    s3 = S3(space)
+    s3 = Shared(space)
     person = Person(space, tmp_path, operator.binary, "q-client-tls")
     code = "import time\n\ndef f():\n    for _ in range(30):\n        print(time.time(), flush=True)\n        time.sleep(0.4)\n"
     steps = [{"name": "clock", "call": "m:f"}]
@@ -157,7 +157,7 @@ def test_a_person_without_the_rights_is_told_which(space: Namespace, operator: O
     space.wait_ready("r")
     rules = [rule for rule in person.role["rules"] if rule["resources"] != ["pods/portforward"]]
     space.apply({**person.role, "rules": rules})
-    until("it is refused", lambda: person.says("dashboard", "r", "-n", space.name)[0] == 3, 20)
+    until("it is refused", lambda: person.says("dashboard", "r", "-n", space.name)[0] == 3)
     err = person.says("dashboard", "r", "-n", space.name)[2]
     assert "pods/portforward" in err, err
     code, _, err = person.says("dashboard", "nothing", "-n", space.name)
@@ -182,10 +182,10 @@ def test_the_dashboard_is_there_until_the_command_ends(space: Namespace, operato
 
 
 def test_a_suspended_run_is_resumed_and_an_ended_one_is_not(space: Namespace, operator: Operator, tmp_path: Path) -> None:
-    s3 = S3(space)
+    s3 = Shared(space)
     person = Person(space, tmp_path, operator.binary, "s-client-tls")
     start(space, "s", pipelineSpec=talking(1, **template(s3, "s")), suspend=True)
-    until("it is suspended", lambda: status(space, "s").get("state") == "Suspended", 30)
+    until("it is suspended", lambda: status(space, "s").get("state") == "Suspended")
     # Ctrl-C ends who follows it, not the run.
     shown = person.start("status", "--watch", "s")
     with ended(shown):

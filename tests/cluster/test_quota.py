@@ -20,7 +20,7 @@ import trustme
 from cluster.runs import Ledger, ledger_pipeline, succeeded, template, wait_end
 from support.kube.api import kubectl
 from support.kube.namespace import Namespace
-from support.kube.s3 import S3
+from support.kube.s3 import Shared
 from support.kube.settings import RUN, Object
 from support.waiting import until
 
@@ -81,21 +81,21 @@ def gated(space: Namespace, tmp_path: Path) -> Iterator[Namespace]:
 
 
 def test_a_run_of_a_queue_waits_for_quota_and_says_so(gated: Namespace) -> None:
-    s3 = S3(gated)
+    s3 = Shared(gated)
     group = {"name": "cpu", "autoscale": {"min": 0, "max": 1}}
     spec = {"pipelineSpec": ledger_pipeline(Ledger(s3, "quota"), 1, 0.0, **template(s3, "q", group))}
     meta = {"name": "q", "labels": {QUEUE: "team-queue"}}
     run = {"apiVersion": "daskade.dev/v1alpha1", "kind": "PipelineRun", "metadata": meta, "spec": spec}
     gated.apply(run)
     for component in ("scheduler", "worker"):
-        [pod] = until(f"its {component} is made", partial(gated.pods, "q", component), 60)
+        [pod] = until(f"its {component} is made", partial(gated.pods, "q", component))
         assert pod["metadata"]["labels"][QUEUE] == "team-queue"
 
         def waits() -> str:
             told = succeeded(gated, "q")
             return str(told["message"]) if told.get("reason") == "Gated" else ""
 
-        message = until("the run says why it waits", waits, 60)
+        message = until("the run says why it waits", waits)
         assert pod["metadata"]["name"] in message and "waits for quota of the queue team-queue" in message, message
         assert "\n" not in message
         # Kueue admits it.

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.runs import assert_clean, start, status, succeeded, template, wait_end, wait_progress
 from support.kube.namespace import Namespace
-from support.kube.s3 import S3
+from support.kube.s3 import Folder, Shared
 from support.kube.settings import Object
 from support.waiting import until
 
@@ -52,14 +52,14 @@ def removed(space: Namespace, name: str) -> Object:
     return next((dict(found) for found in conditions if found["type"] == "Removed"), {})
 
 
-def stored(s3: S3, prefix: str, run: str) -> list[str]:
+def stored(s3: Folder, prefix: str, run: str) -> list[str]:
     """Folders of what is left of a run, one for each object."""
     base = f"{prefix}/runs/{run}/"
     return sorted(key[len(base) :].partition("/")[0] for key in s3.keys(base))
 
 
 def test_the_cluster_of_a_run_is_made_again_for_it_without_workers(space: Namespace) -> None:
-    s3 = S3(space)
+    s3 = Shared(space)
     retention = {"outputs": "15s", "logs": "40s"}
     spec = pipeline(**template(s3, "own"))
     spec["steps"][-1]["output"] = {"path": "kept/$(run.name)", "serializer": "json"}
@@ -69,28 +69,28 @@ def test_the_cluster_of_a_run_is_made_again_for_it_without_workers(space: Namesp
     assert stored(s3, "own", run).count("data") == ITEMS
     assert stored(s3, "own", run).count("kept") == 1
     assert_clean(space, "r")
-    until("its cluster is made again", lambda: space.find("daskcluster", "r"), 60)
+    until("its cluster is made again", lambda: space.find("daskcluster", "r"))
     workers: list[str] = []
 
     def outputs_are_removed() -> bool:
         workers.extend(space.workers("r"))
         return removed(space, "r").get("status") == "True"
 
-    until("its outputs are removed", outputs_are_removed, 120)
+    until("its outputs are removed", outputs_are_removed)
     left = stored(s3, "own", run)
     assert not {"data", "kept"} & set(left) and "journal" in left, left
     assert not workers
     times = status(space, "r")["removed"]
     assert re.fullmatch(r"[0-9TZ:-]+", times["outputsAt"]) and "logsAt" not in times, times
     # The object stays until all is done, although its own time was over long ago.
-    until("the object is gone", lambda: space.find("pipelinerun", "r") is None, 180)
+    until("the object is gone", lambda: space.find("pipelinerun", "r") is None)
     assert stored(s3, "own", run) == ["removed", "removed"]
     assert list(s3.keys("own/kept/")) == ["own/kept/r"], "what has a path of its own is nobody's but the user's"
     assert not [key for key in s3.keys("own/pipelines/") if key.endswith(run)], "nobody finds it any more"
 
 
 def test_outputs_that_a_later_run_has_taken_over_stay_as_long_as_it_does(space: Namespace) -> None:
-    s3 = S3(space)
+    s3 = Shared(space)
     space.cluster("c", {"name": "cpu", "replicas": 1}, storage=s3.storage("shared"))
     space.wait_ready("c")
     spec = {"triggers": {"onChange": False}, **pipeline(cluster={"ref": "c"})}
@@ -104,7 +104,7 @@ def test_outputs_that_a_later_run_has_taken_over_stay_as_long_as_it_does(space: 
     start(space, "second", pipelineRef="p", **again)
     wait_progress(space, "second", ITEMS)
     assert status(space, "second")["steps"]["cached"] == ITEMS
-    until("it waits for the second run", lambda: removed(space, "first").get("reason") == "OutputsInUse", 60)
+    until("it waits for the second run", lambda: removed(space, "first").get("reason") == "OutputsInUse")
     message = removed(space, "first")["message"]
     assert uid(space, "second") in message and "second" in message, message
     assert stored(s3, "shared", first).count("data") == ITEMS
@@ -114,13 +114,13 @@ def test_outputs_that_a_later_run_has_taken_over_stay_as_long_as_it_does(space: 
     assert f"what first ({first}) had stored was removed at" in succeeded(space, "late")["message"]
 
     assert wait_end(space, "second")["results"] == {"sum": SUM}
-    until("the first one is done", lambda: removed(space, "first").get("status") == "True", 180)
+    until("the first one is done", lambda: removed(space, "first").get("status") == "True")
     assert status(space, "first")["removed"]["outputsKept"] == ITEMS
     assert f"{ITEMS} outputs stay" in removed(space, "first")["message"]
     assert stored(s3, "shared", first).count("data") == ITEMS
 
     # With the last run that needs them they go, wherever they are.
-    until("the second one is done", lambda: removed(space, "second").get("status") == "True", 180)
+    until("the second one is done", lambda: removed(space, "second").get("status") == "True")
     assert stored(s3, "shared", uid(space, "second")) == ["removed", "removed"]
     left = stored(s3, "shared", first)
     assert "data" not in left and "refs" not in left and "journal" in left, left

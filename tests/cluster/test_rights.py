@@ -61,9 +61,9 @@ class World:
         }
         kubectl("apply", "-f", "-", stdin=charts.render("-s", "templates/policies.yaml", values=given))
         # From the first refusal on they are in force; the second is another one.
-        until("the rights are asked for", lambda: "must be allowed" in self.put("writer", cluster()), 60)
+        until("the rights are asked for", lambda: "must be allowed" in self.put("writer", cluster()))
         six = cluster(workers=[{"name": "a", "replicas": 6}])
-        until("the limit is asked for", lambda: "are allowed per cluster" in self.put("maker", six), 60)
+        until("the limit is asked for", lambda: "are allowed per cluster" in self.put("maker", six))
 
     def put(self, who: str, obj: Object, space: Namespace | None = None) -> str:
         """Makes an object as one of the people, as a dry run: what the server says, or `created`."""
@@ -78,7 +78,8 @@ class World:
     def close(self) -> None:
         for kind in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
             kubectl("delete", kind, f"{NAME}-rights", f"{NAME}-limits", check=False)
-        kubectl("delete", "namespace", self.space.name, self.other.name, "--wait=false")
+        for space in (self.space, self.other):
+            space.close()
 
 
 def person(space: Namespace, name: str, *rules: Object) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.kube.namespace import Namespace
-from support.kube.s3 import S3
+from support.kube.s3 import Folder, Shared
 from support.kube.settings import Object
 
 PIPELINE = """
@@ -38,7 +38,7 @@ spec:
 """
 
 
-def run(space: Namespace, cluster: str, s3: S3, folder: Path, manifest: str) -> Object:
+def run(space: Namespace, cluster: str, s3: Folder, folder: Path, manifest: str) -> Object:
     """Runs a pipeline on a cluster with the certificate that the operator issued; the command's JSON."""
     file = folder / "pipeline.yaml"
     file.write_text(manifest)
@@ -55,7 +55,7 @@ def run(space: Namespace, cluster: str, s3: S3, folder: Path, manifest: str) -> 
 
 @pytest.mark.skipif(not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="pods' addresses are not reachable from here")
 def test_steps_see_the_devices_that_they_asked_for_and_no_other(space: Namespace, tmp_path: Path) -> None:
-    s3 = S3(space)
+    s3 = Shared(space)
     devices = [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "GPU-a,GPU-b"}]
     gpu = {"name": "gpu", "replicas": 1, "threads": 2, "env": devices, "gpu": {"count": 2}}
     space.cluster("d", {"name": "cpu", "replicas": 1}, gpu, storage=s3.storage("d"))
@@ -72,7 +72,7 @@ def test_steps_see_the_devices_that_they_asked_for_and_no_other(space: Namespace
 @pytest.mark.skipif(not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="pods' addresses are not reachable from here")
 def test_the_demand_of_a_run_starts_workers_from_zero(space: Namespace, tmp_path: Path) -> None:
     """The runtime tells the operator what a run's steps ask for; the GPU group has nobody until then."""
-    s3 = S3(space)
+    s3 = Shared(space)
     elastic = {"name": "cpu", "autoscale": {"min": 0, "max": 2}}
     gpu = {"name": "gpu", "autoscale": {"min": 0, "max": 1}, "gpu": {"count": 2}, "threads": 2}
     space.cluster("z", elastic, gpu, storage=s3.storage("z"))

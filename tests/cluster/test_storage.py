@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,9 @@ import trustme
 
 from cluster.evidence import Case
 from cluster.runs import start, status, succeeded, template, wait_end, wait_progress
-from support.kube.api import kubectl
+from support.kube.api import Refused, kubectl
 from support.kube.namespace import Namespace
-from support.kube.s3 import KEY, S3
+from support.kube.s3 import KEY, S3, Folder, Shared
 from support.kube.settings import IMAGE, SMALL, Object
 from support.waiting import until
 
@@ -74,13 +76,28 @@ def test_a_folder_on_a_claim_is_a_storage_and_elsewhere_it_is_refused(space: Nam
     assert len([file for file in (run / "data").rglob("*") if file.is_file()]) == 6
 
 
-def poke(space: Namespace) -> None:
-    """Kubelets look at a mounted Secret within a minute and a half; at once when something about the pod changes."""
-    kubectl("-n", space.name, "annotate", "pods", "--all", "--overwrite", f"daskade.test/poke={os.urandom(2).hex()}")
+def until_poked(space: Namespace, what: str, probe: Callable[[], bool]) -> None:
+    """Kubelets look at a mounted Secret within a minute and a half; at once when something about the pod changes, though not
+    always at the latest of the Secret.
+    """
+
+    poked = 0.0
+
+    def there() -> bool:
+        nonlocal poked
+        if time.monotonic() > poked + 2:
+            poked = time.monotonic()
+            for pod in space.list("pods"):
+                name, note = pod["metadata"]["name"], {"daskade.test/poke": os.urandom(2).hex()}
+                with contextlib.suppress(Refused):
+                    space.patch("pod", name, {"metadata": {"annotations": note}})
+        return probe()
+
+    until(what, there)
 
 
 def test_wrong_keys_are_told_and_a_corrected_secret_helps(space: Namespace) -> None:
-    s3 = S3(space)
+    s3 = Shared(space)
     s3.tell(KEY, "a mistake")
     case = Case(s3, "wrong", 2, 0.0)
     start(space, "r", pipelineSpec=case.pipeline(**template(s3, "wrong")))
@@ -91,7 +108,7 @@ def test_wrong_keys_are_told_and_a_corrected_secret_helps(space: Namespace) -> N
     assert (conditions["Succeeded"], conditions["Stalled"]) == ("Unknown", "True")
     assert not space.workers("r"), "nothing is there for workers to do"
     s3.tell(s3.key, s3.secret)
-    poke(space)
+    until_poked(space, "the keys are taken", lambda: succeeded(space, "r").get("reason") != "AccessDenied")
     wait_end(space, "r")
     uid = (space.find("pipelinerun", "r") or {})["metadata"]["uid"]
     assert not case.broken(uid, "Succeeded")
@@ -119,8 +136,7 @@ def test_a_run_goes_on_when_its_keys_are_replaced_while_it_runs(space: Namespace
     until("it is told", lambda: succeeded(space, "r").get("reason") == "AccessDenied")
     assert "Secret s3" in succeeded(space, "r")["message"]
     s3.tell(s3.key, s3.secret)
-    poke(space)
-    until("it goes on", lambda: succeeded(space, "r").get("reason") in ("Running", "Succeeded"))
+    until_poked(space, "it goes on", lambda: succeeded(space, "r").get("reason") in ("Running", "Succeeded"))
     assert space.pods("r", "scheduler")[0]["metadata"]["uid"] == scheduler, "no pod had to be replaced"
     assert wait_end(space, "r")["results"] == {"sum": 1_200_066}
     uid = (space.find("pipelinerun", "r") or {})["metadata"]["uid"]
@@ -161,7 +177,7 @@ ANSWER = """<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/
 </AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"""
 
 
-def start_sts(space: Namespace, s3: S3) -> None:
+def start_sts(space: Namespace, s3: Folder) -> None:
     """Reached as ``https://sts.<namespace>:8443``; the ConfigMap ``ca`` has the authority of its certificate."""
     authority = trustme.CA()
     issued = authority.issue_cert(f"sts.{space.name}")
@@ -194,7 +210,7 @@ def start_sts(space: Namespace, s3: S3) -> None:
 
 
 def test_pods_reach_the_storage_with_the_token_of_their_service_account(space: Namespace) -> None:
-    s3 = S3(space)
+    s3 = Shared(space)
     start_sts(space, s3)
     variables = {
         "AWS_WEB_IDENTITY_TOKEN_FILE": "/identity/token",

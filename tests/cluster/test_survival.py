@@ -17,7 +17,7 @@ from cluster.faults import FAULTS, STATE, Fault, Scene
 from cluster.runs import assert_clean, start, template, wait_end
 from support.kube.namespace import Namespace
 from support.kube.operator import Operator
-from support.kube.s3 import S3
+from support.kube.s3 import S3, Shared
 from support.waiting import until
 
 pytestmark = pytest.mark.skipif(
@@ -47,7 +47,7 @@ def test_a_run_survives(space: Namespace, operator: Operator, name: str, seed: i
 
 
 def survive(space: Namespace, operator: Operator, name: str, seed: int, fault: Fault, rng: random.Random) -> None:
-    s3 = S3(space)
+    s3 = S3(space) if fault.storage else Shared(space)
     # Its name is its cluster's too, and draining picks pods by that all over the node.
     run = f"s{os.urandom(3).hex()}"
     case = Case(s3, run, fault.width, fault.seconds)
@@ -71,7 +71,7 @@ def judge(scene: Scene, name: str, seed: int, count: int, fault: Fault, known: s
     since = fault.strike(scene)
     if fault.stays:
         # Whatever the next operator would have otherwise: the run's pods are its pods to the end.
-        until("almost all is done", lambda: len(case.marks()) >= 2 * fault.width, 120, every=0.2)
+        until("almost all is done", lambda: len(case.marks()) >= 2 * fault.width, every=0.2)
         assert pods == {pod["metadata"]["uid"] for pod in space.pods(run)}
     told = wait_end(space, run)
     marks = case.marks()

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.certificates import make
 from support.kube.api import kubectl
-from support.kube.client import ClientPod, ask
+from support.kube.client import Client, ask
 from support.kube.namespace import Namespace
 from support.kube.settings import SYSTEM
 from support.waiting import until
@@ -27,8 +27,8 @@ def test_a_certificate_of_another_cluster_is_refused_and_so_is_plaintext(space: 
     space.wait_ready("b")
     assert ask(space, "a", DIRECT) == "3"
     # The positive control stands above; the same client with b's certificate, and with none, gets nowhere.
-    stranger = ClientPod(space, "a", DIRECT, secret="b-client-tls")
-    plain = ClientPod(space, "a", DIRECT, tls=False)
+    stranger = Client(space, "a", DIRECT, secret="b-client-tls", patience=20)
+    plain = Client(space, "a", DIRECT, tls=False, patience=20)
     said = stranger.failure()
     assert "CERTIFICATE_VERIFY_FAILED" in said or "Timed out" in said or "OSError" in said, said
     said = plain.failure()
@@ -36,7 +36,7 @@ def test_a_certificate_of_another_cluster_is_refused_and_so_is_plaintext(space: 
     # Nor does TLS without a certificate of one's own help, though the server is trusted.
     code = """
 import socket, ssl
-context = ssl.create_default_context(cafile="/etc/daskade/client/ca.crt")
+context = ssl.create_default_context(cafile=f"{folder}/ca.crt")
 context.check_hostname = False
 host = os.environ["DASK_SCHEDULER_ADDRESS"].split("//")[1].split(":")[0]
 with context.wrap_socket(socket.create_connection((host, 8786))) as raw:
@@ -67,7 +67,7 @@ def test_certificates_of_ones_own(space: Namespace, tmp_path: Path) -> None:
     assert "mine" in message and "tls.key" in message
     make(tmp_path, "authority")
     kubectl("-n", space.name, "create", "secret", "generic", "mine", f"--from-file=ca.crt={tmp_path}/ca.crt")
-    until("it says what is missing", lambda: "lacks tls.crt, tls.key" in space.condition("own").get("message", ""), 60)
+    until("it says what is missing", lambda: "lacks tls.crt, tls.key" in space.condition("own").get("message", ""))
     files = [f"--from-file={name}={tmp_path}/{name}" for name in ("ca.crt", "tls.crt", "tls.key")]
     space.delete("secret", "mine")
     kubectl("-n", space.name, "create", "secret", "generic", "mine", *files)
@@ -96,14 +96,14 @@ def test_tls_changes_only_when_nobody_is_there_who_has_it_otherwise(space: Names
     # What is the default may be written down.
     space.patch("dsk", "t", {"spec": {"tls": {"mode": "Auto"}}})
     space.patch("dsk", "t", {"spec": {"suspend": True}})
-    until("its pods are gone", lambda: not space.pods("t"), 90)
+    until("its pods are gone", lambda: not space.pods("t"))
     space.patch("dsk", "t", change)
     space.patch("dsk", "t", {"spec": {"suspend": False}})
     space.wait_ready("t")
     assert ask(space, "t", DIRECT, tls=False) == "3"
     # And back at once, whatever runs.
     space.patch("dsk", "t", {"spec": {"tls": {"mode": "Auto"}, "scheduler": {"rollout": "Immediately"}}})
-    until("it has a certificate", lambda: space.status("t").get("address", "").startswith("tls://"), 60)
+    until("it has a certificate", lambda: space.status("t").get("address", "").startswith("tls://"))
     space.wait_ready("t")
     assert ask(space, "t", DIRECT) == "3"
 

@@ -8,7 +8,7 @@ import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from support.kube.api import kubectl, path_of, proxy
+from support.kube.api import Refused, apply, kubectl, path_of, proxy
 from support.kube.settings import IMAGE, LABEL, RUN, SMALL, Object
 from support.waiting import PATIENCE, until
 
@@ -26,9 +26,13 @@ class Namespace:
         until("the default service account", lambda: self.find("serviceaccount", "default"))
 
     def apply(self, *objects: Object, check: bool = True) -> str:
-        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
-        words = ["apply", "-f", "-"] if objects[0]["kind"] == "Namespace" else ["-n", self.name, "apply", "-f", "-"]
-        return kubectl(*words, stdin=text, check=check)
+        """Makes objects or puts them in place of those of before; what was done, or what the server says against it."""
+        try:
+            return apply(*objects, namespace=self.name)
+        except Refused as error:
+            if check:
+                raise
+            return str(error)
 
     def find(self, kind: str, name: str) -> Object | None:
         found = proxy().get(f"{path_of(self.name, kind)}/{name}")
@@ -38,11 +42,30 @@ class Namespace:
         query = f"?labelSelector={urllib.parse.quote(selector)}" if selector else ""
         return list(json.loads(proxy().get(path_of(self.name, kind) + query) or '{"items": []}')["items"])
 
-    def delete(self, kind: str, name: str, *options: str) -> None:
-        kubectl("-n", self.name, "delete", kind, name, *options)
+    def delete(
+        self, kind: str, name: str, wait: bool = True, grace: int | None = None, patience: float = 120, missing_ok: bool = False
+    ) -> None:
+        """Until it is gone, or only asks for that. ``grace``: the seconds that a pod gets to end."""
+        found = self.find(kind, name) or {}
+        there = proxy().delete(f"{path_of(self.name, kind)}/{name}", grace)
+        assert there or missing_ok, f"there is no {kind} {name}"
 
-    def patch(self, kind: str, name: str, change: Object, *options: str) -> None:
-        kubectl("-n", self.name, "patch", kind, name, "--type=merge", "-p", json.dumps(change), *options)
+        def gone() -> bool:
+            left = self.find(kind, name)
+            return left is None or bool(left["metadata"]["uid"] != found["metadata"]["uid"])
+
+        if there and wait:
+            until(f"{kind} {name} is gone", gone, patience)
+
+    def patch(self, kind: str, name: str, change: Object, part: str = "") -> None:
+        """A merge patch of the object, or of a part of it such as its status."""
+        path = f"{path_of(self.name, kind)}/{name}" + (f"/{part}" if part else "")
+        proxy().ask("PATCH", path, change, "application/merge-patch+json")
+
+    def close(self) -> None:
+        """Asks for its end, which nobody waits for: its pods are killed, since nothing comes of their last minutes."""
+        proxy().delete(f"/api/v1/namespaces/{self.name}")
+        proxy().delete(path_of(self.name, "pods"), grace=0)
 
     def volume(self, claim: str, folder: Path) -> None:
         """A claim that stands for a folder of the node, through a PersistentVolume with the name of the namespace."""
