@@ -75,8 +75,10 @@ class Fork:
         return None
 
     def send_signal(self, number: int) -> None:
+        # Its end may be known to the kernel and not yet told here.
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
