@@ -78,6 +78,8 @@ LONG = [
 ]  # fmt: skip
 
 
+# Before xdist, which looks for groups as it finds them.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `--dist loadgroup`: each test goes where there is time, and those that share something of their module together."""
     for item in items:

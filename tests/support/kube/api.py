@@ -24,9 +24,9 @@ def kubectl(*words: str, stdin: str | None = None, check: bool = True) -> str:
 class Refused(AssertionError):
     """The API server's word against a request."""
 
-    def __init__(self, what: str, status: int, said: str) -> None:
-        super().__init__(f"{what}: {status} {said}")
-        self.status, self.said = status, said
+    def __init__(self, what: str, status: int, body: str) -> None:
+        super().__init__(f"{what}: {status} {_message(body)}")
+        self.status, self.body = status, body
 
 
 class Proxy:
@@ -49,8 +49,7 @@ class Proxy:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return str(answer.read().decode(errors="replace"))
         except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")
-            raise Refused(f"{method} {path}", error.code, _message(said)) from error
+            raise Refused(f"{method} {path}", error.code, error.read().decode(errors="replace")) from error
 
     def get(self, path: str) -> str | None:
         """The body, or none for what does not exist."""
@@ -66,7 +65,7 @@ class Proxy:
         try:
             self.ask("POST", f"{path}?dryRun=All", made, who=who)
         except Refused as error:
-            return error.said
+            return error.body or str(error)
         return ""
 
     def put(self, path: str, made: Object) -> str:
@@ -121,11 +120,11 @@ class Proxy:
         return path.format(f"namespaces/{where}/" if namespaced else "")
 
 
-def _message(said: str) -> str:
+def _message(body: str) -> str:
     try:
-        return str(json.loads(said)["message"])
+        return str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):
-        return said
+        return body
 
 
 def apply(*objects: Object, namespace: str = "default") -> str:
