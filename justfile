@@ -91,7 +91,7 @@ e2e: _program
     #!/usr/bin/env bash
     set -euo pipefail
     old=$(tests/harness/env dask "$(tests/harness/versions oldest)")
-    DASKADE_TEST_OLDEST=$old/bin/python just _pytest e2e "$(just _dask)" tests/e2e
+    DASKADE_TEST_OLDEST=$old/bin/python just _pytest e2e "$(just _dask)" tests/e2e -n 3 --dist loadfile
 
 # Kill parts of local runs at random points, and check what is left (SEEDS=n: so many runs)
 survival seeds=env("SEEDS", "50"): _program

@@ -94,6 +94,12 @@ async fn what_is_refused_again_and_again_is_tried_ever_more_rarely_and_uses_up_n
     assert!(told <= 3, "the same is told once: {told}");
     assert!(world.object("team", "c")["status"]["incarnation"].is_null());
     world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["workers"][0]["replicas"] = json!(2));
+    // A pass that still has the old spec must not find the quota lifted.
+    eventually("it has seen the new spec", SOON, || {
+        let object = world.object("team", "c");
+        object["status"]["observedGeneration"] == object["metadata"]["generation"]
+    })
+    .await;
     world.api.heal();
     // Else the next try is the one that has just been put off.
     world.api.edit(&cluster_path("team", "c"), |object| object["metadata"]["labels"] = json!({"look": "again"}));
