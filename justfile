@@ -1,5 +1,5 @@
 # The stages of `./test`, one recipe each. `./test STAGE...` runs them with their tools on PATH, counts their tests and
-# prints the slowest; `just STAGE` runs one alone, if `just` is installed. Exit code 77: skipped, for the reason printed last.
+# prints the slowest; `just STAGE` runs one alone, if `just` is installed. Exit code 77: skipped, for a reason that is printed.
 
 set shell := ["bash", "-euo", "pipefail", "-c"]
 set positional-arguments
@@ -43,6 +43,7 @@ deny:
     cargo-deny --log-level error check bans licenses sources
 
 # Check the crates for known vulnerabilities
+[no-exit-message]
 advisories:
     #!/usr/bin/env bash
     set -uo pipefail
@@ -56,9 +57,9 @@ advisories:
 chart: _program
     PATH="$(just _chart-tools):$PATH" just _pytest chart "$(tests/harness/env chart)" tests/chart
 
-# Test the oracle of the survival tests
+# Test what judges other tests: the oracle of the survival tests, the report of `./test`
 oracle:
-    just _pytest oracle "$(tests/harness/env plain)" tests/survival/test_oracle.py
+    just _pytest oracle "$(tests/harness/env plain)" tests/survival/test_oracle.py tests/harness
 
 # Test the runtime on the newest supported release of distributed
 runtime-newest: (_runtime "runtime-newest" `tests/harness/versions newest`)
@@ -166,11 +167,13 @@ _rust-results stage *name:
 _runtime stage version:
     just _pytest {{ stage }} "$(tests/harness/env dask {{ version }})" runtime/tests -n 3 --dist loadfile
 
+[no-exit-message]
 _root reason:
     @[ "$(id -u)" = 0 ] || { echo "skipped: not root, and {{ reason }}"; exit 77; }
 
 # Tests on a cluster of this machine, which is stopped at the end, or on the one of KUBECONFIG. What depends on the API
 # server's version: definitions with their rules, admission policies, rights, the chart; and that clusters and runs work at all
+[no-exit-message]
 _kubernetes stage minor="" *tests="tests/cluster/test_objects.py tests/cluster/test_chart.py tests/cluster/test_rights.py tests/cluster/test_granted.py tests/cluster/test_operator.py tests/cluster/test_level.py tests/cluster/test_pipeline.py tests/cluster/test_run.py tests/cluster/test_tls.py tests/cluster/test_pipelinerun.py::test_a_run_makes_its_cluster_finishes_and_takes_the_cluster_down":
     #!/usr/bin/env bash
     set -uo pipefail

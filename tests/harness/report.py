@@ -5,7 +5,7 @@
     report.py summary SECONDS                    prints all stages; exit code 1 if one failed or is over its budget
 
 A stage leaves its JUnit files in ``target/test-results/NAME/``. One without tests, such as a linter, counts as one test.
-Exit code 77 means that the stage was skipped; its last line says why.
+Exit code 77 means that the stage was skipped, for the reason that a line of its output gives: ``skipped: …``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parents[1] / "target" / "test-results"
 BUDGET = HERE / "budget.txt"
 SKIPPED = 77
+REASON = "skipped: "
 # A stage fails when it takes this many times its budget. Below the floor, a difference is noise.
 GROWTH = 1.5
 FLOOR = 40.0
@@ -81,9 +82,10 @@ def budgets() -> dict[str, float]:
 
 def judge(name: str, code: int, seconds: float, log: Path) -> Stage:
     """The record of a stage that ran."""
-    last = next((line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()), "")
-    if code == SKIPPED:
-        return Stage(name, "skipped", seconds, {"skipped": 1}, last.removeprefix("skipped: "))
+    lines = reversed(log.read_text(errors="replace").splitlines())
+    reason = next((line.removeprefix(REASON) for line in lines if line.startswith(REASON)), "")
+    if code == SKIPPED and reason:
+        return Stage(name, "skipped", seconds, {"skipped": 1}, reason)
     tests = cases(RESULTS / name)
     counts = {outcome: sum(test.outcome == outcome for test in tests) for outcome in ("passed", "failed", "skipped")}
     passed = code == 0 and not counts["failed"]
