@@ -239,13 +239,14 @@ FAULTS = {
     "leadership": Fault(lose_leadership, again=0, aim=5, stays=True, width=8, seconds=2.0),
     "upgrade": Fault(upgrade_operator, again=0, aim=5, stays=True, width=8, seconds=2.0),
     "scheduler": Fault(delete_scheduler, again=6, aim=20, lag=1.0),
-    "worker": Fault(delete_worker, again=3, aim=10, replaced=True),
+    # What is left for one worker has to take longer than the other one's replacement.
+    "worker": Fault(delete_worker, again=3, aim=10, replaced=True, width=12, seconds=2.0),
     "workers": Fault(delete_workers, again=6, aim=10, replaced=True),
     "drain": Fault(drain_node, again=6, aim=20, replaced=True),
     "storage-hangs": Fault(stop_storage, again=0, aim=10, width=8, storage=True),
     "storage-gone": Fault(kill_storage, again=0, aim=10, width=8, storage=True),
     "certificates": Fault(
-        rotate_certificates, again=0, aim=5, width=22, seconds=2.0, options=("--certificate-lifetime", "1m")
+        rotate_certificates, again=0, aim=5, width=40, seconds=2.0, options=("--certificate-lifetime", "1m")
     ),
     "api-server": Fault(restart_api_server, again=0, aim=5, width=10, seconds=2.5),
 }

@@ -122,6 +122,10 @@ say("begun", len(marks("begun")), "ended", len(marks("ended")))
 
 
 def test_the_scheduler_is_replaced_when_nothing_uses_it_and_at_once_when_declared(space: Namespace) -> None:
+    def replaced(cluster: str, old: str) -> None:
+        """Until there is another scheduler; for a moment there is none."""
+        until("the scheduler is replaced", lambda: {uid(pod) for pod in space.pods(cluster, "scheduler")} - {old})
+
     space.cluster("s", ONE)
     space.wait_ready("s")
     first = uid(space.pods("s", "scheduler")[0])
@@ -134,7 +138,7 @@ def test_the_scheduler_is_replaced_when_nothing_uses_it_and_at_once_when_declare
     # The task runs to its end on the scheduler that it began with, once.
     client.release()
     assert client.output().splitlines()[-1] == "1"
-    until("the scheduler is replaced", lambda: first not in {uid(pod) for pod in space.pods("s", "scheduler")})
+    replaced("s", first)
     space.wait_ready("s")
 
     second = uid(space.pods("s", "scheduler")[0])
@@ -142,7 +146,7 @@ def test_the_scheduler_is_replaced_when_nothing_uses_it_and_at_once_when_declare
     client.wait_for("busy")
     mark["env"] = [{"name": "MARK", "value": "2"}]
     space.cluster("s", ONE, scheduler={**mark, "rollout": "Immediately"})
-    until("it is replaced", lambda: second not in {uid(pod) for pod in space.pods("s", "scheduler")})
+    replaced("s", second)
     client.close()
     space.wait_ready("s")
 

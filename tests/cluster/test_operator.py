@@ -23,9 +23,11 @@ def holder() -> str:
 
 
 def alone() -> None:
-    """Until what other tests have left is gone: the operator writes about that, too."""
+    """Until what other tests have left is gone: the operator writes about that, too, and about the authorities of their clusters."""
     mine = f"/api/v1/namespaces?labelSelector={LABEL}%3D{RUN}"
     until("those of other tests are gone", lambda: len(json.loads(proxy().get(mine) or "{}")["items"]) == 1)
+    kept = f"/api/v1/namespaces/{SYSTEM}/configmaps/daskade-authorities"
+    until("their authorities are gone", lambda: len(json.loads(proxy().get(kept) or "{}").get("data") or {}) == 1)
 
 
 def test_a_settled_cluster_costs_no_write(space: Namespace, operator: Operator) -> None:

@@ -101,7 +101,8 @@ def test_logs_come_live_through_the_scheduler_and_later_from_the_storage(
 ) -> None:
     s3 = Shared(space)
     person = Person(space, tmp_path, operator.binary, "l-client-tls")
-    start(space, "l", pipelineSpec=talking(24, **template(s3, "l", {"name": "cpu", "replicas": 2})))
+    # Both items at once: on two workers the first to come could run them one after the other.
+    start(space, "l", pipelineSpec=talking(24, **template(s3, "l", {"name": "cpu", "replicas": 1, "threads": 2})))
     expected = sorted(f"[talk[{i}]] item {i} line {n}" for i in range(2) for n in range(24))
 
     until("both talk", lambda: (status(space, "l").get("steps") or {}).get("running", 0) >= 2)

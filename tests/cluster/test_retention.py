@@ -99,8 +99,9 @@ def test_outputs_that_a_later_run_has_taken_over_stay_as_long_as_it_does(space: 
     start(space, "first", pipelineRef="p", retention={"outputs": "20s"})
     wait_end(space, "first")
     first = uid(space, "first")
-    # It takes over what `make` has made, and is still at work when the first one's time is over.
-    again = {"params": {"seconds": 45}, "reuse": {"mode": "Missing"}, "retention": {"outputs": "45s", "logs": "45s"}}
+    # It takes over what `make` has made, and is still at work when the first one's time is over. What the first one has stored
+    # is looked at again within a minute of the second one's end: its own time is longer.
+    again = {"params": {"seconds": 45}, "reuse": {"mode": "Missing"}, "retention": {"outputs": "2m", "logs": "2m"}}
     start(space, "second", pipelineRef="p", **again)
     wait_progress(space, "second", ITEMS)
     assert status(space, "second")["steps"]["cached"] == ITEMS
