@@ -95,11 +95,10 @@ e2e: _program
     DASKADE_TEST_OLDEST=$old/bin/python just _pytest e2e "$(just _dask)" tests/e2e -n 3 --dist loadfile
 
 # Kill parts of local runs at random points, and check what is left (SEEDS=n: so many runs)
-survival seeds=env("SEEDS", "50"): _program
-    just _pytest survival "$(just _dask)" tests/survival/test_survival.py --seeds {{ seeds }} -n 3 --maxschedchunk 1
+survival: (_survival "survival" env("SEEDS", "50"))
 
 # The same with 200 seeds
-survival-200: (survival env("SEEDS", "200"))
+survival-200: (_survival "survival-200" env("SEEDS", "200"))
 
 # Test clusters, runs and pipelines on a real Kubernetes cluster
 cluster: (_kubernetes "cluster" "" "tests/cluster")
@@ -166,6 +165,9 @@ _rust-results stage *name:
 
 _runtime stage version:
     just _pytest {{ stage }} "$(tests/harness/env dask {{ version }})" runtime/tests -n 3 --dist loadfile
+
+_survival stage seeds: _program
+    just _pytest {{ stage }} "$(just _dask)" tests/survival/test_survival.py --seeds {{ seeds }} -n 3 --maxschedchunk 1
 
 [no-exit-message]
 _root reason:
