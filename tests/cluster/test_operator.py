@@ -23,7 +23,7 @@ def holder() -> str:
 
 
 def alone() -> None:
-    """Until what other tests have left is gone: the operator writes about that, too, and about the authorities of their clusters."""
+    """Until what other tests have left is gone, and the authorities of their clusters with it: the operator writes about both."""
     mine = f"/api/v1/namespaces?labelSelector={LABEL}%3D{RUN}"
     until("those of other tests are gone", lambda: len(json.loads(proxy().get(mine) or "{}")["items"]) == 1)
     kept = f"/api/v1/namespaces/{SYSTEM}/configmaps/daskade-authorities"
