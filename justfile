@@ -157,7 +157,7 @@ _pytest stage env *arguments:
     export PATH="$env/bin:$PATH"
     # The runtime's tests check which variables a step sees, and pass on those that they were started with.
     case $stage in runtime-*) unset DASKADE_TEST_CACHE DASKADE_TEST_BUDGET ;; *) export DASKADE_BIN="{{ binary }}" ;; esac
-    exec "$env/bin/python" -m pytest -q -p no:cacheprovider --junitxml "$(mktemp "{{ results }}/$stage/XXXXXX.xml")" "$@"
+    exec "$env/bin/python" -m pytest -q -p no:cacheprovider --junitxml "{{ results }}/$stage/$(date +%s%N).xml" "$@"
 
 _rust-results stage *name:
     @mkdir -p "{{ results }}/{{ stage }}"

@@ -83,7 +83,7 @@ class Runtime:
 
     async def _start(self) -> None:
         self.client = await connect(self.s)
-        # Workers that came while the client connected are known as well, and the plugin tells of all others.
+        # Taken after the client has connected, so that no worker is missed; the plugin reports those that register later.
         self.workers = Workers(self.s)
         self.dispatcher = Dispatcher(self.s, self.client, run_attempts, self)
         self.s.add_plugin(Plugin(self))

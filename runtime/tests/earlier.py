@@ -1,4 +1,4 @@
-"""A run with two outputs, and what is told of earlier runs."""
+"""A run with two outputs, and what the scheduler reports about earlier runs."""
 
 from __future__ import annotations
 

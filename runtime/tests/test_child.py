@@ -166,10 +166,9 @@ def test_a_timeout_ends_the_step_and_all_that_it_started(runner: Runner, tmp_pat
     """
     began = time.monotonic()
     with pytest.raises(Killed) as caught:
-        runner.run(script, timeout=2.0)
+        runner.run(script, timeout=1.0)
     assert caught.value.why == "timeout"
-    # Long before what it started ends by itself.
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 3
     for pid in map(int, note.read_text().split()):
         until(f"the end of {pid}", partial(gone, pid), 5)
 

@@ -79,11 +79,14 @@ async fn serve(mut stream: TcpStream, script: Arc<Script>, asked: watch::Sender<
         asked.send_modify(|asked| asked.push(request.clone()));
         match script(&op, &request) {
             Some(Value::Array(messages)) => {
-                // The first message opens the stream; what happened to a task can be told once it was submitted.
+                // The first message opens the stream. A task has events once it was submitted, and has stopped once it
+                // was told to.
                 for (at, message) in messages.iter().enumerate() {
                     if at > 0 {
-                        let submitted = |asked: &Vec<Value>| asked.iter().any(|old| old["op"] == "daskade-submit");
-                        drop(asked.subscribe().wait_for(submitted).await);
+                        let cause =
+                            if message["events"][0]["k"] == "stopped" { "daskade-stop" } else { "daskade-submit" };
+                        let came = |asked: &Vec<Value>| asked.iter().any(|old| old["op"] == cause);
+                        drop(asked.subscribe().wait_for(came).await);
                     }
                     send(&mut stream, message).await;
                 }
@@ -409,7 +412,15 @@ async fn a_full_disk_ends_the_run_and_a_full_bucket_is_waited_for() {
 #[tokio::test]
 async fn a_run_of_which_no_step_starts_in_time_has_failed() {
     let blocked = json!({"k": "blocked", "n": 1, "s": 0, "count": 1, "reason": "NoWorkers", "message": "no worker"});
-    let scheduler = Scheduler::new(move |op, _| Some(usual(op, std::slice::from_ref(&blocked)))).await;
+    let stopped = json!({"k": "stopped", "n": 2, "s": 0, "i": -1, "a": 1});
+    let scheduler = Scheduler::new(move |op, _| {
+        let mut answer = usual(op, std::slice::from_ref(&blocked));
+        if let Some(messages) = answer.as_array_mut() {
+            messages.push(json!({"instance": "me", "events": [&stopped], "seq": 2}));
+        }
+        Some(answer)
+    })
+    .await;
     let mut spec = run_of_one_step(Start::New, short());
     spec.start_deadline = Some(Duration::from_millis(300));
     spec.deadline = Some(Duration::from_secs(60));
@@ -418,8 +429,8 @@ async fn a_run_of_which_no_step_starts_in_time_has_failed() {
     assert_eq!((report.outcome, report.reason.as_deref()), (RunOutcome::Failed, Some("DeadlineExceeded")));
     assert_eq!(report.message.as_deref(), Some("no step had started within deadlines.start"));
     assert_eq!(report.counts.kept_back, 1, "who waits for its end sees that it is near");
-    // Not the other deadline. Nobody says that the step has stopped, so that the end waits for 9 s of silence.
-    assert!(took < Duration::from_secs(40), "{took:?}");
+    // Neither the other deadline nor the 9 s of silence after which a scheduler counts as hung.
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
 #[tokio::test]

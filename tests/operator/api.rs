@@ -468,7 +468,7 @@ async fn answer(State(api): State<Api>, request: Request<Body>) -> Response {
     let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     let is_watch = objects::parameter(&query, "watch").as_deref() == Some("true");
     let is_write = !is_watch && parts.method != Method::GET;
-    // Whoever sees what a request has done also finds it recorded.
+    // Under the same lock as the change: a test that sees the change also finds the request recorded.
     let mut inner = api.lock();
     let (status, document) = if is_watch {
         api.watchable(&inner, &parts.method, &path, &query)

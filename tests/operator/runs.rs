@@ -205,7 +205,7 @@ async fn a_namespace_with_hundreds_of_runs_that_wait_does_not_hold_up_another_on
     world.limits.runs_per_namespace = Some(1);
     let operator = world.operator();
     holding(&world).await;
-    for name in 0..200 {
+    for name in 0..500 {
         world.create_run("team", &format!("r{name}"), &json!({"pipelineSpec": on_shared()}));
     }
     let reason = |name: &str| {
@@ -213,13 +213,13 @@ async fn a_namespace_with_hundreds_of_runs_that_wait_does_not_hold_up_another_on
         run["status"]["conditions"][0]["reason"].as_str().unwrap_or_default().to_owned()
     };
     // Two hundred passes and their writes take a while on a busy machine.
-    eventually("they wait for the first one", SOON * 3, || (190..200).any(|n| reason(&format!("r{n}")) == "RunLimit"))
+    eventually("they wait for the first one", SOON * 3, || (190..500).any(|n| reason(&format!("r{n}")) == "RunLimit"))
         .await;
     world.create("other", "c", &shared());
     world.until_ready("other", "c").await;
     world.create_run("other", "r", &json!({"pipelineSpec": on_shared()}));
     world.until_run("other", "r", "Succeeded").await;
-    let open = (0..200).filter(|n| world.journal("team", &format!("r{n}")).submits > 0).count();
+    let open = (0..500).filter(|n| world.journal("team", &format!("r{n}")).submits > 0).count();
     assert_eq!(open, 1, "one of the namespace at a time");
     operator.end().await;
 }

@@ -177,7 +177,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<watch::Sender<u64>>, instance: String) {
     send(&mut stream, &json!({"compression": null, "python": [3, 11, 7], "pickle-protocol": 5})).await;
-    // Whoever wants TLS goes again.
+    // A client that opens with a TLS greeting is disconnected.
     if receive(&mut stream).await.is_none() {
         return;
     }

@@ -232,13 +232,13 @@ impl World {
         conditions.into_iter().find(|condition| condition["type"] == kind).cloned().unwrap_or_default()
     }
 
-    /// What a condition of a cluster says has these words.
+    /// Asserts that a condition of a cluster contains these words.
     pub fn says(&self, namespace: &str, name: &str, kind: &str, words: &str) {
         let condition = self.condition(namespace, name, kind);
         assert!(condition["message"].as_str().is_some_and(|message| message.contains(words)), "{words}: {condition:#}");
     }
 
-    /// What is told of a run as a whole has these words.
+    /// Asserts that the condition of a run contains these words.
     pub fn run_says(&self, namespace: &str, name: &str, words: &str) {
         let told = self.succeeded(namespace, name);
         assert!(told[2].contains(words), "{words}: {told:?}");

@@ -68,7 +68,7 @@ def send(pid: int, number: signal.Signals) -> bool:
 
 
 def kill(pid: int) -> None:
-    """Kill a process, whoever's it is, and wait until it is gone."""
+    """Kills a process, a child or not, and waits until it is gone."""
     send(pid, signal.SIGKILL)
     until(f"process {pid} is gone", lambda: not alive(pid))
 

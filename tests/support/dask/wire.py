@@ -170,7 +170,7 @@ class Follower:
                         {k: v for k, v in e.items() if k not in ("traceback",)} for e in self.events[-8:]
                     ]
                     raise AssertionError(
-                        f"waited in vain (ended={self.ended}, refused={self.refused}): {kinds}"
+                        f"timed out (ended={self.ended}, refused={self.refused}): {kinds}"
                     )
                 self.changed.wait(left)
 

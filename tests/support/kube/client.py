@@ -83,14 +83,14 @@ class _Client:
         until(f"the client prints {text}", there, patience)
 
     def output(self, patience: float = PATIENCE) -> str:
-        """What it printed, once it has ended well."""
+        """Waits until it succeeds, and returns what it printed."""
         ended = until(f"the client {self.name} ends", self._ended, patience)
         text = self.log()
         assert ended == "Succeeded", text
         return text
 
     def failure(self, patience: float = PATIENCE) -> str:
-        """What it printed, once it has ended badly."""
+        """Waits until it fails, and returns what it printed."""
         ended = until(f"the client {self.name} ends", self._ended, patience)
         assert ended == "Failed", self.log()
         return self.log()

@@ -80,7 +80,7 @@ class Namespace:
 
     @staticmethod
     def claim(name: str, volume: str) -> Object:
-        """A claim to a PersistentVolume, whoever it belongs to."""
+        """A claim to a PersistentVolume, which may belong to another namespace."""
         asked = {"requests": {"storage": "1Gi"}}
         spec = {"accessModes": ["ReadWriteMany"], "storageClassName": "", "volumeName": volume, "resources": asked}
         return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
