@@ -14,6 +14,7 @@ use crate::cluster::facts::{SchedulerFact, TlsFact};
 /// Of one DaskCluster.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
+    /// Of the object that this process serves, or has served.
     pub uid: String,
     pub link: Option<Link>,
     /// Highest number of a pod that was ever planned.
@@ -26,14 +27,14 @@ pub(super) struct Memory {
     /// What a pass saw that found nothing to do: revisions of the cache and of the scheduler's answer, and until when that
     /// holds if nothing changes.
     pub settled: Option<(u64, u64, Instant)>,
-    /// When the next pass does what that one has left to it.
+    /// When the work is due that the last pass left undone.
     pub left: Option<Instant>,
     pub status_written: Option<Instant>,
     pub tally: Tally,
 }
 
 impl Memory {
-    /// How long until what a pass has left to the next one.
+    /// Time until the work is due that the last pass left undone.
     pub fn left(&self) -> Option<Duration> {
         self.left.map(|left| left.saturating_duration_since(Instant::now()))
     }

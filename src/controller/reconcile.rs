@@ -45,8 +45,7 @@ const CONFIRMED: Duration = Duration::from_secs(30);
 const AFTER_DELETION: Duration = Duration::from_secs(1);
 /// Pods that one pass makes; the others follow at once, after the other clusters had their turn.
 const PODS: usize = 100;
-/// How often authorities of clusters that are gone are looked for: they are removed with their cluster, unless nobody led
-/// at that moment.
+/// How often to look for authorities of clusters that were deleted while no process led.
 const SWEEP: Duration = Duration::from_secs(3600);
 /// After a sweep that failed.
 const SWEEP_AGAIN: Duration = Duration::from_secs(60);
@@ -115,13 +114,14 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
     let Some(record) = &entry.root else { return forget(context, key, memory).await };
     if memory.uid != record.uid {
         forget(context, key, memory).await?;
-        *memory = Memory { uid: record.uid.clone(), ..Memory::default() };
+        *memory = Memory::default();
     }
     if !context.scope.has(&key.namespace) {
         memory.link = None;
         context.board.forget(key);
         return Ok(Done { outcome: Outcome::Settled, again: None, left: None, gone: false });
     }
+    memory.uid.clone_from(&record.uid);
     let heard = memory.link.as_ref().map_or(0, |link| link.state().1);
     // How long what the last pass found still holds, if nothing has changed.
     let unchanged = memory.settled.and_then(|(revision, answer, until)| {
@@ -311,7 +311,7 @@ impl Work<'_> {
         self.error.get_or_insert(error);
     }
 
-    /// Leaves something to a pass after this time.
+    /// Leaves work to a pass that starts after this time.
     fn leave(&mut self, after: Duration) {
         self.waits.push(after);
         self.left = Some(self.left.map_or(after, |left| left.min(after)));

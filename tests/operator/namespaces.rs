@@ -78,6 +78,12 @@ async fn with_a_selector_a_namespace_is_served_while_its_labels_match() {
     world.until_ready("in", "c").await;
     world.until_quiet().await;
     assert!(world.object("out", "c")["status"].is_null());
+    let before = world.writes().len();
+    world.create("out", "goes", &plain(1));
+    world.until_quiet().await;
+    world.api.delete_with_children(&cluster_path("out", "goes"));
+    world.until_quiet().await;
+    assert_eq!(world.writes().len(), before, "no write is about a cluster that was never served");
     label("out", "data");
     world.until_ready("out", "c").await;
     label("in", "web");
