@@ -62,14 +62,18 @@ def cache() -> Path:
     return Path(os.environ.get("DASKADE_TEST_CACHE") or f"{home}/daskade-test")
 
 
-def tools() -> tuple[Path, Path]:
-    """The folder of Kubernetes' components and kwok, built if need be."""
-    built = subprocess.run([TOP / "tests/kube/build"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+def kubernetes() -> Path:
+    """The folder of Kubernetes' components, built if need be."""
+    return Path(subprocess.run([TOP / "tests/kube/build"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip())
+
+
+def build_kwok() -> Path:
+    """The program kwok, built if need be: that takes some minutes."""
     kwok = cache() / f"kwok-{KWOK}" / "kwok"
     if not kwok.exists():
         environment = {**os.environ, "CGO_ENABLED": "0", "GOBIN": str(kwok.parent)}
         subprocess.run(["go", "install", f"sigs.k8s.io/kwok/cmd/kwok@{KWOK}"], env=environment, check=True)
-    return Path(built), kwok
+    return kwok
 
 
 def enter_namespace() -> None:
@@ -187,9 +191,9 @@ class Api:
 class Plane:
     """The control plane, from its start to its end."""
 
-    def __init__(self, folder: Path, kube: Path, kwok: Path, whole: bool = True) -> None:
-        """``whole``: with controllers, scheduler and kwok; otherwise nothing but the API, in which no pod ever runs."""
-        self.folder, self.kwok, self.whole = folder, kwok, whole
+    def __init__(self, folder: Path, kube: Path, kwok: Path | None) -> None:
+        """Without ``kwok`` there are no controllers and no scheduler either: nothing but the API, in which no pod ever runs."""
+        self.folder, self.kwok = folder, kwok
         self.pki, self.bin, self.log = folder / "pki", folder / "bin", folder / "log"
         for path in (self.pki, self.bin, self.log):
             path.mkdir(parents=True, exist_ok=True)
@@ -269,10 +273,10 @@ class Plane:
             return False
 
         until("the API server is ready", ready, 120)
-        if self.whole:
-            self.start_controllers()
+        if self.kwok is not None:
+            self.start_controllers(self.kwok)
 
-    def start_controllers(self) -> None:
+    def start_controllers(self, kwok: Path) -> None:
         def auth(user: str) -> list[str]:
             config = self.folder / f"{user}.kubeconfig"
             return [f"--{kind}kubeconfig={config}" for kind in ("", "authentication-", "authorization-")]
@@ -291,7 +295,7 @@ class Plane:
             *auth("sched")[1:],
         ])
         self.run("kwok", [
-            str(self.kwok), f"--kubeconfig={self.folder}/admin.kubeconfig", "--manage-all-nodes=true",
+            str(kwok), f"--kubeconfig={self.folder}/admin.kubeconfig", "--manage-all-nodes=true",
             f"--cidr={PODS}", "--node-ip=127.0.0.1", f"--config={Path(__file__).with_name('kwok.yaml')}",
             "--node-lease-duration-seconds=0",
         ])
@@ -323,7 +327,7 @@ class Plane:
     def namespace(self, name: str, **labels: str) -> None:
         """A namespace in which pods can be made."""
         self.api("POST", "/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
-        if not self.whole:
+        if self.kwok is None:
             self.api("POST", f"/api/v1/namespaces/{name}/serviceaccounts", {"metadata": {"name": "default"}})
         until("the service account", lambda: self.api("GET", f"/api/v1/namespaces/{name}/serviceaccounts/default"))
 

@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from plane import Object, Plane, enter_namespace, tools, workspace
+from plane import Object, Plane, build_kwok, enter_namespace, kubernetes, workspace
 from scale import CLUSTERS, Daskade, Schedulers, amount, busy, condition_is_true, environment, profile, say, short
 from support import TOP
 from support.waiting import until
@@ -235,7 +235,7 @@ def main() -> int:
     options = parser.parse_args()
     if not options.binary.exists():
         parser.error(f"{options.binary} is not there: cargo build --profile dist --features otlp")
-    python, (kube, kwok) = environment(), tools()
+    python, kube, kwok = environment(), kubernetes(), build_kwok()
     enter_namespace()
     with workspace(options.keep) as folder, Plane(folder, kube, kwok) as plane:
         operator = Daskade(plane, options.binary)

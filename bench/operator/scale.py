@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plane import SYSTEM, Audit, Object, Plane, Usage, cache, enter_namespace, tools, usage, workspace
+from plane import SYSTEM, Audit, Object, Plane, Usage, build_kwok, cache, enter_namespace, kubernetes, usage, workspace
 from support import TOP
 from support.waiting import until
 
@@ -366,7 +366,7 @@ def is_empty(plane: Plane, path: str) -> Callable[[], bool]:
 
 
 def scale(options: argparse.Namespace) -> int:
-    python, (kube, kwok) = environment(), tools()
+    python, kube, kwok = environment(), kubernetes(), build_kwok()
     if os.environ.get("DASKADE_BENCH_INSIDE") != "1":
         enter_namespace()
     enter_namespace()
@@ -519,9 +519,9 @@ def short(counts: dict[str, int]) -> str:
 
 def unrelated(options: argparse.Namespace) -> int:
     """Whether objects that are none of its business cost memory, and whether it asks for any."""
-    kube, kwok = tools()
+    kube = kubernetes()
     enter_namespace()
-    with workspace(options.keep) as folder, Plane(folder, kube, kwok, whole=False) as plane:
+    with workspace(options.keep) as folder, Plane(folder, kube, None) as plane:
         operator = Daskade(plane, options.binary)
         plane.namespace("served")
         make = our_cluster(options)
