@@ -1,5 +1,5 @@
-# The stages of `./test`, one recipe each. `./test STAGE...` runs them with their tools on PATH, counts their tests and
-# prints the slowest; `just STAGE` runs one alone, if `just` is installed. Exit code 77: skipped, for a reason that is printed.
+# The stages of `./test`, one recipe each. `just STAGE` runs one stage without the report; put the tools on PATH first, see
+# CONTRIBUTING.md. Exit code 77 means skipped; a line `skipped: ...` gives the reason.
 
 set shell := ["bash", "-euo", "pipefail", "-c"]
 set positional-arguments
@@ -29,7 +29,7 @@ clippy:
     cargo clippy {{ locked }} --all-targets --all-features --quiet -- -D warnings
     cargo clippy {{ locked }} --features testing --quiet -- -D warnings
 
-# Run the Rust tests, which need no other process than the program itself
+# Run the Rust tests; they need neither Python nor Dask
 rust:
     cargo nextest run {{ locked }} --all-features --profile rust
     @just _rust-results rust
@@ -57,7 +57,7 @@ advisories:
 chart: _program
     PATH="$(just _chart-tools):$PATH" just _pytest chart "$(tests/harness/env chart)" tests/chart
 
-# Test what judges other tests: the oracle of the survival tests, the report of `./test`
+# Test the test tools: the oracle of the survival tests and the report of `./test`
 oracle:
     just _pytest oracle "$(tests/harness/env plain)" tests/survival/test_oracle.py tests/harness
 
@@ -67,7 +67,7 @@ runtime-newest: (_runtime "runtime-newest" `tests/harness/versions newest`)
 # Test the runtime on the oldest supported release of distributed
 runtime-oldest: (_runtime "runtime-oldest" `tests/harness/versions oldest`)
 
-# Test the runtime on releases of distributed between the two
+# Test the runtime on releases of distributed between the oldest and the newest
 runtime-all:
     #!/usr/bin/env bash
     set -euo pipefail
@@ -94,10 +94,10 @@ e2e: _program
     old=$(tests/harness/env dask "$(tests/harness/versions oldest)")
     DASKADE_TEST_OLDEST=$old/bin/python just _pytest e2e "$(just _dask)" tests/e2e -n 3 --dist loadfile
 
-# Kill parts of local runs at random points, and check what is left (SEEDS=n: so many runs)
+# Kill processes of local runs at random points and check the result (SEEDS=N, default 50)
 survival: (_survival "survival" env("SEEDS", "50"))
 
-# The same with 200 seeds
+# Run the survival tests with 200 seeds
 survival-200: (_survival "survival-200" env("SEEDS", "200"))
 
 # Test clusters, runs and pipelines on a real Kubernetes cluster
@@ -110,15 +110,15 @@ kube-oldest: (_kubernetes "kube-oldest" `basename -a -s .mod tests/kube/versions
 kube-newest: (_kubernetes "kube-newest" `basename -a -s .mod tests/kube/versions/*.mod | sort -V | tail -n 1`)
 
 # Build the operator's image twice, compare the two, and check the bills of materials
-image: (_root "it builds images in folders, without a container engine")
+image: (_root "to build images without a container engine")
     #!/usr/bin/env bash
     set -euo pipefail
     tools=$(tests/images/build)
     tests/kube/image release
     PATH="$tools:$PATH" DASKADE_TEST_IMAGES="$PWD/target/images" just _pytest image "$(tests/harness/env images)" tests/images
 
-# Measure what objects of others cost the operator, with few of them
-unrelated: (_root "it makes a network namespace") _program
+# Check that 500 unrelated pods and 2,000 unrelated Secrets cost the operator next to no memory
+unrelated: (_root "to create a network namespace") _program
     PYTHONPATH=tests "$(just _dask)/bin/python" bench/operator/scale.py unrelated --binary {{ binary }} --pods 500 --secrets 2000
 
 # Measure local runs beside a plain Dask client
@@ -126,7 +126,7 @@ bench: _dist
     PYTHONPATH=tests "$(just _dask)/bin/python" bench/run.py
 
 # Measure the operator with many clusters and runs
-bench-operator: (_root "it makes a network namespace") _dist
+bench-operator: (_root "to create a network namespace") _dist
     PYTHONPATH=tests "$(just _dask)/bin/python" bench/operator/scale.py unrelated
     PYTHONPATH=tests "$(just _dask)/bin/python" bench/operator/scale.py
     PYTHONPATH=tests "$(just _dask)/bin/python" bench/operator/runs.py
@@ -147,7 +147,7 @@ _dask:
 _chart-tools:
     @tests/chart/build
 
-# A stage ends well only if pytest does: "no tests" is a failure
+# A stage passes only if pytest does; collecting no tests is a failure
 _pytest stage env *arguments:
     #!/usr/bin/env bash
     set -euo pipefail
@@ -155,7 +155,7 @@ _pytest stage env *arguments:
     shift 2
     mkdir -p "{{ results }}/$stage"
     export PATH="$env/bin:$PATH"
-    # The runtime's tests check which variables a step sees, and pass on those that they were started with.
+    # The runtime's tests check which variables a step sees, so remove those of `./test`.
     case $stage in runtime-*) unset DASKADE_TEST_CACHE DASKADE_TEST_BUDGET ;; *) export DASKADE_BIN="{{ binary }}" ;; esac
     exec "$env/bin/python" -m pytest -q -p no:cacheprovider --junitxml "{{ results }}/$stage/$(date +%s%N).xml" "$@"
 
@@ -167,25 +167,25 @@ _runtime stage version:
     just _pytest {{ stage }} "$(tests/harness/env dask {{ version }})" runtime/tests -n 3 --dist loadfile
 
 _survival stage seeds: _program
-    just _pytest {{ stage }} "$(just _dask)" tests/survival/test_survival.py --seeds {{ seeds }} -n 3 --maxschedchunk 1
+    just _pytest {{ stage }} "$(just _dask)" tests/survival/test_survival.py --seeds {{ seeds }} -n 4 --maxschedchunk 1
 
 [no-exit-message]
 _root reason:
-    @[ "$(id -u)" = 0 ] || { echo "skipped: not root, and {{ reason }}"; exit 77; }
+    @[ "$(id -u)" = 0 ] || { echo "skipped: needs root {{ reason }}"; exit 77; }
 
-# Tests on a cluster of this machine, which is stopped at the end, or on the one of KUBECONFIG. What depends on the API
-# server's version: definitions with their rules, admission policies, rights, the chart; and that clusters and runs work at all
+# Test on the cluster in KUBECONFIG, or on a local one that is stopped afterwards. By default, run only the tests that depend on
+# the API server's version: definitions, admission policies, rights, the chart, and that clusters and runs work at all
 [no-exit-message]
 _kubernetes stage minor="" *tests="tests/cluster/test_objects.py tests/cluster/test_chart.py tests/cluster/test_rights.py tests/cluster/test_granted.py tests/cluster/test_operator.py tests/cluster/test_level.py tests/cluster/test_pipeline.py tests/cluster/test_run.py tests/cluster/test_tls.py tests/cluster/test_pipelinerun.py::test_a_run_makes_its_cluster_finishes_and_takes_the_cluster_down":
     #!/usr/bin/env bash
     set -uo pipefail
     stage=$1 minor=${2:-} own="" state=${CLUSTER_DIR:-/var/tmp/daskade-cluster}
     if [ -z "${KUBECONFIG:-}" ] && [ "$(id -u)" != 0 ]; then
-        echo "skipped: not root, and KUBECONFIG names no cluster"
+        echo "skipped: needs root to start a cluster; or set KUBECONFIG"
         exit 77
     fi
     if [ -n "${KUBECONFIG:-}" ] && [ -n "$minor" ]; then
-        echo "skipped: KUBECONFIG is set, and its cluster is not Kubernetes $minor"
+        echo "skipped: this stage starts its own Kubernetes $minor cluster; unset KUBECONFIG to run it"
         exit 77
     fi
     env=$(just _dask) && tools=$(just _chart-tools) && just _program || exit 1

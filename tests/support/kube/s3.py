@@ -10,7 +10,7 @@ from support.kube.api import kubectl
 from support.kube.namespace import Namespace
 from support.kube.settings import LABEL, RUN, S3_IMAGE, Object
 from support.s3.client import REGION, S3Client
-from support.s3.server import OPTIONS
+from support.s3.server import MEMORY, OPTIONS
 from support.waiting import until
 
 PORT = 8333
@@ -171,7 +171,7 @@ class S3(Folder):
             "image": S3_IMAGE,
             "command": ["sh", "-c", SERVE, "serve", "-logtostderr=true", "server", *options],
             "workingDir": "/data",
-            "env": [{"name": "HOME", "value": "/data"}, {"name": "GOMEMLIMIT", "value": "200MiB"}],
+            "env": [{"name": name, "value": value} for name, value in {"HOME": "/data", **MEMORY}.items()],
             "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1},
             "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
             "volumeMounts": [{"name": "data", "mountPath": "/data"}, {"name": "config", "mountPath": "/config"}],
