@@ -62,7 +62,7 @@ class EmptyCluster:
         parts = {"clusters": [cluster], "users": [user], "contexts": [context], "current-context": "empty"}
         self.config.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **parts}))
         try:
-            until("the API server is ready", lambda: "ok" in self.kubectl("get", "--raw", "/readyz", check=False))
+            until("the API server is ready", lambda: "ok" in self.kubectl("get", "--raw", "/readyz", check=False), 90)
         except BaseException:
             self.__exit__()
             raise

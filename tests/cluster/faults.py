@@ -110,14 +110,14 @@ def lose_leadership(scene: Scene) -> float:
     def undo() -> None:
         second.stop()
         with contextlib.suppress(AssertionError):
-            until("the first leads again", first.leads)
+            until("the first leads again", first.leads, 30)
             return
         first.start()
 
     scene.after.append(undo)
     first.process.send_signal(signal.SIGSTOP)
     try:
-        until("the other leads", second.leads, every=0.1)
+        until("the other leads", second.leads, 60, every=0.1)
         return _opened(scene, second, 0)
     finally:
         first.process.send_signal(signal.SIGCONT)
@@ -195,7 +195,7 @@ def kill_storage(scene: Scene) -> float:
     assert isinstance(scene.s3, S3)
     scene.s3.kill(OUTAGE)
     time.sleep(OUTAGE)
-    until("the storage is back", scene.s3.answers, every=0.1)
+    until("the storage is back", scene.s3.answers, 60, every=0.1)
     return time.time()
 
 
@@ -203,7 +203,7 @@ def rotate_certificates(scene: Scene) -> float:
     """Others in place of all that the cluster has, while nothing is replaced."""
     before = scene.space.status(scene.run)["tls"]["expires"]
     pods = {pod["metadata"]["uid"] for pod in scene.space.pods(scene.run)}
-    until("they are renewed", lambda: scene.space.status(scene.run)["tls"]["expires"] > before)
+    until("they are renewed", lambda: scene.space.status(scene.run)["tls"]["expires"] > before, 60)
     now = time.time()
     assert pods == {pod["metadata"]["uid"] for pod in scene.space.pods(scene.run)}
     return now
@@ -229,7 +229,7 @@ def restart_api_server(scene: Scene) -> float:
         except (AssertionError, urllib.error.URLError):
             return False
 
-    until("the API server is ready", ready, every=0.2)
+    until("the API server is ready", ready, 60, every=0.2)
     return time.time()
 
 

@@ -152,7 +152,7 @@ class World:
         self.volume.chmod(0o755)
         self.a, self.b = (Tenant(space, f"of-{space.name[-1]}", folder / space.name[-1]) for space in spaces)
         path = path_of(self.b.name, "pipelineruns")
-        until("the role edit has daskade's kinds", lambda: self.b.ask("GET", path)[0] == 200)
+        until("the role edit has daskade's kinds", lambda: self.b.ask("GET", path)[0] == 200, 60)
         for tenant in (self.a, self.b):
             self.furnish(tenant)
         for tenant in (self.a, self.b):

@@ -103,7 +103,7 @@ def people(space: Namespace) -> None:
         def answers(verbs: list[str] = verbs, role: str = role) -> bool:
             return all(answer(verb, role) for verb in verbs)
 
-        until(f"{role} has its rights", answers)
+        until(f"{role} has its rights", answers, 30)
         assert not [verb for verb in {*can["admin"]} - {*verbs} if answer(verb)]
 
 
@@ -154,7 +154,7 @@ def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_
 
         stranger = pod(served.name, "stranger")
         where = f"{NAME}-operator.{system.name}"
-        until("everybody reads its metrics", lambda: stranger.opens(where, 8080))
+        until("everybody reads its metrics", lambda: stranger.opens(where, 8080), 60)
 
         # From now on nobody does, and it reaches nothing but DNS, schedulers and the API server.
         api = json.loads(kubectl("get", "endpoints", "kubernetes", "-n", "default", "-o", "json"))["subsets"][0]
@@ -184,7 +184,7 @@ def test_a_release_is_installed_changed_rolled_back_and_taken_away_under_a_live_
         # What its options say is in force: in the policy at once.
         four = {"spec": {"workers": [{**ONE, "replicas": 4, "resources": SMALL}]}}
         words = ["-n", served.name, "patch", "dsk", "c", "--type=merge", "-p", json.dumps(four)]
-        until("the limit", lambda: "3 are allowed per cluster" in kubectl(*words, "--dry-run=server", check=False))
+        until("the limit", lambda: "3 are allowed per cluster" in kubectl(*words, "--dry-run=server", check=False), 60)
 
         release.helm("rollback", "try", "1", "--wait", "--timeout", "150s")
         assert uids(served) == second
@@ -418,8 +418,8 @@ def test_actions_of_argo_cd_do_what_they_say(space: Namespace, operator: Operato
     mine = "daskade.dev/pipeline=p,daskade.dev/trigger=change"
     for options in (["apply"], ["apply", "--server-side", "--force-conflicts"], ["apply", "--server-side"]):
         kubectl("-n", space.name, *options, "-f", "-", stdin=json.dumps(pipeline))
-        until("one run", lambda: len(space.list("pipelineruns", mine)) == 1)
-        until("it is seen", lambda: current(space.find("pipeline", "p") or {}))
+        until("one run", lambda: len(space.list("pipelineruns", mine)) == 1, 30)
+        until("it is seen", lambda: current(space.find("pipeline", "p") or {}), 30)
     assert len(space.list("pipelineruns", mine)) == 1
 
     # Whatever the operator did, the object is still what was applied: an application with it is Synced.

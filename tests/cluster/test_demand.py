@@ -39,7 +39,7 @@ def test_a_gpu_group_is_started_while_the_step_before_runs_and_not_earlier(space
     results = [{"name": name, "value": f"$(steps.{name}.output)"} for name in ("first", "second", "train")]
     spec = {"code": {"files": {"m.py": CODE}}, "steps": steps, "results": results, **template(s3, "r", *groups)}
     start(space, "r", pipelineSpec=spec)
-    until("a worker with a GPU is made", lambda: space.pods("r", "worker", "gpu"), every=0.3)
+    until("a worker with a GPU is made", lambda: space.pods("r", "worker", "gpu"), 120, every=0.3)
     made = {pod["metadata"]["name"]: pod for pod in space.pods("r", "worker", "gpu")}
 
     def ended() -> bool:

@@ -46,7 +46,7 @@ def test_flights_are_submitted_as_they_are_by_the_plugin_of_kubectl(
         env = {**os.environ, "PATH": path}
         run = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
-            gpus = until("a worker with a GPU", lambda: space.list("pods", "daskade.dev/gpu=1"))
+            gpus = until("a worker with a GPU", lambda: space.list("pods", "daskade.dev/gpu=1"), 120)
             assert gpus[0]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
             out, err = run.communicate(timeout=280)
         finally:
@@ -59,7 +59,7 @@ def test_flights_are_submitted_as_they_are_by_the_plugin_of_kubectl(
         assert sum(row["flights"] for row in report["carriers"]) == FLIGHTS, report
         uid = made["metadata"]["uid"]
         assert s3.keys(f"all/{space.name}/runs/{uid}/journal/"), "each namespace has a folder of its own"
-        until("its cluster is gone", lambda: not space.list("daskclusters"))
+        until("its cluster is gone", lambda: not space.list("daskclusters"), 60)
         said = kubectl("-n", space.name, "get", "dpr", "--no-headers").split()
         assert said[1] == "Succeeded", said
     finally:
@@ -80,12 +80,12 @@ def test_the_guides_pipeline_runs_by_its_schedule_with_a_worker_that_has_a_gpu(
     for group in nightly["spec"]["cluster"]["template"]["workers"]:
         group["resources"] = {**SMALL, "limits": {"memory": "512Mi"}}
     space.apply(nightly)
-    gpus = until("a worker with a GPU", lambda: space.list("pods", "daskade.dev/gpu=1"))
+    gpus = until("a worker with a GPU", lambda: space.list("pods", "daskade.dev/gpu=1"), 120)
     assert gpus[0]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     (run,) = space.list("pipelineruns")
     told = wait_end(space, run["metadata"]["name"])
     assert told["results"] == {"report": {"weights": [1.0, -2.0, 3.0, 0.5]}}
-    until("its cluster is gone", lambda: not space.list("daskclusters"))
+    until("its cluster is gone", lambda: not space.list("daskclusters"), 60)
     pipeline = space.find("pipeline", "nightly") or {}
     assert pipeline["status"]["lastRun"] == run["metadata"]["name"]
     assert pipeline["status"]["nextScheduleTime"]

@@ -69,7 +69,7 @@ class World:
         self.kubectl("patch", kind, name, "--type=merge", "-p", json.dumps(change))
 
     def until(self, what: str, probe: Callable[[], Any]) -> Any:
-        return until(what, probe)
+        return until(what, probe, 90)
 
     def reason(self, name: str) -> str:
         found = self.empty.get(f"{path_of(TEAM, 'daskclusters')}/{name}")

@@ -44,7 +44,7 @@ def test_a_deleted_child_comes_back(shared: Namespace, kind: str, name: str) -> 
     before = uid(shared.find(kind, name))
     pods = {uid(pod) for pod in shared.pods("c")}
     shared.delete(kind, name)
-    until(f"{kind} {name} is back", lambda: uid(shared.find(kind, name)) not in ("", before))
+    until(f"{kind} {name} is back", lambda: uid(shared.find(kind, name)) not in ("", before), 90)
     shared.wait_ready("c")
     assert {uid(pod) for pod in shared.pods("c")} == pods
 
@@ -60,7 +60,7 @@ def test_a_deleted_pod_is_replaced(shared: Namespace, component: str) -> None:
         ready = [pod for pod in now if is_ready(pod)]
         return len(ready) == len(before) and victim not in {pod["metadata"]["name"] for pod in now}
 
-    until(f"the {component} is replaced", replaced)
+    until(f"the {component} is replaced", replaced, 120)
     shared.wait_ready("c")
     assert ask(shared, "c", "say(client.submit(sum, [2, 3]).result(90))") == "5"
 
@@ -71,10 +71,10 @@ def test_a_child_that_somebody_edits_is_repaired(shared: Namespace) -> None:
     def selector() -> str:
         return str((shared.find("service", "c-scheduler") or {})["spec"]["selector"]["dask.org/cluster-name"])
 
-    until("the Service selects the cluster's scheduler again", lambda: selector() == "c")
+    until("the Service selects the cluster's scheduler again", lambda: selector() == "c", 30)
     policy: Object = {"spec": {"ingress": [{}]}}
     shared.patch("networkpolicy", "c-worker", policy)
-    until("the policy is closed again", lambda: "from" in str((shared.find("networkpolicy", "c-worker") or {})["spec"]))
+    until("the policy is closed again", lambda: "from" in str((shared.find("networkpolicy", "c-worker") or {})["spec"]), 30)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ say("begun", len(marks("begun")), "ended", len(marks("ended")))
 def test_the_scheduler_is_replaced_when_nothing_uses_it_and_at_once_when_declared(space: Namespace) -> None:
     def replaced(cluster: str, old: str) -> None:
         """Until there is another scheduler; for a moment there is none."""
-        until("the scheduler is replaced", lambda: {uid(pod) for pod in space.pods(cluster, "scheduler")} - {old})
+        until("the scheduler is replaced", lambda: {uid(pod) for pod in space.pods(cluster, "scheduler")} - {old}, 60)
 
     space.cluster("s", ONE)
     space.wait_ready("s")
@@ -157,7 +157,7 @@ def test_suspend_takes_pods_away_and_keeps_the_rest(space: Namespace) -> None:
     secret = uid(space.find("secret", "p-tls"))
     space.patch("dsk", "p", {"spec": {"suspend": True}})
     space.wait_reason("p", "Suspended")
-    until("no pod is left", lambda: not space.list("pods"))
+    until("no pod is left", lambda: not space.list("pods"), 60)
     assert uid(space.find("secret", "p-tls")) == secret and space.find("service", "p-scheduler")
     space.patch("dsk", "p", {"spec": {"suspend": False}})
     space.wait_ready("p")
@@ -173,7 +173,7 @@ def test_a_deleted_cluster_leaves_nothing_behind(space: Namespace) -> None:
     assert kubectl("-n", SYSTEM, "get", "secret", authority, "-o", "name").strip()
     space.delete("dsk", "gone")
     kinds = ("pods", "services", "secrets", "configmaps", "networkpolicies")
-    until("children are gone", lambda: not any(space.list(kind, "daskade.dev/cluster=gone") for kind in kinds))
+    until("children are gone", lambda: not any(space.list(kind, "daskade.dev/cluster=gone") for kind in kinds), 90)
     until("the authority is swept", lambda: not proxy().get(f"{path_of(SYSTEM, 'secret')}/{authority}"))
 
 
@@ -203,7 +203,7 @@ def test_a_cluster_of_the_same_name_takes_over_nothing(space: Namespace) -> None
     first = {uid(pod) for pod in space.pods("again")}
     secret = uid(space.find("secret", "again-tls"))
     space.delete("dsk", "again", wait=False)
-    until("it is gone", lambda: space.find("dsk", "again") is None)
+    until("it is gone", lambda: space.find("dsk", "again") is None, 30)
     space.cluster("again", ONE)
     space.wait_ready("again")
     assert not first & {uid(pod) for pod in space.pods("again")}
@@ -223,7 +223,7 @@ def test_a_pod_that_is_deleted_while_it_starts_goes_at_once(space: Namespace) ->
 
     space.cluster("early", ONE)
     for _ in range(3):
-        (pod,) = until("a worker's container runs", starting, every=0.05)
+        (pod,) = until("a worker's container runs", starting, 90, every=0.05)
         began = time.monotonic()
         space.delete("pod", pod, patience=60)
         print(f"gone after {time.monotonic() - began:.1f} s")
@@ -254,7 +254,7 @@ def test_a_pod_that_hangs_on_a_dead_node_does_not_block_its_replacement(space: N
         hangs = space.find("pod", stuck)
         print(f"ready {time.monotonic() - began:.1f} s after the edit; the old pod hangs: {hangs is not None}")
         assert hangs is not None and hangs["metadata"].get("deletionTimestamp")
-        until("what hangs is removed by force", lambda: space.find("pod", stuck) is None)
+        until("what hangs is removed by force", lambda: space.find("pod", stuck) is None, 120)
     finally:
         kubectl("delete", "node", node, "--wait=false")
 
@@ -262,7 +262,7 @@ def test_a_pod_that_hangs_on_a_dead_node_does_not_block_its_replacement(space: N
 def test_edits_and_faults_at_random_end_in_what_the_spec_says(space: Namespace, operator: Operator) -> None:
     """Acto's oracle: by whichever path, the same spec gives the same state."""
     space.cluster("aged", TWO)
-    space.wait_ready("aged")
+    space.wait_ready("aged", 240)
     for change in ({**ONE, "threads": 2}, {"name": "b", "replicas": 1}, {**TWO, "env": [{"name": "X", "value": "y"}]}):
         space.cluster("aged", change)
         for pod in space.pods("aged")[:1]:
@@ -270,7 +270,7 @@ def test_edits_and_faults_at_random_end_in_what_the_spec_says(space: Namespace, 
         operator.stop()
         operator.start()
     space.wait_ready("aged", 240)
-    until("old workers are gone", lambda: len(space.pods("aged", "worker")) == 2)
+    until("old workers are gone", lambda: len(space.pods("aged", "worker")) == 2, 120)
     space.cluster("fresh", {**TWO, "env": [{"name": "X", "value": "y"}]})
     space.wait_ready("fresh")
 

@@ -86,7 +86,7 @@ def test_another_takes_over_when_the_leader_is_killed(space: Namespace, operator
         assert "daskade_leader 0" in second.metrics()
         operator.stop(signal.SIGKILL)
         began = time.monotonic()
-        until("the other leads", second.leads)
+        until("the other leads", second.leads, 30)
         print(f"the other led {time.monotonic() - began:.1f} s after the kill")
         space.cluster("t", ONE)
         space.wait_ready("t")
@@ -106,7 +106,7 @@ def test_a_leader_that_was_stopped_does_not_write_after_another_took_over(
         space.cluster("s", {"name": "a", "replicas": 2})
         time.sleep(0.2)
         first.send_signal(signal.SIGSTOP)
-        until("the other leads", second.leads)
+        until("the other leads", second.leads, 30)
         space.wait_ready("s")
         before = {found["metadata"]["uid"] for found in space.pods("s")}
         first.send_signal(signal.SIGCONT)

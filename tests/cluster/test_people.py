@@ -107,7 +107,7 @@ def test_logs_come_live_through_the_scheduler_and_later_from_the_storage(
 
     until("both talk", lambda: (status(space, "l").get("steps") or {}).get("running", 0) >= 2)
     # By the scheduler's rights on the storage: this person has none there.
-    until("lines are stored", lambda: len(person.says("logs", "--kube", "l")[1].splitlines()) >= 2)
+    until("lines are stored", lambda: len(person.says("logs", "--kube", "l")[1].splitlines()) >= 2, 30)
     follow = person.start("logs", "--kube", "l", "talk", "-f")
     with ended(follow):
         assert follow.stdout is not None
@@ -158,7 +158,7 @@ def test_a_person_without_the_rights_is_told_which(space: Namespace, operator: O
     space.wait_ready("r")
     rules = [rule for rule in person.role["rules"] if rule["resources"] != ["pods/portforward"]]
     space.apply({**person.role, "rules": rules})
-    until("it is refused", lambda: person.says("dashboard", "r", "-n", space.name)[0] == 3)
+    until("it is refused", lambda: person.says("dashboard", "r", "-n", space.name)[0] == 3, 20)
     err = person.says("dashboard", "r", "-n", space.name)[2]
     assert "pods/portforward" in err, err
     code, _, err = person.says("dashboard", "nothing", "-n", space.name)
@@ -186,7 +186,7 @@ def test_a_suspended_run_is_resumed_and_an_ended_one_is_not(space: Namespace, op
     s3 = Shared(space)
     person = Person(space, tmp_path, operator.binary, "s-client-tls")
     start(space, "s", pipelineSpec=talking(1, **template(s3, "s")), suspend=True)
-    until("it is suspended", lambda: status(space, "s").get("state") == "Suspended")
+    until("it is suspended", lambda: status(space, "s").get("state") == "Suspended", 30)
     # Ctrl-C ends who follows it, not the run.
     shown = person.start("status", "--watch", "s")
     with ended(shown):

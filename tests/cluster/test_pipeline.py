@@ -57,8 +57,8 @@ class Pipeline:
 
     def settled(self, count: int, trigger: str = "") -> list[str]:
         """Waits for so many runs, and that there are no more a moment later."""
-        until(f"{self.name} has {count} runs", lambda: len(self.runs(trigger)) >= count)
-        until("the status tells", lambda: self.status().get("observedGeneration") == self.generation())
+        until(f"{self.name} has {count} runs", lambda: len(self.runs(trigger)) >= count, 30)
+        until("the status tells", lambda: self.status().get("observedGeneration") == self.generation(), 20)
         time.sleep(1.5)
         runs = self.runs(trigger)
         assert len(runs) == count, runs
@@ -121,15 +121,15 @@ def test_what_does_not_matter_to_a_run_makes_none(pipeline: Pipeline) -> None:
 def test_without_its_status_nothing_runs_twice(pipeline: Pipeline) -> None:
     pipeline.apply()
     pipeline.apply("two")
-    until("both are seen", lambda: pipeline.status().get("observedGeneration") == pipeline.generation())
+    until("both are seen", lambda: pipeline.status().get("observedGeneration") == pipeline.generation(), 20)
     count = len(pipeline.runs())
     told = pipeline.status()["lastTriggered"]
     pipeline.space.patch("pipeline", "etl", {"status": None}, "status")
-    until("it is told again", lambda: pipeline.status().get("lastTriggered") == told)
+    until("it is told again", lambda: pipeline.status().get("lastTriggered") == told, 20)
     pipeline.settled(count)
     pipeline.space.delete("pipeline", "etl")
     pipeline.apply()
-    until("it is told once more", lambda: pipeline.status().get("lastTriggered") == told)
+    until("it is told once more", lambda: pipeline.status().get("lastTriggered") == told, 20)
     assert len(pipeline.settled(count)) == count
 
 
@@ -148,7 +148,7 @@ def test_a_deleted_pipeline_leaves_its_runs(pipeline: Pipeline) -> None:
 def test_mistakes_are_told_all_at_once_and_make_nothing(pipeline: Pipeline) -> None:
     good = list(pipeline.spec["steps"])
     pipeline.apply(schedule={"cron": "61 * * * *"}, steps=[{"name": "a", "call": "flow:f", "dependsOn": ["b"]}])
-    until("it is refused", lambda: pipeline.condition("Accepted").get("status") == "False")
+    until("it is refused", lambda: pipeline.condition("Accepted").get("status") == "False", 20)
     message = pipeline.condition("Accepted")["message"]
     assert "spec.schedule.cron" in message and "from 0 to 59" in message, message
     assert "spec.steps[0].dependsOn[0]" in message, message
@@ -169,13 +169,13 @@ def test_an_interval_makes_a_run_for_each_moment_and_once_each_whoever_leads(
 ) -> None:
     limits = {"successfulRunsHistoryLimit": 1000, "failedRunsHistoryLimit": 1000}
     pipeline.apply(schedule={"interval": "3s", "concurrencyPolicy": "Allow", "catchUp": 100, **limits})
-    until("three moments", lambda: len(moments(pipeline)) >= 3)
+    until("three moments", lambda: len(moments(pipeline)) >= 3, 30)
     operator.stop(signal.SIGKILL)
     time.sleep(7)
     operator.start()
-    until("what was missed is made up for", lambda: len(moments(pipeline)) >= 7)
+    until("what was missed is made up for", lambda: len(moments(pipeline)) >= 7, 60)
     pipeline.apply(schedule={"interval": "3s", "concurrencyPolicy": "Allow", "suspend": True, **limits})
-    until("it is suspended", lambda: "nextScheduleTime" not in pipeline.status())
+    until("it is suspended", lambda: "nextScheduleTime" not in pipeline.status(), 20)
     found = sorted(moments(pipeline))
     assert len(set(found)) == len(found), found
     seconds = [time.mktime(time.strptime(moment, "%Y-%m-%dT%H:%M:%SZ")) for moment in found]
@@ -192,26 +192,26 @@ def test_forbid_leaves_moments_out_while_a_run_is_active(pipeline: Pipeline) -> 
     events = pipeline.space.list("events")
     assert any(e["reason"] == "MomentSkipped" and run in e["note"] for e in events), events
     pipeline.cancel(run)
-    until("the run ends", lambda: pipeline.ended(run))
-    until("the next moment makes one", lambda: len(pipeline.runs()) >= 2)
+    until("the run ends", lambda: pipeline.ended(run), 60)
+    until("the next moment makes one", lambda: len(pipeline.runs()) >= 2, 20)
 
 
 def test_replace_cancels_the_run_before_and_history_is_kept_short(pipeline: Pipeline) -> None:
     pipeline.apply(schedule={"interval": "3s", "concurrencyPolicy": "Replace", "failedRunsHistoryLimit": 1})
     first = min(until("a run", pipeline.runs))
-    until("the first is cancelled", lambda: not pipeline.run(first) or pipeline.run(first)["spec"].get("cancel"))
-    until("and deleted once others have ended", lambda: pipeline.run(first) == {})
+    until("the first is cancelled", lambda: not pipeline.run(first) or pipeline.run(first)["spec"].get("cancel"), 20)
+    until("and deleted once others have ended", lambda: pipeline.run(first) == {}, 90)
     pipeline.apply(schedule={"interval": "3s", "suspend": True, "failedRunsHistoryLimit": 1})
-    until("one ended run is left, and the last", lambda: len(pipeline.runs()) <= 2)
+    until("one ended run is left, and the last", lambda: len(pipeline.runs()) <= 2, 60)
 
 
 def test_a_queue_lets_one_begin_when_the_one_before_has_ended(pipeline: Pipeline) -> None:
     pipeline.apply(schedule={"interval": "4s", "concurrencyPolicy": "Queue"})
-    until("two wait", lambda: len(pipeline.runs()) >= 3)
+    until("two wait", lambda: len(pipeline.runs()) >= 3, 30)
     runs = sorted(pipeline.runs())
     assert [bool(pipeline.run(run)["spec"].get("suspend")) for run in runs[:3]] == [False, True, True]
     pipeline.cancel(runs[0])
-    until("the second begins", lambda: not pipeline.run(runs[1])["spec"].get("suspend"))
+    until("the second begins", lambda: not pipeline.run(runs[1])["spec"].get("suspend"), 60)
     assert pipeline.run(runs[2])["spec"]["suspend"] is True
 
 
@@ -222,7 +222,7 @@ def test_the_operator_may_end_anywhere(pipeline: Pipeline, operator: Operator) -
         time.sleep(0.05 * version)
         operator.stop(signal.SIGKILL)
         operator.start()
-        until("it is told", lambda: pipeline.status().get("observedGeneration") == pipeline.generation())
+        until("it is told", lambda: pipeline.status().get("observedGeneration") == pipeline.generation(), 60)
     pipeline.settled(7)
 
 
@@ -243,16 +243,16 @@ def test_people_make_follow_and_end_runs_by_the_command(pipeline: Pipeline, oper
         return subprocess.run([str(operator.binary), *words], capture_output=True, text=True, timeout=90, check=False)
 
     pipeline.apply(triggers={"onChange": False}, params=[{"name": "n", "type": "integer"}])
-    until("it is accepted", lambda: pipeline.condition("Accepted").get("status") == "True")
+    until("it is accepted", lambda: pipeline.condition("Accepted").get("status") == "True", 20)
     said = daskade("submit", "etl")
     assert (said.returncode, "MissingParameter" in said.stderr) == (2, True), said.stderr
     run = daskade("submit", "etl", "-p", "n=3").stdout.strip()
     assert pipeline.runs("manual") == [run]
-    until("the status names it", lambda: pipeline.status().get("active") == [run])
-    until("it waits for its cluster", lambda: "absent" in daskade("status", run).stdout)
+    until("the status names it", lambda: pipeline.status().get("active") == [run], 20)
+    until("it waits for its cluster", lambda: "absent" in daskade("status", run).stdout, 30)
     assert run in daskade("runs").stdout
     assert daskade("cancel", run).returncode == 0
-    until("it has ended", lambda: "Cancelled" in daskade("status", run).stdout)
+    until("it has ended", lambda: "Cancelled" in daskade("status", run).stdout, 60)
     assert daskade("status", run, "--watch", "-o", "json").returncode == 0
     said = daskade("status", run[:-1])
     assert (said.returncode, f"did you mean {run}?" in said.stderr) == (2, True), said.stderr
@@ -270,12 +270,12 @@ def test_the_example_is_applied_and_there_is_one_finished_run(space: Namespace, 
     kubectl("-n", space.name, "apply", "-f", str(file))
     pipeline = Pipeline(space, "diamond")
     (run,) = pipeline.settled(1)
-    until("it has ended", lambda: pipeline.ended(run))
+    until("it has ended", lambda: pipeline.ended(run), 180)
     shown = kubectl("-n", space.name, "get", "dpr", "--no-headers").split()
     assert shown[:3] == [run, "Succeeded", "25/25"], shown
     assert pipeline.run(run)["status"]["results"] == {"total": 56}
-    until("its cluster is gone", lambda: not space.list("daskclusters"))
-    until("and its pods", lambda: not space.list("pods", "daskade.dev/cluster"))
+    until("its cluster is gone", lambda: not space.list("daskclusters"), 60)
+    until("and its pods", lambda: not space.list("pods", "daskade.dev/cluster"), 60)
     uid = pipeline.run(run)["metadata"]["uid"]
     kept = s3.keys(f"diamond/runs/{uid}/")
     assert any("/journal/" in key for key in kept), kept

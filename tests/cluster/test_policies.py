@@ -35,12 +35,12 @@ def part(space: Namespace, cluster: str, component: str, at: int = 0) -> Pod:
 def guarded(host: str, port: int, allowed: list[Pod], refused: list[Pod]) -> None:
     """Those of ``allowed`` connect, before and after the others do not, though each tries for seconds."""
     for pod in allowed:
-        until(f"{pod.name} reaches {host}:{port}", partial(pod.opens, host, port))
+        until(f"{pod.name} reaches {host}:{port}", partial(pod.opens, host, port), 60)
     with ThreadPoolExecutor() as threads:
         answers = list(threads.map(lambda pod: pod.opens(host, port), refused))
     reached = [pod.name for pod, answer in zip(refused, answers, strict=True) if answer]
     assert not reached, f"they reach {host}:{port}: {reached}"
-    until(f"{allowed[0].name} still reaches {host}:{port}", lambda: allowed[0].opens(host, port))
+    until(f"{allowed[0].name} still reaches {host}:{port}", lambda: allowed[0].opens(host, port), 30)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def enforced(operator: Operator) -> Iterator[None]:
     server, client = start(space.name, "server", {"app": "server"}), start(space.name, "client")
     host = server.address()
     try:
-        until("pods reach each other without a policy", lambda: client.opens(host, 8000))
+        until("pods reach each other without a policy", lambda: client.opens(host, 8000), 60)
         spec = {"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress"], "ingress": []}
         meta = {"name": "nobody"}
         space.apply({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta, "spec": spec})
@@ -139,7 +139,7 @@ def test_with_the_operator_in_a_pod_the_scheduler_is_closed_to_strangers(enforce
         guarded(address, SCHEDULER, [labelled, worker], [stranger, foreigner, neighbour])
         # With the labels of the operator, which is what the policy asks for, a pod of its namespace comes in.
         kubectl("-n", SYSTEM, "label", "pod", neighbour.name, *(f"{k}={v}" for k, v in template["metadata"]["labels"].items()))
-        until("a pod with the operator's labels reaches it", lambda: neighbour.opens(address, SCHEDULER))
+        until("a pod with the operator's labels reaches it", lambda: neighbour.opens(address, SCHEDULER), 30)
         guarded(address, DASHBOARD, [labelled], [stranger, foreigner, neighbour])
     finally:
         kubectl("-n", SYSTEM, "delete", "pod", neighbour.name, "--wait=false")

@@ -88,14 +88,14 @@ def test_a_run_of_a_queue_waits_for_quota_and_says_so(gated: Namespace) -> None:
     run = {"apiVersion": "daskade.dev/v1alpha1", "kind": "PipelineRun", "metadata": meta, "spec": spec}
     gated.apply(run)
     for component in ("scheduler", "worker"):
-        [pod] = until(f"its {component} is made", partial(gated.pods, "q", component))
+        [pod] = until(f"its {component} is made", partial(gated.pods, "q", component), 60)
         assert pod["metadata"]["labels"][QUEUE] == "team-queue"
 
         def waits() -> str:
             told = succeeded(gated, "q")
             return str(told["message"]) if told.get("reason") == "Gated" else ""
 
-        message = until("the run says why it waits", waits)
+        message = until("the run says why it waits", waits, 60)
         assert pod["metadata"]["name"] in message and "waits for quota of the queue team-queue" in message, message
         assert "\n" not in message
         # Kueue admits it.

@@ -69,21 +69,21 @@ def test_the_cluster_of_a_run_is_made_again_for_it_without_workers(space: Namesp
     assert stored(s3, "own", run).count("data") == ITEMS
     assert stored(s3, "own", run).count("kept") == 1
     assert_clean(space, "r")
-    until("its cluster is made again", lambda: space.find("daskcluster", "r"))
+    until("its cluster is made again", lambda: space.find("daskcluster", "r"), 60)
     workers: list[str] = []
 
     def outputs_are_removed() -> bool:
         workers.extend(space.workers("r"))
         return removed(space, "r").get("status") == "True"
 
-    until("its outputs are removed", outputs_are_removed)
+    until("its outputs are removed", outputs_are_removed, 120)
     left = stored(s3, "own", run)
     assert not {"data", "kept"} & set(left) and "journal" in left, left
     assert not workers
     times = status(space, "r")["removed"]
     assert re.fullmatch(r"[0-9TZ:-]+", times["outputsAt"]) and "logsAt" not in times, times
     # The object stays until all is done, although its own time was over long ago.
-    until("the object is gone", lambda: space.find("pipelinerun", "r") is None)
+    until("the object is gone", lambda: space.find("pipelinerun", "r") is None, 180)
     assert stored(s3, "own", run) == ["removed", "removed"]
     assert list(s3.keys("own/kept/")) == ["own/kept/r"], "what has a path of its own is nobody's but the user's"
     assert not [key for key in s3.keys("own/pipelines/") if key.endswith(run)], "nobody finds it any more"
@@ -105,7 +105,7 @@ def test_outputs_that_a_later_run_has_taken_over_stay_as_long_as_it_does(space: 
     start(space, "second", pipelineRef="p", **again)
     wait_progress(space, "second", ITEMS)
     assert status(space, "second")["steps"]["cached"] == ITEMS
-    until("it waits for the second run", lambda: removed(space, "first").get("reason") == "OutputsInUse")
+    until("it waits for the second run", lambda: removed(space, "first").get("reason") == "OutputsInUse", 60)
     message = removed(space, "first")["message"]
     assert uid(space, "second") in message and "second" in message, message
     assert stored(s3, "shared", first).count("data") == ITEMS
@@ -115,13 +115,13 @@ def test_outputs_that_a_later_run_has_taken_over_stay_as_long_as_it_does(space: 
     assert f"what first ({first}) had stored was removed at" in succeeded(space, "late")["message"]
 
     assert wait_end(space, "second")["results"] == {"sum": SUM}
-    until("the first one is done", lambda: removed(space, "first").get("status") == "True")
+    until("the first one is done", lambda: removed(space, "first").get("status") == "True", 180)
     assert status(space, "first")["removed"]["outputsKept"] == ITEMS
     assert f"{ITEMS} outputs stay" in removed(space, "first")["message"]
     assert stored(s3, "shared", first).count("data") == ITEMS
 
     # With the last run that needs them they go, wherever they are.
-    until("the second one is done", lambda: removed(space, "second").get("status") == "True")
+    until("the second one is done", lambda: removed(space, "second").get("status") == "True", 180)
     assert stored(s3, "shared", uid(space, "second")) == ["removed", "removed"]
     left = stored(s3, "shared", first)
     assert "data" not in left and "refs" not in left and "journal" in left, left

@@ -61,9 +61,9 @@ class World:
         }
         kubectl("apply", "-f", "-", stdin=charts.render("-s", "templates/policies.yaml", values=given))
         # From the first refusal on they are in force; the second is another one.
-        until("the rights are asked for", lambda: "must be allowed" in self.put("writer", cluster()))
+        until("the rights are asked for", lambda: "must be allowed" in self.put("writer", cluster()), 60)
         six = cluster(workers=[{"name": "a", "replicas": 6}])
-        until("the limit is asked for", lambda: "are allowed per cluster" in self.put("maker", six))
+        until("the limit is asked for", lambda: "are allowed per cluster" in self.put("maker", six), 60)
 
     def put(self, who: str, obj: Object, space: Namespace | None = None) -> str:
         """Makes an object as one of the people, as a dry run: what the server says, or `created`."""

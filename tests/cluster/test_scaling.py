@@ -27,9 +27,9 @@ def test_groups_grow_from_zero_by_what_tasks_ask_for_and_shrink_again(space: Nam
     assert not space.workers("z", "gpu")
     code = "say(client.submit(sum, [1, 2], resources={'GPU': 1}).result()); say('done')"
     asked = Client(space, "z", code)
-    until("the GPU group has a worker", lambda: space.workers("z", "gpu"))
+    until("the GPU group has a worker", lambda: space.workers("z", "gpu"), 60)
     assert asked.output().split() == ["3", "done"]
-    until("all workers are gone again", lambda: not space.workers("z"))
+    until("all workers are gone again", lambda: not space.workers("z"), 150)
     assert desired(space, "z") == {"cpu": 0, "gpu": 0}
     assert ((space.find("dsk", "z") or {})["spec"]["workers"][0]["autoscale"]) == {"min": 0, "max": 3}
 
@@ -38,9 +38,9 @@ def test_demand_beyond_a_group_stops_at_its_bounds(space: Namespace) -> None:
     space.cluster("b", {**ELASTIC, "autoscale": {"min": 1, "max": 2}})
     space.wait_ready("b")
     client = Client(space, "b", "fs = client.map(lambda i: once(3, i), range(12), pure=False); client.gather(fs); say('x')")
-    until("two workers", lambda: len(space.workers("b")) == 2)
+    until("two workers", lambda: len(space.workers("b")) == 2, 60)
     client.output()
-    until("one is kept", lambda: len(space.workers("b")) == 1)
+    until("one is kept", lambda: len(space.workers("b")) == 1, 120)
     time.sleep(3)
     assert len(space.workers("b")) == 1
 
@@ -52,13 +52,13 @@ def test_a_worker_that_is_scaled_away_finishes_what_it_runs_once(space: Namespac
     client = Client(space, "d", code)
     client.wait_for("busy")
     space.cluster("d", {"name": "a", "replicas": 1})
-    until("it counts one", lambda: desired(space, "d") == {"a": 1})
+    until("it counts one", lambda: desired(space, "d") == {"a": 1}, 20)
     # They are asked to drain, not killed: until their steps end all three pods are there.
     time.sleep(2)
     assert len(space.workers("d")) == 3
     client.release()
     assert client.output().splitlines()[-1] == "[0, 1, 2] 3 3"
-    until("two are gone", lambda: len(space.workers("d")) == 1)
+    until("two are gone", lambda: len(space.workers("d")) == 1, 60)
     space.wait_ready("d")
 
 
@@ -71,7 +71,7 @@ def test_the_idle_of_a_group_go_and_the_busy_stay(space: Namespace) -> None:
     client = Client(space, "i", code)
     client.wait_for("busy")
     space.cluster("i", {"name": "a", "replicas": 1, "daskResources": {"A": 1}}, {"name": "b", "replicas": 0})
-    until("the group b is empty", lambda: not space.workers("i", "b"))
+    until("the group b is empty", lambda: not space.workers("i", "b"), 60)
     assert space.workers("i", "a") == keep
     client.release()
     assert client.output().splitlines()[-1] == "7 1"
@@ -105,7 +105,7 @@ def test_an_evicted_worker_finishes_within_its_grace(space: Namespace) -> None:
     until("it is told to end", lambda: (space.find("pod", victim) or {})["metadata"].get("deletionTimestamp"))
     client.release()
     assert client.output().splitlines()[-1] == "5 1 1"
-    until("another takes its place", lambda: space.workers("v") not in ([], [victim]))
+    until("another takes its place", lambda: space.workers("v") not in ([], [victim]), 60)
     space.wait_ready("v")
 
 
@@ -113,7 +113,7 @@ def test_an_idle_cluster_goes_to_zero_and_wakes_on_demand(space: Namespace) -> N
     space.cluster("w", {"name": "a", "replicas": 2}, idleTimeout="15s")
     space.wait_ready("w")
     scheduler = space.pods("w", "scheduler")[0]["metadata"]["uid"]
-    until("no worker is left", lambda: not space.workers("w"))
+    until("no worker is left", lambda: not space.workers("w"), 90)
     assert space.pods("w", "scheduler")[0]["metadata"]["uid"] == scheduler
     space.wait_reason("w", "Idle")
     assert space.status("w")["idleSince"]
@@ -132,9 +132,9 @@ def test_when_the_scheduler_cannot_be_asked_no_worker_is_killed(space: Namespace
     log = f"{path_of(space.name, 'pods')}/{space.pods('blind', 'scheduler')[0]['metadata']['name']}/log"
     until("it hangs", lambda: "it hangs" in (proxy().get(log) or ""))
     space.cluster("blind", {"name": "a", "replicas": 1})
-    message = space.wait_reason("blind", "SchedulerUnreachable", "WorkersReady")
+    message = space.wait_reason("blind", "SchedulerUnreachable", "WorkersReady", 30)
     assert "none is taken away" in message
     assert space.workers("blind") == before
     client.output()
-    until("one worker is left", lambda: len(space.workers("blind")) == 1)
+    until("one worker is left", lambda: len(space.workers("blind")) == 1, 90)
     space.wait_ready("blind")

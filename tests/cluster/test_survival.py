@@ -71,7 +71,7 @@ def judge(scene: Scene, name: str, seed: int, count: int, fault: Fault, known: s
     since = fault.strike(scene)
     if fault.stays:
         # Whatever the next operator would have otherwise: the run's pods are its pods to the end.
-        until("almost all is done", lambda: len(case.marks()) >= 2 * fault.width, every=0.2)
+        until("almost all is done", lambda: len(case.marks()) >= 2 * fault.width, 120, every=0.2)
         assert pods == {pod["metadata"]["uid"] for pod in space.pods(run)}
     told = wait_end(space, run)
     marks = case.marks()

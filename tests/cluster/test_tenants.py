@@ -366,14 +366,14 @@ def test_clusters(world: World, grabbing: None, name: str) -> None:
         states = [state for each in found for state in each["status"].get("containerStatuses") or []]
         return any(state.get("started") or state["state"].get("running") for state in states)
 
-    until(f"the pod of {name} starts where these are", lambda: running(world.a))
+    until(f"the pod of {name} starts where these are", lambda: running(world.a), 120)
     # By the object or, sooner where a volume is missing, by the kubelet.
     path = path_of(world.b.name, "events")
 
     def told() -> str:
         return str(world.b.told("dsk", name, "Ready")[1] + world.b.ask("GET", path)[1])
 
-    until("it is told what is missing", lambda: CLUSTERS[name][1] in told())
+    until("it is told what is missing", lambda: CLUSTERS[name][1] in told(), 60)
     assert not running(world.b), told()
 
 
@@ -427,7 +427,7 @@ def test_label_a_run_that_says_it_is_of_their_pipeline(world: World) -> None:
     def active(tenant: Tenant) -> str:
         return str((tenant.find("pipeline", "p").get("status") or {}).get("active"))
 
-    until("it is told of the run of its own namespace", lambda: "of-p-of-a" in active(world.a))
+    until("it is told of the run of its own namespace", lambda: "of-p-of-a" in active(world.a), 60)
     assert "of-p-of-b" not in active(world.a)
 
 
@@ -441,7 +441,7 @@ def test_owner_a_run_that_says_it_belongs_to_their_cluster(world: World) -> None
             "uid": world.a.uid("dsk", "c"),
         }
         tenant.make("ConfigMap", "owned", data={"a": "b"}, meta={"ownerReferences": [owner]})
-    until("that of another namespace is collected", lambda: not world.b.find("configmap", "owned"))
+    until("that of another namespace is collected", lambda: not world.b.find("configmap", "owned"), 120)
     assert world.a.find("configmap", "owned")
 
 
@@ -466,8 +466,8 @@ def test_name_what_is_deleted_is_ones_own(world: World) -> None:
         return not world.b.find(kind, name)
 
     for kind, name in (("dsk", "only-a"), ("pipelinerun", "twin")):
-        until("it can be deleted", partial(deleted, f"{path_of(world.b.name, kind)}/{name}"))
-        until("it is gone", partial(gone, kind, name))
+        until("it can be deleted", partial(deleted, f"{path_of(world.b.name, kind)}/{name}"), 30)
+        until("it is gone", partial(gone, kind, name), 90)
     assert [world.a.uid(kind, name) for kind, name in (("dsk", "only-a"), ("pipelinerun", "twin"))] == before
 
 

@@ -67,7 +67,7 @@ def test_certificates_of_ones_own(space: Namespace, tmp_path: Path) -> None:
     assert "mine" in message and "tls.key" in message
     make(tmp_path, "authority")
     kubectl("-n", space.name, "create", "secret", "generic", "mine", f"--from-file=ca.crt={tmp_path}/ca.crt")
-    until("it says what is missing", lambda: "lacks tls.crt, tls.key" in space.condition("own").get("message", ""))
+    until("it says what is missing", lambda: "lacks tls.crt, tls.key" in space.condition("own").get("message", ""), 60)
     files = [f"--from-file={name}={tmp_path}/{name}" for name in ("ca.crt", "tls.crt", "tls.key")]
     space.delete("secret", "mine")
     kubectl("-n", space.name, "create", "secret", "generic", "mine", *files)
@@ -96,14 +96,14 @@ def test_tls_changes_only_when_nobody_is_there_who_has_it_otherwise(space: Names
     # What is the default may be written down.
     space.patch("dsk", "t", {"spec": {"tls": {"mode": "Auto"}}})
     space.patch("dsk", "t", {"spec": {"suspend": True}})
-    until("its pods are gone", lambda: not space.pods("t"))
+    until("its pods are gone", lambda: not space.pods("t"), 90)
     space.patch("dsk", "t", change)
     space.patch("dsk", "t", {"spec": {"suspend": False}})
     space.wait_ready("t")
     assert ask(space, "t", DIRECT, tls=False) == "3"
     # And back at once, whatever runs.
     space.patch("dsk", "t", {"spec": {"tls": {"mode": "Auto"}, "scheduler": {"rollout": "Immediately"}}})
-    until("it has a certificate", lambda: space.status("t").get("address", "").startswith("tls://"))
+    until("it has a certificate", lambda: space.status("t").get("address", "").startswith("tls://"), 60)
     space.wait_ready("t")
     assert ask(space, "t", DIRECT) == "3"
 

@@ -39,7 +39,7 @@ def test_trouble_of_a_pod_is_told_and_a_better_spec_helps(
     space: Namespace, group: Object, reason: str, words: list[str]
 ) -> None:
     space.cluster("c", {**ONE, **group})
-    message = space.wait_reason("c", reason)
+    message = space.wait_reason("c", reason, patience=150)
     assert "c-a-0-" in message or reason == "ServiceAccountNotFound", message
     for word in words:
         assert word in message
@@ -59,7 +59,7 @@ def test_a_quota_is_quoted_and_waited_for_without_a_hot_loop(space: Namespace, o
     space.cluster("q", {"name": "a", "replicas": 2})
     message = space.wait_reason("q", "QuotaExceeded")
     assert "few" in message and "pods=2" in message and "1 of 2 ready" in space.condition("q")["message"] or "raise" in message
-    until("what fits is there", lambda: len(space.pods("q")) == 2)
+    until("what fits is there", lambda: len(space.pods("q")) == 2, 60)
     time.sleep(5)
     before = operator.writes()
     time.sleep(15)
@@ -113,7 +113,7 @@ def test_a_right_that_is_missing_is_named_and_others_go_on(space: Namespace, ope
         # What needs no Service goes on: the other cluster's worker is replaced.
         (victim,) = space.workers("before")
         space.delete("pod", victim, wait=False)
-        until("the worker is replaced", lambda: space.workers("before") not in ([], [victim]))
+        until("the worker is replaced", lambda: space.workers("before") not in ([], [victim]), 60)
     finally:
         kubectl("patch", "clusterrole", role, "--type=merge", "-p", json.dumps({"rules": rules}))
     space.wait_ready("c")
