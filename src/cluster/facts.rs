@@ -44,7 +44,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// Whether pods of both are made alike.
+    /// Whether both are schedulers, or workers of one group.
     pub fn is_alike(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Scheduler, Self::Scheduler) => true,

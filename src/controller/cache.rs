@@ -62,7 +62,7 @@ pub struct Record {
     pub body: Body,
     /// We wrote it, and no watch has shown it since.
     pub unseen: Option<Instant>,
-    /// We deleted it. It goes, whatever a watch that lags still shows.
+    /// We deleted it. It counts as terminating even while a lagging watch shows it unchanged.
     pub deleted: bool,
 }
 
@@ -147,7 +147,7 @@ impl Cache {
         }
     }
 
-    /// We deleted an object that is looked at for itself. Until a watch shows its end it counts as one that goes.
+    /// Records that we deleted this root object. It counts as terminating until a watch reports its end.
     pub fn mark_deleted(&self, key: &Key, uid: &str) {
         let mut entries = self.lock();
         let Some(entry) = entries.get_mut(key) else { return };

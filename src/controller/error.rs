@@ -135,7 +135,7 @@ impl Class {
         }
     }
 
-    /// Whether it may pass without anybody's help.
+    /// Whether a retry alone may resolve it.
     pub(super) fn passes(self) -> bool {
         matches!(self, Self::Conflict | Self::Transient | Self::After(_))
     }

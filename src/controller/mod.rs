@@ -93,12 +93,12 @@ pub struct Settings {
     pub pauses: Pauses,
 }
 
-/// How long the controllers wait for what nothing tells them of.
+/// How often the controllers check what no watch reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pauses {
-    /// How long the namespaces of a list wait for each other at the start.
+    /// At the start: how long the namespaces wait for each other's first lists.
     pub first_lists: Duration,
-    /// How often Secrets and ConfigMaps of users are looked for while they are missing: no watch shows them.
+    /// How often to look for a missing Secret or ConfigMap of a user. These are not watched.
     pub missing: Duration,
 }
 

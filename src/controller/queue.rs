@@ -80,7 +80,7 @@ struct Turn {
     wanted: bool,
     running: bool,
     due: Option<Instant>,
-    /// Something is left to do for which `due` was set: it is more than a look from time to time.
+    /// `due` was set for work that is left to do, not for a periodic check.
     news: bool,
     /// No turn before then, whoever wishes for one.
     barred: Option<Instant>,
@@ -106,7 +106,7 @@ impl Turn {
 }
 
 impl Queue {
-    /// A queue that reports how many of its keys have something left to do.
+    /// A queue that reports how many of its keys have work left to do.
     pub fn new(backlog: Backlog) -> Self {
         Self { inner: Mutex::new(Inner { backlog, ..Inner::default() }), changed: Notify::default() }
     }
@@ -117,13 +117,13 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// The key gets a turn after `delay`, unless it has one earlier by an earlier wish of this kind. Until then nothing is
-    /// left to do.
+    /// The key gets a turn after `delay`, unless an earlier call of this kind gave it one sooner. Meanwhile it is not
+    /// part of the backlog.
     pub fn add_after(&self, key: Key, delay: Duration) {
         self.schedule(key, delay, false);
     }
 
-    /// Like [`Queue::add_after`], for something that is left to do: the key counts as backlog until its turn.
+    /// Like [`Queue::add_after`], for work that is left to do: the key is part of the backlog until its turn has ended.
     pub fn add_soon(&self, key: Key, delay: Duration) {
         self.schedule(key, delay, true);
     }
@@ -203,7 +203,7 @@ impl Queue {
 }
 
 impl Inner {
-    /// Changes what is known of a key, and counts.
+    /// Changes the state of a key and keeps the count of open ones.
     fn change<R>(&mut self, key: &Key, how: impl FnOnce(&mut Turn) -> R) -> R {
         let turn = self.turns.entry(key.clone()).or_default();
         let before = turn.is_open();

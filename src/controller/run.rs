@@ -65,7 +65,7 @@ pub(super) struct Done {
     pub outcome: Outcome,
     /// When to look again even if nothing happens.
     pub again: Option<Duration>,
-    /// When to do what is left to do: to write a status that has to wait, or to try again.
+    /// When to go on with work that is left: a status that had to wait, or a retry.
     pub left: Option<Duration>,
     /// Nothing is left of the object.
     pub gone: bool,
@@ -152,7 +152,7 @@ fn failed(key: &Key, failures: u32, error: &PassError) -> Done {
         _ => tracing::debug!(class = ?class, failures, "failed to {error}"),
     }
     let again = class.again(key, failures);
-    // What a person has to help first is no work that is left.
+    // An error that only a person can resolve is not backlog.
     let (left, again) = if class.passes() { (again, None) } else { (None, again) };
     Done { outcome: class.outcome(), again, left, gone: false }
 }

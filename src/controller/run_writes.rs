@@ -75,7 +75,7 @@ impl Writer<'_> {
             Err(error) => return Err(PassError::api("delete", kind, name, error)),
             Ok(_) => {}
         }
-        // The watch may show it for a while yet: the next pass must not delete it again.
+        // The watch may lag: without this mark the next pass would delete it again.
         cache.mark_deleted(self.key, uid);
         Ok(())
     }

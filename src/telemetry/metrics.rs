@@ -124,7 +124,7 @@ impl Metrics {
         );
         ours.register(
             "backlog",
-            "Objects with something left to do now, being worked on included; alert if it never reaches 0 for 30 minutes",
+            "Objects with work left to do, those in progress included; alert if it stays above 0 for 30 minutes",
             self.backlog.clone(),
         );
         ours.register("clusters", "DaskClusters by their condition Ready", self.clusters.clone());
@@ -159,7 +159,7 @@ impl Metrics {
         self.reconciles.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
-    /// Where a controller reports how many objects have something left to do.
+    /// Where a controller reports how many objects have work left to do.
     pub fn backlog(&self, controller: Controller) -> Backlog {
         Backlog(self.backlog.get_or_create(&[("controller", controller.as_str())]).clone())
     }
@@ -212,7 +212,7 @@ impl Metrics {
     }
 }
 
-/// The number of objects with something left to do.
+/// The number of objects with work left to do.
 #[derive(Debug, Default)]
 pub struct Backlog(Gauge);
 

@@ -2,7 +2,8 @@
 
     report.py stage NAME EXIT_CODE SECONDS LOG   records one stage and prints its counts and its ten slowest tests
     report.py not-run NAME                       records a stage that an earlier failure kept from starting
-    report.py summary SECONDS                    prints all stages; exit code 1 if one failed or is over its budget
+    report.py summary SECONDS                    prints all stages; exit code 1 if one failed, did not run, or exceeded its
+                                                 limit (unless DASKADE_TEST_BUDGET=warn)
 
 A stage leaves its JUnit files in ``target/test-results/NAME/``. One without tests, such as a linter, counts as one test.
 Exit code 77 means that the stage was skipped, for the reason that a line of its output gives: ``skipped: …``.
@@ -23,7 +24,7 @@ RESULTS = HERE.parents[1] / "target" / "test-results"
 BUDGET = HERE / "budget.txt"
 SKIPPED = 77
 REASON = "skipped: "
-# A stage fails when it takes this many times its budget. Below the floor, a difference is noise.
+# The run fails if a stage takes more than GROWTH times its budget and more than FLOOR seconds.
 GROWTH = 1.5
 FLOOR = 40.0
 SLOWEST = 10
@@ -80,6 +81,11 @@ def budgets() -> dict[str, float]:
     return {words[0]: float(words[1]) for words in lines if words}
 
 
+def limit(budget: float) -> float:
+    """The seconds after which a stage is too slow."""
+    return max(budget * GROWTH, FLOOR)
+
+
 def judge(name: str, code: int, seconds: float, log: Path) -> Stage:
     """The record of a stage that ran."""
     lines = reversed(log.read_text(errors="replace").splitlines())
@@ -93,8 +99,9 @@ def judge(name: str, code: int, seconds: float, log: Path) -> Stage:
         counts["passed" if passed else "failed"] += 1
     for test in sorted(tests, key=lambda test: -test.seconds)[:SLOWEST]:
         print(f"{test.seconds:8.1f} s  {test.name}")
-    limit = max(budgets().get(name, 0.0) * GROWTH, FLOOR)
-    return Stage(name, "passed" if passed else "FAILED", seconds, counts, over=name in budgets() and seconds > limit)
+    budget = budgets().get(name)
+    over = budget is not None and seconds > limit(budget)
+    return Stage(name, "passed" if passed else "FAILED", seconds, counts, over=over)
 
 
 def record(stage: Stage) -> None:
@@ -126,8 +133,9 @@ def summary(seconds: float) -> int:
     over = [stage for stage in stages if stage.over]
     for stage in over:
         budget = budgets()[stage.name]
-        print(f"{'error' if enforced else 'warning'}: {stage.name} took {stage.seconds:.0f} s, more than {GROWTH} times "
-              f"its budget of {budget:.0f} s; make it faster, or say in tests/harness/budget.txt why it takes longer")
+        severity, most = "error" if enforced else "warning", limit(budget)
+        print(f'{severity}: stage "{stage.name}" took {stage.seconds:.0f} s; its limit is {most:.0f} s (budget {budget:.0f} s)')
+        print("help: make it faster, or raise its budget in tests/harness/budget.txt and say why")
     totals = {outcome: sum(stage.count(outcome) for stage in stages) for outcome in ("passed", "failed", "skipped")}
     broken = any(stage.outcome not in ("passed", "skipped") for stage in stages) or (enforced and bool(over))
     totals["failed"] = max(totals["failed"], int(broken))

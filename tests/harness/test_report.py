@@ -86,6 +86,8 @@ def test_a_stage_that_grew_by_half_fails_the_run(
     stage(results, "e2e", 0, seconds=149)
     assert closing(capsys)[0] == 0
     stage(results, "e2e", 0, seconds=151)
+    assert report.main(["summary", "10"]) == 1
+    assert 'error: stage "e2e" took 151 s; its limit is 150 s (budget 100 s)' in capsys.readouterr().out
     assert closing(capsys) == (1, "2 passed, 1 failed, 0 skipped")
     monkeypatch.setenv("DASKADE_TEST_BUDGET", "warn")
     assert closing(capsys) == (0, "2 passed, 0 failed, 0 skipped")
