@@ -26,13 +26,12 @@ mypy:
 
 # Lint the Rust code
 clippy:
-    cargo clippy {{ locked }} --all-targets --all-features --quiet -- -D warnings
+    cargo clippy {{ locked }} --workspace --all-targets --all-features --quiet -- -D warnings
     cargo clippy {{ locked }} --features testing --quiet -- -D warnings
 
 # Run the Rust tests; they need neither Python nor Dask
-rust:
-    cargo nextest run {{ locked }} --all-features --profile rust
-    @just _rust-results rust
+rust: (_nextest "rust" "")
+    cargo test {{ locked }} --all-features --doc --quiet
 
 # Run each fuzz target for 20 seconds
 fuzz:
@@ -80,12 +79,13 @@ runtime-all:
 # Test the Rust code against real releases of Dask and a real S3 server
 interop:
     #!/usr/bin/env bash
-    set -euo pipefail
+    set -uo pipefail
+    verdict=0
     for version in newest oldest; do
-        env=$(tests/harness/env dask "$(tests/harness/versions $version)")
-        DASKADE_TEST_PYTHON=$env/bin/python cargo nextest run {{ locked }} --all-features --profile interop --run-ignored only
-        just _rust-results interop "$version"
+        env=$(tests/harness/env dask "$(tests/harness/versions $version)") || exit 1
+        DASKADE_TEST_PYTHON=$env/bin/python just _nextest interop "$version" --run-ignored only || verdict=1
     done
+    exit $verdict
 
 # Test the command line from end to end
 e2e: _program
@@ -157,14 +157,24 @@ _pytest stage env *arguments:
     export PATH="$env/bin:$PATH"
     # The runtime's tests check which variables a step sees, so remove those of `./test`.
     case $stage in runtime-*) unset DASKADE_TEST_CACHE DASKADE_TEST_BUDGET ;; *) export DASKADE_BIN="{{ binary }}" ;; esac
-    exec "$env/bin/python" -m pytest -q -p no:cacheprovider --junitxml "{{ results }}/$stage/$(date +%s%N).xml" "$@"
+    exec "$env/bin/python" -m pytest -q -rs -p no:cacheprovider --junitxml "{{ results }}/$stage/$(date +%s%N).xml" "$@"
 
-_rust-results stage *name:
-    @mkdir -p "{{ results }}/{{ stage }}"
-    @cp "target/nextest/{{ stage }}/junit.xml" "{{ results }}/{{ stage }}/rust{{ name }}.xml"
+# Its JUnit file is kept if tests failed, too
+[no-exit-message]
+_nextest stage name *arguments:
+    #!/usr/bin/env bash
+    set -uo pipefail
+    stage=$1 name=$2 junit=target/nextest/$1/junit.xml
+    shift 2
+    rm -f "$junit"
+    cargo nextest run {{ locked }} --all-features --profile "$stage" "$@"
+    verdict=$?
+    mkdir -p "{{ results }}/$stage"
+    [ ! -e "$junit" ] || mv "$junit" "{{ results }}/$stage/rust-$name.xml"
+    exit $verdict
 
 _runtime stage version:
-    just _pytest {{ stage }} "$(tests/harness/env dask {{ version }})" runtime/tests -n 3 --dist loadfile
+    just _pytest {{ stage }} "$(tests/harness/env dask {{ version }})" runtime/tests -n 4 --dist loadfile
 
 _survival stage seeds: _program
     just _pytest {{ stage }} "$(just _dask)" tests/survival/test_survival.py --seeds {{ seeds }} -n 4 --maxschedchunk 1
@@ -193,7 +203,11 @@ _kubernetes stage minor="" *tests="tests/cluster/test_objects.py tests/cluster/t
     if [ -z "${KUBECONFIG:-}" ]; then
         own=yes
         trap '[ -n "${KEEP_CLUSTER:-}" ] || tests/kube/down' EXIT
+        # Beside Go, which does not use both cores all the time.
+        tests/kube/images --build &
+        images=$!
         DASKADE_TEST_KUBE=$minor tests/kube/up || exit 1
+        wait "$images" || exit 1
         export KUBECONFIG="$state/admin.kubeconfig" PATH="$state/bin:$PATH"
         echo "cluster started after $SECONDS s"
         tests/kube/images || exit 1

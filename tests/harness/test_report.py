@@ -94,8 +94,32 @@ def test_a_stage_that_grew_by_half_fails_the_run(
 
 
 def test_seconds_of_a_short_stage_are_noise(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stage(results, "fmt", 0, seconds=30)
+    stage(results, "fmt", 0, seconds=15)
     assert closing(capsys)[0] == 0
+    stage(results, "fmt", 0, seconds=17)
+    assert closing(capsys)[0] == 1
+
+
+def test_a_stage_that_says_it_is_skipped_after_tests_ran_is_judged_by_them(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stage(results, "e2e", report.SKIPPED, junit=JUNIT.format(more=FAILURE), log="skipped: no GPU\n") == 1
+    assert closing(capsys) == (1, "2 passed, 1 failed, 1 skipped")
+
+
+def test_a_stage_of_which_all_tests_were_skipped_did_not_pass(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left_out = '<testsuites><testcase name="a"><skipped/></testcase></testsuites>'
+    assert stage(results, "e2e", 0, junit=left_out) == 1
+    assert closing(capsys) == (1, "0 passed, 1 failed, 1 skipped")
+
+
+def test_a_stage_without_a_record_has_failed(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main(["summary", "1", "mypy"]) == 1
+    assert "mypy             FAILED" in capsys.readouterr().out
+    stage(results, "fmt", 0)
+    capsys.readouterr()
+    assert report.main(["summary", "1", "fmt", "mypy"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "1 passed, 1 failed, 0 skipped"
 
 
 def test_a_stage_that_was_not_run_counts_nothing_and_is_named(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

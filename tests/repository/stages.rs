@@ -88,9 +88,15 @@ fn every_stage_of_the_standard_run_has_a_time_budget() {
 }
 
 #[test]
-fn an_unknown_stage_is_refused_by_name() {
-    let done = Command::new(in_repository("test")).arg("e3e").output().expect("run ./test");
-    let text = String::from_utf8_lossy(&done.stderr);
-    assert_eq!(done.status.code(), Some(2), "{text}");
-    assert!(text.contains("no stage \"e3e\"") && text.contains("./test --help"), "{text}");
+fn what_is_no_stage_or_would_be_left_out_is_refused() {
+    for (words, expected) in [
+        (&["e3e"][..], "no stage \"e3e\""),
+        (&["fmt", "quick"], "no stage \"quick\""),
+        (&["quick", "e2e"], "`./test quick` takes no further stages"),
+    ] {
+        let done = Command::new(in_repository("test")).args(words).output().expect("run ./test");
+        let text = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(2), "{text}");
+        assert!(text.contains(expected) && text.contains("./test --help"), "{text}");
+    }
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.s3.server import S3Server
+from survival.conftest import LATE
 from survival.faults import STORAGE, scenario
 from survival.run import Run, Tools, Verdict
 
@@ -23,7 +24,7 @@ def test_a_run_survives(seed: int, tools: Tools, request: pytest.FixtureRequest,
         verdict = Run(wanted, tools, request.getfixturevalue("shared_server")).verdict()
     print(f"seed {seed}: {wanted}, {verdict.seconds:.1f} s")
     if verdict.missed:
-        print(f"faults that came too late: {'; '.join(verdict.missed)}")
+        request.node.user_properties.append((LATE, f"seed {seed}: {'; '.join(verdict.missed)}"))
     assert not verdict.broken, report(verdict)
 
 
