@@ -45,7 +45,11 @@ def pin(storage: dict[str, Any], run: str, url: str, sha256: str | None) -> str:
     known = f"runs/{check_run(run)}/code/pinned"
     if store.head(known) is not None:
         return store.get(known).decode()
-    packed = repack(fetch(storage, url, sha256))
+    data = fetch(storage, url, sha256)
+    try:
+        packed = repack(data)
+    except Refused as error:
+        raise Refused(error.reason, f"{clean(url)}: {error}") from error
     digest = hashlib.sha256(packed).hexdigest()
     store.put(f"runs/{run}/code/{digest}.zip", packed)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json as json_
 import logging
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
@@ -148,7 +149,7 @@ class LiveRun:
         """Withdraws what has not begun and ends what has; ``stopped`` follows for each that is known."""
         for item in items:
             if len(item) != 3:
-                raise Refused("BadRequest", "a stopped item has three fields")
+                raise Refused("BadRequest", f"cannot stop {reprlib.repr(item)}: an item has three fields")
             attempt = self.state.find(*item)
             if attempt is None or attempt.state == run_.STOPPING:
                 continue
@@ -427,17 +428,20 @@ def json_value(text: str | bytes | None) -> list[Any] | None:
 
 
 def _checked(record: Any, steps: int) -> list[Any]:
+    def refused(why: str) -> Refused:
+        return Refused("BadRequest", f"cannot record {reprlib.repr(record)}: {why}")
+
     kind = str(record[0]) if record else ""
     shape = {"length": (int, int), "skipped": (int, int, str, str), "refused": (int, int, str, str)}.get(kind)
     if shape is None:
-        raise Refused("BadRequest", f"unknown record {kind[:40]!r}")
+        raise refused("its kind is not length, skipped or refused")
     fields = list(record[1:])
     if len(fields) == 3 and len(shape) == 4:
         fields.append("")
     if len(fields) == 4 and fields[3] is None:
         fields[3] = ""
     if len(fields) != len(shape) or not all(type(v) is t for v, t in zip(fields, shape, strict=True)):
-        raise Refused("BadRequest", f"a {kind} record is malformed")
+        raise refused(f"it does not have the fields of {kind}")
     if not 0 <= fields[0] < steps:
-        raise Refused("BadRequest", f"there is no step {fields[0]}")
+        raise refused(f"there is no step {fields[0]}")
     return [kind, *fields]

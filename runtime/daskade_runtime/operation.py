@@ -29,7 +29,7 @@ def operation(handler: Callable[..., Awaitable[Reply]]) -> Callable[..., Awaitab
         try:
             signature.bind(self, **message)
         except TypeError as error:
-            return {"status": "error", "reason": "BadRequest", "message": str(error)}
+            return {"status": "error", "reason": "BadRequest", "message": f"cannot call {handler.__name__}: {error}"}
         try:
             return await handler(self, **message)
         except (Refused, JournalError, StorageError) as error:

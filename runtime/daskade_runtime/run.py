@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -161,11 +162,11 @@ class RunState:
         try:
             s, i, a, priority, values, data, after = item
         except (TypeError, ValueError):
-            raise Refused("BadRequest", "a submitted item has seven fields") from None
+            why = "an item has seven fields"
+            raise Refused("BadRequest", f"cannot submit {reprlib.repr(item)}: {why}") from None
         if not all(type(x) is int for x in (s, i, a, priority)) or i < -1 or a < 1:
-            raise Refused(
-                "BadRequest", "a submitted item needs whole numbers for step, item, attempt and priority"
-            )
+            why = "step, item, attempt and priority are whole numbers"
+            raise Refused("BadRequest", f"cannot submit {reprlib.repr(item)}: {why}")
         if not 0 <= s < len(self.steps):
             raise Refused("BadRequest", f"there is no step {s}")
         known = self.current.get((s, i))

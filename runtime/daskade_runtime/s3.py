@@ -157,7 +157,7 @@ class ObjectStore(Store):
             if " 409 " in str(error).partition("\n\nDebug source")[0]:
                 raise StorageError(
                     "StorageUnreachable",
-                    f"cannot create {clean(key)}: concurrent write (409)",
+                    f"cannot create {self.url}/{clean(key)}: concurrent write (409)",
                     transient=True,
                 ) from error
             raise Exists(key) from None
@@ -217,10 +217,10 @@ class ObjectStore(Store):
             return found
         except OSError as error:
             if isinstance(error, FileNotFoundError) and error.errno is None:
-                self._fail("get", key, error)
+                self._fail("get", key, error, version)
             raise
         except Exception as error:  # noqa: BLE001 - obstore's own types are many, all are told apart in failure()
-            self._fail("get", key, error)
+            self._fail("get", key, error, version)
 
     def _ranges(
         self, path: str, first: int, last: int, tag: str | None, fetch: Any, version: str | None = None
@@ -252,7 +252,7 @@ class ObjectStore(Store):
         except FileNotFoundError:
             return None
         except Exception as error:  # noqa: BLE001 - obstore's own types are many, all are told apart in failure()
-            self._fail("head", key, error)
+            self._fail("head", key, error, version)
 
     def list(self, prefix: str, after: str | None = None) -> Iterator[tuple[str, int]]:
         folder = prefix.strip("/")
@@ -286,10 +286,11 @@ class ObjectStore(Store):
         check_key(key)
         return check_key(self.prefix + key)
 
-    def _fail(self, action: str, key: str, error: Exception) -> NoReturn:
+    def _fail(self, action: str, key: str, error: Exception, version: str | None = None) -> NoReturn:
         if isinstance(error, StorageError):
             raise error
-        raise failure(f"cannot {action} {self.url}/{clean(key)}", action, error) from error
+        what = f"{self.url}/{clean(key)}" + (f" (version {clean(version)})" if version else "")
+        raise failure(f"cannot {action} {what}", action, error) from error
 
 
 _RETRY: Any = {

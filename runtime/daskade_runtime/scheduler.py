@@ -189,8 +189,9 @@ class Runtime:
     async def _opened_record(self, request: dict[str, Any], spec: bytes) -> dict[str, Any]:
         code = request["code"] or {}
         data = code.get("zip")
-        if data is not None and hashlib.sha256(data).hexdigest() != code.get("digest"):
-            raise Refused("CodeMismatch", "the code archive is not the one its digest names")
+        if data is not None and (found := hashlib.sha256(data).hexdigest()) != code.get("digest"):
+            why = f"its code archive has the sha256 {found}, not {code.get('digest')}"
+            raise Refused("CodeMismatch", f"cannot open run {request['run']}: {why}")
         return {
             "name": request.get("name"),
             "spec": spec,
@@ -245,7 +246,8 @@ class Runtime:
         if digest != live.spec_digest:
             raise Refused("SpecMismatch", f"run {live.uid} was started with another spec")
         if epoch is not None and epoch <= live.epoch:
-            raise Refused("StaleEpoch", f"run {live.uid} is open under epoch {live.epoch}, not below {epoch}")
+            why = f"it is open under epoch {live.epoch}"
+            raise Refused("StaleEpoch", f"cannot open run {live.uid} under epoch {epoch}: {why}")
         await live.take_over(functools.partial(Journal.open, live.store, live.uid, epoch, False, opened))
         return self._opened(live)
 
@@ -397,13 +399,15 @@ class Runtime:
         try:
             try:
                 if instance not in (None, "", self.instance):
-                    raise Refused("InstanceChanged", f"this is instance {self.instance}: open the run again")
+                    why = f"the scheduler was replaced, it is instance {self.instance} now"
+                    raise Refused("InstanceChanged", f"cannot follow run {run}: {why}; open the run again")
                 live = self.live(run, epoch)
                 drives = since is not None
                 if since is None:
                     since = live.events.seq
                 if since + 1 < live.events.base or since > live.events.seq:
-                    raise Refused("Gap", f"events from {since + 1} on are not kept: open the run again")
+                    why = f"events from {since + 1} on are not kept"
+                    raise Refused("Gap", f"cannot follow run {run}: {why}; open the run again")
             except Refused as error:
                 await comm.write({"status": "error", "reason": error.reason, "message": str(error)})
                 return no_reply()

@@ -142,9 +142,9 @@ def check_key(key: str) -> str:
     try:
         size = len(key.encode())
     except UnicodeEncodeError:
-        raise StorageError("InvalidKey", "a key is not valid text") from None
+        raise StorageError("InvalidKey", f"{key!a:.100}: a key that is not valid text") from None
     if not key or size > KEY_LIMIT:
-        raise StorageError("InvalidKey", f"a key has {size} bytes, allowed are 1 to {KEY_LIMIT}")
+        raise StorageError("InvalidKey", f"{key!a:.100}: a key of {size} bytes, allowed are 1 to {KEY_LIMIT}")
     if any(ord(c) < 32 or 127 <= ord(c) < 160 or c == "\\" for c in key):
         raise StorageError("InvalidKey", f"{clean(key)}: control character or backslash in a key")
     for part in key.split("/"):

@@ -117,13 +117,21 @@ def test_a_zip_that_lies_about_a_size_is_refused(monkeypatch: pytest.MonkeyPatch
     # The size in the central directory: its record begins with PK\x01\x02.
     at = data.index(b"PK\x01\x02") + 24
     data[at : at + 4] = (10).to_bytes(4, "little")
-    assert refused(lambda: archive.repack(bytes(data))).reason == "BadCode"
+    error = refused(lambda: archive.repack(bytes(data)))
+    assert error.reason == "BadCode" and "the archive cannot be read: " in str(error) and "a.py" in str(error)
 
 
 def test_what_is_no_archive_is_refused() -> None:
-    whole = tarred(FILES)
-    for data in (b"", b"hello", b"PK\x03\x04rubbish", b"\x1f\x8brubbish", whole[: len(whole) // 2]):
-        assert refused(partial(archive.repack, data)).reason == "BadCode"
+    whole, broken = tarred(FILES), "the archive cannot be read: "
+    for data, words in {
+        b"": "neither a zip nor a tar.gz",
+        b"hello": "neither a zip nor a tar.gz",
+        b"PK\x03\x04rubbish": f"{broken}File is not a zip file",
+        b"\x1f\x8brubbish": broken,
+        whole[: len(whole) // 2]: broken,
+    }.items():
+        error = refused(partial(archive.repack, data))
+        assert error.reason == "BadCode" and words in str(error)
     both = refused(lambda: archive.repack(zipped({"a": b"", "a/b.py": b""})))
     assert "as a file and as a folder" in str(both)
 
@@ -146,6 +154,9 @@ def test_the_first_look_counts_for_the_run(tmp_path: Path) -> None:
     assert archive.pin(storage, "run-1", url, None) == digest
     error = refused(lambda: archive.pin(storage, "run-3", url, None))
     assert error.reason == "CodeNotFound" and url in str(error)
+    source.write_bytes(tarred({"../flow.py": b""}))
+    error = refused(lambda: archive.pin(storage, "run-3", url, None))
+    assert error.reason == "BadCode" and url in str(error) and "../flow.py" in str(error)
 
 
 def test_another_archive_than_the_digest_names_is_refused(tmp_path: Path) -> None:

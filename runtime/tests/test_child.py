@@ -89,7 +89,7 @@ def test_output_written_between_steps_belongs_to_nobody(runner: Runner, tmp_path
     written = tmp_path / "written"
     late = f"sleep 0.2; echo late; touch {written}"
     runner.ask(child, f"import subprocess; subprocess.Popen(['sh', '-c', {late!r}])")
-    until("it is written", written.exists)
+    until("it is written", written.exists, 20)
     lines = Lines()
     runner.ask(child, "print('mine')", lines)
     assert lines.raw["stdout"] == b"mine\n"
@@ -261,7 +261,7 @@ def test_the_output_of_a_step_that_ends_its_process_right_after_counts(runner: R
     script = "import os, threading\nthreading.Timer(0.3, os._exit, [1]).start()\noutput = 1"
     child = runner.start()
     assert runner.ask(child, script)[0] == "ok"
-    until("the process ends", lambda: gone(child.pid))
+    until("the process ends", lambda: gone(child.pid), 20)
     with pytest.raises(Stale):
         runner.ask(child, "output = 2")
     runner.pool.release(child, False)
@@ -277,7 +277,7 @@ def test_a_step_may_close_its_output(runner: Runner) -> None:
 def test_a_process_that_died_while_idle_is_noticed_before_a_step_is_lost(runner: Runner) -> None:
     pid = runner.value("import os; output = os.getpid()")
     os.kill(pid, signal.SIGKILL)
-    until("the process ends", lambda: gone(pid))
+    until("the process ends", lambda: gone(pid), 20)
     with pytest.raises(Stale):
         runner.run("output = 1")
     assert runner.value("output = 1") == 1
@@ -293,13 +293,13 @@ def test_processes_are_of_one_kind_and_no_more_than_the_limit(runner: Runner) ->
 
 def test_blank_processes_wait_for_their_first_kind(runner: Runner) -> None:
     runner.pool.prestart(1)
-    (pid,) = until("a process is there", lambda: runner.pool.pids)
+    (pid,) = until("a process is there", lambda: runner.pool.pids, 20)
     assert runner.value("import os; output = os.getpid()", kind="new") == pid
 
 
 def test_an_environment_that_the_interpreter_reads_at_start_gets_a_process_of_its_own(runner: Runner) -> None:
     runner.pool.prestart(1)
-    until("a process is there", lambda: runner.pool.pids)
+    until("a process is there", lambda: runner.pool.pids, 20)
     child = runner.start("k", {"PYTHONHASHSEED": "7", "MINE": "x"})
     kind, answer = runner.ask(child, "import os; output = (hash('a'), os.environ['MINE'])")
     expected = subprocess.run(
@@ -318,7 +318,7 @@ def test_closing_the_pool_ends_running_steps(runner: Runner) -> None:
     with pytest.raises(Killed) as caught:
         runner.ask(child, "import time; time.sleep(60)")
     assert caught.value.why == "closing"
-    until("the process ends", lambda: gone(child.pid))
+    until("the process ends", lambda: gone(child.pid), 20)
 
 
 def test_a_step_ends_when_the_socket_closes(runner: Runner, tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_a_step_ends_when_the_socket_closes(runner: Runner, tmp_path: Path) -> N
     request: dict[str, Any] = {"def": "busy", "env": {}, "v": None, "h": [], "all": [], "e": [], "path": ""}
     # Sent by hand: whoever waits for the answer would see the socket close, and kill the process himself.
     child._sock.sendall(channel.frame(["define", "busy", definition]) + channel.frame(["run", request]))
-    until("the step runs", begun.exists)
+    until("the step runs", begun.exists, 20)
     assert not gone(child.pid)
     child._sock.shutdown(socket.SHUT_RDWR)
     until("the end of the process", lambda: gone(child.pid), 5)
@@ -365,8 +365,8 @@ runner.ask(child, "open({str(begun)!r}, 'w')\\n" + script)
     process = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True, env=env)
     assert process.stdout is not None
     pid, other = map(int, process.stdout.readline().split())
-    until("the step runs", begun.exists)
-    until("its program runs", lambda: descendants(pid) or not program)
+    until("the step runs", begun.exists, 20)
+    until("its program runs", lambda: descendants(pid) or not program, 20)
     below = descendants(pid)
     assert not gone(pid) and len(below) == int(program)
     process.kill()
@@ -382,7 +382,7 @@ runner.ask(child, "open({str(begun)!r}, 'w')\\n" + script)
 def test_descendants_are_found() -> None:
     shell = subprocess.Popen(["sh", "-c", "sleep 30 & wait"])
     try:
-        until("a process below the shell", lambda: len(descendants(shell.pid)) == 1)
+        until("a process below the shell", lambda: len(descendants(shell.pid)) == 1, 20)
     finally:
         for pid in descendants(shell.pid):
             os.kill(pid, signal.SIGKILL)

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import distributed
 import msgpack
 import pytest
 
@@ -76,6 +77,7 @@ def test_the_runtime_is_sent_to_a_running_cluster_once(tmp_path: Path) -> None:
         assert said["runtime"] == digest and said["protocol"] == [1, 1] and said["runs"] == {}
         other = send_runtime(conn, b"another", "0" * 64)
         assert other["reason"] == "RuntimeMismatch" and other["runtime"] == digest
+        assert f"runtime {digest[:12]} is installed on this scheduler, not 000000000000" in other["message"]
         run_a_step(made.address, tmp_path)
 
 
@@ -131,15 +133,14 @@ def test_an_unsupported_scheduler_says_so_to_its_driver(monkeypatch: pytest.Monk
     class Scheduler:
         handlers: dict[str, Any] = {}
 
-    def refuse(version: str) -> None:
-        raise versions.UnsupportedDask(f"distributed {version} is not supported")
-
-    monkeypatch.setattr(versions, "check", refuse)
+    monkeypatch.setattr(distributed, "__version__", "2022.12.1")
     scheduler = Scheduler()
     reply = asyncio.run(install.install(scheduler))
     assert reply["reason"] == "UnsupportedDask"
+    words = f"distributed 2022.12.1 is not supported: daskade runs on {versions.text(versions.OLDEST)} to"
+    assert words in reply["message"]
     for op in ("daskade-hello", "daskade-open"):
-        assert asyncio.run(scheduler.handlers[op](None))["reason"] == "UnsupportedDask"
+        assert asyncio.run(scheduler.handlers[op](None)) == reply
 
 
 def test_the_archive_is_the_same_for_the_same_sources() -> None:

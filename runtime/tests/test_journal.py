@@ -206,19 +206,20 @@ def test_spec_and_code_are_stored_once(store: Store) -> None:
 
 
 def test_open_says_what_is_in_the_way(store: Store) -> None:
-    def reason(epoch: int | None, create: bool, **more: Any) -> str:
-        with pytest.raises(JournalError) as caught:
+    def reason(words: str, epoch: int | None, create: bool, **more: Any) -> str:
+        with pytest.raises(JournalError, match=words) as caught:
             opened(store, epoch, create, **more)
         return caught.value.reason
 
-    assert reason(None, False) == "RunNotFound"
+    assert reason(f"there is no journal of run {RUN}", None, False) == "RunNotFound"
     opened(store, epoch=7)
-    assert reason(None, True) == "RunExists"
-    assert reason(7, False) == "StaleEpoch"
-    assert reason(6, False) == "StaleEpoch"
-    assert reason(None, False, spec_digest="other") == "SpecMismatch"
+    assert reason(f"run {RUN} already has a journal", None, True) == "RunExists"
+    assert reason(f"cannot open run {RUN} under epoch 7: its journal is at epoch 7", 7, False) == "StaleEpoch"
+    assert reason(f"cannot open run {RUN} under epoch 6: its journal is at epoch 7", 6, False) == "StaleEpoch"
+    words = f"run {RUN} was started with spec aa, not other"
+    assert reason(words, None, False, spec_digest="other") == "SpecMismatch"
     assert opened(store, 9, False).epoch == 9
-    with pytest.raises(JournalError) as caught:
+    with pytest.raises(JournalError, match=r"'\.\./x' is not the uid of a run") as caught:
         Journal.open(store, "../x", None, True, OPENED)
     assert caught.value.reason == "InvalidRun"
 
@@ -317,7 +318,7 @@ class Flaky(storage.DirectoryStore):
         if trouble == "lost request":
             raise StorageError("StorageUnreachable", "timeout", transient=True)
         if trouble == "denied":
-            raise StorageError("AccessDenied", "403")
+            raise StorageError("AccessDenied", f"cannot create {key}: 403")
         if trouble == "exists":
             raise Exists(key)
         version = super().create(key, data)
@@ -369,7 +370,7 @@ def test_denied_writes_are_retried_for_a_while_then_given_up(
     assert mine.append([committed(0)]) == 1
     monkeypatch.setattr(journal, "PATIENCE", 0.1)
     flaky.trouble = ["denied"] * 1000
-    with pytest.raises(StorageError) as caught:
+    with pytest.raises(StorageError, match=f"cannot create {segment_key(RUN, 2)}: 403") as caught:
         mine.append([committed(1)])
     assert caught.value.reason == "AccessDenied"
 
@@ -392,6 +393,6 @@ def test_close_ends_an_append_that_waits(flaky: Flaky, monkeypatch: pytest.Monke
 def test_open_gives_up_on_dead_storage_at_its_deadline(flaky: Flaky, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "OPEN_DEADLINE", 0.2)
     flaky.trouble = ["lost request"] * 1000
-    with pytest.raises(StorageError) as caught:
+    with pytest.raises(StorageError, match="timeout") as caught:
         opened(flaky)
     assert caught.value.reason == "StorageUnreachable"

@@ -71,7 +71,7 @@ def begun(client: Client, folder: Path, seconds: float) -> Future:
 
     mark = folder / "begun"
     future = client.submit(task, str(mark), seconds, pure=False)
-    until("the task runs", mark.exists, 60)
+    until("the task runs", mark.exists, 30)
     return future
 
 
@@ -85,7 +85,7 @@ def test_who_is_told_to_end_while_it_starts_ends_at_once(kind: str, tmp_path: Pa
     words = [sys.executable, "-m", "daskade_runtime.pod", kind]
     started = subprocess.Popen(words, env={**os.environ, **own}, stderr=subprocess.DEVNULL)
     try:
-        until("it starts", mark.exists, 60)
+        until("it starts", mark.exists, 30)
         started.terminate()
         assert started.wait(10) == DONE
     finally:

@@ -55,17 +55,17 @@ def test_an_attempt_is_submitted_once(dask: Cluster, storage: str) -> None:
 
 def test_a_malformed_request_is_refused_and_harms_nothing(dask: Cluster, storage: str) -> None:
     run = Run(dask.address, storage, [step("one", "operator:add", args(1, 2))]).open()
-    requests: list[tuple[str, dict[str, Any]]] = [
-        ("submit", {}),
-        ("submit", {"items": [[0]]}),
-        ("record", {"records": [[]]}),
-        ("stop", {"items": [[0]]}),
+    requests: list[tuple[str, dict[str, Any], str]] = [
+        ("submit", {}, "cannot call submit: .*'items'"),
+        ("submit", {"items": [[0]]}, r"cannot submit \(0,\): an item has seven fields"),
+        ("record", {"records": [[]]}, r"cannot record \(\): its kind is not length"),
+        ("stop", {"items": [[0]]}, r"cannot stop \(0,\): an item has three fields"),
     ]
-    for op, more in requests:
-        with pytest.raises(RpcError) as refused:
+    for op, more, words in requests:
+        with pytest.raises(RpcError, match=words) as refused:
             run.rpc(op, **more)
         assert refused.value.reason == "BadRequest", op
-    with pytest.raises(RpcError) as refused:
+    with pytest.raises(RpcError, match="cannot call open: .*'epoch'") as refused:
         run.conn.rpc("daskade-open", run=run.uid)
     assert refused.value.reason == "BadRequest"
     run.close()
@@ -82,14 +82,16 @@ def test_an_older_epoch_is_refused_everywhere(dask: Cluster, storage: str) -> No
         ("close", {"final": {}}),
         ("forget", {}),
     ]
+    words = f"run {run.uid} is open under epoch 2, not 1"
     for op, more in requests:
-        with pytest.raises(RpcError) as refused:
+        with pytest.raises(RpcError, match=words) as refused:
             run.rpc(op, **more)
         assert refused.value.reason == "StaleEpoch", op
     events = run.follow()
     events.wait(lambda _: events.ended)
     assert events.refused is not None and events.refused["reason"] == "StaleEpoch"
-    with pytest.raises(RpcError) as refused:
+    assert words in events.refused["message"]
+    with pytest.raises(RpcError, match=f"cannot open run {run.uid} under epoch 1: .*epoch 2") as refused:
         run.open(create=False, epoch=1)
     assert refused.value.reason == "StaleEpoch"
     newer.close()
@@ -98,7 +100,7 @@ def test_an_older_epoch_is_refused_everywhere(dask: Cluster, storage: str) -> No
 def test_a_leader_that_is_older_than_one_heard_opens_nothing(dask: Cluster, storage: str) -> None:
     steps = [step("one", "operator:add", args(1, 2))]
     run = Run(dask.address, storage, steps).open(lead=7)
-    with pytest.raises(RpcError) as refused:
+    with pytest.raises(RpcError, match="leader with epoch 7 was heard; this one has 6") as refused:
         Run(dask.address, storage, steps, uid=run.uid).open(create=False, lead=6)
     assert refused.value.reason == "StaleLeader"
     # Who was heard keeps the run; the next leader takes it over.
@@ -160,7 +162,7 @@ def test_an_archive_becomes_the_code_of_the_run(dask: Cluster, storage: str, tmp
     run.close()
     source.write_bytes(b"rubbish")
     run = Run(dask.address, storage, steps)
-    with pytest.raises(RpcError) as refused:
+    with pytest.raises(RpcError, match=f"file://{source}: .*neither a zip nor a tar.gz file") as refused:
         fetch()
     assert refused.value.reason == "BadCode"
 

@@ -146,6 +146,7 @@ def test_a_new_scheduler_resumes_from_the_journal(dask: Cluster, storage: str) -
     stale = Conn(dask.address)
     reply = stale.call("daskade-events", run=run.uid, epoch=again.epoch, since=0, instance="0" * 32)
     assert reply["reason"] == "InstanceChanged"
+    assert f"run {run.uid}: the scheduler was replaced" in reply["message"], reply
     again.close()
 
 
@@ -163,7 +164,7 @@ def test_a_second_writer_of_the_journal_fences_the_first(dask: Cluster, storage:
         fenced = events.wait_for("fenced")[0]
         assert fenced["epoch"] == second.epoch
         events.wait(lambda _: events.ended)
-        with pytest.raises(RpcError) as refused:
+        with pytest.raises(RpcError, match=f"run {run.uid} is not open on this scheduler") as refused:
             run.rpc("submit", items=[])
         assert refused.value.reason == "RunNotFound"
         assert run.uid not in run.conn.rpc("daskade-hello")["runs"]
@@ -220,7 +221,7 @@ def test_what_is_stopped_ends_and_is_told(dask: Cluster, storage: str) -> None:
     events.wait_for("stopped", 20, timeout=10)
     run.submit((0, 20, values(0)), (0, 21, values(0)))
     for item in (20, 21):
-        events.wait_for("finished", i=item)
+        events.wait_for("finished", i=item, timeout=10)
     run.close()
     events.wait_for("closing")
     assert not events.of("lost") and not events.of("failed")
@@ -264,34 +265,31 @@ def test_closing_waits_for_storage_and_writes_one_final_record(dask: Cluster, st
 def test_open_says_what_is_wrong_with_the_storage_or_the_run(
     dask: Cluster, storage: str, tmp_path: Path
 ) -> None:
-    def reason(run: Run, **more: Any) -> str:
-        with pytest.raises(RpcError) as refused:
-            run.open(**more)
+    def reason(words: str, create: bool = True, where: str = storage, **fields: Any) -> str:
+        """Why the run is not opened; ``words`` may name it as UID."""
+        run = Run(dask.address, where, [SLEEP], **fields)
+        with pytest.raises(RpcError, match=words.replace("UID", run.uid)) as refused:
+            run.open(create=create)
         return str(refused.value.reason)
 
-    assert reason(Run(dask.address, storage, [SLEEP]), create=False) == "RunNotFound"
+    assert reason("there is no journal of run UID", create=False) == "RunNotFound"
     run = Run(dask.address, storage, [SLEEP]).open()
-    assert reason(Run(dask.address, storage, [SLEEP], uid=run.uid)) == "RunExists"
-    assert (
-        reason(Run(dask.address, storage, [SLEEP], uid=run.uid, spec_digest="00"), create=False)
-        == "SpecMismatch"
-    )
+    other: dict[str, Any] = {"uid": run.uid, "spec_digest": "00", "create": False}
+    assert reason("run UID is open here under epoch 1", uid=run.uid) == "RunExists"
+    assert reason("run UID was started with another spec", **other) == "SpecMismatch"
     run.rpc("forget")
-    assert reason(Run(dask.address, storage, [SLEEP], uid=run.uid)) == "RunExists"
-    assert (
-        reason(Run(dask.address, storage, [SLEEP], uid=run.uid, spec_digest="00"), create=False)
-        == "SpecMismatch"
-    )
+    assert reason("run UID already has a journal", uid=run.uid) == "RunExists"
+    assert reason("run UID was started with spec .*, not 00", **other) == "SpecMismatch"
     segment = next(journal_of(storage, run).iterdir())
     segment.write_bytes(segment.read_bytes()[:-1] + b"x")
-    assert reason(Run(dask.address, storage, [SLEEP], uid=run.uid), create=False) == "RecordUnreadable"
+    words = "segment 0 of the journal of run UID cannot be read: the digest does not match"
+    assert reason(words, create=False, uid=run.uid) == "RecordUnreadable"
     blocked = tmp_path / "file"
     blocked.write_text("")
-    assert reason(Run(dask.address, f"file://{blocked}/below", [SLEEP])) in (
-        "InvalidKey",
-        "StorageUnreachable",
-    )
-    assert reason(Run(dask.address, storage, [SLEEP], code={"digest": "00", "zip": b"x"})) == "CodeMismatch"
+    words = f"cannot create directory {blocked}/below: "
+    assert reason(words, where=f"file://{blocked}/below") in ("InvalidKey", "StorageUnreachable")
+    words = "run UID: its code archive has the sha256 [0-9a-f]{64}, not 00"
+    assert reason(words, code={"digest": "00", "zip": b"x"}) == "CodeMismatch"
 
 
 def test_a_step_that_no_worker_may_run_is_blocked_with_the_reason(dask: Cluster, storage: str) -> None:
@@ -370,7 +368,8 @@ def test_events_resume_where_the_connection_broke_and_tell_a_gap(dask: Cluster, 
         third.close()
         return third.refused
 
-    assert until("the events are forgotten", refused, 30)["reason"] == "Gap"
+    told = until("the events are forgotten", refused, 30)
+    assert told["reason"] == "Gap" and f"run {run.uid}: events from {run.cursor + 1} on are not kept" in told["message"]
     run.close()
 
 
@@ -397,8 +396,14 @@ def test_decisions_are_kept_and_hand_on_what_waited(dask: Cluster, storage: str)
     events.wait_for("finished", s=0)
     run.rpc("record", records=[["skipped", 0, 1, "When", "when was false"]])
     assert events.wait_for("finished", s=1)[0]["json"] == 2
-    for bad in (["nonsense", 1], ["length", 0], ["length", 9, 1], ["skipped", 0, 1, 2, ""]):
-        with pytest.raises(RpcError) as refused:
+    wrong: list[tuple[list[Any], str]] = [
+        (["nonsense", 1], r"record \('nonsense', 1\): its kind is not length, skipped or refused"),
+        (["length", 0], r"record \('length', 0\): it does not have the fields of length"),
+        (["length", 9, 1], r"record \('length', 9, 1\): there is no step 9"),
+        (["skipped", 0, 1, 2, ""], "it does not have the fields of skipped"),
+    ]
+    for bad, words in wrong:
+        with pytest.raises(RpcError, match=words) as refused:
             run.rpc("record", records=[bad])
         assert refused.value.reason == "BadRequest"
     run.rpc("forget")
@@ -422,7 +427,7 @@ def test_a_failure_carries_class_type_and_text_and_is_kept(dask: Cluster, storag
         found = again.open(create=False).snapshot["failed"]
         return found or again.rpc("forget") and None
 
-    assert until("the failure is in the journal", failures, 20) == [[0, -1, 1, "app"]]
+    assert until("the failure is in the journal", failures, 5) == [[0, -1, 1, "app"]]
 
 
 def test_a_retiring_worker_ends_what_it_runs_and_hands_back_the_rest(tmp_path: Path, storage: str) -> None:
@@ -441,7 +446,7 @@ def test_a_retiring_worker_ends_what_it_runs_and_hands_back_the_rest(tmp_path: P
         dask.add_worker("cpu-1-0")
         assert events.wait_for("finished", i=1)[0]["w"] == "cpu-1-0"
         assert events.wait_for("finished", i=0)[0]["w"] == "cpu-0-0"
-        until("it has nothing left", lambda: not admin.call("processing", workers=[address])[address], 20)
+        until("it has nothing left", lambda: not admin.call("processing", workers=[address])[address], 5)
         assert not events.of("lost") and sum(event["i"] < 1000 for event in events.of("started")) == 2
         run.close()
 

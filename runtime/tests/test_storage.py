@@ -53,10 +53,17 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return found
 
 
-def refused(call: Callable[[], Any]) -> StorageError:
+def refused(call: Callable[[], Any], words: str) -> StorageError:
+    """What ``call`` fails with; ``words`` are in its message."""
     with pytest.raises(StorageError) as caught:
         call()
+    assert words in str(caught.value)
     return caught.value
+
+
+def shown(store: Store, key: str) -> str:
+    """An object as messages name it."""
+    return f"{store.url.removeprefix('file://')}/{key}"
 
 
 def commit(step: int) -> list[Any]:
@@ -80,8 +87,8 @@ def test_objects_come_back_whole_and_in_part(store: Store) -> None:
     store.put("empty", b"")
     assert (store.get("empty"), store.head("empty")) == (b"", 0)
     assert store.head("none") is None
-    assert refused(lambda: store.get("none")).reason == "NotFound"
-    assert refused(lambda: store.get("none", 1, 2)).reason == "NotFound"
+    assert refused(lambda: store.get("none"), shown(store, "none")).reason == "NotFound"
+    assert refused(lambda: store.get("none", 1, 2), shown(store, "none")).reason == "NotFound"
 
 
 def test_a_version_changes_with_the_object(
@@ -128,10 +135,12 @@ def test_a_version_is_read_as_it_was(
         assert store.get_to_file(key, str(tmp_path / "x"), version) == found
         assert (tmp_path / "x").read_bytes() == old
         assert store.look(key, "no-such-version") is None
-        assert refused(lambda: store.get_to_file(key, str(tmp_path / "x"), "none")).reason == "NotFound"  # noqa: B023
+        words = f"{shown(store, key)} (version none): "
+        error = refused(lambda: store.get_to_file(key, str(tmp_path / "x"), "none"), words)  # noqa: B023
+        assert error.reason == "NotFound"
     folder = storage.DirectoryStore(str(tmp_path))
-    assert "no versions" in str(refused(lambda: folder.look("x", "1")))
-    assert "no versions" in str(refused(lambda: folder.get_to_file("x", str(tmp_path / "y"), "1")))
+    refused(lambda: folder.look("x", "1"), "x is in a folder, which keeps no versions")
+    refused(lambda: folder.get_to_file("x", str(tmp_path / "y"), "1"), "x is in a folder, which keeps no versions")
 
 
 def test_buffers_of_any_kind_are_bytes(store: Store) -> None:
@@ -155,7 +164,8 @@ def test_files_go_up_and_down(store: Store, tmp_path: Path, monkeypatch: pytest.
         store.put("pieces", [data[: size // 3], data[size // 3 :]])
         assert store.get("pieces") == data
     assert store.get("file", 3, 12 << 20) == data[3 : 3 + (12 << 20)]
-    assert refused(lambda: store.get_to_file("none", str(tmp_path / "no"))).reason == "NotFound"
+    error = refused(lambda: store.get_to_file("none", str(tmp_path / "no")), shown(store, "none"))
+    assert error.reason == "NotFound"
     with pytest.raises(FileNotFoundError):
         store.put_file("file", str(tmp_path / "missing"))
 
@@ -197,24 +207,25 @@ def test_the_probe_leaves_nothing_behind(store: Store) -> None:
 
 
 def test_unsafe_keys_are_refused(store: Store) -> None:
-    bad = [
-        "",
-        "/a",
-        "a/",
-        "a//b",
-        "../a",
-        "a/../b",
-        "./a",
-        "a\nb",
-        "a\x7fb",
-        "a\x85b",
-        "a\\b",
-        ".tmp-x",
-        "x" * 1025,
-    ]
-    for key in [*bad, "\ud800"]:
+    bad = {
+        "": "'': a key of 0 bytes, allowed are 1 to 1024",
+        "/a": "/a: '' is not allowed as a part of a key",
+        "a/": "a/: '' is not allowed",
+        "a//b": "a//b: '' is not allowed",
+        "../a": "../a: '..' is not allowed",
+        "a/../b": "a/../b: '..' is not allowed",
+        "./a": "./a: '.' is not allowed",
+        "a\nb": "a b: control character or backslash in a key",
+        "a\x7fb": "a b: control character",
+        "a\x85b": "a b: control character",
+        "a\\b": "a\\b: control character or backslash",
+        ".tmp-x": "'.tmp-x' is not allowed",
+        "x" * 1025: "xxx: a key of 1025 bytes",
+        "\ud800": "'\\ud800': a key that is not valid text",
+    }
+    for key, words in bad.items():
         for call in (store.get, store.head, lambda k: store.put(k, b""), lambda k: store.delete([k])):
-            assert refused(lambda: call(key)).reason == "InvalidKey", key  # noqa: B023
+            assert refused(lambda: call(key), words).reason == "InvalidKey", key  # noqa: B023
     assert check_key("x" * 1024) == "x" * 1024
 
 
@@ -231,8 +242,8 @@ def test_a_journal_lives_on_it(store: Store) -> None:
 
 
 def test_errors_cross_processes(store: Store) -> None:
-    error = pickle.loads(pickle.dumps(refused(lambda: store.get("none"))))
-    assert (error.reason, error.transient) == ("NotFound", False)
+    error = pickle.loads(pickle.dumps(refused(lambda: store.get("none"), shown(store, "none"))))
+    assert (error.reason, error.transient) == ("NotFound", False) and shown(store, "none") in str(error)
 
 
 # ------------------------------------------------------------ configuration
@@ -256,13 +267,21 @@ def test_errors_cross_processes(store: Store) -> None:
     ],
 )
 def test_a_wrong_configuration_is_refused_by_what_is_wrong(config: dict[str, Any], words: str) -> None:
-    error = refused(lambda: open_store(config))
-    assert error.reason == "InvalidStorage" and words in str(error) and "secret" not in str(error)
+    error = refused(lambda: open_store(config), words)
+    assert error.reason == "InvalidStorage" and "secret" not in str(error)
 
 
-@pytest.mark.parametrize("prefix", ["a/../b", "a//b", "a/%0Ab", ".tmp-x"])
-def test_an_unsafe_prefix_is_refused(prefix: str) -> None:
-    assert refused(lambda: open_store({"url": f"s3://bucket/{prefix}"})).reason == "InvalidKey"
+@pytest.mark.parametrize(
+    ("prefix", "words"),
+    [
+        ("a/../b", "a/../b: '..' is not allowed"),
+        ("a//b", "a//b: '' is not allowed"),
+        ("a/%0Ab", "a/ b: control character"),
+        (".tmp-x", "'.tmp-x' is not allowed"),
+    ],
+)
+def test_an_unsafe_prefix_is_refused(prefix: str, words: str) -> None:
+    assert refused(lambda: open_store({"url": f"s3://bucket/{prefix}"}), words).reason == "InvalidKey"
 
 
 def test_a_directory_needs_no_library() -> None:
@@ -283,16 +302,16 @@ def test_a_library_that_is_too_old_is_named(any_keys: None, monkeypatch: pytest.
     import obstore
 
     monkeypatch.setattr(obstore, "__version__", "0.9.5")
-    error = refused(lambda: open_store({"url": "s3://bucket/x"}))
-    assert error.reason == "NoStorageLibrary" and "0.11" in str(error) and "0.9.5" in str(error)
+    error = refused(lambda: open_store({"url": "s3://bucket/x"}), "needs obstore 0.11")
+    assert error.reason == "NoStorageLibrary" and "0.9.5" in str(error)
 
 
 def test_missing_credentials_are_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [n for n in os.environ if n.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    error = refused(lambda: open_store({"url": "s3://bucket/x", "endpoint": "http://127.0.0.1:1"}))
-    assert error.reason == "AccessDenied" and "AWS_ACCESS_KEY_ID" in str(error)
+    config = {"url": "s3://bucket/x", "endpoint": "http://127.0.0.1:1"}
+    assert refused(lambda: open_store(config), "set AWS_ACCESS_KEY_ID").reason == "AccessDenied"
 
 
 def test_credentials_may_come_from_a_file_and_be_rotated(
@@ -314,7 +333,7 @@ def test_credentials_may_come_from_a_file_and_be_rotated(
     monkeypatch.setattr(s3, "_REREAD", -s3._REREAD)
     write("readonly")
     store = open_store(server.storage("rotated"))
-    assert refused(lambda: store.put("x", b"1")).reason == "AccessDenied"
+    assert refused(lambda: store.put("x", b"1"), f"cannot put {shown(store, 'x')}: 403").reason == "AccessDenied"
     write("writer")
     time.sleep(0.3)  # obstore asks again after a tenth of a second at the earliest
     store.put("x", b"1")
@@ -340,7 +359,8 @@ def test_a_mounted_secret_goes_before_variables_and_may_be_replaced(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(s3, "_REREAD", -s3._REREAD)
     store = open_store(server.storage("mounted"))
-    assert refused(lambda: store.put("x", b"1")).reason == "AccessDenied", "variables are those of the start"
+    error = refused(lambda: store.put("x", b"1"), f"cannot put {shown(store, 'x')}: 403")
+    assert error.reason == "AccessDenied", "variables are those of the start"
     write("two", "writer")
     time.sleep(0.3)  # obstore asks again after a tenth of a second at the earliest
     store.put("x", b"1")
@@ -420,11 +440,10 @@ def test_a_web_identity_is_exchanged_for_keys_by_the_library(
             monkeypatch.setenv(name, value)
         (tmp_path / "token").write_text("token-1")
         store = open_store(server.storage("identity"))
-        error = refused(lambda: store.put("x", b"1"))
-        assert error.reason == "AccessDenied" and "InvalidIdentityToken" in str(error)
+        assert refused(lambda: store.put("x", b"1"), "InvalidIdentityToken").reason == "AccessDenied"
         with monkeypatch.context() as other:
             other.setenv("AWS_ENDPOINT_URL_STS", "http://localhost:1")
-            assert "https:// only" in str(refused(lambda: open_store(server.storage("identity"))))
+            refused(lambda: open_store(server.storage("identity")), "https:// only")
         # The token is read again for each exchange: Kubernetes renews it.
         (tmp_path / "token").write_text("token-2")
         store.put("x", b"1")
@@ -460,9 +479,8 @@ def test_a_volume_that_is_not_mounted_is_not_an_empty_store(tmp_path: Path) -> N
         lambda: store.put("x", b""),
         lambda: list(store.list("x")),
     ):
-        error = refused(call)
+        error = refused(call, f"{tmp_path}/gone is not a directory: no volume is mounted there")
         assert (error.reason, error.transient) == ("StorageUnreachable", True)
-        assert "no volume is mounted there" in str(error)
     assert not (tmp_path / "gone").exists()
 
 
@@ -473,7 +491,8 @@ def test_a_directory_without_hard_links_is_refused(
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", link)
-    assert refused(directory.probe).reason == "NoConditionalPut"
+    words = f"{directory.url}: the file system has no hard links"
+    assert refused(directory.probe, words).reason == "NoConditionalPut"
     assert list(directory.list("")) == []
 
 
@@ -499,8 +518,8 @@ def test_a_failed_write_has_its_reason_and_leaves_nothing(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", sync)
-    for call in (lambda: directory.put("x", b"1"), lambda: directory.create("y", b"1")):
-        error = refused(call)
+    for call in (lambda: directory.put("x", b"1"), lambda: directory.create("x", b"1")):
+        error = refused(call, f"cannot write {shown(directory, 'x')}: {os.strerror(code)}")
         assert (error.reason, error.transient) == (reason, transient)
     assert list(Path(directory.root).iterdir()) == []
 
@@ -544,20 +563,19 @@ def test_writers_and_deleters_of_one_folder_do_not_hurt_each_other(directory: st
 def test_wrong_keys_and_missing_buckets_are_told_apart(
     keys: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reason(config: dict[str, str]) -> str:
-        return refused(lambda: open_store(config).probe()).reason
+    def reason(config: dict[str, str], words: str) -> str:
+        return refused(lambda: open_store(config).probe(), words).reason
 
     for name, value in keys.environ("admin").items():
         monkeypatch.setenv(name, value)
-    assert reason({**keys.storage(), "url": "s3://no-such-bucket/x"}) == "NoSuchBucket"
+    missing = "s3://no-such-bucket/x"
+    assert reason({**keys.storage(), "url": missing}, f"cannot create {missing}/probe/") == "NoSuchBucket"
     for name, value in keys.environ("readonly").items():
         monkeypatch.setenv(name, value)
-    assert reason(keys.storage("x")) == "AccessDenied"
+    assert reason(keys.storage("x"), f"cannot create {keys.storage('x')['url']}/probe/") == "AccessDenied"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    error = refused(lambda: open_store(keys.storage("x")).probe())
-    assert (
-        error.reason == "AccessDenied" and "SignatureDoesNotMatch" in str(error) and "wrong" not in str(error)
-    )
+    error = refused(lambda: open_store(keys.storage("x")).probe(), "SignatureDoesNotMatch")
+    assert error.reason == "AccessDenied" and "wrong" not in str(error)
 
 
 def test_keys_with_a_newline_at_their_end_work(keys: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -583,7 +601,7 @@ def test_a_create_whose_answer_was_lost_is_known_by_the_journal(keys: S3Server) 
 def test_a_conflict_that_is_still_being_decided_is_not_a_defeat(keys: S3Server) -> None:
     store = open_store(keys.storage("conflict"))
     keys.fault(method="PUT", match="conflict/x", action="409", code="ConditionalRequestConflict", count=1)
-    error = refused(lambda: store.create("x", b"1"))
+    error = refused(lambda: store.create("x", b"1"), f"cannot create {shown(store, 'x')}: concurrent write")
     assert (error.reason, error.transient) == ("StorageUnreachable", True)
     store.create("x", b"1")
 
@@ -595,7 +613,7 @@ def test_an_append_waits_for_a_server_that_is_down(keys: S3Server, monkeypatch: 
     mine.on_trouble = said.append
     keys.down()
     try:
-        error = refused(lambda: store.get("anything"))
+        error = refused(lambda: store.get("anything"), f"cannot get {shown(store, 'anything')}: ")
         assert (error.reason, error.transient) == ("StorageUnreachable", True)
         appending = ThreadPoolExecutor(1).submit(mine.append, [commit(0)])
         until("the trouble is told", lambda: said, 30)
@@ -614,8 +632,8 @@ def test_torn_and_refused_answers_are_retried(keys: S3Server) -> None:
     keys.fault(method="PUT", match="torn/x", action="503", code="SlowDown", count=1)
     store.put("x", b"1")
     keys.fault(method="PUT", match="torn/x", action="503", code="SlowDown")
-    error = refused(lambda: store.put("x", b"1"))
-    assert (error.reason, error.transient) == ("StorageUnreachable", True) and "SlowDown" in str(error)
+    error = refused(lambda: store.put("x", b"1"), "SlowDown")
+    assert (error.reason, error.transient) == ("StorageUnreachable", True)
 
 
 def test_a_request_has_a_deadline(keys: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -624,7 +642,7 @@ def test_a_request_has_a_deadline(keys: S3Server, monkeypatch: pytest.MonkeyPatc
     store = open_store(keys.storage("slow"))
     keys.fault(match="slow/x", action="delay", seconds=3)
     started = time.monotonic()
-    assert refused(lambda: store.create("x", b"1")).transient
+    assert refused(lambda: store.create("x", b"1"), f"cannot create {shown(store, 'x')}: ").transient
     assert time.monotonic() - started < 2.5
 
 
@@ -639,7 +657,8 @@ def test_a_failed_multipart_upload_is_aborted(
     store = open_store(keys.storage("parts"))
     (tmp_path / "f").write_bytes(bytes(16 << 20))
     keys.fault(method="PUT", match="partNumber=3", action="403", code="AccessDenied")
-    assert refused(lambda: store.put_file("x", str(tmp_path / "f"))).reason == "AccessDenied"
+    error = refused(lambda: store.put_file("x", str(tmp_path / "f")), f"cannot put {shown(store, 'x')}: 403")
+    assert error.reason == "AccessDenied"
     # A request is logged when its exchange is over, which may be a moment after its answer was read.
 
     def aborted() -> list[dict[str, Any]]:
@@ -732,7 +751,7 @@ def test_answers_of_other_services_have_their_reason(
     any_keys: None, status: int, body: str, reason: str, transient: bool
 ) -> None:
     with Scripted(status, body) as answers:
-        error = refused(lambda: open_store(answers.config).create("x", b"1"))
+        error = refused(lambda: open_store(answers.config).create("x", b"1"), "cannot create s3://bucket/x/x: ")
     assert (error.reason, error.transient) == (reason, transient), str(error)
     assert "CANARY" not in str(error) and str(error).isprintable()
     if reason == "WrongRegion":
@@ -743,8 +762,8 @@ def test_answers_of_other_services_have_their_reason(
 
 def test_a_service_that_ignores_the_condition_is_found_by_the_probe(any_keys: None) -> None:
     with Scripted(200, "") as answers:
-        error = refused(lambda: open_store(answers.config).probe())
-    assert error.reason == "NoConditionalPut" and "If-None-Match" in str(error)
+        error = refused(lambda: open_store(answers.config).probe(), "If-None-Match")
+    assert error.reason == "NoConditionalPut"
 
 
 @pytest.mark.parametrize(
@@ -752,16 +771,15 @@ def test_a_service_that_ignores_the_condition_is_found_by_the_probe(any_keys: No
     [("http://127.0.0.1:1", "refused"), ("http://no-such-host.invalid", "the host name is unknown")],
 )
 def test_an_endpoint_that_is_not_there_names_the_cause(any_keys: None, endpoint: str, words: str) -> None:
-    error = refused(lambda: open_store({"url": "s3://bucket/x", "endpoint": endpoint}).probe())
+    error = refused(lambda: open_store({"url": "s3://bucket/x", "endpoint": endpoint}).probe(), words)
     assert (error.reason, error.transient) == ("StorageUnreachable", True)
-    assert words in str(error)
 
 
 def test_an_endpoint_that_speaks_no_tls_is_named(any_keys: None) -> None:
     with Scripted(200, "") as answers:
         config = {**answers.config, "endpoint": answers.config["endpoint"].replace("http://", "https://")}
-        error = refused(lambda: open_store(config).probe())
-    assert error.reason == "StorageUnreachable" and "TLS" in str(error)
+        error = refused(lambda: open_store(config).probe(), "TLS")
+    assert error.reason == "StorageUnreachable"
 
 
 def test_a_private_authority_is_trusted_only_when_it_is_named(
@@ -786,8 +804,8 @@ def test_a_private_authority_is_trusted_only_when_it_is_named(
             **answers.config,
             "endpoint": answers.config["endpoint"].replace("http://", "https://"),
         }
-        error = refused(lambda: open_store(config).create("x", b"1"))
-        assert error.reason == "StorageUnreachable" and "certificate" in str(error), str(error)
+        error = refused(lambda: open_store(config).create("x", b"1"), "certificate")
+        assert error.reason == "StorageUnreachable"
         open_store({**config, "options": {"ca_file": str(tmp_path / "ca.pem")}}).create("x", b"1")
         monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
         open_store(config).create("x", b"1")
@@ -800,7 +818,7 @@ def test_the_server_keeps_its_data_and_its_log_over_a_kill(keys: S3Server) -> No
     store = open_store(keys.storage("kept"))
     store.put("x", b"1")
     keys.down()
-    refused(lambda: store.get("x"))
+    refused(lambda: store.get("x"), shown(store, "x"))
     keys.up()
     assert store.get("x") == b"1"
     # A request is logged when its exchange is over, which may be a moment after its answer was read.
@@ -818,6 +836,6 @@ def test_the_server_keeps_its_data_and_its_log_over_a_kill(keys: S3Server) -> No
 def test_the_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     code = f"import os; from support.s3.server import S3Server; S3Server({str(tmp_path)!r}); os.kill(os.getpid(), 9)"
     env = {**os.environ, "PYTHONPATH": str(TOP / "tests")}
-    subprocess.run([sys.executable, "-c", code], env=env, check=False, timeout=240)
+    subprocess.run([sys.executable, "-c", code], env=env, check=False, timeout=120)
     pid = int((tmp_path / "pid").read_text())
-    until("the server has ended", lambda: not alive(pid), 30)
+    until("the server has ended", lambda: not alive(pid), 10)

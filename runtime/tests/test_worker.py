@@ -66,7 +66,7 @@ def test_why_an_attempt_failed_stands_below_its_lines(cluster: Cluster) -> None:
 def test_a_step_that_takes_a_while_is_announced_as_started(cluster: Cluster) -> None:
     run = cluster.open([step("nap", "time:sleep", args(0.5))])
     future = cluster.submit(run)
-    (event,) = until("the step starts", lambda: [e for e in cluster.events(run) if e["k"] == "started"])
+    (event,) = until("the step starts", lambda: [e for e in cluster.events(run) if e["k"] == "started"], 20)
     assert not future.done()
     assert (event["s"], event["i"], event["a"]) == (0, -1, 1)
     assert event["w"].startswith("cpu-")
@@ -232,7 +232,7 @@ def test_a_dropped_run_is_forgotten(cluster: Cluster) -> None:
         reply = cluster.worker_rpc(handle["w"], "daskade-get", run=run, d=handle["d"], offset=0, length=1)
         return bool(reply["status"] == "OK")
 
-    until("nothing is cached", lambda: not cached())
+    until("nothing is cached", lambda: not cached(), 20)
 
 
 def test_small_results_are_reported_as_json(cluster: Cluster) -> None:
@@ -287,8 +287,8 @@ def test_a_running_step_is_stopped(cluster: Cluster, tmp_path: Path) -> None:
         [script(f"import os, time; print(os.getpid(), file=open({note!r}, 'w', 1)); time.sleep(60)")]
     )
     future = cluster.submit(run)
-    pid = int(until("the step writes its process number", lambda: os.path.exists(note) and Path(note).read_text()))
-    (event,) = until("an event", lambda: cluster.events(run))
+    pid = int(until("the step writes its process number", lambda: os.path.exists(note) and Path(note).read_text(), 20))
+    (event,) = until("an event", lambda: cluster.events(run), 20)
     cluster.tell(event["w"], op="daskade-stop", run=run, s=0, i=-1, a=2)  # another attempt
     time.sleep(0.3)
     assert not future.done()
@@ -313,7 +313,7 @@ def test_a_stop_reaches_no_attempt_of_a_later_opening(cluster: Cluster) -> None:
     for name in cluster.addresses():
         cluster.tell(name, op="daskade-stop", run=run, s=0, i=-1, a=1, o=1)
     future = cluster.submit(run, o=2)
-    until("an event", lambda: cluster.events(run))
+    until("an event", lambda: cluster.events(run), 20)
     for name in cluster.addresses():
         cluster.tell(name, op="daskade-stop", run=run, s=0, i=-1, a=1, o=1)
     reply = result(future)
@@ -325,7 +325,7 @@ def test_live_lines_arrive_while_the_step_runs(cluster: Cluster) -> None:
     for name in cluster.addresses():
         cluster.tell(name, op="daskade-listen", run=run, on=True)
     future = cluster.submit(run)
-    lines = until("lines of the log", lambda: [line for e in cluster.events(run) if e["k"] == "logs" for line in e["lines"]])
+    lines = until("lines of the log", lambda: [line for e in cluster.events(run) if e["k"] == "logs" for line in e["lines"]], 20)
     assert not future.done()
     assert (lines[0][:3], lines[0][4:]) == ((0, -1, 1), ("stdout", "0"))
     for name in cluster.addresses():
@@ -344,7 +344,7 @@ def test_a_failure_brings_its_last_lines_to_storage_at_once(cluster: Cluster) ->
     reply = cluster.run(run)
     assert reply["tail"] == ["about to"]
     began = time.monotonic()
-    until("lines in the storage", lambda: cluster.log_lines(run))
+    until("lines in the storage", lambda: cluster.log_lines(run), 20)
     assert time.monotonic() - began < 1
 
 
@@ -372,7 +372,7 @@ def test_thread_isolation_honours_timeouts_and_stops_between_instructions(cluste
     run = cluster.open([script(loop, isolation="thread", timeout=0.5), script(loop, isolation="thread")])
     assert cluster.run(run)["class"] == "timeout"
     future = cluster.submit(run, 1)
-    event = until("an event of the second step", lambda: [e for e in cluster.events(run) if e["s"] == 1])[0]
+    event = until("an event of the second step", lambda: [e for e in cluster.events(run) if e["s"] == 1], 20)[0]
     cluster.tell(event["w"], op="daskade-stop", run=run, s=1, i=-1, a=1)
     assert result(future, 10)["class"] == "stopped"
 
@@ -385,7 +385,7 @@ def test_a_worker_under_a_nanny_whose_worker_process_dies(tmp_path: Path) -> Non
         source += "time.sleep({})"
         run = cluster.open([script(source.format(300)), script(source.format(0))])
         future = cluster.submit(run)
-        pids = until("the step writes its process number", lambda: os.path.exists(note) and Path(note).read_text().split())
+        pids = until("the step writes its process number", lambda: os.path.exists(note) and Path(note).read_text().split(), 20)
         os.kill(int(pids[1]), signal.SIGKILL)
         until("the end of the step", lambda: gone(int(pids[0])), 10)
         future.release()
@@ -412,7 +412,7 @@ def test_steps_end_when_their_worker_or_its_scheduler_dies(tmp_path: Path, victi
             [script(f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(300)")]
         )
         future = cluster.submit(run)
-        pid = int(until("the step writes its process number", lambda: note.exists() and note.read_text()))
+        pid = int(until("the step writes its process number", lambda: note.exists() and note.read_text(), 20))
         os.kill(cluster.processes[victim].pid, signal.SIGKILL)
         until("the end of the step", lambda: gone(pid), 10)
         del future

@@ -177,7 +177,7 @@ def test_an_outage_costs_bounded_memory_and_the_loss_is_written_down(
         log.feed("stdout", b"x" * 100 + b"\n")
     assert hub.hub._pending <= 10_000
     broken.down = False
-    until("the lines are handed on", lambda: not hub.hub._runs["r"].lines)
+    until("the lines are handed on", lambda: not hub.hub._runs["r"].lines, 20)
     assert hub.hub._pending == 0
     log.feed("stdout", b"again\n")
     assert hub.hub.flush("r", 10) == 950
