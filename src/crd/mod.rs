@@ -26,7 +26,7 @@ pub fn files() -> Vec<(String, String)> {
 
 fn file(document: &Value) -> String {
     format!(
-        "# Generated from src/api; `DASKADE_UPDATE=1 cargo test --test generated` writes it again.\n{}",
+        "# Generated from src/api; `DASKADE_UPDATE=1 cargo test --test repository generated` writes it again.\n{}",
         to_yaml(document)
     )
 }

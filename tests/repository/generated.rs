@@ -1,4 +1,4 @@
-//! Files that are made from the types are in step with them. `DASKADE_UPDATE=1 cargo test --test generated` writes them.
+//! Files that are made from the types are in step with them. `DASKADE_UPDATE=1 cargo test --test repository generated` writes them.
 
 use std::{
     collections::BTreeSet,
@@ -23,7 +23,7 @@ fn check_file(path: &str, expected: &str) {
         fs::write(&full, expected).unwrap();
     }
     let found = fs::read_to_string(&full).unwrap_or_default();
-    assert!(found == expected, "{path} is out of step; run DASKADE_UPDATE=1 cargo test --test generated");
+    assert!(found == expected, "{path} is out of step; run DASKADE_UPDATE=1 cargo test --test repository generated");
 }
 
 #[test]

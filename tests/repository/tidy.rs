@@ -182,6 +182,32 @@ fn tests_of_the_operator_sleep_only_where_they_wait_for_conditions() {
 }
 
 #[test]
+fn commands_name_test_binaries_that_there_are() {
+    let texts = ["src", "tests", "runtime"].into_iter().flat_map(|folder| sources(folder, "rs"));
+    let generated = ["crds", "charts"].into_iter().flat_map(|folder| sources(folder, "yaml"));
+    let pages = sources("docs", "md").into_iter().chain(["CONTRIBUTING.md", "README.md"].map(|path| Source {
+        text: fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path),
+        path: path.to_owned(),
+    }));
+    let mut wrong = BTreeSet::new();
+    let mut seen = 0;
+    for source in texts.chain(generated).chain(pages) {
+        for rest in source.text.split("cargo test --test ").skip(1) {
+            let name: String =
+                rest.chars().take_while(|letter| letter.is_ascii_alphanumeric() || *letter == '_').collect();
+            seen += 1;
+            if !name.is_empty()
+                && !Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(&name).join("main.rs").exists()
+            {
+                wrong.insert(format!("{}: there is no test binary {name}", source.path));
+            }
+        }
+    }
+    assert!(seen > 10, "{seen}");
+    assert_empty(&wrong);
+}
+
+#[test]
 fn files_are_small() {
     let sizes: Vec<(usize, String)> = rust_sources()
         .into_iter()
