@@ -138,10 +138,15 @@ mod tests {
 
     #[test]
     fn what_shows_only_with_parameters_is_found_by_their_defaults() {
+        const WORDS: [&str; 2] = ["x has 2, z has 1", "2000000"];
         let reasons = |spec: &str| {
             let head = "{apiVersion: daskade.dev/v1alpha1, kind: Pipeline, metadata: {name: p}, spec: ";
             let reading = manifest::read_text(Path::new("p.yaml"), format!("{head}{spec}}}").as_bytes());
-            meaning(&reading.objects[0].object).into_iter().map(|problem| problem.reason).collect::<Vec<_>>()
+            let problems = meaning(&reading.objects[0].object);
+            for problem in &problems {
+                assert!(WORDS.iter().any(|words| problem.to_string().contains(words)), "{problem}");
+            }
+            problems.into_iter().map(|problem| problem.reason).collect::<Vec<_>>()
         };
         let step = |map: &str| format!("steps: [{{name: a, call: 'm:f', map: {map}}}]}}");
         assert_eq!(reasons(&format!("{{{}", step("{x: [1, 2], z: [1]}"))), ["UnequalLengths"]);

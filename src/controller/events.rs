@@ -150,7 +150,9 @@ mod tests {
         let starting = status(&[("Ready", "False", "Progressing"), ("Reconciling", "True", "Progressing")]);
         let ready = status(&[("Ready", "True", "Ready")]);
         fn reasons(before: &[Condition], after: &[Condition]) -> Vec<(String, bool)> {
-            notes(before, after).into_iter().map(|note| (note.reason, note.warning)).collect()
+            let notes = notes(before, after);
+            assert!(notes.iter().all(|note| note.text == format!("{}…", note.reason)), "{notes:?}");
+            notes.into_iter().map(|note| (note.reason, note.warning)).collect()
         }
         assert_eq!(reasons(&[], &starting), [("Progressing".to_owned(), false)]);
         assert_eq!(reasons(&starting, &waiting), [("ImagePull".to_owned(), true)]);

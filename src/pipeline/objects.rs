@@ -556,9 +556,13 @@ mod tests {
             "https://example.com/x",
             "ftp://x/y",
         ] {
-            assert_eq!(read(path).err().map(|wrong| wrong.reason), Some("InvalidValue"), "{path}");
+            let wrong = read(path).expect_err(path);
+            assert_eq!(wrong.reason, "InvalidValue", "{path}");
+            assert!(wrong.message.contains(path), "{path}: {}", wrong.message);
         }
-        assert_eq!(input(None).object(&Value::from(3)).err().map(|wrong| wrong.reason), Some("TypeMismatch"));
+        let wrong = input(None).object(&Value::from(3)).expect_err("a number");
+        assert_eq!(wrong.reason, "TypeMismatch");
+        assert!(wrong.message.contains("this is an integer"), "{}", wrong.message);
     }
 
     #[test]

@@ -113,7 +113,7 @@ class Tenant:
             return f"{reason}: {message}" if reason in reasons else None
 
         try:
-            return str(until(f"run {name} of {self.name} is {' or '.join(reasons)}", there))
+            return str(until(f"run {name} of {self.name} is {' or '.join(reasons)}", there, 120))
         except AssertionError as error:
             raise AssertionError(f"{error}; it is {self.told('pipelinerun', name, 'Succeeded')}") from error
 

@@ -335,5 +335,5 @@ def test_owners_of_what_it_makes_ask_for_the_right_to_their_finalizers(world: Wo
         return [said for said in (make("o", owned),) if "created" not in said]
 
     for owned in (owner("DaskCluster", "daskclusters", "f"), owner("PipelineRun", "pipelineruns", "g")):
-        said = until("it is refused", partial(refusal, owned))[0]
+        said = until("it is refused", partial(refusal, owned), 30)[0]
         assert "cannot set blockOwnerDeletion" in said, said

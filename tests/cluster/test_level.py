@@ -174,7 +174,7 @@ def test_a_deleted_cluster_leaves_nothing_behind(space: Namespace) -> None:
     space.delete("dsk", "gone")
     kinds = ("pods", "services", "secrets", "configmaps", "networkpolicies")
     until("children are gone", lambda: not any(space.list(kind, "daskade.dev/cluster=gone") for kind in kinds), 90)
-    until("the authority is swept", lambda: not proxy().get(f"{path_of(SYSTEM, 'secret')}/{authority}"))
+    until("the authority is swept", lambda: not proxy().get(f"{path_of(SYSTEM, 'secret')}/{authority}"), 60)
 
 
 def test_a_foreign_object_with_a_childs_name_is_never_touched(space: Namespace) -> None:
@@ -247,7 +247,7 @@ def test_a_pod_that_hangs_on_a_dead_node_does_not_block_its_replacement(space: N
         there["tolerations"] = [{"operator": "Exists"}]
         space.cluster("d", there)
         placed = lambda: [pod for pod in space.pods("d", "worker") if pod["spec"].get("nodeName") == node]  # noqa: E731
-        stuck = until("the worker is placed on the dead node", placed)[0]["metadata"]["name"]
+        stuck = until("the worker is placed on the dead node", placed, 60)[0]["metadata"]["name"]
         space.cluster("d", ONE)
         began = time.monotonic()
         space.wait_ready("d")
@@ -262,7 +262,7 @@ def test_a_pod_that_hangs_on_a_dead_node_does_not_block_its_replacement(space: N
 def test_edits_and_faults_at_random_end_in_what_the_spec_says(space: Namespace, operator: Operator) -> None:
     """Acto's oracle: by whichever path, the same spec gives the same state."""
     space.cluster("aged", TWO)
-    space.wait_ready("aged", 240)
+    space.wait_ready("aged", 180)
     for change in ({**ONE, "threads": 2}, {"name": "b", "replicas": 1}, {**TWO, "env": [{"name": "X", "value": "y"}]}):
         space.cluster("aged", change)
         for pod in space.pods("aged")[:1]:

@@ -71,7 +71,7 @@ def test_killed_and_started_again_it_changes_nothing(space: Namespace, operator:
 
 
 def test_it_ends_within_ten_seconds_and_gives_the_lease_back(space: Namespace, operator: Operator) -> None:
-    space.cluster("e", {"name": "a", "replicas": 2})
+    space.cluster("e", {"name": "a", "replicas": 3})
     assert operator.stop(signal.SIGTERM) < 10
     assert operator.process is not None and operator.process.returncode == 0
     assert holder() == ""
@@ -110,7 +110,7 @@ def test_a_leader_that_was_stopped_does_not_write_after_another_took_over(
         space.wait_ready("s")
         before = {found["metadata"]["uid"] for found in space.pods("s")}
         first.send_signal(signal.SIGCONT)
-        until("it knows that it leads no more", lambda: "daskade_leader 0" in operator.metrics())
+        until("it knows that it leads no more", lambda: "daskade_leader 0" in operator.metrics(), 5)
         time.sleep(5)
         assert {found["metadata"]["uid"] for found in space.pods("s")} == before
         assert len(space.pods("s", "scheduler")) == 1 and len(space.workers("s")) == 2

@@ -409,9 +409,7 @@ def test_label_a_pod_that_says_it_is_theirs(world: World) -> None:
         return sorted({end["targetRef"]["name"] for each in found for end in each["endpoints"]})
 
     # Of one's own Service it becomes an end, until it is collected for an owner that is not there.
-    until(
-        "it is noticed in its own namespace", lambda: "forged" in ends(world.b) or not world.b.find("pod", "forged")
-    )
+    until("it is noticed in its own namespace", lambda: "forged" in ends(world.b) or not world.b.find("pod", "forged"), 60)
     assert ends(world.a) == [theirs["name"]]
     assert world.a.space.status("c")["workersReady"] == 1
     kubectl("-n", world.b.name, "delete", "pod", "forged", "--wait=false", check=False)

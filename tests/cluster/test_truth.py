@@ -56,9 +56,9 @@ def test_a_quota_is_quoted_and_waited_for_without_a_hot_loop(space: Namespace, o
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": {"pods": "2"}}}
     space.apply(quota)
     until("the quota counts", lambda: (space.find("resourcequota", "few") or {}).get("status", {}).get("used"))
-    space.cluster("q", {"name": "a", "replicas": 2})
+    space.cluster("q", {"name": "a", "replicas": 4})
     message = space.wait_reason("q", "QuotaExceeded")
-    assert "few" in message and "pods=2" in message and "1 of 2 ready" in space.condition("q")["message"] or "raise" in message
+    assert "few" in message and "pods=2" in message and "1 of 4 ready" in space.condition("q")["message"] or "raise" in message
     until("what fits is there", lambda: len(space.pods("q")) == 2, 60)
     time.sleep(5)
     before = operator.writes()

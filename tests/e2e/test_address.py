@@ -25,7 +25,7 @@ def pythons() -> dict[str, str]:
 
 @pytest.fixture(params=[(age, tls) for age in ("newest", "oldest") for tls in (False, True)], ids=str)
 def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plain]:
-    """A cluster of two workers."""
+    """A cluster of two workers; those with TLS are under nannies."""
     age, tls = request.param
     python = pythons().get(age)
     if python is None:
@@ -33,7 +33,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plain]:
     folder = tmp_path / "cluster"
     folder.mkdir()
     own = {"DASK_DISTRIBUTED__DASHBOARD__LINK": "", "HOME": str(folder)}
-    with plain(folder, 2, tls=certificates(folder) if tls else None, python=python, env=own) as made:
+    with plain(folder, 2, tls=certificates(folder) if tls else None, python=python, env=own, nanny=tls) as made:
         yield made
 
 

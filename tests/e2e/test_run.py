@@ -190,6 +190,7 @@ def test_the_deadlines_of_a_run_are_those_that_hold(on_cluster: Cli, manifest: C
     (tmp_path / "run.yaml").write_text(json.dumps(body))
     done = on_cluster.run(path, tmp_path / "run.yaml", "-o", "json", timeout=60)
     assert (done.code, done.json["reason"]) == (1, "DeadlineExceeded"), done
+    assert "not finished within deadlines.active" in done.json["message"], done
 
 
 def test_finally_steps_that_take_too_long_are_stopped(on_cluster: Cli, manifest: Callable[..., Path], tmp_path: Path) -> None:

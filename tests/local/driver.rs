@@ -413,24 +413,28 @@ async fn a_full_disk_ends_the_run_and_a_full_bucket_is_waited_for() {
 async fn a_run_of_which_no_step_starts_in_time_has_failed() {
     let blocked = json!({"k": "blocked", "n": 1, "s": 0, "count": 1, "reason": "NoWorkers", "message": "no worker"});
     let stopped = json!({"k": "stopped", "n": 2, "s": 0, "i": -1, "a": 1});
-    let scheduler = Scheduler::new(move |op, _| {
-        let mut answer = usual(op, std::slice::from_ref(&blocked));
-        if let Some(messages) = answer.as_array_mut() {
-            messages.push(json!({"instance": "me", "events": [&stopped], "seq": 2}));
-        }
-        Some(answer)
-    })
-    .await;
-    let mut spec = run_of_one_step(Start::New, short());
-    spec.start_deadline = Some(Duration::from_millis(300));
-    spec.deadline = Some(Duration::from_secs(60));
-    let (ended, _, took) = driven(&spec, &scheduler.address).await;
-    let report = ended.expect("an end");
-    assert_eq!((report.outcome, report.reason.as_deref()), (RunOutcome::Failed, Some("DeadlineExceeded")));
-    assert_eq!(report.message.as_deref(), Some("no step had started within deadlines.start"));
-    assert_eq!(report.counts.kept_back, 1, "who waits for its end sees that it is near");
-    // Neither the other deadline nor the 9 s of silence after which a scheduler counts as hung.
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    // Neither the other deadline nor the 9 s of silence after which a scheduler counts as hung, if it says that the step has
+    // stopped; also if it does not.
+    for (confirms, within) in [(true, 5), (false, 10)] {
+        let (blocked, stopped) = (blocked.clone(), stopped.clone());
+        let scheduler = Scheduler::new(move |op, _| {
+            let mut answer = usual(op, std::slice::from_ref(&blocked));
+            if let Some(messages) = answer.as_array_mut().filter(|_| confirms) {
+                messages.push(json!({"instance": "me", "events": [&stopped], "seq": 2}));
+            }
+            Some(answer)
+        })
+        .await;
+        let mut spec = run_of_one_step(Start::New, short());
+        spec.start_deadline = Some(Duration::from_millis(300));
+        spec.deadline = Some(Duration::from_secs(60));
+        let (ended, _, took) = driven(&spec, &scheduler.address).await;
+        let report = ended.expect("an end");
+        assert_eq!((report.outcome, report.reason.as_deref()), (RunOutcome::Failed, Some("DeadlineExceeded")));
+        assert_eq!(report.message.as_deref(), Some("no step had started within deadlines.start"));
+        assert_eq!(report.counts.kept_back, 1, "who waits for its end sees that it is near");
+        assert!(took < Duration::from_secs(within), "{took:?}");
+    }
 }
 
 #[tokio::test]
@@ -555,6 +559,10 @@ async fn runs_on_one_scheduler_have_a_connection_each_and_share_all_others() {
     let mut connections = scheduler.connections.subscribe();
     let few = timeout(Duration::from_secs(10), connections.wait_for(|open| (21..=25).contains(open))).await.is_ok();
     assert!(few, "{} connections", *scheduler.connections.borrow());
+    // And it stays so.
+    let more =
+        timeout(Duration::from_millis(300), connections.wait_for(|open| !(21..=25).contains(open))).await.is_ok();
+    assert!(!more, "{} connections", *scheduler.connections.borrow());
     runs.shutdown().await;
     let ended = timeout(Duration::from_secs(10), connections.wait_for(|open| *open <= 4)).await.is_ok();
     assert!(ended, "{} connections are left", *scheduler.connections.borrow());

@@ -146,6 +146,7 @@ async fn only_the_scheduler_of_now_is_replaced_on_request() {
         assert!(after.workers.iter().all(|(other, _)| other != name), "a name is used once");
     }
     stage.fleet.stop().await;
+    assert_eq!(starts(stage.folder.path(), "scheduler"), 3);
     for (name, pid) in after.workers.iter().chain(&last.workers) {
         assert!(!Path::new(&format!("/proc/{pid}")).exists(), "{name} is left");
     }

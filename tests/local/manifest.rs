@@ -65,6 +65,7 @@ fn a_lone_surrogate_is_refused() {
         let problems = read(&text).problems;
         assert_eq!(problems.len(), 1, "{escape}");
         assert!(["InvalidYaml", "InvalidText"].contains(&problems[0].problem.reason), "{escape}: {}", problems[0]);
+        assert!(problems[0].to_string().contains("Unicode"), "{escape}: {}", problems[0]);
     }
 }
 
@@ -109,10 +110,16 @@ fn a_file_of_more_than_8_mib_is_refused() {
 
 #[test]
 fn deep_nesting_is_refused_without_recursion() {
-    for text in ["[".repeat(100_000), "a: ".repeat(3) + &"- ".repeat(100_000), "{a: ".repeat(100_000)] {
+    for (text, words) in [
+        ("[".repeat(100_000), "recursion limit exceeded"),
+        ("- ".repeat(100_000), "nested more than 64 deep"),
+        ("a: ".repeat(3) + &"- ".repeat(100_000), "mapping values are not allowed"),
+        ("{a: ".repeat(100_000), "recursion limit exceeded"),
+    ] {
         let problems = read(&text).problems;
         assert_eq!(problems.len(), 1);
         assert!(["TooDeep", "InvalidYaml"].contains(&problems[0].problem.reason), "{}", problems[0]);
+        assert!(problems[0].to_string().contains(words), "{}", problems[0]);
     }
     assert_eq!(read(&pipeline_with(&format!("{}1{}", "[".repeat(50), "]".repeat(50)))).problems, []);
     let problems = read(&pipeline_with(&format!("{}1{}", "[".repeat(64), "]".repeat(64)))).problems;
@@ -152,6 +159,7 @@ fn ten_thousand_steps_are_read_and_one_more_is_refused() {
         (problems.len(), problems[0].problem.reason, problems[0].problem.path.as_str()),
         (1, "TooLarge", "spec.steps")
     );
+    assert!(problems[0].to_string().contains("has 10001 entries, may have at most 10000"), "{}", problems[0]);
 }
 
 #[test]

@@ -84,11 +84,14 @@ async fn what_is_refused_again_and_again_is_tried_ever_more_rarely_and_uses_up_n
     };
     let pause = || tries("c-scheduler-1").windows(2).map(|pair| pair[1].at - pair[0].at).max().unwrap_or_default();
     eventually("a pause is longer than a first one can be", SOON, || pause() > Duration::from_millis(3200)).await;
-    let passes = tries("c-scheduler-1").len();
-    assert!(passes <= 6, "{passes}");
+    let passes = tries("c-scheduler-1");
+    let early = passes.iter().filter(|it| it.at - passes[0].at < Duration::from_secs(7)).count();
+    assert!(early <= 4 && passes.len() <= 6, "{early} of {}", passes.len());
     // Scheduler and one worker in each pass; the others of a group would be refused as well.
-    let pods = world.api.requests().into_iter().filter(|it| it.method == Method::POST && it.path.ends_with("/pods"));
-    let tried: BTreeSet<String> = pods.map(|it| it.body["metadata"]["name"].as_str().unwrap().to_owned()).collect();
+    let mut pods = world.api.requests();
+    pods.retain(|it| it.method == Method::POST && it.path.ends_with("/pods"));
+    assert!(pods.len() <= 2 * passes.len(), "{} in {} passes", pods.len(), passes.len());
+    let tried: BTreeSet<&str> = pods.iter().map(|it| it.body["metadata"]["name"].as_str().unwrap()).collect();
     assert_eq!(tried.into_iter().collect::<Vec<_>>(), ["c-cpu-0-2", "c-scheduler-1"]);
     let told = count(&world, &Method::PATCH, "/daskclusters/c/status");
     assert!(told <= 3, "the same is told once: {told}");
@@ -141,7 +144,7 @@ async fn an_api_server_that_was_away_finds_everything_as_it_should_be_soon_after
     world.api.fault(refuse(None, "", 503, "away"));
     world.api.disturb(Disturbance::Torn);
     let refused = || world.api.requests().iter().filter(|request| request.status == 503).count();
-    eventually("all watches have tried to come back", SOON, || refused() >= 7).await;
+    eventually("all watches have tried to come back several times", SOON, || refused() >= 21).await;
     world.api.delete(&core_path("team", "services", "c-scheduler"));
     world.api.heal();
     eventually("it is back", SOON * 2, || world.api.object(&core_path("team", "services", "c-scheduler")).is_some())
@@ -221,10 +224,9 @@ async fn a_namespace_that_is_being_deleted_is_left_to_end() {
     }
     world.until_reason("team", "c", "NamespaceTerminating").await;
     world.says("team", "c", "Ready", "namespace team because it is being terminated");
-    world.until_quiet().await;
+    world.until_still().await;
     let tries = world.writes()[before..].iter().filter(|request| request.status == 403).count();
     assert!(tries <= 6, "no loop: {tries}");
-    // How long the pauses between such tries are is tested above.
     assert!(operator.metric(&format!("{OUTCOMES}\"forbidden\"}}")) >= 1.0);
     assert_eq!(operator.metric(&format!("{OUTCOMES}\"conflict\"}}")), 0.0);
     world.api.delete(&cluster_path("team", "c"));

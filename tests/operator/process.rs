@@ -288,7 +288,7 @@ async fn a_blocked_log_holds_up_nothing() {
     eventually("the pipe is full", SOON, || blocked_writing(operator.process())).await;
     let ours = holder(&api);
     let so_far = renewals(&api.requests(), &ours);
-    eventually("it goes on renewing", SOON, || renewals(&api.requests(), &ours) >= so_far + 3).await;
+    eventually("it goes on renewing", Duration::from_secs(4), || renewals(&api.requests(), &ours) >= so_far + 3).await;
     assert!(operator.leads());
     operator.signal("TERM");
     let (took, code) = operator.ended().await;

@@ -99,7 +99,7 @@ async fn on_a_shared_cluster_its_scheduler_is_asked_and_marks_come_before_deleti
     let before = (world.writes().len(), asked(&world, "c").len());
     operator.end().await;
     let operator = world.operator_with(2, daskade::controller::Namespaces::All);
-    world.until_quiet().await;
+    world.until_still().await;
     assert_eq!((world.writes().len(), asked(&world, "c").len()), before);
     operator.end().await;
 }

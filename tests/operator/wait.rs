@@ -41,6 +41,24 @@ pub async fn eventually_or(what: impl Fn() -> String, within: Duration, mut hold
     }
 }
 
+/// Waits until a value has stayed the same for some time; panics with `what` if it still changes after `within`.
+pub async fn unchanged<T: PartialEq>(what: &str, time: Duration, within: Duration, mut value: impl FnMut() -> T) {
+    let end = Instant::now() + within;
+    let mut bell = BELL.subscribe();
+    let (mut last, mut since) = (value(), Instant::now());
+    while since.elapsed() < time {
+        assert!(Instant::now() < end, "not within {within:?}: {what} come to an end");
+        bell.borrow_and_update();
+        if timeout_at(since + time, bell.changed()).await.is_ok() {
+            sleep(BURST * 10).await;
+        }
+        let now = value();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+}
+
 /// Time between two signs of life of a scheduler that has nothing to say; three that are missing count as its end.
 pub async fn beat() {
     sleep(Duration::from_secs(1)).await;

@@ -22,9 +22,11 @@ use tower::retry::RetryLayer;
 use crate::api::{Api, KINDS, Recorded};
 use crate::scheduler::{Journal, Journals, Refusal, Scheduler};
 use crate::trap::Trap;
-use crate::wait::{self, eventually_or};
+use crate::wait::{self, eventually_or, unchanged};
 
 pub const SOON: Duration = Duration::from_secs(20);
+/// Without a write for so long, an operator with nothing to do is still.
+const STILL: Duration = Duration::from_secs(2);
 
 /// Collections that an operator watches at least.
 const WATCHES: usize = 7;
@@ -296,6 +298,12 @@ impl World {
     pub async fn until_quiet(&self) {
         let what = || format!("it comes to rest: {:?}; {:?}", self.unrest(), self.writes().last());
         eventually_or(what, SOON, || self.unrest().is_empty()).await;
+    }
+
+    /// Waits until it is quiet, and then until nothing was written for a while: what it does at its own time would show.
+    pub async fn until_still(&self) {
+        self.until_quiet().await;
+        unchanged("its writes", STILL, SOON, || self.writes().len()).await;
     }
 
     /// What keeps it from being at rest.

@@ -149,11 +149,17 @@ fn refusal(role: Option<Role>, trouble: Trouble) -> Refusal {
 
 #[test]
 fn troubles_of_pods_and_writes_are_told_where_they_belong() {
+    const USUAL: [&str; 2] = ["Progressing", "Ready"];
     let worker = |number| Some(Role::Worker { group: "cpu".to_owned(), number });
     let check = |facts: &Facts, expected: [&str; 3]| {
         let status = told(&cluster(cpu(2)), facts);
         let found = gist(&status);
         assert_eq!([&found[0][6..], &found[2][13..], &found[4][8..]], expected);
+        for (kind, expected) in ["Ready", "WorkersReady", "Stalled"].into_iter().zip(expected) {
+            if let Some(reason) = expected.split_once(' ').map(|(_, reason)| reason).filter(|it| !USUAL.contains(it)) {
+                assert!(message(&status, kind).contains(&format!("{reason} it is; do this")), "{kind}: {expected}");
+            }
+        }
         status
     };
     let mut known = facts(&["scheduler-1", "cpu-0-2", "cpu-1-3 starting"], "answers");

@@ -74,6 +74,11 @@ fn concurrency_is_as_the_policy_says() {
         assert_eq!(hours(&world), made, "{policy}");
         assert_eq!((world.active().len(), world.queued().len()), (active, queued), "{policy}");
         assert_eq!(reasons(&world), told, "{policy}");
+        assert!(
+            world.notes.iter().all(|note| note.text.contains("concurrencyPolicy is Forbid")),
+            "{policy}: {:?}",
+            world.notes
+        );
         let cancelled: Vec<bool> = world.runs.iter().map(|run| run["spec"]["cancel"] == json!(true)).collect();
         assert_eq!(cancelled[0], policy == "Replace", "{policy}");
         world.pass_time("1m");
@@ -91,6 +96,7 @@ fn a_run_by_change_counts_and_one_of_a_person_does_not() {
     world.settle();
     assert_eq!(world.made.len(), 1, "the moment at which it was made is left out: {:?}", world.made);
     assert_eq!(reasons(&world), ["MomentSkipped"]);
+    assert!(world.notes[0].text.contains("is active and concurrencyPolicy is Forbid"), "{}", world.notes[0].text);
     world.end_all();
     world.runs.push(json!({"metadata": {"name": "mine"}, "spec": {"pipelineRef": "etl"}}));
     world.pass_time("1h");

@@ -6,7 +6,7 @@ use daskade::run::RunOutcome;
 use daskade::runs::facts::{ClusterFact, DriveFact, Facts, Live, Place, SpecFact};
 use daskade::runs::plan::{ClusterStep, DriveStep, Hold, State, plan};
 
-use super::support::{at, condition, facts, frozen, open, pass, report, run, trouble};
+use super::support::{at, condition, facts, frozen, open, pass, report, run, says, trouble};
 
 #[test]
 fn a_run_is_written_down_then_given_a_cluster_then_held_and_driven() {
@@ -23,6 +23,7 @@ fn a_run_is_written_down_then_given_a_cluster_then_held_and_driven() {
     let planned = pass(&mut it, &known);
     assert_eq!((planned.cluster, planned.drive), (ClusterStep::Keep, DriveStep::Keep));
     assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "Unschedulable".into()));
+    says(&it, "Succeeded", "about Unschedulable");
 
     known.cluster = ClusterFact::Answers(None);
     let planned = pass(&mut it, &known);
@@ -36,9 +37,11 @@ fn a_run_is_written_down_then_given_a_cluster_then_held_and_driven() {
 
 #[test]
 fn the_end_is_written_before_anything_is_taken_away_and_stays() {
-    for (outcome, reason) in
-        [(RunOutcome::Succeeded, "Succeeded"), (RunOutcome::Failed, "Failed"), (RunOutcome::Cancelled, "Cancelled")]
-    {
+    for (outcome, reason, words) in [
+        (RunOutcome::Succeeded, "Succeeded", "all steps ended well"),
+        (RunOutcome::Failed, "Failed", "a step failed"),
+        (RunOutcome::Cancelled, "Cancelled", "cancel"),
+    ] {
         let mut it = run();
         it.held = true;
         let mut known = facts(frozen(Place::Own));
@@ -48,6 +51,7 @@ fn the_end_is_written_before_anything_is_taken_away_and_stays() {
         assert_eq!((planned.cluster, planned.hold), (ClusterStep::Keep, Hold::Keep), "{reason}");
         assert!(it.has_ended());
         assert_eq!(condition(&it, "Succeeded").1, reason);
+        says(&it, "Succeeded", words);
 
         // Whatever is known later, the written end counts.
         let written = it.status.clone();
@@ -163,6 +167,7 @@ fn a_run_beyond_the_limit_of_its_namespace_waits_before_it_is_written_down() {
     let planned = pass(&mut it, &known);
     assert!(!planned.freeze && planned.cluster == ClusterStep::Keep && planned.drive == DriveStep::Keep);
     assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "RunLimit".into()));
+    says(&it, "Succeeded", "about RunLimit");
     it.spec.cancel = true;
     assert_eq!(pass(&mut it, &known).word.state, State::Ended(RunOutcome::Cancelled));
 }
@@ -256,27 +261,28 @@ fn a_deleted_run_is_closed_for_a_minute_and_then_let_go() {
 
 #[test]
 fn why_a_run_waits_is_told_and_it_is_tried_again_after_a_pause() {
-    let check = |known: &daskade::runs::facts::Facts, reason: &str, stalled: &str| {
+    let check = |known: &daskade::runs::facts::Facts, reason: &str, words: &str, stalled: &str| {
         let mut it = run();
         it.held = true;
         let planned = pass(&mut it, known);
         assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), reason.into()));
+        says(&it, "Succeeded", words);
         assert_eq!(condition(&it, "Stalled").0, stalled, "{reason}");
         planned
     };
     let mut known = facts(frozen(Place::Shared("c".into())));
-    check(&known, "ClusterNotFound", "False");
+    check(&known, "ClusterNotFound", "DaskCluster c", "False");
     known.cluster = ClusterFact::Answers(None);
     let pause = Some(Duration::from_secs(7));
     known.drive = DriveFact::Broken { trouble: trouble("AccessDenied", true), again: pause };
-    let planned = check(&known, "AccessDenied", "True");
+    let planned = check(&known, "AccessDenied", "about AccessDenied", "True");
     assert_eq!((planned.drive, planned.wake), (DriveStep::Keep, pause));
     known.drive = DriveFact::Broken { trouble: trouble("AccessDenied", true), again: Some(Duration::ZERO) };
-    assert_eq!(check(&known, "AccessDenied", "True").drive, DriveStep::Run { cancel: false });
+    assert_eq!(check(&known, "AccessDenied", "about AccessDenied", "True").drive, DriveStep::Run { cancel: false });
     known.drive = DriveFact::Live(Live { before: Some(trouble("AccessDenied", true)), ..Live::default() });
-    check(&known, "AccessDenied", "True");
+    check(&known, "AccessDenied", "about AccessDenied", "True");
     known.drive = DriveFact::Live(Live { lost: Some("it is gone".into()), ..Live::default() });
-    check(&known, "SchedulerUnreachable", "False");
+    check(&known, "SchedulerUnreachable", "it is gone", "False");
     known.drive = DriveFact::Broken { trouble: trouble("RecordUnreadable", false), again: None };
     assert_eq!(plan(&run(), &known).word.state, State::Ended(RunOutcome::Failed));
 
@@ -284,15 +290,15 @@ fn why_a_run_waits_is_told_and_it_is_tried_again_after_a_pause() {
     live.counts.running = 0;
     live.blocked.insert("train".into(), (3, "no worker offers GPU: 1".into()));
     known.drive = DriveFact::Live(live.clone());
-    check(&known, "NoWorkers", "False");
+    check(&known, "NoWorkers", "no worker offers GPU: 1", "False");
     known.cluster = ClusterFact::Answers(Some(trouble("Unschedulable", false)));
-    check(&known, "Unschedulable", "False");
+    check(&known, "Unschedulable", "about Unschedulable", "False");
     live.storage = Some(trouble("StorageUnreachable", false));
     known.drive = DriveFact::Live(live.clone());
-    check(&known, "StorageUnreachable", "False");
+    check(&known, "StorageUnreachable", "about StorageUnreachable", "False");
     live.storage = Some(trouble("AccessDenied", true));
     known.drive = DriveFact::Live(live);
-    check(&known, "AccessDenied", "True");
+    check(&known, "AccessDenied", "about AccessDenied", "True");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use daskade::runs::plan::{ClusterStep, Hold, plan};
 use daskade::runs::retention::{Due, Retention, SweepStep, pause, retention};
 use serde_json::json;
 
-use super::support::{at, condition, facts, frozen, pass, report, run, trouble};
+use super::support::{at, condition, facts, frozen, pass, report, run, says, trouble};
 
 const OUTPUTS: Due = Due { outputs: true, record: false };
 
@@ -56,11 +56,13 @@ fn a_cluster_is_made_for_it_and_given_back_once_it_is_written_down() {
     assert_eq!(planned.cluster, ClusterStep::Make);
     assert_eq!(planned.removal.unwrap().step, SweepStep::Keep);
     assert_eq!(condition(&it, "Removed"), ("False".into(), "Removing".into()));
+    says(&it, "Removed", "are being removed (spec.retention)");
 
     known.owned = true;
     known.cluster = ClusterFact::Waits(trouble("Unschedulable", false));
     assert_eq!(pass(&mut it, &known).cluster, ClusterStep::Keep);
     assert_eq!(condition(&it, "Removed"), ("False".into(), "Unschedulable".into()));
+    says(&it, "Removed", "about Unschedulable");
 
     known.cluster = ClusterFact::Answers(None);
     assert_eq!(pass(&mut it, &known).removal.unwrap().step, SweepStep::Start);
@@ -73,6 +75,7 @@ fn a_cluster_is_made_for_it_and_given_back_once_it_is_written_down() {
     known.sweep = SweepFact::Done { due: OUTPUTS, kept: 2 };
     assert_eq!(pass(&mut it, &known).cluster, ClusterStep::Keep);
     assert_eq!(condition(&it, "Removed"), ("True".into(), "Removed".into()));
+    says(&it, "Removed", "were removed (spec.retention)");
     let removed = it.status.removed.clone().unwrap();
     assert_eq!((removed.outputs_kept, removed.outputs_at.is_some(), removed.logs_at), (Some(2), true, None));
 
@@ -121,6 +124,7 @@ fn trouble_gives_the_cluster_back_and_is_tried_again_ever_more_rarely() {
     let planned = pass(&mut it, &known);
     assert_eq!((planned.cluster, planned.wake), (ClusterStep::Delete, Some(left)));
     assert_eq!(condition(&it, "Removed"), ("False".into(), "AccessDenied".into()));
+    says(&it, "Removed", "about AccessDenied");
     known.sweep = SweepFact::Crowded;
     (known.owned, known.cluster) = (false, ClusterFact::Missing);
     assert_eq!(plan(&it, &known).cluster, ClusterStep::Keep, "others have clusters made for theirs");
@@ -130,6 +134,7 @@ fn trouble_gives_the_cluster_back_and_is_tried_again_ever_more_rarely() {
     let planned = pass(&mut it, &known);
     assert_eq!(planned.cluster, ClusterStep::Keep, "nobody makes a cluster of others");
     assert_eq!(condition(&it, "Removed"), ("False".into(), "ClusterNotFound".into()));
+    says(&it, "Removed", "DaskCluster c");
     known.spec = SpecFact::Invalid("it is carried out from the ControllerRevision r, which is gone".to_owned());
     let planned = pass(&mut it, &known);
     assert!(matches!(planned.removal.unwrap().step, SweepStep::Pause(_)));

@@ -79,6 +79,12 @@ pub fn pass(run: &mut Run, facts: &Facts) -> Plan {
     planned
 }
 
+/// Whether a condition says these words.
+pub fn says(run: &Run, kind: &str, words: &str) {
+    let found = run.status.conditions.iter().find(|condition| condition.type_ == kind).expect("the condition");
+    assert!(found.message.contains(words), "{kind}: {}", found.message);
+}
+
 /// A condition: status and reason.
 pub fn condition(run: &Run, kind: &str) -> (String, String) {
     let found = run.status.conditions.iter().find(|condition| condition.type_ == kind).expect("the condition");

@@ -54,7 +54,7 @@ class Plain:
         hung = []
         for process in self.processes:
             try:
-                process.wait(20)
+                process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
                 hung.append(process.pid)
@@ -69,9 +69,13 @@ def plain(
     tls: Certificates | None = None,
     python: str = sys.executable,
     env: dict[str, str] | None = None,
+    nanny: bool = False,
     **scheduler_env: str,
 ) -> Iterator[Plain]:
-    """``words`` and ``scheduler_env`` are the scheduler's alone. Each worker, ``other-worker-0x`` and so on, has one thread."""
+    """``words`` and ``scheduler_env`` are the scheduler's alone. Each worker, ``other-worker-0x`` and so on, has one thread.
+
+    ``nanny``: as Dask does by default, each is started by a process that watches over it.
+    """
     made = Plain(folder, tls, python, env or {})
     scheme = "tls" if tls else "tcp"
     try:
@@ -83,10 +87,10 @@ def plain(
             found = re.search(rf"Scheduler at:\s+({scheme}://\S+)", said)
             return found and found[1]
 
-        made.address = until("the scheduler tells its address", address)
+        made.address = until("the scheduler tells its address", address, 60)
         for at in range(workers):
-            name = ["--name", f"other-worker-{at}x", "--no-nanny"]
-            made.start("dask_worker", made.address, "--nthreads", "1", *name)
+            more = ["--name", f"other-worker-{at}x", *([] if nanny else ["--no-nanny"])]
+            made.start("dask_worker", made.address, "--nthreads", "1", *more)
         yield made
     finally:
         made.stop()

@@ -164,7 +164,7 @@ class S3Server(Faults):
             return False
 
         try:
-            until(f"SeaweedFS answers {method} {path}", answered, 120)
+            until(f"SeaweedFS answers {method} {path}", answered, 60)
         except AssertionError as error:
             raise RuntimeError(f"{error}\n{self._said()}") from error
 
