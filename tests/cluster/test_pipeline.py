@@ -217,6 +217,8 @@ def test_a_queue_lets_one_begin_when_the_one_before_has_ended(pipeline: Pipeline
 
 def test_the_operator_may_end_anywhere(pipeline: Pipeline, operator: Operator) -> None:
     pipeline.apply()
+    # Else the first change comes before the operator has seen what it changes, and there is one run for both.
+    pipeline.settled(1)
     for version in range(6):
         pipeline.apply(str(version))
         time.sleep(0.05 * version)
