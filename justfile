@@ -159,7 +159,7 @@ _pytest stage env *arguments:
     case $stage in runtime-*) unset DASKADE_TEST_CACHE DASKADE_TEST_BUDGET ;; *) export DASKADE_BIN="{{ binary }}" ;; esac
     exec "$env/bin/python" -m pytest -q -rs -p no:cacheprovider --junitxml "{{ results }}/$stage/$(date +%s%N).xml" "$@"
 
-# Its JUnit file is kept if tests failed, too
+# Run nextest and keep its JUnit file, even if tests fail
 [no-exit-message]
 _nextest stage name *arguments:
     #!/usr/bin/env bash
@@ -203,10 +203,10 @@ _kubernetes stage minor="" *tests="tests/cluster/test_objects.py tests/cluster/t
     if [ -z "${KUBECONFIG:-}" ]; then
         own=yes
         trap '[ -n "${KEEP_CLUSTER:-}" ] || tests/kube/down' EXIT
-        # Beside Go, which does not use both cores all the time.
+        # Build images while `up` compiles Kubernetes: the Go compiler leaves a core idle part of the time.
         tests/kube/images --build &
         images=$!
-        DASKADE_TEST_KUBE=$minor tests/kube/up || exit 1
+        DASKADE_TEST_KUBE=$minor tests/kube/up || { wait "$images"; exit 1; }
         wait "$images" || exit 1
         export KUBECONFIG="$state/admin.kubeconfig" PATH="$state/bin:$PATH"
         echo "cluster started after $SECONDS s"

@@ -45,6 +45,12 @@ class EventLog:
         """Number of the oldest event that is still here; ``seq + 1`` if there is none."""
         return self.seq - len(self._fresh) - len(self._old) + 1
 
+    def gap(self, since: int) -> str:
+        """Why nobody can go on after event ``since``; empty if one can."""
+        if since > self.seq:
+            return f"the last event is {self.seq}, before {since}"
+        return f"events {since + 1} to {self.base - 1} are no longer kept" if since + 1 < self.base else ""
+
     def add(self, kind: str, **fields: Any) -> None:
         """Appends an event and wakes who waits for it."""
         self.seq += 1

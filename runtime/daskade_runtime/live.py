@@ -149,7 +149,7 @@ class LiveRun:
         """Withdraws what has not begun and ends what has; ``stopped`` follows for each that is known."""
         for item in items:
             if len(item) != 3:
-                raise Refused("BadRequest", f"cannot stop {reprlib.repr(item)}: an item has three fields")
+                raise Refused("BadRequest", f"cannot stop {reprlib.repr(item)}: an item must have three fields")
             attempt = self.state.find(*item)
             if attempt is None or attempt.state == run_.STOPPING:
                 continue

@@ -246,7 +246,7 @@ class Runtime:
         if digest != live.spec_digest:
             raise Refused("SpecMismatch", f"run {live.uid} was started with another spec")
         if epoch is not None and epoch <= live.epoch:
-            why = f"it is open under epoch {live.epoch}"
+            why = f"the epoch must be higher than {live.epoch}, under which it is open"
             raise Refused("StaleEpoch", f"cannot open run {live.uid} under epoch {epoch}: {why}")
         await live.take_over(functools.partial(Journal.open, live.store, live.uid, epoch, False, opened))
         return self._opened(live)
@@ -399,15 +399,14 @@ class Runtime:
         try:
             try:
                 if instance not in (None, "", self.instance):
-                    why = f"the scheduler was replaced, it is instance {self.instance} now"
+                    why = f"the scheduler was replaced by instance {self.instance}"
                     raise Refused("InstanceChanged", f"cannot follow run {run}: {why}; open the run again")
                 live = self.live(run, epoch)
                 drives = since is not None
                 if since is None:
                     since = live.events.seq
-                if since + 1 < live.events.base or since > live.events.seq:
-                    why = f"events from {since + 1} on are not kept"
-                    raise Refused("Gap", f"cannot follow run {run}: {why}; open the run again")
+                if gap := live.events.gap(since):
+                    raise Refused("Gap", f"cannot follow run {run}: {gap}; open the run again")
             except Refused as error:
                 await comm.write({"status": "error", "reason": error.reason, "message": str(error)})
                 return no_reply()

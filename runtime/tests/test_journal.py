@@ -214,8 +214,8 @@ def test_open_says_what_is_in_the_way(store: Store) -> None:
     assert reason(f"there is no journal of run {RUN}", None, False) == "RunNotFound"
     opened(store, epoch=7)
     assert reason(f"run {RUN} already has a journal", None, True) == "RunExists"
-    assert reason(f"cannot open run {RUN} under epoch 7: its journal is at epoch 7", 7, False) == "StaleEpoch"
-    assert reason(f"cannot open run {RUN} under epoch 6: its journal is at epoch 7", 6, False) == "StaleEpoch"
+    assert reason(f"cannot open run {RUN} under epoch 7: the epoch must be higher than 7", 7, False) == "StaleEpoch"
+    assert reason(f"cannot open run {RUN} under epoch 6: the epoch must be higher than 7", 6, False) == "StaleEpoch"
     words = f"run {RUN} was started with spec aa, not other"
     assert reason(words, None, False, spec_digest="other") == "SpecMismatch"
     assert opened(store, 9, False).epoch == 9

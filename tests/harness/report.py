@@ -2,7 +2,7 @@
 
     report.py stage NAME EXIT_CODE SECONDS LOG   records one stage and prints its counts and its ten slowest tests
     report.py not-run NAME                       records a stage that an earlier failure kept from starting
-    report.py summary SECONDS STAGE...           prints all stages; exit code 1 if one failed, did not run, has no record, or
+    report.py summary SECONDS STAGE...           prints all stages; exit code 1 if one failed, did not run, left no result, or
                                                  exceeded its limit (unless DASKADE_TEST_BUDGET=warn)
 
 A stage leaves its JUnit files in ``target/test-results/NAME/``. One without tests, such as a linter, counts as one test.
@@ -24,7 +24,7 @@ RESULTS = HERE.parents[1] / "target" / "test-results"
 BUDGET = HERE / "budget.txt"
 SKIPPED = 77
 REASON = "skipped: "
-# The run fails if a stage takes more than GROWTH times its budget. What a short one takes differs by some seconds.
+# The limit of a stage is GROWTH times its budget, but at least NOISE seconds above it: short stages vary by some seconds.
 GROWTH = 1.5
 NOISE = 15.0
 SLOWEST = 10
@@ -100,9 +100,10 @@ def judge(name: str, code: int, seconds: float, log: Path) -> Stage:
         counts["passed" if passed else "failed"] += 1
     for test in sorted(tests, key=lambda test: -test.seconds)[:SLOWEST]:
         print(f"{test.seconds:8.1f} s  {test.name}")
+    unseen = "all tests were skipped" if tests and counts["skipped"] == len(tests) else ""
     budget = budgets().get(name)
     over = budget is not None and seconds > limit(budget)
-    return Stage(name, "passed" if passed else "FAILED", seconds, counts, over=over)
+    return Stage(name, "passed" if passed else "FAILED", seconds, counts, unseen, over)
 
 
 def record(stage: Stage) -> None:
@@ -129,7 +130,8 @@ def summary(seconds: float, names: list[str]) -> int:
     """Prints all stages and the closing line; the exit code."""
     stages = list(recorded())
     known = {stage.name for stage in stages}
-    stages += [Stage(name, "FAILED", counts={"failed": 1}, reason="it was not recorded") for name in names if name not in known]
+    lost = [name for name in names if name not in known]
+    stages += [Stage(name, "FAILED", counts={"failed": 1}, reason="no result was recorded") for name in lost]
     print(f"\n=== summary ({seconds:.0f} s)")
     for stage in stages:
         print(row(stage))
