@@ -116,7 +116,7 @@ say("begun", len(marks("begun")), "ended", len(marks("ended")))
     client.release()
     lines = client.output(240).splitlines()
     assert lines[-1] == "begun 2 ended 2"
-    assert all(int(line.split()[1]) >= 1 for line in lines if line.startswith("workers")), lines
+    assert all(int(line.split()[1]) >= 1 for line in lines if line.startswith("workers")), "\n".join(lines)
     space.wait_ready("e")
     assert all(seen(pod) for pod in space.pods("e", "worker"))
 
