@@ -133,6 +133,20 @@ bench-operator: (_root "to create a network namespace") _dist
 
 # ------------------------------------------------------------------------------------------ what several stages share
 
+# What earlier stages leave for this one in a whole run. `./test STAGE` does it first, so that it does not count as the stage's time
+[no-exit-message]
+_prepare stage:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    oldest() { tests/harness/env dask "$(tests/harness/versions oldest)" >/dev/null; }
+    case {{ stage }} in
+        chart | fuzz | cluster) just _program ;;
+        survival) just _program && just _dask >/dev/null ;;
+        e2e) just _program && just _dask >/dev/null && oldest ;;
+        interop) cargo nextest run {{ locked }} --all-features --profile interop --no-run && just _dask >/dev/null && oldest ;;
+        unrelated) just _program && just _dask >/dev/null && { [ "$(id -u)" != 0 ] || tests/kube/build >/dev/null; } ;;
+    esac
+
 _program:
     cargo build {{ locked }} --all-features --quiet
 
