@@ -12,8 +12,6 @@ use zip::{CompressionMethod, DateTime, ZipWriter};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("runtime");
     let package = root.join("daskade_runtime");
-    println!("cargo:rerun-if-changed={}", package.display());
-
     let mut files = Vec::new();
     collect(&package, &mut files)?;
     files.sort();
@@ -27,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // By which a test makes another version of it.
     writer.set_comment("daskade_runtime")?;
     for file in &files {
+        // The files and not their folder, where Python leaves its compiled modules.
         println!("cargo:rerun-if-changed={}", file.display());
         let name = file.strip_prefix(&root)?.to_str().ok_or("a file name in runtime/ is not UTF-8")?;
         writer.start_file(name, options)?;

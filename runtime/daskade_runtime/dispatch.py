@@ -40,7 +40,7 @@ _NEVER_AGAIN = 1 << 20
 # An attempt that nobody saw begin when its worker went away is sent again, so often; a step that kills its
 # worker at once may never be seen.
 UNLUCKY = 1
-# How often worker states that Dask does not announce (paused, retiring) are looked at while something waits.
+# How often worker states that Dask does not announce (retiring) are looked at while something waits.
 RECHECK = 1.0
 # A worker that takes nothing new for so long keeps nothing that it has not begun. Long enough for the word of
 # what it did begin to arrive.

@@ -56,14 +56,24 @@ async def _install(archive, digest, scheduler):
 
 @functools.lru_cache(maxsize=1)
 def archive() -> tuple[bytes, str]:
-    """This package as a zip archive, and its sha256. Loaded from an archive, it is that very file."""
+    """This package as a zip archive, and its sha256: the file that it was loaded or unpacked from, if there
+    is one.
+    """
     loader = getattr(daskade_runtime, "__loader__", None)
-    if isinstance(loader, zipimport.zipimporter):
-        with open(loader.archive, "rb") as file:
+    directory = os.path.dirname(os.path.abspath(daskade_runtime.__file__))
+    beside = os.path.join(os.path.dirname(directory), "daskade_runtime.zip")
+    path = loader.archive if isinstance(loader, zipimport.zipimporter) else beside
+    try:
+        with open(path, "rb") as file:
             data = file.read()
-    else:
-        data = _pack(os.path.dirname(os.path.abspath(daskade_runtime.__file__)))
+    except FileNotFoundError:
+        data = _pack(directory)
     return data, hashlib.sha256(data).hexdigest()
+
+
+def claim() -> None:
+    """Lets this process use the package as it is loaded when it is sent the same one, rather than load it twice."""
+    daskade_runtime.DIGEST = archive()[1]
 
 
 def _pack(directory: str) -> bytes:
@@ -90,7 +100,7 @@ async def install(scheduler: Any) -> dict[str, Any]:
     import distributed
 
     data, digest = archive()
-    daskade_runtime.DIGEST = digest
+    claim()
     try:
         versions.check(distributed.__version__)
     except versions.UnsupportedDask as error:

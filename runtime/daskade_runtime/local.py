@@ -64,16 +64,18 @@ def apply(settings: dict[str, Any]) -> None:
             dask.config.set({name: value})
 
 
-async def scheduler(port: int, dashboard: int | None) -> None:
+async def scheduler(port: int, dashboard_port: int | None) -> None:
     """Runs a scheduler with the runtime until it is closed."""
     from distributed import Scheduler
 
+    from daskade_runtime import dashboard
     from daskade_runtime.install import install
 
-    options: dict[str, Any] = {"dashboard": dashboard is not None}
-    if dashboard is not None:
-        options["dashboard_address"] = f"127.0.0.1:{dashboard}"
+    shown = dashboard_port is not None
+    options = dashboard.options(f"127.0.0.1:{dashboard_port}") if shown else {"dashboard": False}
     async with Scheduler(host="127.0.0.1", port=port, **options) as server:
+        if shown:
+            dashboard.offer(server)
         stop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             stop.add_signal_handler(number, lambda: asyncio.ensure_future(server.close()))
@@ -81,10 +83,10 @@ async def scheduler(port: int, dashboard: int | None) -> None:
         if reply["status"] != "OK":
             print(json.dumps({"ready": False, **reply}), flush=True)
             return
-        board = getattr(server, "http_server", None) if dashboard is not None else None
+        board = getattr(server, "http_server", None) if shown else None
         where = server.services.get("dashboard") if hasattr(server, "services") else None
         served = getattr(where, "port", None) or (getattr(board, "port", None))
-        url = f"http://127.0.0.1:{served}/status" if dashboard is not None and served else None
+        url = f"http://127.0.0.1:{served}/status" if shown and served else None
         print(json.dumps({"ready": True, "address": server.address, "dashboard": url}), flush=True)
         await server.finished()
 
@@ -93,6 +95,9 @@ async def worker(args: argparse.Namespace) -> None:
     """Runs a worker until its scheduler is gone."""
     from distributed import Worker
 
+    from daskade_runtime.install import claim
+
+    claim()
     resources = {
         k: float(v) for k, _, v in (pair.partition("=") for pair in args.resources.replace(",", " ").split())
     }

@@ -148,14 +148,17 @@ def _no_probe(record: logging.LogRecord) -> bool:
 async def run_scheduler(args: argparse.Namespace) -> int:
     from distributed import Scheduler
 
-    from daskade_runtime import tls
+    from daskade_runtime import dashboard, tls
     from daskade_runtime.install import install
 
     options = listening(args)
-    dashboard = f"{'[::]' if options['host'] == '::' else options['host']}:{args.dashboard_port}"
+    board = dashboard.options(
+        f"{'[::]' if options['host'] == '::' else options['host']}:{args.dashboard_port}"
+    )
     loop = asyncio.get_running_loop()
     protocol = "tls://" if args.tls else "tcp://"
-    async with Scheduler(protocol=protocol, dashboard=True, dashboard_address=dashboard, **options) as server:
+    async with Scheduler(protocol=protocol, **board, **options) as server:
+        dashboard.offer(server)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: asyncio.ensure_future(server.close()))
         reply = await install(server)
@@ -174,7 +177,9 @@ async def run_worker(args: argparse.Namespace) -> int:
     from distributed import Worker
 
     from daskade_runtime import tls
+    from daskade_runtime.install import claim
 
+    claim()
     loop = asyncio.get_running_loop()
     leaving = Leaving(args.grace)
     # From the start: as a container's first process no signal ends it that it does not handle.

@@ -32,7 +32,7 @@ from daskade_runtime.operation import Reply, operation
 from daskade_runtime.retention import Retention, refuse_removed
 from daskade_runtime.run import Address, Attempt, Refused
 from daskade_runtime.storage import open_store
-from daskade_runtime.wiring import Plugin, Workers, connect, describe, no_reply
+from daskade_runtime.wiring import Plugin, Workers, connect, describe, no_reply, watch_status
 from daskade_runtime.worker import DaskadeWorker
 
 log = logging.getLogger("distributed.daskade")
@@ -87,6 +87,7 @@ class Runtime:
         self.workers = Workers(self.s)
         self.dispatcher = Dispatcher(self.s, self.client, run_attempts, self)
         self.s.add_plugin(Plugin(self))
+        watch_status(self.s, self.dispatcher.workers_changed)
         register = getattr(self.client, "register_plugin", None) or self.client.register_worker_plugin
         await register(DaskadeWorker(self.archive, self.digest), name="daskade")
         self.s.stream_handlers["daskade-ev"] = self.on_worker

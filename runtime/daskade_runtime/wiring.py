@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import distributed
@@ -58,6 +58,17 @@ def describe(worker: Any) -> dict[str, Any]:
         "threads": int(worker.nthreads),
         "resources": {str(k): float(v) for k, v in (worker.resources or {}).items()},
     }
+
+
+def watch_status(scheduler: Any, changed: Callable[[], None]) -> None:
+    """Calls ``changed`` when a worker becomes ready for tasks, or pauses: Dask's plugins do not hear of it."""
+    handle = scheduler.stream_handlers["worker-status-change"]
+
+    def handle_and_tell(*args: Any, **kwargs: Any) -> None:
+        handle(*args, **kwargs)
+        changed()
+
+    scheduler.stream_handlers["worker-status-change"] = handle_and_tell
 
 
 def no_reply() -> Any:

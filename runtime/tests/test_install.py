@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import pickle
@@ -11,6 +12,10 @@ import signal
 import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,20 @@ from support.dask.steps import args, step
 from support.dask.wire import Conn
 from support.waiting import until
 
+# A page that tells which packages the scheduler has imported.
+LATE = """
+import sys
+from tornado.web import RequestHandler
+
+class Loaded(RequestHandler):
+    def get(self):
+        self.write(" ".join(name for name in sys.modules if "." not in name))
+
+def dask_setup(scheduler):
+    scheduler.http_application.add_handlers(r".*", [("/loaded", Loaded)])
+"""
+
+RELEASE = tuple(map(int, distributed.__version__.split(".")[:2]))
 STEP = step("add", "operator:add", args(1, 2), result=1)
 
 
@@ -148,6 +167,73 @@ def test_the_archive_is_the_same_for_the_same_sources() -> None:
     env = {**os.environ, "PYTHONPATH": str(RUNTIME)}
     other = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert other.stdout.strip() == install.archive()[1]
+
+
+def test_a_process_that_has_the_runtime_does_not_load_it_again(tmp_path: Path) -> None:
+    """Neither unpacked beside its archive, as local runs have it, nor from the archive, as pods do."""
+    data, digest = install.archive()
+    (tmp_path / "daskade_runtime.zip").write_bytes(data)
+    unpacked = tmp_path / "unpacked"
+    with zipfile.ZipFile(tmp_path / "daskade_runtime.zip") as archive:
+        archive.extractall(unpacked)
+    # Other bytes than it would pack itself, as those of the program's own archive are.
+    with zipfile.ZipFile(tmp_path / "daskade_runtime.zip", "a") as archive:
+        archive.comment = b"as released"
+    released = (tmp_path / "daskade_runtime.zip").read_bytes()
+    (unpacked / "daskade_runtime.zip").write_bytes(released)
+    code = """
+import pickle, sys
+from daskade_runtime import install, worker
+install.claim()
+plugin = pickle.loads(pickle.dumps(worker.DaskadeWorker(*install.archive())))
+print(install.archive()[1], sys.modules["daskade_runtime.worker"] is worker, type(plugin) is worker.DaskadeWorker)
+"""
+    for path in (unpacked, tmp_path / "daskade_runtime.zip"):
+        env = {**os.environ, "PYTHONPATH": str(path)}
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        )
+        assert run.stdout.split() == [hashlib.sha256(released).hexdigest(), "True", "True"]
+
+
+@pytest.mark.skipif(RELEASE < (2023, 6), reason="this release of distributed needs an older bokeh for its dashboard")
+def test_the_dashboard_is_loaded_when_it_is_opened(tmp_path: Path) -> None:
+    late = tmp_path / "late.py"
+    late.write_text(LATE)
+    env = {"DASK_DISTRIBUTED__SCHEDULER__PRELOAD": str(late)}
+    scheduler = Process("scheduler", "--dashboard", env=env, log=tmp_path / "scheduler.log")
+    try:
+        url = scheduler.ready()["dashboard"]
+        host = url.removesuffix("/status")
+
+        def get(path: str) -> str:
+            with urllib.request.urlopen(host + path, timeout=60) as reply:
+                return str(reply.read().decode())
+
+        assert get("/health") == "ok"
+        assert "bokeh" not in get("/loaded").split()
+        with ThreadPoolExecutor(4) as several:
+            pages = list(several.map(get, ["/status", "/", "/individual-workers", "/workers"]))
+        assert all("bokeh" in page for page in pages), pages
+        assert "bokeh" in get("/loaded").split()
+    finally:
+        scheduler.kill()
+
+
+def test_a_dashboard_that_cannot_be_loaded_says_why_and_the_scheduler_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "bokeh").mkdir()
+    (tmp_path / "bokeh" / "__init__.py").write_text("raise ImportError('built for another system')")
+    env = {"PYTHONPATH": f"{tmp_path}:{RUNTIME}"}
+    scheduler = Process("scheduler", "--dashboard", env=env, log=tmp_path / "scheduler.log")
+    try:
+        ready = scheduler.ready()
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(ready["dashboard"], timeout=60)
+        words = "Dask's dashboard cannot be loaded: ImportError: built for another system\n"
+        assert refused.value.read().decode() == words
+        Conn(ready["address"]).call("identity")
+    finally:
+        scheduler.kill()
 
 
 def test_local_processes_end_with_their_parent(tmp_path: Path) -> None:

@@ -310,6 +310,18 @@ def test_a_step_that_no_worker_may_run_is_blocked_with_the_reason(dask: Cluster,
     run.close()
 
 
+def test_a_new_worker_gets_the_first_step_as_soon_as_it_is_ready(tmp_path: Path, storage: str) -> None:
+    never = tmp_path / "never.py"
+    never.write_text("import daskade_runtime.dispatch\n\ndaskade_runtime.dispatch.RECHECK = 3600\n")
+    with cluster(tmp_path, workers=0, env={"DASK_DISTRIBUTED__SCHEDULER__PRELOAD": str(never)}) as dask:
+        run = Run(dask.address, storage, [SLEEP]).open()
+        events = run.follow()
+        run.submit((0, -1, values(0)))
+        dask.add_worker("cpu-0-0")
+        events.wait_for("finished")
+        run.close()
+
+
 @pytest.mark.parametrize("resources", [{}, {"GPU": 1}])
 def test_a_worker_that_comes_late_takes_a_long_step_that_waits(
     tmp_path: Path, storage: str, resources: dict[str, int]

@@ -164,7 +164,8 @@ fn no_python(python: &Path, cause: &str) -> EnvironmentError {
     EnvironmentError::NoPython { tried: python.display().to_string(), cause: cause.to_owned() }
 }
 
-/// Unpacks the embedded runtime once per digest; the last step is a rename, so that nobody sees half of it.
+/// Unpacks the embedded runtime once per digest; the last step is a rename, so that nobody sees half of it. The archive stays
+/// beside what was in it: a scheduler sends it to workers that others started.
 fn unpack_runtime(home: &Home) -> Result<PathBuf, EnvironmentError> {
     let target = home.runtimes().join(&RUNTIME_DIGEST[..16]);
     if target.exists() {
@@ -175,6 +176,7 @@ fn unpack_runtime(home: &Home) -> Result<PathBuf, EnvironmentError> {
         fs::create_dir_all(&partial)?;
         let mut archive = zip::ZipArchive::new(io::Cursor::new(RUNTIME_ZIP)).map_err(io::Error::other)?;
         archive.extract(&partial).map_err(io::Error::other)?;
+        fs::write(partial.join("daskade_runtime.zip"), RUNTIME_ZIP)?;
         match fs::rename(&partial, &target) {
             Err(_) if target.exists() => fs::remove_dir_all(&partial),
             renamed => renamed,
