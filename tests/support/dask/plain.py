@@ -77,6 +77,7 @@ def plain(
     ``nanny``: as Dask does by default, each is started by a process that watches over it.
     """
     made = Plain(folder, tls, python, env or {})
+    logs: list[Path] = []
     scheme = "tls" if tls else "tcp"
     try:
         log = made.start("dask_scheduler", "--host", f"{scheme}://127.0.0.1", "--port", "0", *words, **scheduler_env)
@@ -90,7 +91,9 @@ def plain(
         made.address = until("the scheduler tells its address", address, 60)
         for at in range(workers):
             more = ["--name", f"other-worker-{at}x", *([] if nanny else ["--no-nanny"])]
-            made.start("dask_worker", made.address, "--nthreads", "1", *more)
+            logs.append(made.start("dask_worker", made.address, "--nthreads", "1", *more))
+        if nanny:  # in old releases one that is told to end while its worker starts does not
+            until("all workers register", lambda: all("Registered to" in log.read_text() for log in logs), 60)
         yield made
     finally:
         made.stop()
