@@ -1,7 +1,9 @@
-//! What a run may refer to, as the caches have it.
+//! What a run may refer to. What its spec is made of is read from the API server: a watch may lag behind what somebody applied
+//! just before the run, and the run would keep the old spec.
 
 use k8s_openapi::api::core::v1::ConfigMap as Object;
 use kube::Api;
+use kube::api::DynamicObject;
 use regex::Regex;
 use serde_json::Value;
 
@@ -10,50 +12,82 @@ use super::error::PassError;
 use super::queue::Key;
 use super::runs::Runs;
 use crate::api::cluster::DaskClusterSpec;
+use crate::api::run::PipelineRunSpec;
 use crate::api::storage::Storage;
 use crate::cluster::facts::Trouble;
 use crate::pipeline::allowed::RunLimits;
-use crate::runs::admit::World;
-use crate::runs::code::ConfigMap;
+use crate::runs::admit::{self, World};
+use crate::runs::code::{self, ConfigMap};
 
 /// What the run may refer to.
 pub(super) struct Around<'a> {
     pub runs: &'a Runs,
     pub key: &'a Key,
-    /// What was read of the ConfigMap that holds its code.
-    pub code: Option<ConfigMap>,
+    pipeline: Option<Value>,
+    cluster: Option<DaskClusterSpec>,
+    code: Option<ConfigMap>,
 }
 
-impl Around<'_> {
-    /// Reads a ConfigMap of the run's namespace, by its name.
-    pub async fn read(&self, name: &str) -> ConfigMap {
-        let api: Api<Object> = Api::namespaced(self.runs.client.clone(), &self.key.namespace);
-        let found = match api.get_opt(name).await {
-            Ok(Some(found)) => found,
-            Ok(None) => return ConfigMap::Missing,
-            Err(error) => {
-                let message = format!("the ConfigMap {name} cannot be read now; it is tried again");
-                let trouble = PassError::api("read", Kind::ConfigMap, name, error).trouble();
-                return ConfigMap::Unread(trouble.unwrap_or(Trouble { reason: "ApiError", message, stalled: false }));
-            }
-        };
-        let binary = found.binary_data.unwrap_or_default().into_keys().collect();
-        ConfigMap::Found { files: found.data.unwrap_or_default(), binary }
+impl<'a> Around<'a> {
+    /// Reads what the run names: its Pipeline, its DaskCluster, the ConfigMap with its code.
+    pub async fn read(runs: &'a Runs, key: &'a Key, run: &PipelineRunSpec) -> Result<Self, Trouble> {
+        let mut around = Around { runs, key, pipeline: None, cluster: None, code: None };
+        if let Some(name) = &run.pipeline_ref {
+            around.pipeline = around.object(Kind::Pipeline, name).await?;
+        }
+        if let Some(name) = admit::cluster(run, &around) {
+            let found = around.object(Kind::Cluster, &name).await?;
+            around.cluster = found.and_then(|found| serde_json::from_value(found.get("spec")?.clone()).ok());
+        }
+        if let Some(name) = code::config_map(run, &around) {
+            around.code = Some(around.config_map(&name).await);
+        }
+        Ok(around)
     }
+
+    /// Whether the ConfigMap with its code is named, and was not there: nobody tells when it is made.
+    pub fn lacks_code(&self) -> bool {
+        self.code.as_ref().is_some_and(|code| !matches!(code, ConfigMap::Found { .. }))
+    }
+
+    /// An object of the run's namespace. The run hears of its next change.
+    async fn object(&self, kind: Kind, name: &str) -> Result<Option<Value>, Trouble> {
+        self.runs.waiters.wait(kind, &Key::new(self.key.namespace.clone(), name), self.key);
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.runs.client.clone(), &self.key.namespace, &kind.resource());
+        match api.get_opt(name).await {
+            Ok(found) => Ok(found.and_then(|found| serde_json::to_value(found).ok())),
+            Err(error) => Err(unread(kind, name, error)),
+        }
+    }
+
+    async fn config_map(&self, name: &str) -> ConfigMap {
+        let api: Api<Object> = Api::namespaced(self.runs.client.clone(), &self.key.namespace);
+        match api.get_opt(name).await {
+            Ok(Some(found)) => {
+                let binary = found.binary_data.unwrap_or_default().into_keys().collect();
+                ConfigMap::Found { files: found.data.unwrap_or_default(), binary }
+            }
+            Ok(None) => ConfigMap::Missing,
+            Err(error) => ConfigMap::Unread(unread(Kind::ConfigMap, name, error)),
+        }
+    }
+}
+
+/// Why something cannot be read now.
+fn unread(kind: Kind, name: &str, error: kube::Error) -> Trouble {
+    let message = format!("the {kind} {name} cannot be read now; it is tried again");
+    let trouble = PassError::api("read", kind, name, error).trouble();
+    trouble.unwrap_or(Trouble { reason: "ApiError", message, stalled: false })
 }
 
 impl World for Around<'_> {
-    fn pipeline(&self, name: &str) -> Option<Value> {
-        let key = Key::new(self.key.namespace.clone(), name);
-        self.runs.waiters.wait(Kind::Pipeline, &key, self.key);
-        Some(self.runs.pipelines.cache.entry(&key)?.root?.json())
+    fn pipeline(&self, _: &str) -> Option<Value> {
+        self.pipeline.clone()
     }
 
-    fn cluster(&self, name: &str) -> Option<DaskClusterSpec> {
-        let key = Key::new(self.key.namespace.clone(), name);
-        self.runs.waiters.wait(Kind::Cluster, &key, self.key);
-        let spec = self.runs.clusters.cache.entry(&key)?.root?.json();
-        serde_json::from_value(spec.get("spec")?.clone()).ok()
+    fn cluster(&self, _: &str) -> Option<DaskClusterSpec> {
+        self.cluster.clone()
     }
 
     fn storage(&self) -> Option<Storage> {

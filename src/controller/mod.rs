@@ -178,7 +178,6 @@ pub async fn run(
         client: client.clone(),
         desk: Desk::new(sinks.runs.clone(), lead.clone(), metrics.clone()),
         clusters: sinks.clusters.clone(),
-        pipelines: sinks.pipelines.clone(),
         waiters: sinks.waiters.clone(),
         board: board.clone(),
         certificates: certificates.clone(),

@@ -35,7 +35,6 @@ use crate::cluster::facts::Trouble;
 use crate::cluster::names;
 use crate::run::{Fabric, Report, Seat, Start};
 use crate::runs::admit::{self, Admission, Charter};
-use crate::runs::code::{self, ConfigMap};
 use crate::runs::facts::{ClusterFact, DriveFact, Facts, Place, Run, SpecFact, SweepFact};
 use crate::runs::plan::{ClusterStep, DriveStep, Hold, Plan, State, plan};
 use crate::runs::retention::{Removal as Removing, Retention, SweepStep, retention};
@@ -58,7 +57,6 @@ pub(super) struct Runs {
     pub client: Client,
     pub desk: Desk<Memory>,
     pub clusters: Sink,
-    pub pipelines: Sink,
     pub waiters: Arc<Waiters>,
     pub board: Arc<Board>,
     pub certificates: Arc<Certificates>,
@@ -300,13 +298,15 @@ impl Work<'_> {
     }
 
     async fn admit(&mut self, run: &Run) -> (SpecFact, Option<Box<Charter>>) {
-        let mut around = Around { runs: self.runs, key: self.key, code: None };
-        if let Some(name) = code::config_map(&run.spec, &around) {
-            let read = around.read(&name).await;
-            if !matches!(read, ConfigMap::Found { .. }) {
+        let around = match Around::read(self.runs, self.key, &run.spec).await {
+            Ok(around) => around,
+            Err(trouble) => {
                 self.soon = Some(self.runs.missing);
+                return (SpecFact::Waits(trouble, None), None);
             }
-            around.code = Some(read);
+        };
+        if around.lacks_code() {
+            self.soon = Some(self.runs.missing);
         }
         match admit::admit(&self.value, &around) {
             Admission::Ready(charter) => (SpecFact::Valid, Some(charter)),

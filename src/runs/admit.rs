@@ -8,7 +8,7 @@ use super::facts::Place;
 use crate::api::cluster::DaskClusterSpec;
 use crate::api::duration::Duration as Span;
 use crate::api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
-use crate::api::run::PipelineRun;
+use crate::api::run::{PipelineRun, PipelineRunSpec};
 use crate::api::storage::Storage;
 use crate::cluster::facts::Trouble;
 use crate::cluster::{check_folder, check_shared, effective_groups, not_allowed, too_many_workers, validate_named};
@@ -113,6 +113,15 @@ pub fn admit(object: &Value, world: &dyn World) -> Admission {
         }
         _ => Admission::Invalid(prefixed(problems)),
     }
+}
+
+/// Name of the DaskCluster that a run is to use.
+pub fn cluster(run: &PipelineRunSpec, world: &dyn World) -> Option<String> {
+    if let Some(spec) = &run.pipeline_spec {
+        return spec.cluster.as_ref()?.ref_.clone();
+    }
+    let pipeline = world.pipeline(run.pipeline_ref.as_deref()?)?;
+    Some(pipeline.pointer("/spec/cluster/ref")?.as_str()?.to_owned())
 }
 
 /// How long a run waits for what it names: the time that it has to its first step, or to its end.

@@ -84,6 +84,35 @@ async fn a_run_is_written_down_made_room_for_held_driven_and_cleaned_up_after_in
     operator.end().await;
 }
 
+/// Somebody applies a Pipeline, then a run of it: the watch of Pipelines may bring the edit after the run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_takes_its_pipeline_as_it_is_however_late_the_watches_are() {
+    let world = World::new().await;
+    let operator = world.operator();
+    let path = "/apis/daskade.dev/v1alpha1/namespaces/team/pipelines/p".to_owned();
+    let mut spec = pipeline();
+    spec["triggers"] = json!({"onChange": false});
+    world.api.put(&path, json!({"metadata": {"name": "p", "namespace": "team"}, "spec": spec}));
+    world.until_quiet().await;
+    world.api.watches.hold_back("/pipelines");
+    world.api.edit(&path, |object| object["spec"]["steps"][0]["displayName"] = json!("as edited"));
+    world.create_run("team", "r", &json!({"pipelineRef": "p"}));
+    world.until_run("team", "r", "Succeeded").await;
+    let revision = world.api.object(&world.api.paths("/controllerrevisions/r-").remove(0)).expect("the revision");
+    assert_eq!(revision["data"]["run"]["pipeline"]["steps"][0]["displayName"], "as edited");
+
+    // One that is missing is waited for, and what is made of it is heard of.
+    world.create_run("team", "early", &json!({"pipelineRef": "late"}));
+    eventually("it waits", SOON, || world.succeeded("team", "early")[1] == "PipelineNotFound").await;
+    world.api.watches.let_go_of("/pipelines");
+    world.api.put(
+        "/apis/daskade.dev/v1alpha1/namespaces/team/pipelines/late",
+        json!({"metadata": {"name": "late", "namespace": "team"}, "spec": spec}),
+    );
+    world.until_run("team", "early", "Succeeded").await;
+    operator.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_run_deletes_is_deleted_once_however_late_the_watches_are() {
     let world = World::new().await;
