@@ -7,14 +7,13 @@ import json
 import os
 import re
 import subprocess
-from pathlib import Path
 
 import promql_parser
 import pytest
 import yaml
 
 from support import TOP
-from support.charts import GOLDEN, Charts, Object, leaves, objects
+from support.charts import GOLDEN, Charts, Object, check_file, leaves, objects
 
 CASES = sorted(path.name.removesuffix(".values.yaml") for path in GOLDEN.glob("*.values.yaml"))
 # Values that stand for options which the chart sets itself: the release's namespace is the operator's own.
@@ -34,12 +33,6 @@ def values_of(case: str) -> Object:
 
 def defaults() -> Object:
     return dict(yaml.safe_load((TOP / "charts/daskade/values.yaml").read_text()))
-
-
-def check_file(path: Path, expected: str) -> None:
-    if os.environ.get("DASKADE_UPDATE"):
-        path.write_text(expected)
-    assert path.exists() and path.read_text() == expected, f"{path} is out of step: DASKADE_UPDATE=1 ./test chart"
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -249,30 +249,48 @@ def test_a_release_without_rights_on_the_cluster_serves_its_namespaces(
         release.helm("uninstall", "try", check=False)
 
 
-def test_the_scripts_are_added_to_the_settings_of_argo_cd(charts: Charts, empty: EmptyCluster) -> None:
-    """As docs/gitops.md does it: what is there stays as it was."""
+OWNERS = {
+    "client-side apply": ["apply"],
+    "server-side apply": ["apply", "--server-side"],
+    "another application": ["apply", "--server-side", "--field-manager=argocd-controller"],
+    "create": ["create"],
+}
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+def test_the_scripts_are_added_to_the_settings_of_argo_cd(empty: EmptyCluster, owner: str) -> None:
+    """By the command of docs/gitops.md. What is there stays as it was, and its owner leaves the scripts alone."""
+    namespace = f"argocd-{owner.replace(' ', '-')}"
     labels = {"app.kubernetes.io/name": "argocd-cm", "app.kubernetes.io/part-of": "argocd"}
-    before = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": "argocd-cm", "labels": labels},
-        "data": {"a": "b"},
+    data = {"url": "https://argocd.example.com", "accounts.ci": "apiKey", "resource.exclusions": "- kinds: [Lease]\n"}
+    meta = {"name": "argocd-cm", "labels": labels}
+    before = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data}
+
+    def settings() -> dict[str, Any]:
+        return dict(json.loads(empty.kubectl("get", "configmap", "argocd-cm", "-n", namespace, "-o", "json")))
+
+    empty.kubectl("create", "namespace", namespace)
+    empty.kubectl(*OWNERS[owner], "-n", namespace, "-f", "-", stdin=json.dumps(before))
+    empty.kubectl("patch", "configmap", "argocd-cm", "-n", namespace, "--type=merge", '--patch={"data": {"own": "1"}}')
+    (command,) = re.findall(r"^\$ kubectl (patch configmap argocd-cm .*)$", (TOP / "docs/gitops.md").read_text(), re.M)
+    words = command.replace("-n argocd ", f"-n {namespace} ").replace("deploy/", f"{TOP}/deploy/").split()
+    scripts = {
+        f"resource.customizations.{part}.daskade.dev_{kind}"
+        for part in ("actions", "health")
+        for kind in ("DaskCluster", "Pipeline", "PipelineRun")
     }
-    empty.kubectl("create", "namespace", "argocd")
-    empty.kubectl("create", "-n", "argocd", "-f", "-", stdin=json.dumps(before))
-    options = [
-        "-s",
-        "templates/argocd.yaml",
-        "--set",
-        "argocd.enabled=true,argocd.name=argocd-cm,argocd.namespace=argocd",
-    ]
-    empty.kubectl("apply", "--server-side", "--field-manager=daskade", "-f", "-", stdin=charts.render(*options))
-    found = json.loads(empty.kubectl("get", "configmap", "argocd-cm", "-n", "argocd", "-o", "json"))
-    assert found["metadata"]["labels"] == labels
-    assert found["data"].pop("a") == "b"
-    kinds = ("DaskCluster", "Pipeline", "PipelineRun")
-    parts = [f"resource.customizations.{part}.daskade.dev_{kind}" for part in ("actions", "health") for kind in kinds]
-    assert sorted(found["data"]) == parts
+    for _ in range(2):
+        empty.kubectl(*words)
+        found = settings()
+        assert found["metadata"]["labels"] == labels
+        assert {key: found["data"].pop(key) for key in (*data, "own")} == {**data, "own": "1"}
+        assert set(found["data"]) == scripts
+        if owner == "create":
+            return
+        # Its owner changes what is its own.
+        data["url"] = "https://other.example.com"
+        empty.kubectl(*OWNERS[owner], "-n", namespace, "-f", "-", stdin=json.dumps(before))
+        assert scripts < set(settings()["data"])
 
 
 @pytest.fixture(scope="module")

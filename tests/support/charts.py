@@ -14,8 +14,16 @@ import yaml
 from support import TOP
 
 GOLDEN = TOP / "tests/chart/golden"
-ARGOCD = TOP / "charts/daskade/files/resource_customizations"
+ARGOCD = TOP / "deploy/argocd/resource_customizations"
+ARGOCD_PATCH = TOP / "deploy/argocd/argocd-cm.patch.yaml"
 Object = dict[str, Any]
+
+
+def check_file(path: Path, expected: str) -> None:
+    """It is what it is made from; written again if that is asked for."""
+    if os.environ.get("DASKADE_UPDATE"):
+        path.write_text(expected)
+    assert path.exists() and path.read_text() == expected, f"{path} is out of step: DASKADE_UPDATE=1 ./test chart"
 
 
 class Charts:
