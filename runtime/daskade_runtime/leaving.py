@@ -117,8 +117,8 @@ async def watch_pause(worker: Any, leaving: Leaving, explain: Explain) -> None:
 
 
 def watch_loop(explain: Explain) -> None:
-    """Ends the process when its event loop hangs: its port still takes connections then, so nothing else sees
-    it. Counts only the time in which this thread ran: code that stops all threads is not taken for it.
+    """Ends the process when its event loop hangs: while a task runs, the liveness probe does not see it. Counts
+    only the time in which this thread ran: code that stops all threads is not taken for it.
     """
     loop = asyncio.get_running_loop()
     ticks = {"made": 0, "seen": 0}

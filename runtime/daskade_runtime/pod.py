@@ -1,8 +1,8 @@
 """A scheduler or a worker in a pod: ``python -m daskade_runtime.pod scheduler|worker …``.
 
-    scheduler --port N --dashboard-port N [--tls FOLDER]
+    scheduler --port N --dashboard-port N [--health-port N] [--tls FOLDER]
     worker --group NAME --threads N --memory-limit BYTES|auto --port N --grace SECONDS
-        [--resources "GPU=1,SSD=1"] [--tls FOLDER]
+        [--resources "GPU=1,SSD=1"] [--health-port N] [--tls FOLDER]
 
 The rest comes from the environment: ``DASK_SCHEDULER_ADDRESS``, ``DASKADE_WORKER_NAME``,
 ``DASKADE_POD_IP``. With ``--tls`` the folder holds ``ca.crt``, ``tls.crt`` and ``tls.key``; they may be
@@ -27,12 +27,12 @@ import argparse
 import asyncio
 import importlib
 import json
-import logging
 import ssl
 import sys
 import time
 from typing import Any
 
+from daskade_runtime import health
 from daskade_runtime.leaving import DONE, GONE, STUCK, Leaving, end_soon, ended, watch_loop, watch_pause
 
 # What the runtime imports beyond the standard library, and the package that has it.
@@ -117,10 +117,15 @@ def resources(text: str) -> dict[str, float]:
     return {name.strip(): float(amount) for name, _, amount in pairs}
 
 
+def all_addresses() -> str:
+    """What to listen on: all addresses of the pod's family."""
+    return "::" if ":" in os.environ.get("DASKADE_POD_IP", "") else "0.0.0.0"
+
+
 def listening(args: argparse.Namespace) -> dict[str, Any]:
     """Where a server listens: on all addresses of the pod's family, and known by the pod's own."""
     ip = os.environ.get("DASKADE_POD_IP", "")
-    options: dict[str, Any] = {"host": "::" if ":" in ip else "0.0.0.0", "port": args.port}
+    options: dict[str, Any] = {"host": all_addresses(), "port": args.port}
     if ip:
         shown = f"[{ip}]" if ":" in ip else ip
         options["contact_address"] = f"{'tls' if args.tls else 'tcp'}://{shown}:{args.port}"
@@ -129,20 +134,6 @@ def listening(args: argparse.Namespace) -> dict[str, Any]:
 
         options["security"] = tls.Certificates(args.tls)
     return options
-
-
-def configure() -> None:
-    """Applies ``SETTINGS``, and leaves out of the log what probes of the port look like with TLS."""
-    from daskade_runtime import local
-
-    local.apply(SETTINGS)
-    logging.getLogger("distributed.comm.tcp").addFilter(_no_probe)
-
-
-def _no_probe(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    probe = "EOF occurred" in text or "UNEXPECTED_EOF" in text or "Connection reset by peer" in text
-    return not (probe and "TLS handshake failed" in text)
 
 
 async def run_scheduler(args: argparse.Namespace) -> int:
@@ -165,6 +156,7 @@ async def run_scheduler(args: argparse.Namespace) -> int:
         if reply["status"] != "OK":
             explain(reply["reason"], reply["message"])
             return STUCK
+        health.ready()
         watch_loop(explain)
         fresh = asyncio.ensure_future(tls.keep_fresh(server, options["security"])) if args.tls else None
         await server.finished()
@@ -219,6 +211,7 @@ async def run_worker(args: argparse.Namespace) -> int:
         explain(reason, f"the worker could not join the scheduler {address}: {message}")
         return GONE
     leaving.attach(worker)
+    health.ready()
     watch_loop(explain)
     tasks = [asyncio.ensure_future(watch_pause(worker, leaving, explain))]
     if args.tls:
@@ -279,15 +272,18 @@ def main() -> None:
     two.add_argument("--grace", type=float, default=295.0)
     two.add_argument("--resources", default="")
     for command in (one, two):
+        command.add_argument("--health-port", type=int)
         command.add_argument("--tls")
     args = parser.parse_args()
+    if args.health_port is not None:
+        health.start(all_addresses(), args.health_port)
     lacks = check_image()
     if lacks:
         explain("ImageLacks", lacks)
         sys.exit(STUCK)
     import distributed
 
-    from daskade_runtime import versions
+    from daskade_runtime import local, versions
 
     try:
         versions.check(distributed.__version__)
@@ -298,7 +294,7 @@ def main() -> None:
     if bad:
         explain("BadCertificates", bad)
         sys.exit(STUCK)
-    configure()
+    local.apply(SETTINGS)
     sys.exit(asyncio.run(_run(args)))
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import msgpack
 from distributed import WorkerPlugin, get_worker
 
-from daskade_runtime import boot, channel, compat, credentials
+from daskade_runtime import boot, channel, compat, credentials, health
 from daskade_runtime.bundles import Bundles
 from daskade_runtime.cache import Cache, Entry
 from daskade_runtime.definitions import Definitions, Run
@@ -534,6 +534,9 @@ class DaskadeWorker(WorkerPlugin):
             before.kill()
             before.close()
         WorkerState(worker, self.digest).install()
+
+    def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
+        health.task(str(key), finish)
 
     def teardown(self, worker: Any) -> Any:
         state = getattr(worker, "_daskade", None)

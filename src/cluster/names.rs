@@ -32,6 +32,8 @@ pub const SCHEDULER_PORT: u16 = 8786;
 pub const DASHBOARD_PORT: u16 = 8787;
 /// Port of a worker.
 pub const WORKER_PORT: u16 = 8788;
+/// Where both answer the kubelet's probes.
+pub const HEALTH_PORT: u16 = 8789;
 
 /// Name of a pod; of a worker's, also its name in Dask.
 pub fn pod(cluster: &str, slot: &Slot) -> String {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Settings, metadata};
@@ -125,7 +125,6 @@ struct Parts<'a> {
     volumes: &'a [Volume],
     resources: Value,
     grace: i64,
-    probes: Map<String, Value>,
     service_account: Option<&'a str>,
     ports: Value,
 }
@@ -140,13 +139,6 @@ fn scheduler(cluster: &Cluster, settings: &Settings) -> Value {
         Some(resources) => amounts(resources),
         None => json!({"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "2Gi"}}),
     };
-    let socket = json!({"port": names::SCHEDULER_PORT});
-    let health = json!({"path": "/health", "port": names::DASHBOARD_PORT});
-    let probes = json!({
-        "startupProbe": {"tcpSocket": socket, "periodSeconds": 1, "failureThreshold": 120},
-        "readinessProbe": {"tcpSocket": socket, "periodSeconds": 10, "timeoutSeconds": 3},
-        "livenessProbe": {"httpGet": health, "periodSeconds": 15, "timeoutSeconds": 10, "failureThreshold": 4},
-    });
     let mut pod = base(
         cluster,
         settings,
@@ -158,7 +150,6 @@ fn scheduler(cluster: &Cluster, settings: &Settings) -> Value {
             volumes: &spec.volumes,
             resources,
             grace: SCHEDULER_GRACE,
-            probes: probes.as_object().cloned().unwrap_or_default(),
             service_account: spec.service_account_name.as_deref(),
             ports: json!([
                 {"name": "tcp-comm", "containerPort": names::SCHEDULER_PORT},
@@ -200,12 +191,6 @@ fn worker(cluster: &Cluster, settings: &Settings, group: &WorkerGroup) -> Value 
             list.push(json!({"key": name, "operator": "Exists", "effect": "NoSchedule"}));
         }
     }
-    let socket = json!({"port": names::WORKER_PORT});
-    let probes = json!({
-        "startupProbe": {"tcpSocket": socket, "periodSeconds": 1, "failureThreshold": 300},
-        "readinessProbe": {"tcpSocket": socket, "periodSeconds": 10, "timeoutSeconds": 3},
-        "livenessProbe": {"tcpSocket": socket, "periodSeconds": 20, "timeoutSeconds": 10, "failureThreshold": 6},
-    });
     let mut pod = base(
         cluster,
         settings,
@@ -217,7 +202,6 @@ fn worker(cluster: &Cluster, settings: &Settings, group: &WorkerGroup) -> Value 
             volumes: &group.volumes,
             resources,
             grace,
-            probes: probes.as_object().cloned().unwrap_or_default(),
             service_account: group.service_account_name.as_deref(),
             ports: json!([{"name": "tcp-comm", "containerPort": names::WORKER_PORT}]),
         },
@@ -240,8 +224,25 @@ fn amounts(resources: &Resources) -> Value {
     json!({"limits": resources.limits, "requests": requests})
 }
 
+/// The runtime's health.py answers them. `/started` waits 20 s for the server, so that an ordinary start fails no probe; `/live`
+/// fails when the process has been frozen for 60 s.
+fn probes() -> Value {
+    let get = |path: &str| json!({"path": path, "port": names::HEALTH_PORT});
+    json!({
+        "startupProbe": {
+            "httpGet": get("/started"), "initialDelaySeconds": 1, "periodSeconds": 2, "timeoutSeconds": 25, "failureThreshold": 30,
+        },
+        "readinessProbe": {"httpGet": get("/ready"), "periodSeconds": 10, "timeoutSeconds": 3},
+        "livenessProbe": {
+            "httpGet": get("/live"), "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 3,
+            // What is frozen finishes nothing, however long the pod's own grace period is.
+            "terminationGracePeriodSeconds": 5,
+        },
+    })
+}
+
 fn base(cluster: &Cluster, settings: &Settings, parts: Parts<'_>) -> Value {
-    let Parts { component, image, mut args, env, volumes, resources, grace, probes, service_account, ports } = parts;
+    let Parts { component, image, mut args, env, volumes, resources, grace, service_account, ports } = parts;
     let storage = cluster.spec.storage.as_ref();
     let secret = tls_secret(cluster);
     let mut mounts = vec![json!({"name": RUNTIME_VOLUME, "mountPath": RUNTIME_FOLDER, "readOnly": true})];
@@ -252,6 +253,7 @@ fn base(cluster: &Cluster, settings: &Settings, parts: Parts<'_>) -> Value {
         mounts.push(json!({"name": "daskade-tmp", "mountPath": TMP}));
         sources.push(json!({"name": "daskade-tmp", "emptyDir": {}}));
     }
+    args.extend(["--health-port".to_owned(), names::HEALTH_PORT.to_string()]);
     if let Some(secret) = &secret {
         args.extend(["--tls".to_owned(), TLS_FOLDER.to_owned()]);
         mounts.push(json!({"name": "daskade-tls", "mountPath": TLS_FOLDER, "readOnly": true}));
@@ -285,7 +287,7 @@ fn base(cluster: &Cluster, settings: &Settings, parts: Parts<'_>) -> Value {
             "capabilities": {"drop": ["ALL"]},
         },
     });
-    if let Some(container) = container.as_object_mut() {
+    if let (Some(container), Value::Object(probes)) = (container.as_object_mut(), probes()) {
         container.extend(probes);
     }
     let account = service_account.or(storage.and_then(|storage| storage.service_account_name.as_deref()));
