@@ -40,7 +40,7 @@ def restarts(space: Namespace) -> dict[str, int]:
 def test_an_ordinary_start_fails_no_probe_and_a_frozen_process_is_started_again(space: Namespace) -> None:
     space.cluster("f", {"name": "a", "replicas": 1})
     space.wait_ready("f")
-    failed = [event["message"] for event in space.list("events") if event["reason"] == "Unhealthy"]
+    failed = [event["note"] for event in space.list("events") if event["reason"] == "Unhealthy"]
     assert failed == []
     assert set(restarts(space).values()) == {0}
     for pod in space.pods("f"):
@@ -48,5 +48,5 @@ def test_an_ordinary_start_fails_no_probe_and_a_frozen_process_is_started_again(
     # Within 60 s and three more probes.
     until("both are started again", lambda: set(restarts(space).values()) == {1}, 180, every=1.0)
     space.wait_ready("f")
-    told = [event["message"] for event in space.list("events") if event["reason"] == "Unhealthy"]
+    told = [event["note"] for event in space.list("events") if event["reason"] == "Unhealthy"]
     assert any("Liveness probe failed" in message for message in told), told
