@@ -109,6 +109,7 @@ impl Controller for Runs {
 
     async fn pass(&self, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
         let gone = Done { outcome: Outcome::Settled, again: None, left: None, gone: true };
+        self.waiters.leave(key);
         let Some(record) = self.desk.sink.cache.entry(key).and_then(|entry| entry.root) else {
             self.leave(key);
             return Ok(gone);
@@ -131,6 +132,8 @@ impl Controller for Runs {
 
     /// Runs that have begun have their places before any other asks for one.
     fn begin(&self) {
+        // Of runs that went while another process led nobody has told.
+        self.waiters.clear();
         self.turnstile.clear();
         for key in self.desk.sink.cache.keys() {
             let Some(record) = self.desk.sink.cache.entry(&key).and_then(|entry| entry.root) else { continue };
