@@ -390,10 +390,11 @@ impl Work<'_> {
         match (planned.drive, &stored) {
             (DriveStep::Run { cancel }, Some(stored)) => self.drive(run, stored, cancel, planned, facts),
             (DriveStep::Stop { leave }, _) => {
-                let was_driven = self.memory.drive.take().is_some();
+                // It ends before it is asked what it has opened.
+                let epoch = self.memory.drive.take().map(Drive::end);
                 self.memory.opening = None;
-                if leave && was_driven {
-                    self.leave(run, facts).await;
+                if let Some(epoch) = epoch.filter(|_| leave) {
+                    self.leave(run, facts, epoch).await;
                 }
             }
             _ => {}

@@ -83,9 +83,9 @@ impl Session<'_> {
 
     async fn converse(&mut self, peer: &Peer, foreign: bool, lead: Option<u64>) -> Result<Report, Ended> {
         self.greet(peer, foreign).await?;
-        let code = code(peer, self.spec).await.map_err(|error| self.troubled(error))?;
+        let code = code(peer, self.spec, lead).await.map_err(|error| self.troubled(error))?;
         let versions = objects::before(peer, self.spec).await.map_err(|error| self.troubled(error))?;
-        let mut reusable = earlier::ask(peer, self.spec, &code.digest).await.map_err(classify)?;
+        let mut reusable = earlier::ask(peer, self.spec, &code.digest, lead).await.map_err(classify)?;
         let opened = self.open(peer, lead, reusable.as_ref(), code).await?;
         *self.opened_before = true;
         if let Some(closed) = &opened.snapshot.closed {

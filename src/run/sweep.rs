@@ -75,7 +75,7 @@ impl Sweeper<'_> {
         let look = LookStored { run, storage: &self.storage, brief: false };
         let mut stored = self.call(&look).await?;
         if stored.open {
-            self.call(&Forget { run }).await?;
+            self.call(&Forget { run, epoch: None, lead: Some(self.lead) }).await?;
         }
         if stored.journal.as_ref().is_some_and(|journal| !journal.closed) {
             self.seal(run).await?;
