@@ -54,6 +54,7 @@ pub async fn sweep(sweep: &Sweep, seat: &Seat) -> Result<Swept, DriveError> {
     let sweeper = Sweeper { peer, sweep, storage: storage(&sweep.storage), lead: seat.lead };
     sweeper.run(seat.foreign).await.map_err(|ended| match ended {
         Ended::Lost { cause, .. } => DriveError::Cluster(cause),
+        Ended::Again { reason, message } => DriveError::Refused { reason, message },
         Ended::Fatal(error) => error,
     })
 }
