@@ -65,6 +65,11 @@ class ClusterView:
             raise Refused("StaleLeader", f"a leader with epoch {self._lead} was heard; this one has {lead}")
         self._lead = lead
 
+    def heard_if_told(self, lead: Any) -> None:
+        """The same for operations that others send too: without an epoch of a leader there is none to refuse."""
+        if lead is not None:
+            self.heard(lead)
+
     # ------------------------------------------------------------------ operations
 
     @operation

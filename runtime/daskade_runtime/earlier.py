@@ -158,9 +158,17 @@ class Earlier:
 
     @operation
     async def earlier(
-        self, *, run: str, storage: Any, pipeline: str, wanted: str | None = None, **_: Any
+        self,
+        *,
+        run: str,
+        storage: Any,
+        pipeline: str,
+        wanted: str | None = None,
+        lead: int | None = None,
+        **_: Any,
     ) -> Reply:
         """What earlier runs have committed."""
+        self.runtime.cluster.heard_if_told(lead)
         found = await in_thread(read_past, open_store(storage), run, pipeline, wanted)
         self._known.pop(run, None)
         for waiting in [uid for uid in self._known if uid not in self.runtime.runs][:-KEPT]:

@@ -417,6 +417,21 @@ class LiveRun:
         self.journal.close()
 
 
+def closed_snapshot(folded: Any) -> dict[str, Any]:
+    """What :meth:`LiveRun.snapshot` tells, of a run that is closed."""
+    return {
+        "committed": [[s, i, v[0], v[5], json_value(v[6])] for (s, i), v in folded.committed.items()],
+        "finished": [],
+        "submitted": [],
+        "lengths": [[s, n] for s, n in folded.lengths.items()],
+        "skipped": [[s, i, *why] for (s, i), why in folded.skipped.items()],
+        "refused": [[s, i, *why] for (s, i), why in folded.refused.items()],
+        "failed": [list(f[:4]) for f in folded.failed],
+        "lost": [list(x[:3]) for x in folded.lost],
+        "final": folded.final,
+    }
+
+
 def json_text(json: list[Any] | None) -> str | None:
     """A step's small result as the journal keeps it: JSON text."""
     return None if json is None else json_.dumps(json[0], ensure_ascii=False, separators=(",", ":"))

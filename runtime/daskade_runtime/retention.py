@@ -190,14 +190,14 @@ class Retention:
     @operation
     async def mark(self, *, run: str, storage: Any, what: Any, lead: int | None = None, **_: Any) -> Reply:
         """Marks a run as removed, in the storage: from then on nobody takes anything of it over."""
-        self._heard(lead)
+        self.runtime.cluster.heard_if_told(lead)
         await in_thread(_mark, open_store(storage), run, what)
         return {"status": "OK"}
 
     @operation
     async def seal(self, *, run: str, storage: Any, final: Any, lead: int | None = None, **_: Any) -> Reply:
         """Closes a journal that was left open: whoever still writes to it is fenced."""
-        self._heard(lead)
+        self.runtime.cluster.heard_if_told(lead)
         if run in self.runtime.runs:
             raise Refused("RunOpen", f"run {run} is open here")
         await in_thread(self._seal, open_store(storage), run, dict(final))
@@ -241,12 +241,8 @@ class Retention:
         **_: Any,
     ) -> Reply:
         """Removes objects of a run that is marked as removed; with ``pipeline`` also what it is found by."""
-        self._heard(lead)
+        self.runtime.cluster.heard_if_told(lead)
         if run in self.runtime.runs:
             raise Refused("RunOpen", f"run {run} is open here")
         await in_thread(_discard, open_store(storage), run, paths, pipeline)
         return {"status": "OK"}
-
-    def _heard(self, lead: int | None) -> None:
-        if lead is not None:
-            self.runtime.cluster.heard(lead)

@@ -26,7 +26,7 @@ from daskade_runtime.earlier import Earlier, mark
 from daskade_runtime.events import Subscriber, now
 from daskade_runtime.fetch import object_key
 from daskade_runtime.journal import Journal, JournalError, read_all
-from daskade_runtime.live import LiveRun, json_value
+from daskade_runtime.live import LiveRun, closed_snapshot
 from daskade_runtime.looks import Looks
 from daskade_runtime.operation import Reply, operation
 from daskade_runtime.retention import Retention, refuse_removed
@@ -140,9 +140,10 @@ class Runtime:
 
     @operation
     async def fetch_code(
-        self, *, run: str, storage: Any, url: str, sha256: str | None = None, **_: Any
+        self, *, run: str, storage: Any, url: str, sha256: str | None = None, lead: int | None = None, **_: Any
     ) -> Reply:
         """Makes the archive at ``url`` the code of a run that is about to be opened."""
+        self.cluster.heard_if_told(lead)
         return {"status": "OK", "digest": await in_thread(archive.pin, storage, run, url, sha256)}
 
     @operation
@@ -160,8 +161,7 @@ class Runtime:
         lead: int | None = None,
         **rest: Any,
     ) -> Reply:
-        if lead is not None:
-            self.cluster.heard(lead)
+        self.cluster.heard_if_told(lead)
         versions.check(distributed.__version__)
         # Workers look for themselves; here it is seen before there is one, if their image is this one.
         lacks = requirements.lacking(rest.get("requirements") or ()) if rest.get("same_image") else []
@@ -220,7 +220,7 @@ class Runtime:
                     "epoch": known.epoch,
                     "instance": self.instance,
                     "cursor": 0,
-                    "snapshot": _closed_snapshot(known),
+                    "snapshot": closed_snapshot(known),
                 }
         code, data = request["code"] or {}, (request["code"] or {}).get("zip")
         code_key = f"runs/{uid}/code/{code.get('digest')}.zip"
@@ -312,13 +312,18 @@ class Runtime:
         self.drop(live, {"k": "closing"})
 
     @operation
-    async def forget(self, *, run: str, epoch: int | None = None, **_: Any) -> Reply:
+    async def forget(
+        self, *, run: str, epoch: int | None = None, lead: int | None = None, **_: Any
+    ) -> Reply:
+        """Drops a run; its journal stays open. Who names no epoch means the run as it is open now."""
+        self.cluster.heard_if_told(lead)
         live = self.runs.get(run)
         if live is not None:
-            if epoch is not None:
-                self.live(run, epoch)
-            await live.committer.settle(FORGET_WAIT)
-            self.drop(live, {"k": "closing"})
+            opened = live.epoch if epoch is None else epoch
+            await self.live(run, opened).committer.settle(FORGET_WAIT)
+            # Meanwhile it may be gone, or somebody else's.
+            if run in self.runs:
+                self.drop(self.live(run, opened), {"k": "closing"})
         return {"status": "OK"}
 
     @operation
@@ -584,17 +589,3 @@ class Runtime:
         for live in list(self.runs.values()):
             live.journal.close()
         await self.client.close()
-
-
-def _closed_snapshot(folded: Any) -> dict[str, Any]:
-    return {
-        "committed": [[s, i, v[0], v[5], json_value(v[6])] for (s, i), v in folded.committed.items()],
-        "finished": [],
-        "submitted": [],
-        "lengths": [[s, n] for s, n in folded.lengths.items()],
-        "skipped": [[s, i, *why] for (s, i), why in folded.skipped.items()],
-        "refused": [[s, i, *why] for (s, i), why in folded.refused.items()],
-        "failed": [list(f[:4]) for f in folded.failed],
-        "lost": [list(x[:3]) for x in folded.lost],
-        "final": folded.final,
-    }

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from daskade_runtime.scheduler import Runtime
+from support.dask import local
 from support.dask.local import Cluster
 from support.dask.run import Run
 from support.dask.steps import args, ref, step, values
@@ -108,6 +113,81 @@ def test_a_leader_that_is_older_than_one_heard_opens_nothing(dask: Cluster, stor
     run.submit((0, -1))
     events.wait_for("committed")
     assert Run(dask.address, storage, steps, uid=run.uid).open(create=False, lead=8).epoch == 2
+
+
+@pytest.fixture
+def unled(tmp_path: Path) -> Iterator[Cluster]:
+    """A scheduler that has heard no leader."""
+    with local.cluster(tmp_path, workers=0) as made:
+        yield made
+
+
+def test_a_leader_that_is_older_than_one_heard_changes_nothing(unled: Cluster, storage: str, tmp_path: Path) -> None:
+    run = Run(unled.address, storage, [step("one", "operator:add", args(1, 2))]).open(lead=7)
+    where = run.request["storage"]
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("open", {**run.request, "epoch": None, "create": False}),
+        ("forget", {}),
+        ("forget", {"epoch": run.epoch}),
+        ("code", {"storage": where, "url": f"file://{tmp_path}/flow.zip"}),
+        ("earlier", {"storage": where, "pipeline": "p"}),
+        ("mark", {"storage": where, "what": ["outputs"]}),
+        ("seal", {"storage": where, "final": {}}),
+        ("discard", {"storage": where, "paths": []}),
+        ("drain", {"names": []}),
+        ("retire", {"names": []}),
+    ]
+    for op, more in requests:
+        with pytest.raises(RpcError, match="leader with epoch 7 was heard; this one has 6") as refused:
+            run.conn.rpc(f"daskade-{op}", **{"run": run.uid, **more, "lead": 6})
+        assert refused.value.reason == "StaleLeader", op
+    run.close()
+
+
+def test_a_run_is_left_by_whoever_has_it(unled: Cluster, storage: str) -> None:
+    """An operator of an older release names neither its epoch nor the run's."""
+    steps = [step("one", "operator:add", args(1, 2))]
+    run = Run(unled.address, storage, steps).open()
+    cases: list[dict[str, int]] = [{}, {"epoch": 2}, {"lead": 7}, {"epoch": 4, "lead": 7}]
+    for named in cases:
+        assert run.uid in run.conn.rpc("daskade-hello")["runs"]
+        run.conn.rpc("daskade-forget", run=run.uid, **named)
+        assert run.uid not in run.conn.rpc("daskade-hello")["runs"]
+        run.conn.rpc("daskade-forget", run=run.uid, **named)  # twice is fine
+        run = Run(unled.address, storage, steps, uid=run.uid).open(create=False)
+    run.close()
+
+
+class Leaving(Runtime):
+    """One run is open, and is taken over or ends while what is on its way to storage is waited for."""
+
+    def __init__(self, taken_over: bool) -> None:
+        self.cluster = SimpleNamespace(heard_if_told=lambda _: None)
+        self.one: Any = SimpleNamespace(epoch=1, committer=SimpleNamespace(settle=self.settle))
+        self.runs = {"run": self.one}
+        self.taken_over = taken_over
+        self.dropped: list[Any] = []
+
+    async def settle(self, _: float) -> None:
+        if self.taken_over:
+            self.one.epoch = 2
+        else:
+            self.runs.clear()
+
+    def drop(self, live: Any, last: dict[str, Any] | None) -> None:
+        self.dropped.append((live, last))
+
+
+@pytest.mark.parametrize("epoch", [1, None])
+def test_a_run_that_is_taken_over_while_it_is_left_stays_with_who_has_it(epoch: int | None) -> None:
+    runtime = Leaving(taken_over=True)
+    reply: Any = asyncio.run(runtime.forget(run="run", epoch=epoch))
+    assert (reply["status"], reply["reason"]) == ("error", "StaleEpoch")
+    assert reply["message"] == "run run is open under epoch 2, not 1"
+    assert runtime.dropped == []
+    runtime = Leaving(taken_over=False)
+    assert asyncio.run(runtime.forget(run="run", epoch=epoch)) == {"status": "OK"}
+    assert runtime.dropped == []
 
 
 def test_requirements_that_the_schedulers_image_lacks_refuse_the_run(

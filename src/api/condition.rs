@@ -97,6 +97,10 @@ pub const CONDITION_REASONS: &[Reason] = &[
         "The certificates in the Secret that `tls.secretRef` names do not hold; the message says why.",
     ),
     ("RunLimit", "The namespace has as many runs at once as the operator allows; waiting for one to end."),
+    (
+        "TooManyRuns",
+        "Changes have made as many runs of one spec of a Pipeline as they may within an hour; the next one waits.",
+    ),
     ("QuotaExceeded", "A ResourceQuota forbids more pods; waiting."),
     ("Forbidden", "The operator lacks a right in this namespace; the message names verb and resource."),
     ("NameConflict", "Something else has the name of a child; it is not touched."),

@@ -71,6 +71,12 @@ impl Drive {
         lock(&self.live).clone()
     }
 
+    /// Ends it; the epoch under which the run is open, if that is known.
+    pub fn end(self) -> Option<u64> {
+        self.task.abort();
+        lock(&self.live).epoch
+    }
+
     /// How it ended, once.
     pub fn take_end(&self) -> Option<End> {
         self.end.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -107,7 +113,8 @@ impl Observer for Teller {
             Note::Opened { epoch, resumed } => {
                 tracing::info!(run = %self.key, epoch, resumed, "the run is open");
                 // What was blocked or down is told anew.
-                *live = Live { open: true, failures: std::mem::take(&mut live.failures), ..Live::default() };
+                let failures = std::mem::take(&mut live.failures);
+                *live = Live { open: true, epoch: Some(epoch), failures, ..Live::default() };
             }
             Note::AttemptFailed(failure) if failure.terminal && live.failures.len() < FAILURES => {
                 live.failures.push(failure);
@@ -121,7 +128,8 @@ impl Observer for Teller {
             Note::StorageUp => live.storage = None,
             Note::SchedulerLost { cause } => {
                 tracing::info!(run = %self.key, cause, "the scheduler of the run is lost");
-                (live.open, live.lost) = (false, Some(cause));
+                // What it is opened under next is told once it is open.
+                (live.open, live.epoch, live.lost) = (false, None, Some(cause));
             }
             Note::Cancelling => live.cancelling = true,
             Note::AttemptFailed(_) | Note::WorkerLost { .. } | Note::Worker { .. } | Note::Log { .. } => return,

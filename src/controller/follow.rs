@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::cache::{Kind, Listed, Record};
 use super::queue::Key;
 use super::watch::{Sink, json_body};
-use crate::trigger::{self, PIPELINE_LABEL};
+use crate::trigger::{self, FROZEN_HASH, PIPELINE_LABEL};
 
 /// Annotations that are kept.
 const OURS: &str = "daskade.dev/";
@@ -79,7 +79,10 @@ pub(super) fn read(run: &Value, meta: &ObjectMeta, record: &Record) -> Option<(K
         .collect();
     let conditions = run.pointer("/status/conditions").and_then(Value::as_array);
     let succeeded = conditions.into_iter().flatten().find(|condition| condition["type"] == "Succeeded");
+    // Only whose label says so has a spec of a Pipeline's of its own.
+    let labelled = meta.labels.as_ref().is_some_and(|labels| labels.contains_key(PIPELINE_LABEL));
     let slim = json!({
+        FROZEN_HASH: labelled.then(|| trigger::frozen_hash(run)).flatten(),
         "metadata": {
             "name": meta.name,
             "uid": meta.uid,

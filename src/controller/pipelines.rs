@@ -1,5 +1,6 @@
 //! One pass over one Pipeline: its runs, what [`trigger::plan`] decides about them, and what to tell.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -30,6 +31,8 @@ use crate::trigger::{self, Action, Cause, Facts, Plan, Subject, Timing, Trouble}
 const PERIOD: Duration = Duration::from_secs(60);
 /// Rounds of planning and acting in one pass; then others have their turn.
 const ROUNDS: usize = 10;
+/// Runs that were made and that the status does not tell of yet, as many as are remembered.
+const DEEDS: usize = 100;
 
 /// What passes share.
 pub(super) struct Pipelines {
@@ -50,6 +53,36 @@ pub(super) struct Pipelines {
 pub(super) struct Memory {
     /// What the checks said of a uid and generation.
     checked: Option<(String, i64, Result<(), String>)>,
+    deeds: Deeds,
+}
+
+/// What was done for one generation of a Pipeline. Runs may be changed by others, also so that they do not look like its own
+/// any more; what was done stays done.
+#[derive(Debug, Default)]
+struct Deeds {
+    uid: String,
+    generation: i64,
+    made: Vec<Cause>,
+    taken: BTreeSet<String>,
+}
+
+impl Deeds {
+    fn begin(&mut self, subject: &Subject) -> Facts {
+        if self.uid != subject.uid || self.generation != subject.generation {
+            *self = Self { uid: subject.uid.clone(), generation: subject.generation, ..Self::default() };
+        }
+        Facts { made: self.made.clone(), taken: self.taken.clone(), ..Facts::default() }
+    }
+
+    fn keep(&mut self, facts: &Facts) {
+        self.taken.clone_from(&facts.taken);
+        self.made = facts.made.iter().skip(facts.made.len().saturating_sub(DEEDS)).cloned().collect();
+    }
+
+    /// The status tells of moments from now on.
+    fn told(&mut self) {
+        self.made.retain(|cause| matches!(cause, Cause::Change { .. }));
+    }
 }
 
 impl Controller for Pipelines {
@@ -89,7 +122,7 @@ impl Controller for Pipelines {
         }
         let writer = Writer { client: &self.client, cache: &self.desk.sink.cache, key, subject: &subject, spec: &spec };
         let timing = subject.spec.schedule.as_ref().and_then(|schedule| Timing::read(schedule, subject.created).ok());
-        let mut facts = Facts::default();
+        let mut facts = memory.deeds.begin(&subject);
         let mut made: Vec<Note> = Vec::new();
         let mut error = None;
         let mut confirmed = false;
@@ -105,7 +138,9 @@ impl Controller for Pipelines {
                 self.own(key, &subject.uid).confirm(Kind::Pipeline, subject.generation).await?;
             }
             for action in &planned.actions {
-                match act(&writer, action, &mut facts).await {
+                let done = act(&writer, action, &mut facts).await;
+                memory.deeds.keep(&facts);
+                match done {
                     Ok(note) => made.extend(note),
                     Err(cause) => {
                         facts.trouble = trouble(&cause);
@@ -127,6 +162,7 @@ impl Controller for Pipelines {
             text: note.text,
         }));
         self.tell(key, &subject, &status, made).await?;
+        memory.deeds.told();
         if let Some(error) = error {
             return Err(error);
         }
@@ -222,6 +258,7 @@ async fn act(writer: &Writer<'_>, action: &Action, facts: &mut Facts) -> Result<
     match action {
         Action::Create { name, cause, queued } => match writer.create(name, cause, *queued).await? {
             Made::Ours => {
+                facts.made.push(cause.clone());
                 let why = match cause {
                     Cause::Change { .. } => "the spec has changed".to_owned(),
                     Cause::Schedule { moment } if *queued => {

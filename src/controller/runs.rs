@@ -107,6 +107,7 @@ impl Controller for Runs {
 
     async fn pass(&self, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
         let gone = Done { outcome: Outcome::Settled, again: None, left: None, gone: true };
+        self.waiters.leave(key);
         let Some(record) = self.desk.sink.cache.entry(key).and_then(|entry| entry.root) else {
             self.leave(key);
             return Ok(gone);
@@ -129,6 +130,8 @@ impl Controller for Runs {
 
     /// Runs that have begun have their places before any other asks for one.
     fn begin(&self) {
+        // Of runs that went while another process led nobody has told.
+        self.waiters.clear();
         self.turnstile.clear();
         for key in self.desk.sink.cache.keys() {
             let Some(record) = self.desk.sink.cache.entry(&key).and_then(|entry| entry.root) else { continue };
@@ -387,10 +390,11 @@ impl Work<'_> {
         match (planned.drive, &stored) {
             (DriveStep::Run { cancel }, Some(stored)) => self.drive(run, stored, cancel, planned, facts),
             (DriveStep::Stop { leave }, _) => {
-                let was_driven = self.memory.drive.take().is_some();
+                // It ends before it is asked what it has opened.
+                let epoch = self.memory.drive.take().map(Drive::end);
                 self.memory.opening = None;
-                if leave && was_driven {
-                    self.leave(run, facts).await;
+                if let Some(epoch) = epoch.filter(|_| leave) {
+                    self.leave(run, facts, epoch).await;
                 }
             }
             _ => {}

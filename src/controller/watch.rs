@@ -31,7 +31,7 @@ use crate::cluster::names;
 use crate::cluster::pods::read_pod;
 use crate::cluster::trouble;
 use crate::telemetry::metrics::{self, Backlog, Metrics};
-use crate::trigger::QUEUED_ANNOTATION;
+use crate::trigger::{FROZEN_HASH, PIPELINE_LABEL, QUEUED_ANNOTATION, frozen_hash};
 
 /// Objects per page of a list: bounds the memory that a list takes.
 const PAGE: u32 = 100;
@@ -363,12 +363,16 @@ pub(super) fn read_run(object: &DynamicObject) -> Option<(Key, Record)> {
 pub(super) fn read_root(kind: Kind, object: &DynamicObject) -> Option<(Key, Record)> {
     let meta = &object.metadata;
     let mut spec = object.data.get("spec").cloned();
+    let mut frozen = None;
     let is_over = ["/status/revision", "/status/finishedAt"].iter().any(|at| object.data.pointer(at).is_some());
     if kind == Kind::Run
         && is_over
         && let Some(spec) = spec.as_mut().and_then(Value::as_object_mut)
     {
         spec.remove("pipelineSpec");
+        // What its Pipeline decides by is kept.
+        let labelled = meta.labels.as_ref().is_some_and(|labels| labels.contains_key(PIPELINE_LABEL));
+        frozen = labelled.then(|| frozen_hash(&object.data)).flatten();
     }
     let mut slim = json!({
         "apiVersion": crate::api::API_VERSION,
@@ -384,6 +388,9 @@ pub(super) fn read_root(kind: Kind, object: &DynamicObject) -> Option<(Key, Reco
         "spec": spec,
         "status": object.data.get("status"),
     });
+    if let Some(frozen) = frozen {
+        slim[FROZEN_HASH] = json!(frozen);
+    }
     if let Some(owners) = &meta.owner_references {
         slim["metadata"]["ownerReferences"] = json!(owners);
     }

@@ -122,8 +122,8 @@ pub enum RuntimeEvent {
     },
     /// Another writer with a higher epoch took the run.
     Fenced {
-        /// Its epoch.
-        epoch: u64,
+        /// Its epoch, if that is known.
+        epoch: Option<u64>,
     },
     /// The scheduler, or the run there, is going down.
     Closing {

@@ -102,7 +102,11 @@ fn every_kind_is_read() {
             json!({"k": "storage", "n": 1, "state": "down", "message": "m", "pending": 5, "reason": "AccessDenied"}),
             RuntimeEvent::Storage { up: false, message: "m".into(), pending: 5, reason: "AccessDenied".into() },
         ),
-        (json!({"k": "fenced", "n": 1, "epoch": 8}), RuntimeEvent::Fenced { epoch: 8 }),
+        (json!({"k": "fenced", "n": 1, "epoch": 8}), RuntimeEvent::Fenced { epoch: Some(8) }),
+        (json!({"k": "fenced", "n": 1}), RuntimeEvent::Fenced { epoch: None }),
+        (json!({"k": "fenced", "n": 1, "epoch": null}), RuntimeEvent::Fenced { epoch: None }),
+        // No opening has it: nothing is known.
+        (json!({"k": "fenced", "n": 1, "epoch": 0}), RuntimeEvent::Fenced { epoch: None }),
         (json!({"k": "closing"}), RuntimeEvent::Closing { reason: String::new(), message: String::new() }),
     ];
     for (wire, event) in cases {

@@ -23,6 +23,11 @@ const RECONNECT: [Duration; 5] = [
     Duration::from_secs(5),
 ];
 
+/// How often in a row a run is opened again on a scheduler that answers and does not have it as it was opened.
+const REOPENS: usize = 4;
+/// A session of this length has got somewhere: what went wrong before it does not count any more.
+const GOT_ON: Duration = Duration::from_secs(30);
+
 /// How long a run waits for a scheduler that is gone.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
@@ -128,11 +133,18 @@ pub enum DriveError {
     #[error("{reason}: {message}")]
     Refused { reason: String, message: String },
     /// Another command or operator has taken the run over.
-    #[error("Fenced: another command took this run over ({how}); this one has stopped")]
-    Fenced { how: String },
+    #[error("Fenced: another command took this run over{}; this one has stopped", in_brackets(.how.as_deref()))]
+    Fenced {
+        /// What is known of it.
+        how: Option<String>,
+    },
     /// The scheduler does not answer as it must.
     #[error("speak to the scheduler: {0}")]
     Dask(#[source] Box<dask::Error>),
+}
+
+fn in_brackets(text: Option<&str>) -> String {
+    text.map(|text| format!(" ({text})")).unwrap_or_default()
 }
 
 impl DriveError {
@@ -161,6 +173,7 @@ pub async fn drive(
     let mut tried_to_open = spec.start == Start::Either;
     let mut closing = None;
     let mut outage: Option<(Instant, usize)> = None;
+    let mut reopened = 0;
     loop {
         let endpoint = fabric.endpoint().await?;
         let session = Session {
@@ -174,14 +187,23 @@ pub async fn drive(
             scaled: !matches!(fabric, Fabric::Local { .. }),
         };
         let before = Instant::now();
-        let (cause, answered) = match session.run(fabric, &endpoint).await {
+        let ended = session.run(fabric, &endpoint).await;
+        if before.elapsed() > GOT_ON {
+            (outage, reopened) = (None, 0);
+        }
+        let (cause, answered) = match ended {
             Ok(report) => return Ok(report),
             Err(Ended::Fatal(error)) => return Err(error),
             Err(Ended::Lost { cause, answered }) => (cause, answered),
+            Err(Ended::Again { reason, message }) => {
+                if reopened == REOPENS {
+                    let message = format!("{message}; it was opened again {REOPENS} times without success");
+                    return Err(DriveError::Refused { reason, message });
+                }
+                reopened += 1;
+                (format!("{reason}: {message}"), true)
+            }
         };
-        if before.elapsed() > Duration::from_secs(30) {
-            outage = None;
-        }
         let (since, tries) = outage.get_or_insert((Instant::now(), 0));
         // How often a scheduler of our own is started again is the fleet's to bound.
         let own = matches!(fabric, Fabric::Local { .. });

@@ -17,7 +17,12 @@ use crate::pipeline::{Keyring, Part, Plan};
 const CHUNK: usize = 5000;
 
 /// What earlier runs have for `spec`, whose code has this digest; `None` if it wants nothing of them.
-pub(super) async fn ask(peer: &Peer, spec: &RunSpec, code: &str) -> Result<Option<Reusable>, dask::Error> {
+pub(super) async fn ask(
+    peer: &Peer,
+    spec: &RunSpec,
+    code: &str,
+    lead: Option<u64>,
+) -> Result<Option<Reusable>, dask::Error> {
     if !wants(spec) {
         return Ok(None);
     }
@@ -26,6 +31,7 @@ pub(super) async fn ask(peer: &Peer, spec: &RunSpec, code: &str) -> Result<Optio
         storage: storage(&spec.storage),
         pipeline: pipeline(spec),
         wanted: spec.reuse.run.as_deref(),
+        lead,
     };
     let earlier = match peer.call(&ask).await {
         Err(dask::Error::UnknownOp { .. }) => {

@@ -53,8 +53,17 @@ pub(super) enum Ended {
         cause: String,
         answered: bool,
     },
+    /// The scheduler is there and does not have the run as it was opened: another opening may go on.
+    Again {
+        reason: String,
+        message: String,
+    },
     Fatal(DriveError),
 }
+
+/// What the runtime says of a run that was opened and that it does not have (any more) as it was then: another process
+/// answers, or events are missing.
+const AGAIN: [&str; 3] = ["InstanceChanged", "Gap", "RunNotFound"];
 
 pub(super) struct Session<'a> {
     pub spec: &'a RunSpec,
@@ -83,9 +92,9 @@ impl Session<'_> {
 
     async fn converse(&mut self, peer: &Peer, foreign: bool, lead: Option<u64>) -> Result<Report, Ended> {
         self.greet(peer, foreign).await?;
-        let code = code(peer, self.spec).await.map_err(|error| self.troubled(error))?;
+        let code = code(peer, self.spec, lead).await.map_err(|error| self.troubled(error))?;
         let versions = objects::before(peer, self.spec).await.map_err(|error| self.troubled(error))?;
-        let mut reusable = earlier::ask(peer, self.spec, &code.digest).await.map_err(classify)?;
+        let mut reusable = earlier::ask(peer, self.spec, &code.digest, lead).await.map_err(classify)?;
         let opened = self.open(peer, lead, reusable.as_ref(), code).await?;
         *self.opened_before = true;
         if let Some(closed) = &opened.snapshot.closed {
@@ -94,7 +103,12 @@ impl Session<'_> {
                 return Ok(report);
             }
         }
-        self.follow(peer, opened, &mut reusable, versions).await
+        self.follow(peer, opened, &mut reusable, versions).await.map_err(|ended| match ended {
+            Ended::Fatal(DriveError::Refused { reason, message }) if AGAIN.contains(&reason.as_str()) => {
+                Ended::Again { reason, message }
+            }
+            other => other,
+        })
     }
 
     /// Makes sure that the scheduler has a runtime that this version understands.
@@ -394,7 +408,8 @@ impl Session<'_> {
                     self.observer.note(Note::StorageDown { reason, message });
                 }
                 RuntimeEvent::Fenced { epoch } => {
-                    return Err(Ended::Fatal(DriveError::Fenced { how: format!("epoch {epoch}") }));
+                    let how = epoch.map(|epoch| format!("epoch {epoch}"));
+                    return Err(Ended::Fatal(DriveError::Fenced { how }));
                 }
                 RuntimeEvent::Closing { message, .. } => return Err(lost(message)),
             }
@@ -544,7 +559,7 @@ pub(super) fn classify(error: dask::Error) -> Ended {
         dask::Class::Refused => match error {
             // Another opening with a higher epoch has the run.
             dask::Error::Refused { reason, message, .. } if reason == "StaleEpoch" => {
-                Ended::Fatal(DriveError::Fenced { how: message })
+                Ended::Fatal(DriveError::Fenced { how: Some(message) })
             }
             dask::Error::Refused { reason, message, .. } => refused(&reason, message),
             other => lost(other.to_string()),

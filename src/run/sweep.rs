@@ -54,6 +54,7 @@ pub async fn sweep(sweep: &Sweep, seat: &Seat) -> Result<Swept, DriveError> {
     let sweeper = Sweeper { peer, sweep, storage: storage(&sweep.storage), lead: seat.lead };
     sweeper.run(seat.foreign).await.map_err(|ended| match ended {
         Ended::Lost { cause, .. } => DriveError::Cluster(cause),
+        Ended::Again { reason, message } => DriveError::Refused { reason, message },
         Ended::Fatal(error) => error,
     })
 }
@@ -75,7 +76,7 @@ impl Sweeper<'_> {
         let look = LookStored { run, storage: &self.storage, brief: false };
         let mut stored = self.call(&look).await?;
         if stored.open {
-            self.call(&Forget { run }).await?;
+            self.call(&Forget { run, epoch: None, lead: Some(self.lead) }).await?;
         }
         if stored.journal.as_ref().is_some_and(|journal| !journal.closed) {
             self.seal(run).await?;

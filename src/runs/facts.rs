@@ -192,6 +192,8 @@ impl Live {
 pub struct Live {
     /// It is open on a scheduler, and heard of.
     pub open: bool,
+    /// Under which epoch.
+    pub epoch: Option<u64>,
     pub counts: Counts,
     /// Steps that failed for good, the first first; bounded.
     pub failures: Vec<Failure>,

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
+use serde::Deserialize as _;
 use serde_json::Value;
 
+use super::hash;
 use super::names::{
-    GENERATION_ANNOTATION, HASH_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL,
-    UID_ANNOTATION,
+    self, GENERATION_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL, UID_ANNOTATION,
 };
+use super::plan::Cause;
 use crate::api::PipelineSpec;
 use crate::api::status::PipelineStatus;
 
@@ -35,6 +37,8 @@ pub struct Facts {
     pub runs: Vec<RunFact>,
     /// Names of runs that belong to something else.
     pub taken: BTreeSet<String>,
+    /// What this process made for the Pipeline's present generation. It counts whatever became of those runs since.
+    pub made: Vec<Cause>,
     /// What kept the last action from being done.
     pub trouble: Option<Trouble>,
 }
@@ -62,7 +66,9 @@ pub struct RunFact {
 pub enum Origin {
     /// A change of the spec; of which Pipeline and which generation of it.
     Change {
+        /// Of the spec that the run has.
         hash: String,
+        /// What it says itself: a hint.
         pipeline: String,
         generation: i64,
     },
@@ -91,26 +97,44 @@ pub struct Trouble {
     pub stalled: bool,
 }
 
+/// Where a run that is kept without its spec has the hash of it.
+pub const FROZEN_HASH: &str = "frozenHash";
+
+/// Hash of the spec that a run has, which nobody can change; none of one that names a Pipeline, or whose spec cannot be
+/// read.
+pub fn frozen_hash(run: &Value) -> Option<String> {
+    match run.pointer("/spec/pipelineSpec").filter(|spec| !spec.is_null()) {
+        Some(spec) => PipelineSpec::deserialize(spec).ok().map(|spec| hash::hash(&spec)),
+        None => run.get(FROZEN_HASH).and_then(Value::as_str).map(ToOwned::to_owned),
+    }
+}
+
 /// Name of the Pipeline that a PipelineRun belongs to and what matters of the run; none if it belongs to no Pipeline.
+///
+/// Whoever may write runs may change labels and annotations: what they say of the origin counts only where name and spec,
+/// which stay, agree.
 pub fn read_run(run: &Value) -> Option<(String, RunFact)> {
     let text = |path: &str| run.pointer(path).and_then(Value::as_str);
     let annotation = |name: &str| run.get("metadata")?.get("annotations")?.get(name)?.as_str();
     let label = |name: &str| run.get("metadata")?.get("labels")?.get(name)?.as_str();
     let pipeline = label(PIPELINE_LABEL).or_else(|| text("/spec/pipelineRef"))?.to_owned();
-    let origin = match label(TRIGGER_LABEL) {
-        Some("schedule") => annotation(MOMENT_ANNOTATION)
-            .and_then(|moment| moment.parse().ok())
-            .map(|moment| Origin::Schedule { moment }),
-        Some("change") => annotation(HASH_ANNOTATION).map(|hash| Origin::Change {
-            hash: hash.to_owned(),
+    let name = text("/metadata/name")?.to_owned();
+    let trigger = label(TRIGGER_LABEL);
+    let moment = annotation(MOMENT_ANNOTATION).filter(|_| trigger == Some("schedule"));
+    let moment = moment.and_then(|moment| moment.parse().ok());
+    let moment = moment.filter(|moment| names::is_moment_name(&pipeline, *moment, &name));
+    let change = || {
+        let hash = frozen_hash(run)?;
+        (trigger == Some("change") || names::is_change_name(&pipeline, &hash, &name)).then(|| Origin::Change {
+            hash,
             pipeline: annotation(UID_ANNOTATION).unwrap_or_default().to_owned(),
             generation: annotation(GENERATION_ANNOTATION).and_then(|text| text.parse().ok()).unwrap_or_default(),
-        }),
-        _ => None,
+        })
     };
+    let origin = moment.map(|moment| Origin::Schedule { moment }).or_else(change);
     let is_set = |path: &str| run.pointer(path).and_then(Value::as_bool).unwrap_or(false);
     let fact = RunFact {
-        name: text("/metadata/name")?.to_owned(),
+        name,
         uid: text("/metadata/uid").unwrap_or_default().to_owned(),
         created: text("/metadata/creationTimestamp").and_then(|time| time.parse().ok()).unwrap_or_default(),
         origin: origin.unwrap_or(Origin::Manual),
@@ -159,7 +183,15 @@ impl RunFact {
 }
 
 impl Facts {
-    pub(super) fn run_of(&self, moment: Timestamp) -> Option<&RunFact> {
-        self.runs.iter().find(|run| run.moment() == Some(moment))
+    /// Whether a moment has its run. Names tell moments apart by the second, and so does this.
+    pub(super) fn has_run(&self, moment: Timestamp) -> bool {
+        let is_it = |other: Timestamp| other.as_second() == moment.as_second();
+        let made = |cause: &Cause| matches!(cause, Cause::Schedule { moment } if is_it(*moment));
+        self.runs.iter().filter_map(RunFact::moment).any(is_it) || self.made.iter().any(made)
+    }
+
+    /// Whether this process made a run by change of the spec with this hash.
+    pub(super) fn has_made(&self, wanted: &str) -> bool {
+        self.made.iter().any(|cause| matches!(cause, Cause::Change { hash } if hash == wanted))
     }
 }

@@ -17,14 +17,14 @@ mod validate;
 pub use self::{
     accept::accept,
     build::build_run,
-    facts::{End, Facts, Origin, RunFact, Subject, Trouble, read_run},
+    facts::{End, FROZEN_HASH, Facts, Origin, RunFact, Subject, Trouble, frozen_hash, read_run},
     hash::hash,
     moments::{ScheduleError, Timing},
     names::{
-        HASH_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL, UID_ANNOTATION,
-        change_name, moment_name,
+        GENERATION_ANNOTATION, HASH_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL,
+        UID_ANNOTATION, change_name, moment_name,
     },
-    plan::{Action, Cause, Marks, Note, Plan, QUEUE_MAX, plan},
+    plan::{Action, CHANGES_MAX, Cause, Marks, Note, Plan, QUEUE_MAX, plan},
     status::{build_status, invalid_status},
     validate::validate,
 };

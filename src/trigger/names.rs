@@ -12,9 +12,9 @@ pub const PIPELINE_LABEL: &str = "daskade.dev/pipeline";
 pub const TRIGGER_LABEL: &str = "daskade.dev/trigger";
 /// Uid of the Pipeline that made the run: one of the same name may have been there before.
 pub const UID_ANNOTATION: &str = "daskade.dev/pipeline-uid";
-/// Generation of the Pipeline's spec that the run has.
+/// Generation of the Pipeline's spec that the run has. Whoever may write runs may change it: it is a hint, never a proof.
 pub const GENERATION_ANNOTATION: &str = "daskade.dev/pipeline-generation";
-/// Versioned hash of the spec's run-relevant fields.
+/// Versioned hash of the spec's run-relevant fields, for people: what decides is computed from the spec that the run has.
 pub const HASH_ANNOTATION: &str = "daskade.dev/hash";
 /// Moment of the schedule (RFC 3339).
 pub const MOMENT_ANNOTATION: &str = "daskade.dev/moment";
@@ -39,6 +39,21 @@ pub fn moment_name(pipeline: &str, moment: Timestamp, n: u32) -> String {
     let (year, month, day) = (date.year(), date.month(), date.day());
     let (hour, minute, second) = (time.hour(), time.minute(), time.second());
     name(pipeline, &format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}"), n)
+}
+
+/// Whether `name` is one that a change to the spec with this hash gives a run. Nobody can change the name of a run.
+pub fn is_change_name(pipeline: &str, hash: &str, name: &str) -> bool {
+    is_one_of(name, |n| change_name(pipeline, hash, n))
+}
+
+/// Whether `name` is one of the run of a moment.
+pub fn is_moment_name(pipeline: &str, moment: Timestamp, name: &str) -> bool {
+    is_one_of(name, |n| moment_name(pipeline, moment, n))
+}
+
+fn is_one_of(name: &str, of: impl Fn(u32) -> String) -> bool {
+    let n = name.rsplit_once('-').and_then(|(_, n)| n.parse().ok()).filter(|n| *n > 1);
+    name == of(1) || n.is_some_and(|n| name == of(n))
 }
 
 fn name(pipeline: &str, what: &str, n: u32) -> String {
@@ -71,6 +86,12 @@ mod tests {
                     assert_eq!(check_label(&name, OBJECT_NAME_MAX), Ok(()), "{name}");
                     assert!(seen.insert(name));
                 }
+                let (change, of) = (change_name(pipeline, "v1:0123456789abcdef", n), moment_name(pipeline, moment, n));
+                assert!(is_change_name(pipeline, "v1:0123456789abcdef", &change), "{change}");
+                assert!(is_moment_name(pipeline, moment, &of), "{of}");
+                assert!(!is_change_name(pipeline, "v1:1123456789abcdef", &change), "{change}");
+                assert!(!is_change_name("other", "v1:0123456789abcdef", &change), "{change}");
+                assert!(!is_moment_name(pipeline, moment, &change) && !is_moment_name("other", moment, &of), "{of}");
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::facts::{Facts, Origin, RunFact, Subject};
+use super::facts::{Facts, Origin, RunFact, Subject, Trouble};
 use super::hash::{self, VERSION};
 use super::history;
 use super::moments::Timing;
@@ -11,6 +11,10 @@ use crate::api::pipeline::{ConcurrencyPolicy, Schedule};
 
 /// Most runs that wait in a queue.
 pub const QUEUE_MAX: usize = 100;
+/// Most runs that changes make of one spec within an hour, counted by their names and the times at which they were made,
+/// which nobody can change: the net below everything else that keeps a change from making more than one.
+pub const CHANGES_MAX: usize = 20;
+const CHANGES_SPAN: SignedDuration = SignedDuration::from_hours(1);
 /// A moment that is looked at within this time is on time, and not one to be made up for.
 const ON_TIME: SignedDuration = SignedDuration::from_secs(60);
 /// Moments made up for unless the schedule says otherwise.
@@ -25,6 +29,8 @@ pub struct Plan {
     pub marks: Marks,
     /// What was decided without an action.
     pub notes: Vec<Note>,
+    /// Why something is not done now that is due.
+    pub trouble: Option<Trouble>,
     /// When to look again even if nothing happens.
     pub wake: Option<Timestamp>,
 }
@@ -99,34 +105,73 @@ fn change(subject: &Subject, facts: &Facts, plan: &mut Plan) {
         plan.marks.last_triggered = Some(wanted);
         return;
     }
-    let last = last_triggered(subject, facts);
-    let is_known = match &last {
+    let last = last_triggered(subject, facts, Some(&wanted));
+    let has_its_run = match &last {
         // Written by a version with other rules, which cannot be compared: an update makes no runs.
         Some(last) => *last == wanted || !last.starts_with(VERSION),
         // The Pipeline was made anew, as from a backup: what ran is not run twice.
         None => facts.runs.iter().any(|run| matches!(&run.origin, Origin::Change { hash, .. } if *hash == wanted)),
     };
-    if is_known {
+    if has_its_run || facts.has_made(&wanted) {
         plan.marks.last_triggered = Some(wanted);
         return;
     }
     plan.marks.last_triggered = last;
+    if let Some((trouble, again)) = too_many(subject, facts, &wanted) {
+        (plan.trouble, plan.wake) = (Some(trouble), again);
+        return;
+    }
     let name = free_name(facts, |n| names::change_name(&subject.name, &wanted, n));
     plan.actions.push(Action::Create { name, cause: Cause::Change { hash: wanted }, queued: false });
 }
 
 /// Hash of the spec for which a change last made a run. Status and runs are written one after the other: a run of the
 /// generation that the status is about, or of a later one, is news to the status.
-pub(super) fn last_triggered(subject: &Subject, facts: &Facts) -> Option<String> {
+///
+/// Of which generation a run is, only an annotation says, so it decides as little as possible: a run that is older than the
+/// last one of the status is no news, one that claims to be of the present generation counts only if it has the spec of that
+/// one (`wanted`), and once the status is about that one, nothing else counts. So a spec is found to have its run as soon as
+/// the status knows of it, whatever is written on any run.
+pub(super) fn last_triggered(subject: &Subject, facts: &Facts, wanted: Option<&str>) -> Option<String> {
     let status = &subject.status;
+    let present = subject.generation;
     // A status of an object that was there before this one says nothing about generations.
-    let observed = status.observed_generation.filter(|observed| *observed <= subject.generation).unwrap_or(0);
-    let changes = facts.runs.iter().filter_map(|run| match &run.origin {
-        Origin::Change { hash, pipeline, generation } if *pipeline == subject.uid => Some((hash, *generation)),
+    let observed = status.observed_generation.filter(|observed| *observed <= present).unwrap_or(0);
+    let last = status.last_run.as_ref().and_then(|name| facts.runs.iter().find(|run| run.name == *name));
+    let is_news = |run: &&RunFact| last.is_none_or(|last| run.created >= last.created && run.name != last.name);
+    let changes = facts.runs.iter().filter(is_news).filter_map(|run| match &run.origin {
+        Origin::Change { hash, pipeline, generation }
+            if *pipeline == subject.uid && names::is_change_name(&subject.name, hash, &run.name) =>
+        {
+            Some((hash, (*generation).min(present)))
+        }
         Origin::Change { .. } | Origin::Schedule { .. } | Origin::Manual => None,
     });
-    let newest = changes.filter(|(_, generation)| *generation >= observed).max_by_key(|(_, generation)| *generation);
+    let can_be = |(hash, generation): &(&String, i64)| {
+        *generation >= observed && (*generation < present || wanted == Some(hash.as_str()))
+    };
+    let newest = changes.filter(can_be).max_by_key(|(_, generation)| *generation);
     newest.map(|(hash, _)| hash.clone()).or_else(|| status.last_triggered.clone())
+}
+
+/// Why no further run of the spec with this hash is made now, and when one may be.
+fn too_many(subject: &Subject, facts: &Facts, wanted: &str) -> Option<(Trouble, Option<Timestamp>)> {
+    let is_one = |name: &String| names::is_change_name(&subject.name, wanted, name);
+    let young = |run: &&RunFact| facts.now.duration_since(run.created) < CHANGES_SPAN;
+    let mut made: Vec<Timestamp> =
+        facts.runs.iter().filter(|run| is_one(&run.name)).filter(young).map(|run| run.created).collect();
+    // When those were made that do not belong to the Pipeline any more is not known.
+    let others = facts.taken.iter().filter(|name| is_one(name)).count();
+    let beyond = (made.len() + others).checked_sub(CHANGES_MAX)?;
+    made.sort();
+    let again = made.get(beyond).and_then(|first| first.checked_add(CHANGES_SPAN).ok());
+    let name = names::change_name(&subject.name, wanted, 1);
+    let message = format!(
+        "there are {} runs {name}, {name}-2, … of this spec from the last hour, and no more are made; find out who changes \
+         the Pipeline or its runs so often",
+        made.len() + others
+    );
+    Some((Trouble { reason: "TooManyRuns".to_owned(), message, stalled: false }, again))
 }
 
 fn free_name(facts: &Facts, name: impl Fn(u32) -> String) -> String {
@@ -148,7 +193,7 @@ fn active(facts: &Facts) -> impl Iterator<Item = &RunFact> {
 fn moments(subject: &Subject, schedule: &Schedule, timing: &Timing, facts: &Facts, plan: &mut Plan) {
     let now = facts.now;
     plan.marks.next = timing.after(now);
-    plan.wake = plan.marks.next;
+    plan.wake = plan.wake.into_iter().chain(plan.marks.next).min();
     let Some(first) = first_undecided(subject, timing, facts) else { return };
     let policy = schedule.concurrency_policy.unwrap_or_default();
     let catch_up = schedule.catch_up.unwrap_or(CATCH_UP) as usize;
@@ -170,7 +215,7 @@ fn moments(subject: &Subject, schedule: &Schedule, timing: &Timing, facts: &Fact
     let wait = !plan.actions.is_empty();
     let mut undecided = None;
     let mut queued = facts.runs.iter().filter(|run| run.queued && run.is_active()).count();
-    for moment in due.into_iter().take(most).filter(|moment| facts.run_of(*moment).is_none()) {
+    for moment in due.into_iter().take(most).filter(|moment| !facts.has_run(*moment)) {
         if let Some(text) = too_late(schedule, moment, now) {
             plan.notes.push(Note { warning: true, reason: "MomentsMissed", text });
             continue;

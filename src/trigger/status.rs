@@ -17,7 +17,7 @@ const MESSAGE: usize = 8 * 1024;
 
 /// The status of a valid Pipeline whose planned actions are done, as far as they could be.
 pub fn build_status(subject: &Subject, facts: &Facts, plan: &Plan) -> PipelineStatus {
-    let trouble = facts.trouble.as_ref();
+    let trouble = facts.trouble.as_ref().or(plan.trouble.as_ref());
     let (reason, message) = match trouble {
         Some(trouble) => (&*trouble.reason, trouble.message.clone()),
         None => ("Accepted", String::new()),
@@ -49,7 +49,7 @@ pub fn invalid_status(subject: &Subject, facts: &Facts, message: &str) -> Pipeli
     PipelineStatus {
         observed_generation: Some(subject.generation),
         conditions: words.map(|word| condition(word, subject, facts.now)).into(),
-        last_triggered: last_triggered(subject, facts),
+        last_triggered: last_triggered(subject, facts, None),
         last_schedule_time: subject.status.last_schedule_time.clone(),
         ..runs(subject, facts)
     }

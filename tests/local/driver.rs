@@ -228,6 +228,62 @@ async fn a_stale_epoch_is_the_same() {
 }
 
 #[tokio::test]
+async fn an_epoch_that_is_not_known_is_not_told() {
+    for fenced in [json!({"k": "fenced", "n": 1, "epoch": 0}), json!({"k": "fenced", "n": 1})] {
+        let scheduler = Scheduler::new(move |op, _| Some(usual(op, std::slice::from_ref(&fenced)))).await;
+        let (ended, _, _) = driven(&run_of_one_step(Start::New, Patience::default()), &scheduler.address).await;
+        let error = ended.expect_err("another has it");
+        assert_eq!(error.to_string(), "Fenced: another command took this run over; this one has stopped");
+    }
+}
+
+/// A scheduler that answers `op` with a refusal so many times; its epochs count the openings.
+async fn refusing(op: &'static str, reason: &'static str, times: usize) -> Scheduler {
+    let (refused, opens) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    Scheduler::new(move |asked, _| {
+        if asked == op && refused.fetch_add(1, Ordering::Relaxed) < times {
+            return Some(json!({"status": "error", "reason": reason, "message": "open the run again"}));
+        }
+        let mut answer = usual(asked, &finished());
+        if asked == "daskade-open" {
+            answer["epoch"] = json!(opens.fetch_add(1, Ordering::Relaxed) + 1);
+        }
+        Some(answer)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_run_that_the_scheduler_does_not_have_as_it_was_opened_is_opened_again() {
+    for (op, reason) in [
+        ("daskade-events", "InstanceChanged"),
+        ("daskade-events", "Gap"),
+        ("daskade-events", "RunNotFound"),
+        ("daskade-submit", "RunNotFound"),
+    ] {
+        let scheduler = refusing(op, reason, 2).await;
+        let (ended, notes, _) = driven(&run_of_one_step(Start::New, Patience::default()), &scheduler.address).await;
+        assert_eq!(ended.expect("it goes on").outcome, RunOutcome::Succeeded, "{op} {reason}");
+        let opens = scheduler.asked("daskade-open");
+        let create: Vec<&Value> = opens.iter().map(|open| &open["create"]).collect();
+        assert_eq!(create, [&json!(true), &json!(false), &json!(false)], "{op} {reason}");
+        assert_eq!(scheduler.asked("daskade-close")[0]["epoch"], json!(3), "{op} {reason}");
+        let told = notes.iter().any(|note| matches!(note, Note::SchedulerLost { cause } if cause.contains(reason)));
+        assert!(told, "{op} {reason}: {notes:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_is_not_opened_again_for_ever() {
+    let scheduler = refusing("daskade-events", "Gap", usize::MAX).await;
+    let (ended, _, _) = driven(&run_of_one_step(Start::New, Patience::default()), &scheduler.address).await;
+    let error = ended.expect_err("it comes to nothing");
+    assert_eq!(error.reason(), "Gap");
+    assert!(error.to_string().contains("it was opened again 4 times without success"), "{error}");
+    assert_eq!(scheduler.asked("daskade-open").len(), 5);
+}
+
+#[tokio::test]
 async fn an_address_that_never_answers_is_given_up_soon() {
     let free = TcpListener::bind("127.0.0.1:0").await.expect("a free port").local_addr().expect("an address");
     let (ended, _, took) = driven(&run_of_one_step(Start::New, short()), &format!("tcp://{free}")).await;

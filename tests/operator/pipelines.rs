@@ -222,3 +222,45 @@ async fn a_name_that_is_anothers_is_left_alone() {
     assert!(world.runs().contains(&format!("{name}-2")), "{:?}", world.runs());
     operator.end().await;
 }
+
+/// Who may only patch runs makes none: one `kubectl annotate` made hundreds in seconds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_written_on_a_run_by_change_the_pipeline_makes_no_other() {
+    let world = World::new().await;
+    let mut operator = world.operator();
+    world.pipeline(&spec(1));
+    world.until_runs(1).await;
+    let name = world.runs().remove(0);
+    let run = path("pipelineruns", &name);
+    let (nothing, key) = ("v1:00000000000000000000000000000000", |name: &str| format!("daskade.dev/{name}"));
+    for (at, (annotations, labels)) in [
+        (json!({"hash": nothing, "pipeline-generation": "999"}), json!({})),
+        (json!({"hash": nothing, "pipeline-generation": "1"}), json!({})),
+        (json!({"hash": null}), json!({})),
+        (json!({"pipeline-generation": null, "pipeline-uid": null}), json!({"trigger": "manual"})),
+        (json!({"moment": "2026-01-15T13:00:00Z"}), json!({"trigger": "schedule"})),
+        (json!({}), json!({"pipeline": null})),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        world.api.edit(&run, |run| {
+            for (part, changes) in [("annotations", &annotations), ("labels", &labels)] {
+                for (name, value) in changes.as_object().into_iter().flatten() {
+                    match value {
+                        Value::Null => drop(run["metadata"][part].as_object_mut().unwrap().remove(&key(name))),
+                        value => run["metadata"][part][key(name)] = value.clone(),
+                    }
+                }
+            }
+        });
+        world.until_runs(1).await;
+        // Nor does an operator that knows nothing but what is there.
+        operator.end().await;
+        operator = world.operator_with(at as u64 + 2, daskade::controller::Namespaces::All);
+        world.until_runs(1).await;
+    }
+    world.pipeline(&spec(2));
+    world.until_runs(2).await;
+    operator.end().await;
+}

@@ -1,5 +1,6 @@
 //! Runs of pipelines against the doubles: in which order things are written, and what a new leader makes of what it finds.
 
+use daskade::controller::Namespaces;
 use http::Method;
 use serde_json::{Value, json};
 
@@ -313,6 +314,28 @@ async fn a_run_that_was_closed_before_that_was_told_is_told_and_not_run_again() 
     world.until_run("team", "r", "Succeeded").await;
     assert_eq!(world.journal("team", "r").submits, submits);
     second.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_is_suspended_is_left_under_the_epochs_of_its_opening_and_of_the_leader() {
+    let world = World::new().await;
+    let operator = world.operator_with(7, Namespaces::All);
+    let scheduler = holding(&world).await;
+    world.create_run("team", "r", &json!({"pipelineSpec": on_shared()}));
+    world.until_run("team", "r", "Running").await;
+    let suspend = |suspend: bool| {
+        world.api.edit(&run_path("team", "r"), |object| object["spec"]["suspend"] = json!(suspend));
+    };
+    for epoch in [1, 2] {
+        suspend(true);
+        world.until_run("team", "r", "Suspended").await;
+        let left = || scheduler.calls("daskade-forget");
+        eventually("it is left", SOON, || left().len() == epoch).await;
+        assert_eq!((&left()[epoch - 1]["epoch"], &left()[epoch - 1]["lead"]), (&json!(epoch), &json!(7)));
+        suspend(false);
+        world.until_run("team", "r", "Running").await;
+    }
+    operator.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

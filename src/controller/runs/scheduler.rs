@@ -107,8 +107,9 @@ impl Work<'_> {
         self.memory.removal.start(order, due, seat, self.key, self.runs.desk.sink.queue.clone());
     }
 
-    /// Has the scheduler let go of the run: its steps are stopped. It matters little if that cannot be told.
-    pub(super) async fn leave(&self, run: &Run, facts: &Facts) {
+    /// Has the scheduler let go of the run that is open there under `epoch`: its steps are stopped. It matters little if that
+    /// cannot be told.
+    pub(super) async fn leave(&self, run: &Run, facts: &Facts, epoch: Option<u64>) {
         let SpecFact::Frozen(frozen) = &facts.spec else { return };
         let key = frozen.place.cluster(&run.name).map(|name| Key::new(run.namespace.clone(), name));
         let seats = match (&self.memory.outside, key) {
@@ -120,7 +121,7 @@ impl Work<'_> {
         let Ok(address) = seat.address.parse() else { return };
         let told = timeout(LEAVE, async {
             let connection = Connection::connect(&address, seat.tls.as_ref(), Deadlines::default()).await?;
-            connection.call(&Forget { run: &run.uid }).await.map(drop)
+            connection.call(&Forget { run: &run.uid, epoch, lead: Some(seat.lead) }).await.map(drop)
         });
         if let Ok(Err(error)) = told.await {
             tracing::debug!(category = error.category(), "failed to have the scheduler let go of the run: {error}");

@@ -129,7 +129,8 @@ pub(super) struct Storage {
 
 #[derive(Deserialize)]
 pub(super) struct Fenced {
-    epoch: u64,
+    #[serde(default)]
+    epoch: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -268,7 +269,8 @@ impl TryFrom<Fenced> for RuntimeEvent {
     type Error = String;
 
     fn try_from(e: Fenced) -> Result<RuntimeEvent, String> {
-        Ok(RuntimeEvent::Fenced { epoch: e.epoch })
+        // The first opening has 1.
+        Ok(RuntimeEvent::Fenced { epoch: e.epoch.filter(|epoch| *epoch > 0) })
     }
 }
 

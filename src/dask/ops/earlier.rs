@@ -21,6 +21,9 @@ pub struct Earlier<'a> {
     pub pipeline: &'a str,
     /// Name or uid of the only run that is wanted.
     pub wanted: Option<&'a str>,
+    /// Epoch of the operator's lease, if an operator asks: what is read takes the place of what was read for the run before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lead: Option<u64>,
 }
 
 /// Answer of [`Earlier`].

@@ -247,6 +247,12 @@ pub struct Close<'a> {
 pub struct Forget<'a> {
     /// Unique id of the run.
     pub run: &'a str,
+    /// From [`Opened`]: open under another one it stays. None if that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// Epoch of the operator's lease, if an operator asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lead: Option<u64>,
 }
 
 /// `daskade-read`: an output.

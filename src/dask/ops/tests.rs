@@ -103,6 +103,20 @@ fn tasks_are_written_as_tuples() {
     );
 }
 
+/// A runtime of an older release knows no `lead` there and looks at an epoch only if there is one.
+#[test]
+fn epochs_that_are_not_known_are_left_out() {
+    let forget = |epoch, lead| wire(&Forget { run: "u", epoch, lead });
+    assert_eq!(forget(None, None), json!({"run": "u"}));
+    assert_eq!(forget(Some(3), None), json!({"run": "u", "epoch": 3}));
+    assert_eq!(forget(Some(3), Some(7)), json!({"run": "u", "epoch": 3, "lead": 7}));
+    let storage = Storage { url: "file:///s".to_owned(), ..Storage::default() };
+    let earlier = |lead| wire(&Earlier { run: "u", storage: storage.clone(), pipeline: "p", wanted: None, lead });
+    assert_eq!((&earlier(None)["lead"], &earlier(Some(7))["lead"]), (&Value::Null, &json!(7)));
+    let code = |lead| wire(&FetchCode { run: "u", storage: storage.clone(), url: "file:///c.zip", sha256: None, lead });
+    assert_eq!((&code(None)["lead"], &code(Some(7))["lead"]), (&Value::Null, &json!(7)));
+}
+
 #[test]
 fn records_are_written_as_tuples() {
     let decided = Decided { step: 1, item: None, reason: "WhenFalse".into(), message: "m".into() };

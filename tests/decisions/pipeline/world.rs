@@ -74,7 +74,8 @@ impl World {
     }
 
     pub fn facts(&self) -> Facts {
-        let runs = self.runs.iter().map(|run| read_run(run).unwrap().1).collect();
+        // One that does not name the Pipeline any more is not among its runs.
+        let runs = self.runs.iter().filter_map(|run| Some(read_run(run)?.1)).collect();
         Facts { now: self.now, runs, ..Facts::default() }
     }
 
