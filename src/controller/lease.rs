@@ -173,9 +173,11 @@ impl Candidate {
         });
         match released.await.unwrap_or(Err(Error::Timeout("give back"))) {
             Ok(()) => tracing::info!(lease = self.settings.name, "gave the lease back"),
-            Err(error) => {
-                tracing::warn!(lease = self.settings.name, "failed to {error}; others wait until it runs out")
-            }
+            Err(error) => tracing::warn!(
+                lease = self.settings.name,
+                "the lease was not given back, and others wait until it runs out ({:?}): failed to {error}",
+                self.settings.duration
+            ),
         }
     }
 
