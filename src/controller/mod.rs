@@ -9,6 +9,7 @@ mod cache;
 pub mod cause;
 pub mod certificates;
 mod charter;
+pub mod clock;
 mod compare;
 pub mod crds;
 mod drive;
@@ -38,7 +39,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use kube::Client;
 use regex::Regex;
 use tokio::sync::{Semaphore, oneshot};
@@ -46,6 +46,7 @@ use tokio::task::JoinSet;
 
 use self::board::Board;
 use self::certificates::{CertificateSettings, Certificates};
+use self::clock::Clock;
 use self::events::Events;
 use self::lead::Lead;
 use self::pipelines::Pipelines;
@@ -91,6 +92,8 @@ pub struct Settings {
     pub allowed_addresses: Vec<Regex>,
     pub limits: Limits,
     pub pauses: Pauses,
+    /// The time by which they decide: a layer of their client.
+    pub clock: Clock,
 }
 
 /// How often the controllers check what no watch reports.
@@ -144,6 +147,7 @@ pub async fn run(
     let (scope, waits) = watches(&client, &settings.namespaces, &sinks, &mut background);
     let (events, publish) = Events::start(client.clone(), metrics.clone());
     background.spawn(publish);
+    background.spawn(clock::watch(settings.clock.clone(), metrics.clone()));
     let Settings {
         image,
         storage,
@@ -154,6 +158,7 @@ pub async fn run(
         allowed_addresses,
         limits,
         pauses,
+        clock,
         ..
     } = settings;
     let operator = own_labels.map(|labels| Peer { namespace: own_namespace.clone(), labels });
@@ -172,7 +177,7 @@ pub async fn run(
         scope: scope.clone(),
         limits: limits.run,
         allowed: allowed_addresses.clone(),
-        clock: Timestamp::now,
+        clock: clock.clone(),
     });
     let runs = Arc::new(Runs {
         client: client.clone(),
@@ -190,7 +195,7 @@ pub async fn run(
         limits,
         missing: pauses.missing,
         removals: Arc::new(Semaphore::new(removal::CLUSTERS)),
-        clock: Timestamp::now,
+        clock: clock.clone(),
     });
     let context = Arc::new(Context {
         most_workers: limits.workers_per_cluster,
@@ -202,7 +207,7 @@ pub async fn run(
         board,
         events,
         scope,
-        clock: Timestamp::now,
+        clock,
     });
     let mut shutdown = std::pin::pin!(shutdown);
     // Nothing is decided from caches that are half filled.

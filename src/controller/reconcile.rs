@@ -12,6 +12,7 @@ use super::backoff::jittered;
 use super::board::Board;
 use super::cache::{Entry, Kind};
 use super::certificates::{Certificates, Credentials};
+use super::clock::Clock;
 use super::error::PassError;
 use super::events::{Events, notes};
 use super::gather::{Object, gather_pods, problems_text, read_object};
@@ -64,8 +65,7 @@ pub(super) struct Context {
     pub most_workers: Option<u32>,
     /// How often Secrets of users are looked for while they are missing.
     pub missing: Duration,
-    /// The time.
-    pub clock: fn() -> Timestamp,
+    pub clock: Clock,
 }
 
 impl Controller for Context {
@@ -158,7 +158,7 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
         key,
         memory,
         writer: Writer { client: &context.client, cache: &context.desk.sink.cache, key, uid: &uid },
-        now: (context.clock)(),
+        now: context.clock.now(),
         refused: Vec::new(),
         error: None,
         waits: Vec::new(),
@@ -418,7 +418,8 @@ impl Work<'_> {
             (Some(target), _) => {
                 // Runs need not wait for its first word.
                 board.seat(self.key, Some(&target));
-                let link = Link::start(target, self.key.clone(), self.context.desk.sink.queue.clone());
+                let (queue, clock) = (self.context.desk.sink.queue.clone(), self.context.clock.clone());
+                let link = Link::start(target, self.key.clone(), queue, clock);
                 link.heard(FIRST_WORD).await;
                 self.memory.link = Some(link);
             }

@@ -2,6 +2,7 @@
 
 mod api;
 mod chart;
+mod clocks;
 mod deployment;
 mod faults;
 mod fence;
