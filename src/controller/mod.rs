@@ -22,6 +22,7 @@ pub mod lead;
 pub mod lease;
 mod link;
 mod memory;
+mod orphans;
 pub mod own;
 mod pipeline_writes;
 mod pipelines;
@@ -103,11 +104,14 @@ pub struct Pauses {
     pub first_lists: Duration,
     /// How often to look for a missing Secret or ConfigMap of a user. These are not watched.
     pub missing: Duration,
+    /// How long the authority of a cluster that no watch shows stays at least: a watch may lag.
+    pub orphans: Duration,
 }
 
 impl Default for Pauses {
     fn default() -> Self {
-        Self { first_lists: Duration::from_secs(10), missing: Duration::from_secs(10) }
+        let seconds = Duration::from_secs;
+        Self { first_lists: seconds(10), missing: seconds(10), orphans: seconds(30) }
     }
 }
 
@@ -200,6 +204,7 @@ pub async fn run(
     let context = Arc::new(Context {
         most_workers: limits.workers_per_cluster,
         missing: pauses.missing,
+        orphans: pauses.orphans,
         client,
         settings: build::Settings { image, runtime: runtime_zip(), runtime_digest: RUNTIME_DIGEST, operator },
         desk: Desk::new(sinks.clusters, lead, metrics),

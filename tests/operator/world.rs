@@ -222,6 +222,7 @@ impl World {
             pauses: Pauses {
                 first_lists: Duration::from_millis(500),
                 missing: Duration::from_millis(500),
+                orphans: Duration::from_millis(500),
             },
             clock,
         };
