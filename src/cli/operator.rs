@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::operator_options::OperatorOptions;
 use super::{Failure, exit};
 use crate::api::{DaskCluster, Pipeline, PipelineRun};
+use crate::controller::clock::Clock;
 use crate::controller::lead::Lead;
 use crate::controller::lease::{self, LeaseSettings};
 use crate::controller::{self, crds, fence::FenceLayer, own};
@@ -96,7 +97,9 @@ async fn serve(options: OperatorOptions, metrics: Arc<Metrics>) -> Result<(), Er
     let address = options.listen;
     let listener = server::bind(address).await.map_err(|source| Error::Listen { address, source })?;
     let config = Config::infer().await.map_err(|error| Error::Config(Box::new(error)))?;
-    let client = Client::try_from(config.clone()).map_err(|error| Error::Client(Box::new(error)))?;
+    let clock = Clock::default();
+    let builder = || ClientBuilder::try_from(config.clone()).map_err(|error| Error::Client(Box::new(error)));
+    let client = builder()?.with_layer(&clock).build();
     let own_namespace = options.own_namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
 
     let health = Arc::new(Health::default());
@@ -114,15 +117,14 @@ async fn serve(options: OperatorOptions, metrics: Arc<Metrics>) -> Result<(), Er
         let (client, namespace) = (client.clone(), own_namespace.clone());
         tokio::spawn(async move { own::tell_last_end(client, &namespace, &pod).await });
     }
-    let (candidate, lead) = lease::candidate(client.clone(), lease, health.clone());
+    let (candidate, lead) = lease::candidate(client.clone(), clock.clone(), lease, health.clone());
     let fence = FenceLayer::new(lead.clone(), metrics.clone());
-    let fenced =
-        ClientBuilder::try_from(config).map_err(|error| Error::Client(Box::new(error)))?.with_layer(&fence).build();
+    let fenced = builder()?.with_layer(&fence).with_layer(&clock).build();
 
     let (found, definitions) = watch::channel(false);
     let (stop_lease, lease_stops) = watch::channel(false);
     let (stop_controllers, controllers_stop) = watch::channel(false);
-    let settings = settings(&options, own_namespace);
+    let settings = settings(&options, own_namespace, clock);
     let mut parts = Parts {
         http: tokio::spawn(server::serve(listener, health.clone(), metrics.clone())),
         definitions: tokio::spawn(crds::watch_definitions(client, needed(), health.clone(), found)),
@@ -248,7 +250,7 @@ fn identity() -> String {
     format!("{host}_{}", uuid::Uuid::new_v4())
 }
 
-fn settings(options: &OperatorOptions, own_namespace: String) -> controller::Settings {
+fn settings(options: &OperatorOptions, own_namespace: String, clock: Clock) -> controller::Settings {
     controller::Settings {
         image: options.image.clone(),
         namespaces: options.namespaces(),
@@ -265,6 +267,7 @@ fn settings(options: &OperatorOptions, own_namespace: String) -> controller::Set
         storage: options.default_storage(),
         allowed_addresses: options.allow_address.clone(),
         pauses: controller::Pauses::default(),
+        clock,
     }
 }
 

@@ -21,7 +21,7 @@ use crate::local::{Environment, Fleet, FleetSpec, environment};
 use crate::pipeline::Plan;
 use crate::problem::nearest;
 use crate::run::{
-    CodeSource, DriveError, Fabric, Frozen, Patience, Report, Requirements, RunSpec, START_DEADLINE, Start,
+    CodeSource, DriveError, Fabric, Frozen, Moment, Patience, Report, Requirements, RunSpec, START_DEADLINE, Start,
     StorageSpec, TlsPaths, drive,
 };
 use crate::store;
@@ -230,6 +230,7 @@ pub(super) fn run_spec(job: &Job, cluster: &ClusterOptions, logs: bool) -> Resul
         start_deadline: Some(deadline(|deadlines| deadlines.start.as_ref()).unwrap_or(START_DEADLINE)),
         finally_deadline: deadline(|deadlines| deadlines.finally.as_ref()),
         patience: Patience::default(),
+        time: Moment::here(),
     })
 }
 

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::{
     build::RUNTIME_VOLUME,
-    facts::{Base, Phase, PodFact},
+    facts::{Base, Phase, PodFact, Role},
     names, trouble,
 };
 
@@ -25,6 +25,8 @@ pub fn read_pod(pod: &Pod, now: jiff::Timestamp) -> Option<PodFact> {
     let created = meta.creation_timestamp.as_ref().map_or(now, |time| time.0);
     let labels = names::pod_labels(&owner.name, &slot);
     let labelled = labels.iter().all(|(name, value)| meta.labels.as_ref().and_then(|map| map.get(name)) == Some(value));
+    let find = if slot.role == Role::Scheduler { trouble::find_scheduler } else { trouble::find };
+    let trouble = find(pod, now);
     Some(PodFact {
         name: meta.name.clone()?,
         uid: meta.uid.clone()?,
@@ -42,7 +44,7 @@ pub fn read_pod(pod: &Pod, now: jiff::Timestamp) -> Option<PodFact> {
         ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
         created,
         deleting: meta.deletion_timestamp.as_ref().map(|time| deletion(time.0, meta.deletion_grace_period_seconds)),
-        trouble: trouble::find(pod, now),
+        trouble,
         restarts: status
             .container_statuses
             .iter()

@@ -1,7 +1,7 @@
 //! What is wrong with a pod or with a write, in words that say what to do.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodCondition};
 use serde::Deserialize;
 
 use super::facts::Trouble;
@@ -11,6 +11,41 @@ use super::names;
 const CREATING: i64 = 60;
 /// Characters of a message of Kubernetes or of a container that are quoted.
 const QUOTED: usize = 600;
+
+/// A scheduler that has ended so often, the last time so soon after its start (in seconds), will end again.
+const UNSTABLE: i32 = 3;
+const SHORT_LIFE: i64 = 600;
+
+/// Finds the most telling reason why the pod of a scheduler is not ready: that it ends again and again says more than how it
+/// ended last.
+pub fn find_scheduler(pod: &Pod, now: Timestamp) -> Option<Trouble> {
+    let found = find(pod, now)?;
+    // What the image lacks is said by its own reason.
+    if !["WorkerStartFailed", "OutOfMemory"].contains(&found.reason) {
+        return Some(found);
+    }
+    let containers = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    let ends = containers.filter(|container| ends_soon(container)).map(|container| container.restart_count).max();
+    Some(match ends {
+        None => found,
+        Some(ends) => {
+            let message = format!("the scheduler was restarted {ends} times: {}; look at its log", found.message);
+            trouble("SchedulerUnstable", message, found.stalled)
+        }
+    })
+}
+
+/// Whether a container was restarted several times, and did not last.
+fn ends_soon(container: &ContainerStatus) -> bool {
+    let state = container.state.as_ref().and_then(|state| state.terminated.as_ref());
+    let before = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    let Some(ended) = state.or(before) else { return false };
+    let life = match (&ended.started_at, &ended.finished_at) {
+        (Some(from), Some(to)) => to.0.duration_since(from.0).as_secs(),
+        _ => 0,
+    };
+    container.restart_count >= UNSTABLE && life < SHORT_LIFE
+}
 
 /// Finds the most telling reason why a pod is not ready.
 pub fn find(pod: &Pod, now: Timestamp) -> Option<Trouble> {

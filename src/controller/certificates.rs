@@ -4,14 +4,14 @@
 //! workers and people's clients show is kept beside the cluster. Secrets are read and written by their exact names, never
 //! listed or watched: so the uids of the clusters that have an authority stand in a ConfigMap of the operator's.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
@@ -32,14 +32,21 @@ const NEXT: &str = "next.crt";
 const NEXT_KEY: &str = "next.key";
 const OLD: &str = "old.crt";
 
-/// Annotation of an authority's Secret: where its cluster is.
-const NAMESPACE: &str = "daskade.dev/cluster-namespace";
+/// Annotations of an authority's Secret: where its cluster is.
+pub(super) const NAMESPACE: &str = "daskade.dev/cluster-namespace";
+/// And its name.
+pub(super) const NAME: &str = "daskade.dev/cluster-name";
+
+/// Of so many looks at a cluster's Secrets one is also about that of its authority, which nobody but the operator uses.
+const LOOKS: u32 = 5;
 
 /// Why certificates could not be had; reads after "failed to".
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{verb} Secret {name}: {}", cause(source))]
     Api { verb: &'static str, name: String, source: Box<kube::Error> },
+    #[error("read DaskCluster {name}: {}", cause(source))]
+    Cluster { name: String, source: Box<kube::Error> },
     #[error("{0}")]
     Tls(#[from] tls::Error),
     #[error("use the certificates of the cluster: {0}")]
@@ -51,6 +58,7 @@ impl Error {
     pub fn what(&self) -> String {
         match self {
             Self::Api { verb, name, .. } => format!("{verb} Secret {name}"),
+            Self::Cluster { name, .. } => format!("read DaskCluster {name}"),
             other => other.to_string(),
         }
     }
@@ -58,7 +66,7 @@ impl Error {
     /// The API server's part in it.
     pub fn api(&self) -> Option<&kube::Error> {
         match self {
-            Self::Api { source, .. } => Some(source),
+            Self::Api { source, .. } | Self::Cluster { source, .. } => Some(source),
             Self::Tls(_) | Self::Client(_) => None,
         }
     }
@@ -87,11 +95,19 @@ pub struct CertificateSettings {
 
 /// The certificates of all clusters.
 pub struct Certificates {
-    client: Client,
-    settings: CertificateSettings,
-    /// By the uid of the cluster, so that a pass in which nothing is due makes no request.
-    known: Mutex<HashMap<String, Known>>,
-    authorities: Authorities,
+    pub(super) client: Client,
+    pub(super) settings: CertificateSettings,
+    known: Mutex<Memory>,
+    pub(super) authorities: Authorities,
+}
+
+/// What is remembered, so that a pass in which nothing is due makes no request.
+#[derive(Default)]
+struct Memory {
+    /// By the uid of the cluster.
+    clusters: HashMap<String, Known>,
+    /// How often all was forgotten. What was found out before that must not come in afterwards.
+    term: u64,
 }
 
 #[derive(Clone, Default)]
@@ -101,6 +117,10 @@ struct Known {
     given: Option<(ClusterTls, Credentials, Timestamp)>,
     /// The Secrets that this is about, by name, with the versions in which they were found sound.
     seen: BTreeMap<String, String>,
+    /// The version of the authority's Secret.
+    stored: Option<String>,
+    /// How often the Secrets were looked at.
+    looks: u32,
 }
 
 /// A cluster's authority: the one that signs, and those that are trusted besides.
@@ -114,11 +134,11 @@ struct Chain {
 impl Chain {
     /// All that is trusted, in one text.
     fn bundle(&self, now: Timestamp) -> String {
-        let mut bundle = self.current.identity().cert.clone();
-        bundle.extend(self.next.iter().map(|next| next.identity().cert.as_str()));
         let lives = |pem: &&String| tls::facts(pem).is_ok_and(|facts| facts.expires > now);
-        bundle.extend(self.old.iter().filter(lives).map(String::as_str));
-        bundle
+        let signers = [Some(&self.current), self.next.as_ref()].into_iter().flatten();
+        let trusted = signers.map(|signer| &signer.identity().cert).chain(self.old.iter().filter(lives));
+        // What was read has no line break at its end, and each begins on a line of its own.
+        trusted.flat_map(|pem| [pem.trim(), "\n"]).collect()
     }
 }
 
@@ -132,7 +152,10 @@ impl Certificates {
     /// no Secret is read while nothing is due, so that one that somebody has deleted is missed until a pass with it.
     pub async fn ensure(&self, cluster: &Cluster, now: Timestamp, check: bool) -> Result<Credentials, Error> {
         let tls = cluster.spec.tls.clone().unwrap_or_default();
-        let given = self.lock().get(&cluster.uid).and_then(|known| known.given.clone());
+        let (given, term) = {
+            let memory = self.lock();
+            (memory.clusters.get(&cluster.uid).and_then(|known| known.given.clone()), memory.term)
+        };
         if let Some((for_tls, credentials, until)) = given
             && for_tls == tls
             && now < until
@@ -146,13 +169,13 @@ impl Certificates {
                 self.of_secret(&cluster.namespace, name, "spec.tls.secretRef", now).await?
             }
             (TlsMode::Secret, None) => return Ok(missing("spec.tls.secretRef names no Secret".to_owned())),
-            (TlsMode::Auto, _) => self.own(cluster, now).await?,
+            (TlsMode::Auto, _) => self.own(cluster, now, term).await?,
         };
-        let mut known = self.lock();
-        let known = known.entry(cluster.uid.clone()).or_default();
-        known.given = credentials.renew_after.map(|after| {
-            let until = SignedDuration::try_from(after).ok().and_then(|after| now.checked_add(after).ok());
-            (tls, credentials.clone(), until.unwrap_or(now))
+        self.remember(term, &cluster.uid, |known| {
+            known.given = credentials.renew_after.map(|after| {
+                let until = SignedDuration::try_from(after).ok().and_then(|after| now.checked_add(after).ok());
+                (tls, credentials.clone(), until.unwrap_or(now))
+            });
         });
         Ok(credentials)
     }
@@ -160,19 +183,56 @@ impl Certificates {
     /// Whether the Secrets of a cluster are those that were found sound. Only their metadata is read: with many clusters
     /// this is most of what an operator at rest does.
     async fn are_as_seen(&self, cluster: &Cluster) -> Result<bool, Error> {
-        let seen = self.lock().get(&cluster.uid).map(|known| known.seen.clone()).unwrap_or_default();
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), &cluster.namespace);
+        let (seen, stored) = {
+            let mut memory = self.lock();
+            let Some(known) = memory.clusters.get_mut(&cluster.uid) else { return Ok(false) };
+            let look = known.looks;
+            known.looks = look.wrapping_add(1);
+            (known.seen.clone(), known.stored.clone().filter(|_| look.is_multiple_of(LOOKS)))
+        };
         for (name, version) in &seen {
-            let found = api.get_metadata_opt(name).await.map_err(|source| Error::Api {
-                verb: "read",
-                name: name.clone(),
-                source: Box::new(source),
-            })?;
-            if found.and_then(|found| found.metadata.resource_version).as_ref() != Some(version) {
+            if self.version(&cluster.namespace, name).await?.as_ref() != Some(version) {
+                return Ok(false);
+            }
+        }
+        if let Some(stored) = stored {
+            let name = names::authority_secret(&cluster.uid);
+            if self.version(&self.settings.operator_namespace, &name).await?.as_ref() != Some(&stored) {
                 return Ok(false);
             }
         }
         Ok(!seen.is_empty())
+    }
+
+    /// The version of a Secret; none if there is no such Secret.
+    async fn version(&self, namespace: &str, name: &str) -> Result<Option<String>, Error> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let found = api.get_metadata_opt(name).await.map_err(|source| Error::Api {
+            verb: "read",
+            name: name.to_owned(),
+            source: Box::new(source),
+        })?;
+        Ok(found.and_then(|found| found.metadata.resource_version))
+    }
+
+    /// Forgets everything: another process may lead, and change it.
+    pub fn clear(&self) {
+        let mut memory = self.lock();
+        memory.clusters.clear();
+        memory.term += 1;
+    }
+
+    /// Notes something of a cluster, unless all was forgotten since `term`.
+    fn remember(&self, term: u64, uid: &str, note: impl FnOnce(&mut Known)) {
+        let mut memory = self.lock();
+        if memory.term == term {
+            note(memory.clusters.entry(uid.to_owned()).or_default());
+        }
+    }
+
+    /// Forgets a cluster.
+    pub(super) fn drop_known(&self, uid: &str) {
+        self.lock().clusters.remove(uid);
     }
 
     /// The user's own, in a Secret that an object names in `field`.
@@ -221,10 +281,10 @@ impl Certificates {
     }
 
     /// Issued by the operator.
-    async fn own(&self, cluster: &Cluster, now: Timestamp) -> Result<Credentials, Error> {
-        self.lock().entry(cluster.uid.clone()).or_default().seen.clear();
+    async fn own(&self, cluster: &Cluster, now: Timestamp, term: u64) -> Result<Credentials, Error> {
+        self.remember(term, &cluster.uid, |known| known.seen.clear());
         let mut seen = BTreeMap::new();
-        let chain = self.chain(cluster, now).await?;
+        let chain = self.chain(cluster, now, term).await?;
         let service = names::scheduler(&cluster.name);
         let hosts = ["", ".svc", ".svc.cluster.local"].map(|end| format!("{service}.{}{end}", cluster.namespace));
         let hosts = [vec![service], hosts.into()].concat();
@@ -241,7 +301,7 @@ impl Certificates {
         }
         // One that was just made is looked at once more, as it was stored.
         if seen.len() == 2 {
-            self.lock().entry(cluster.uid.clone()).or_default().seen = seen;
+            self.remember(term, &cluster.uid, |known| known.seen = seen);
         }
         let facts = shown.facts()?;
         let own = Subject { name: "daskade operator".to_owned(), ..Subject::default() };
@@ -307,26 +367,35 @@ impl Certificates {
             "data": encoded(&data),
         });
         match found {
-            Some(_) => apply(&api, name, &secret).await?,
-            None => create(&api, name, secret).await?,
+            Some(_) => drop(apply(&api, name, &secret).await?),
+            None => drop(create(&api, name, secret).await?),
         }
         Ok(Ok(identity))
     }
 
     /// The authority of a cluster: read, made, or followed by another at half of its life. A new one is trusted by all before
-    /// it signs anything, and the one before is trusted until all that it signed has expired.
-    async fn chain(&self, cluster: &Cluster, now: Timestamp) -> Result<Chain, Error> {
-        let known = self.lock().get(&cluster.uid).and_then(|known| known.chain.clone());
-        let (mut chain, mut changed) = match known {
-            Some(chain) => (chain, false),
-            None => match self.stored(&cluster.uid).await? {
-                Some(chain) => (chain, false),
-                None => {
-                    self.note(&cluster.uid, true).await?;
-                    let current = Authority::new(&authority_name(cluster), now, self.settings.ca_lifetime)?;
-                    (Chain { current, next: None, old: None }, true)
-                }
-            },
+    /// it signs anything, and the one before is trusted until all that it signed has expired. What is stored counts; what is
+    /// remembered is stored again if somebody has deleted it, since all that runs trusts it.
+    async fn chain(&self, cluster: &Cluster, now: Timestamp, term: u64) -> Result<Chain, Error> {
+        let known = self.lock().clusters.get(&cluster.uid).and_then(|known| known.chain.clone());
+        let (mut chain, mut changed) = match (self.stored(&cluster.uid).await?, known) {
+            (Some((chain, version)), _) => {
+                self.remember(term, &cluster.uid, |known| known.stored = Some(version));
+                (chain, false)
+            }
+            (None, Some(chain)) => {
+                tracing::warn!(
+                    uid = cluster.uid,
+                    "the Secret with the authority of the cluster is gone or was changed; it is stored again"
+                );
+                self.note(&cluster.uid, true).await?;
+                (chain, true)
+            }
+            (None, None) => {
+                self.note(&cluster.uid, true).await?;
+                let current = Authority::new(&authority_name(cluster), now, self.settings.ca_lifetime)?;
+                (Chain { current, next: None, old: None }, true)
+            }
         };
         let facts = chain.current.facts()?;
         match chain.next.take() {
@@ -343,9 +412,10 @@ impl Certificates {
             next => chain.next = next,
         }
         if changed {
-            self.store(cluster, &chain).await?;
+            let version = self.store(cluster, &chain).await?;
+            self.remember(term, &cluster.uid, |known| known.stored = version);
         }
-        self.lock().entry(cluster.uid.clone()).or_default().chain = Some(chain.clone());
+        self.remember(term, &cluster.uid, |known| known.chain = Some(chain.clone()));
         Ok(chain)
     }
 
@@ -355,7 +425,8 @@ impl Certificates {
         Ok(now.as_second() >= next.facts()?.begins.as_second().saturating_add_unsigned(wait.as_secs()))
     }
 
-    async fn stored(&self, uid: &str) -> Result<Option<Chain>, Error> {
+    /// What is stored, and its version; none if it cannot be used.
+    async fn stored(&self, uid: &str) -> Result<Option<(Chain, String)>, Error> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
         let Some(secret) = get(&api, &names::authority_secret(uid)).await? else { return Ok(None) };
         let authority = |cert: &str, key: &str| {
@@ -363,21 +434,23 @@ impl Certificates {
             Authority::from_identity(identity).ok()
         };
         let Some(current) = authority(CA, CA_KEY) else {
-            tracing::warn!(uid, "the stored authority of a cluster cannot be read; it gets another one");
+            tracing::warn!(uid, "the stored authority of a cluster cannot be read; it is replaced");
             return Ok(None);
         };
-        Ok(Some(Chain { current, next: authority(NEXT, NEXT_KEY), old: text(&secret, OLD) }))
+        let chain = Chain { current, next: authority(NEXT, NEXT_KEY), old: text(&secret, OLD) };
+        Ok(Some((chain, secret.resource_version().unwrap_or_default())))
     }
 
-    async fn store(&self, cluster: &Cluster, chain: &Chain) -> Result<(), Error> {
+    /// Gives the version.
+    async fn store(&self, cluster: &Cluster, chain: &Chain) -> Result<Option<String>, Error> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
         let name = names::authority_secret(&cluster.uid);
         let current = chain.current.identity();
-        let mut data = vec![(CA, current.cert.as_str()), (CA_KEY, current.key.as_str())];
+        let mut data = vec![(CA, current.cert.trim()), (CA_KEY, current.key.trim())];
         if let Some(next) = &chain.next {
-            data.extend([(NEXT, next.identity().cert.as_str()), (NEXT_KEY, next.identity().key.as_str())]);
+            data.extend([(NEXT, next.identity().cert.trim()), (NEXT_KEY, next.identity().key.trim())]);
         }
-        data.extend(chain.old.iter().map(|old| (OLD, old.as_str())));
+        data.extend(chain.old.iter().map(|old| (OLD, old.trim())));
         let secret = json!({
             "apiVersion": "v1",
             "kind": "Secret",
@@ -389,7 +462,7 @@ impl Certificates {
                     "daskade.dev/authority-of": cluster.uid,
                 },
                 "annotations": {
-                    NAMESPACE: cluster.namespace, "daskade.dev/cluster-name": cluster.name,
+                    NAMESPACE: cluster.namespace, NAME: cluster.name,
                 },
             },
             "data": encoded(&data),
@@ -404,49 +477,12 @@ impl Certificates {
         apply(&api, &name, &secret).await
     }
 
-    /// The cluster is gone: so is its authority.
-    pub async fn forget(&self, uid: &str) -> Result<(), Error> {
-        self.lock().remove(uid);
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
-        let name = names::authority_secret(uid);
-        match api.delete(&name, &DeleteParams::default()).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(source) => return Err(Error::Api { verb: "delete", name, source: Box::new(source) }),
-        }
-        self.note(uid, false).await
-    }
-
-    /// Takes away the authorities of clusters that went while nobody looked. `living` tells which are there, of those in the
-    /// namespaces that `is_watched`; it is asked after the list was read, so that none is younger than its answer.
-    pub async fn sweep(
-        &self,
-        is_watched: impl Fn(&str) -> bool,
-        living: impl FnOnce() -> HashSet<String>,
-    ) -> Result<(), Error> {
-        let noted = self.authorities.uids().await.map_err(|source| about_list("read", source))?;
-        let living = living();
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.settings.operator_namespace);
-        for uid in noted {
-            if living.contains(&uid) {
-                continue;
-            }
-            let secret = get(&secrets, &names::authority_secret(&uid)).await?;
-            let namespace = secret.and_then(|secret| secret.annotations().get(NAMESPACE).cloned());
-            // Another operator may serve the cluster, or this one may again.
-            if namespace.is_none_or(|namespace| is_watched(&namespace)) {
-                self.forget(&uid).await?;
-            }
-        }
-        Ok(())
-    }
-
     /// Writes down, before it is made, that a cluster has an authority; or that it has none any more.
-    async fn note(&self, uid: &str, there: bool) -> Result<(), Error> {
+    pub(super) async fn note(&self, uid: &str, there: bool) -> Result<(), Error> {
         self.authorities.note(uid, there).await.map_err(|source| about_list("write", source))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Known>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Memory> {
         // Entries are replaced as a whole.
         self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -462,7 +498,7 @@ impl std::fmt::Debug for Certificates {
 /// backdated by is part of it.
 const OVERLAP: Duration = Duration::from_secs(300);
 
-fn about_list(verb: &'static str, source: kube::Error) -> Error {
+pub(super) fn about_list(verb: &'static str, source: kube::Error) -> Error {
     Error::Api { verb, name: authorities::NAME.to_owned(), source: Box::new(source) }
 }
 
@@ -470,7 +506,7 @@ fn authority_name(cluster: &Cluster) -> String {
     format!("daskade {}.{}", cluster.name, cluster.namespace)
 }
 
-async fn get(api: &Api<Secret>, name: &str) -> Result<Option<Secret>, Error> {
+pub(super) async fn get(api: &Api<Secret>, name: &str) -> Result<Option<Secret>, Error> {
     api.get_opt(name).await.map_err(|source| Error::Api {
         verb: "read",
         name: name.to_owned(),
@@ -479,22 +515,22 @@ async fn get(api: &Api<Secret>, name: &str) -> Result<Option<Secret>, Error> {
 }
 
 /// Cheaper than to apply it; what is put into it later has the same keys.
-async fn create(api: &Api<Secret>, name: &str, secret: Value) -> Result<(), Error> {
+async fn create(api: &Api<Secret>, name: &str, secret: Value) -> Result<Option<String>, Error> {
     let failed = |source| Error::Api { verb: "write", name: name.to_owned(), source: Box::new(source) };
     let secret: Secret = serde_json::from_value(secret).map_err(|error| failed(kube::Error::SerdeError(error)))?;
     let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
-    api.create(&params, &secret).await.map(drop).map_err(failed)
+    api.create(&params, &secret).await.map(|made| made.resource_version()).map_err(failed)
 }
 
 fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.reason == "AlreadyExists")
 }
 
-async fn apply(api: &Api<Secret>, name: &str, secret: &Value) -> Result<(), Error> {
+async fn apply(api: &Api<Secret>, name: &str, secret: &Value) -> Result<Option<String>, Error> {
     let params = PatchParams::apply(names::MANAGER).force();
     let applied = api.patch(name, &params, &Patch::Apply(secret)).await;
-    applied.map_err(|source| Error::Api { verb: "write", name: name.to_owned(), source: Box::new(source) })?;
-    Ok(())
+    let failed = |source| Error::Api { verb: "write", name: name.to_owned(), source: Box::new(source) };
+    applied.map(|applied| applied.resource_version()).map_err(failed)
 }
 
 /// The text of a key without white space around it; none if there is none.

@@ -15,7 +15,7 @@ use crate::api::cluster::DaskClusterSpec;
 use crate::cluster::names;
 use crate::local::packing;
 use crate::pipeline::Plan;
-use crate::run::{CodeSource, Patience, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec, Sweep};
+use crate::run::{CodeSource, Moment, Patience, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec, Sweep};
 use crate::runs::admit::Charter;
 use crate::runs::facts::{Frozen, Place};
 use crate::runs::retention::Due;
@@ -180,6 +180,7 @@ impl Stored {
             start_deadline: (!begun).then(|| left(frozen.start)),
             finally_deadline: finally.map(|span| span.to_std()),
             patience: Patience { open: Duration::MAX, first: FIRST },
+            time: Moment::of(now),
         })
     }
 }

@@ -41,6 +41,11 @@ pub fn lead() -> (Grant, Lead) {
     (Grant { held: held.clone(), epochs: sender }, Lead { held, epochs: receiver })
 }
 
+/// This moment, on both clocks of the machine.
+pub(super) fn moment() -> (Instant, SystemTime) {
+    (Instant::now(), SystemTime::now())
+}
+
 impl Lead {
     /// The epoch of the lease, if it is held right now. Ask again before every write.
     pub fn check(&self) -> Result<u64, NotLeading> {

@@ -5,7 +5,7 @@
 //! so clocks of other machines do not matter. The holder gives up well before others may take over.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -15,7 +15,8 @@ use kube::{Api, Client};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::cause::cause;
-use super::lead::{Grant, Lead, lead};
+use super::clock::Clock;
+use super::lead::{Grant, Lead, lead, moment};
 use crate::telemetry::health::Health;
 
 /// Key of the lease in what `/ready` says.
@@ -47,6 +48,7 @@ pub struct Candidate {
     settings: LeaseSettings,
     grant: Grant,
     health: Arc<Health>,
+    clock: Clock,
     /// The lease as we wrote it last; none if it must be read.
     known: Option<Lease>,
     /// Version of another's lease, and when we saw it first.
@@ -74,11 +76,11 @@ enum Error {
     Timeout(&'static str),
 }
 
-/// A candidate, and what tells whether it leads. `client` must not be fenced by that lead itself.
-pub fn candidate(client: Client, settings: LeaseSettings, health: Arc<Health>) -> (Candidate, Lead) {
+/// A candidate, and what tells whether it leads. `client` must not be fenced by that lead itself, and tells `clock` the time.
+pub fn candidate(client: Client, clock: Clock, settings: LeaseSettings, health: Arc<Health>) -> (Candidate, Lead) {
     let (grant, lead) = lead();
     let api = Api::namespaced(client, &settings.namespace);
-    let candidate = Candidate { api, settings, grant, health, known: None, seen: None, epoch: 0 };
+    let candidate = Candidate { api, settings, grant, health, clock, known: None, seen: None, epoch: 0 };
     (candidate, lead)
 }
 
@@ -133,7 +135,7 @@ impl Candidate {
     /// Renews the lease, takes it, or sees that another holds it.
     async fn hold(&mut self) -> Result<(), Error> {
         for _ in 0..CONFLICTS {
-            let (begun, begun_wall) = (Instant::now(), SystemTime::now());
+            let (begun, begun_wall) = moment();
             let written = match self.read().await? {
                 None => self.create().await?,
                 Some(lease) => match self.holder(&lease) {
@@ -141,8 +143,11 @@ impl Candidate {
                         self.grant.lose();
                         return Ok(());
                     }
-                    Holder::Us => self.replace(renewed(lease, self.settings.duration), "renew").await?,
-                    Holder::Nobody => self.replace(taken(lease, &self.settings, self.epoch), "take").await?,
+                    Holder::Us => {
+                        let lease = renewed(lease, self.settings.duration, self.clock.now());
+                        self.replace(lease, "renew").await?
+                    }
+                    Holder::Nobody => self.replace(self.taken(lease), "take").await?,
                 },
             };
             // None: somebody else was faster. What they wrote is read in the next round.
@@ -165,7 +170,9 @@ impl Candidate {
         let released = timeout(RELEASE, async {
             for _ in 0..CONFLICTS {
                 let Some(lease) = self.read().await? else { return Ok(()) };
-                if self.holder(&lease) != Holder::Us || self.replace(freed(lease), "give back").await?.is_some() {
+                if self.holder(&lease) != Holder::Us
+                    || self.replace(freed(lease, self.clock.now()), "give back").await?.is_some()
+                {
                     return Ok(());
                 }
             }
@@ -173,9 +180,11 @@ impl Candidate {
         });
         match released.await.unwrap_or(Err(Error::Timeout("give back"))) {
             Ok(()) => tracing::info!(lease = self.settings.name, "gave the lease back"),
-            Err(error) => {
-                tracing::warn!(lease = self.settings.name, "failed to {error}; others wait until it runs out")
-            }
+            Err(error) => tracing::warn!(
+                lease = self.settings.name,
+                "the lease was not given back, and others wait until it runs out ({:?}): failed to {error}",
+                self.settings.duration
+            ),
         }
     }
 
@@ -209,10 +218,15 @@ impl Candidate {
         self.api.get_opt(&self.settings.name).await.map_err(|source| Error::api("read", source))
     }
 
+    /// The lease in our hands.
+    fn taken(&self, lease: Lease) -> Lease {
+        taken(lease, &self.settings, self.epoch, self.clock.now())
+    }
+
     /// None if another created it first.
     async fn create(&mut self) -> Result<Option<Lease>, Error> {
         let metadata = ObjectMeta { name: Some(self.settings.name.clone()), ..ObjectMeta::default() };
-        let lease = taken(Lease { metadata, spec: None }, &self.settings, self.epoch);
+        let lease = self.taken(Lease { metadata, spec: None });
         match self.api.create(&PostParams::default(), &lease).await {
             Ok(lease) => Ok(Some(lease)),
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
@@ -254,32 +268,32 @@ fn epoch(lease: &Lease) -> u64 {
     u64::try_from(transitions).unwrap_or(0).saturating_add(1)
 }
 
-fn renewed(mut lease: Lease, duration: Duration) -> Lease {
+fn renewed(mut lease: Lease, duration: Duration, now: Timestamp) -> Lease {
     let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
-    spec.renew_time = Some(MicroTime(Timestamp::now()));
+    spec.renew_time = Some(MicroTime(now));
     spec.lease_duration_seconds = Some(seconds(duration));
     lease
 }
 
 /// `epoch` is the last that we know of.
-fn taken(mut lease: Lease, settings: &LeaseSettings, epoch: u64) -> Lease {
-    let now = Timestamp::now();
+fn taken(mut lease: Lease, settings: &LeaseSettings, epoch: u64, now: Timestamp) -> Lease {
     let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
     // A new lease goes on from the minutes since 1970: above the count of one that was deleted, unless that changed hands
-    // more than once a minute. Else schedulers would take us for an old leader and refuse us for ever.
+    // more than once a minute. Else schedulers would take us for an old leader and refuse us for ever. The minutes are the
+    // API server's, which answered when it said that there is no lease: a clock that is ahead would set the count for good.
     let first = i32::try_from(now.as_second() / 60).unwrap_or(i32::MAX);
     let next = spec.lease_transitions.filter(|count| *count >= 0).map_or(first, |count| count.saturating_add(1));
     spec.lease_transitions = Some(next.max(i32::try_from(epoch).unwrap_or(i32::MAX)));
     spec.holder_identity = Some(settings.identity.clone());
     spec.acquire_time = Some(MicroTime(now));
-    renewed(lease, settings.duration)
+    renewed(lease, settings.duration, now)
 }
 
-fn freed(mut lease: Lease) -> Lease {
+fn freed(mut lease: Lease, now: Timestamp) -> Lease {
     let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
     spec.holder_identity = None;
     spec.acquire_time = None;
-    spec.renew_time = Some(MicroTime(Timestamp::now()));
+    spec.renew_time = Some(MicroTime(now));
     spec.lease_duration_seconds = Some(1);
     lease
 }

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::backoff::jittered;
+use super::clock::Clock;
 use super::queue::{Key, Queue};
 use crate::cluster::facts::{Ask, SchedulerFact, SchedulerState, WorkerFact};
 use crate::cluster::scale::remember;
@@ -68,10 +69,10 @@ type State = Arc<watch::Sender<(SchedulerFact, u64)>>;
 
 impl Link {
     /// Starts to ask. `queue` gets `key` whenever the answer changes.
-    pub fn start(target: Target, key: Key, queue: Arc<Queue>) -> Self {
+    pub fn start(target: Target, key: Key, queue: Arc<Queue>, clock: Clock) -> Self {
         let (target, targets) = watch::channel(target);
         let state: State = Arc::new(watch::Sender::new((SchedulerFact::Unknown, 0)));
-        let teller = Teller { targets: targets.clone(), state: state.clone(), key, queue };
+        let teller = Teller { targets: targets.clone(), state: state.clone(), key, queue, clock };
         let poller = Poller { targets, teller: teller.clone() };
         Self { target, state, teller, task: tokio::spawn(poller.run()) }
     }
@@ -177,7 +178,7 @@ impl Poller {
             }
             self.teller.tell_error(&target, &error);
             tokio::select! {
-                () = sleep(jittered(pause, &(&self.teller.key, Timestamp::now().as_millisecond()))) => {}
+                () = sleep(jittered(pause, &(&self.teller.key, Instant::now()))) => {}
                 () = moved(self.targets.clone(), &target) => {}
             }
             pause = (pause * 2).min(RETRY_LONGEST);
@@ -221,12 +222,15 @@ struct Teller {
     state: State,
     key: Key,
     queue: Arc<Queue>,
+    /// What it notes is compared with the time of passes.
+    clock: Clock,
 }
 
 impl Teller {
     fn tell_answer(&self, target: &Target, info: ClusterInfo) {
         self.tell(target, |known| {
-            let mut state = read_info(&target.pod, info, Timestamp::now());
+            let now = self.clock.now();
+            let mut state = read_info(&target.pod, info, now);
             if let SchedulerFact::Answers(known) = known {
                 if let (Some(before), Some(now)) = (known.idle_since, state.idle_since)
                     && now.duration_since(before).abs() <= SAME_IDLE
@@ -234,7 +238,7 @@ impl Teller {
                     state.idle_since = Some(before);
                 }
                 let same = known.demand == state.demand;
-                state.recent = if same { known.recent.clone() } else { remember(known, Timestamp::now()) };
+                state.recent = if same { known.recent.clone() } else { remember(known, now) };
             }
             Some(SchedulerFact::Answers(state))
         });
@@ -247,7 +251,7 @@ impl Teller {
             // The first cause stands for those like it that follow, so that the status stays as it is.
             SchedulerFact::Unreachable { cause: first, .. } if stage(first) == stage(&cause) => None,
             SchedulerFact::Unreachable { since, .. } => Some(SchedulerFact::Unreachable { since: *since, cause }),
-            _ => Some(SchedulerFact::Unreachable { since: Timestamp::now(), cause }),
+            _ => Some(SchedulerFact::Unreachable { since: self.clock.now(), cause }),
         });
     }
 

@@ -9,6 +9,7 @@ mod cache;
 pub mod cause;
 pub mod certificates;
 mod charter;
+pub mod clock;
 mod compare;
 pub mod crds;
 mod drive;
@@ -21,6 +22,7 @@ pub mod lead;
 pub mod lease;
 mod link;
 mod memory;
+mod orphans;
 pub mod own;
 mod pipeline_writes;
 mod pipelines;
@@ -38,7 +40,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use kube::Client;
 use regex::Regex;
 use tokio::sync::{Semaphore, oneshot};
@@ -46,6 +47,7 @@ use tokio::task::JoinSet;
 
 use self::board::Board;
 use self::certificates::{CertificateSettings, Certificates};
+use self::clock::Clock;
 use self::events::Events;
 use self::lead::Lead;
 use self::pipelines::Pipelines;
@@ -91,6 +93,8 @@ pub struct Settings {
     pub allowed_addresses: Vec<Regex>,
     pub limits: Limits,
     pub pauses: Pauses,
+    /// The time by which they decide: a layer of their client.
+    pub clock: Clock,
 }
 
 /// How often the controllers check what no watch reports.
@@ -100,11 +104,14 @@ pub struct Pauses {
     pub first_lists: Duration,
     /// How often to look for a missing Secret or ConfigMap of a user. These are not watched.
     pub missing: Duration,
+    /// How long the authority of a cluster that no watch shows stays at least: a watch may lag.
+    pub orphans: Duration,
 }
 
 impl Default for Pauses {
     fn default() -> Self {
-        Self { first_lists: Duration::from_secs(10), missing: Duration::from_secs(10) }
+        let seconds = Duration::from_secs;
+        Self { first_lists: seconds(10), missing: seconds(10), orphans: seconds(30) }
     }
 }
 
@@ -144,6 +151,7 @@ pub async fn run(
     let (scope, waits) = watches(&client, &settings.namespaces, &sinks, &mut background);
     let (events, publish) = Events::start(client.clone(), metrics.clone());
     background.spawn(publish);
+    background.spawn(clock::watch(settings.clock.clone(), metrics.clone()));
     let Settings {
         image,
         storage,
@@ -154,6 +162,7 @@ pub async fn run(
         allowed_addresses,
         limits,
         pauses,
+        clock,
         ..
     } = settings;
     let operator = own_labels.map(|labels| Peer { namespace: own_namespace.clone(), labels });
@@ -172,7 +181,7 @@ pub async fn run(
         scope: scope.clone(),
         limits: limits.run,
         allowed: allowed_addresses.clone(),
-        clock: Timestamp::now,
+        clock: clock.clone(),
     });
     let runs = Arc::new(Runs {
         client: client.clone(),
@@ -189,11 +198,12 @@ pub async fn run(
         limits,
         missing: pauses.missing,
         removals: Arc::new(Semaphore::new(removal::CLUSTERS)),
-        clock: Timestamp::now,
+        clock: clock.clone(),
     });
     let context = Arc::new(Context {
         most_workers: limits.workers_per_cluster,
         missing: pauses.missing,
+        orphans: pauses.orphans,
         client,
         settings: build::Settings { image, runtime: runtime_zip(), runtime_digest: RUNTIME_DIGEST, operator },
         desk: Desk::new(sinks.clusters, lead, metrics),
@@ -201,7 +211,7 @@ pub async fn run(
         board,
         events,
         scope,
-        clock: Timestamp::now,
+        clock,
     });
     let mut shutdown = std::pin::pin!(shutdown);
     // Nothing is decided from caches that are half filled.

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use kube::Client;
 use regex::Regex;
 use serde_json::Value;
@@ -12,6 +11,7 @@ use super::apply;
 use super::around::is_allowed;
 use super::backoff::jittered;
 use super::cache::{Entry, Kind, Record};
+use super::clock::Clock;
 use super::error::{Class, PassError};
 use super::events::{Events, Note, notes};
 use super::gather::problems_text;
@@ -44,8 +44,7 @@ pub(super) struct Pipelines {
     pub limits: RunLimits,
     /// Addresses of schedulers outside that may be used.
     pub allowed: Vec<Regex>,
-    /// The time.
-    pub clock: fn() -> Timestamp,
+    pub clock: Clock,
 }
 
 /// What is remembered of a Pipeline from one pass to the next.
@@ -109,7 +108,7 @@ impl Controller for Pipelines {
         match self.spec(memory, &subject, &spec) {
             Ok(read) => subject.spec = read,
             Err(message) => {
-                let facts = Facts { now: (self.clock)(), runs: runs(&entry), ..Facts::default() };
+                let facts = Facts { now: self.clock.now(), runs: runs(&entry), ..Facts::default() };
                 let status = trigger::invalid_status(&subject, &facts, &message);
                 self.tell(key, &subject, &status, Vec::new()).await?;
                 return Ok(Done {
@@ -128,7 +127,7 @@ impl Controller for Pipelines {
         let mut confirmed = false;
         let mut planned = Plan::default();
         for round in 0..=ROUNDS {
-            facts.now = (self.clock)();
+            facts.now = self.clock.now();
             facts.runs = runs(&self.desk.sink.cache.entry(key).unwrap_or_default());
             planned = trigger::plan(&subject, timing.as_ref(), &facts);
             if planned.actions.is_empty() || error.is_some() || round == ROUNDS {

@@ -12,11 +12,13 @@ use super::backoff::jittered;
 use super::board::Board;
 use super::cache::{Entry, Kind};
 use super::certificates::{Certificates, Credentials};
+use super::clock::Clock;
 use super::error::PassError;
 use super::events::{Events, notes};
 use super::gather::{Object, gather_pods, problems_text, read_object};
 use super::link::{Link, Target};
 use super::memory::{Memory, Tally};
+use super::orphans::Word;
 use super::queue::Key;
 use super::run::{Controller, Desk, Done};
 use super::scope::Scope;
@@ -31,7 +33,7 @@ use crate::telemetry::metrics::{self, Outcome};
 
 /// Every cluster is looked at about this often even if nothing happens: its Secrets are read, which no watch shows.
 const PERIOD: Duration = Duration::from_secs(60);
-/// With many clusters less often, so that together they are looked at once in this time: a look is two requests, and most
+/// With many clusters less often, so that together they are looked at once in this time: a look is two or three requests, and most
 /// of what an operator at rest does.
 const SHARE: Duration = Duration::from_millis(200);
 /// What a change of counts alone waits since the status was last written: pods come one by one.
@@ -45,10 +47,6 @@ const CONFIRMED: Duration = Duration::from_secs(30);
 const AFTER_DELETION: Duration = Duration::from_secs(1);
 /// Pods that one pass makes; the others follow at once, after the other clusters had their turn.
 const PODS: usize = 100;
-/// How often to look for authorities of clusters that were deleted while no process led.
-const SWEEP: Duration = Duration::from_secs(3600);
-/// After a sweep that failed.
-const SWEEP_AGAIN: Duration = Duration::from_secs(60);
 
 /// What passes share.
 pub(super) struct Context {
@@ -64,8 +62,9 @@ pub(super) struct Context {
     pub most_workers: Option<u32>,
     /// How often Secrets of users are looked for while they are missing.
     pub missing: Duration,
-    /// The time.
-    pub clock: fn() -> Timestamp,
+    /// How long the authority of a cluster that no watch shows stays at least.
+    pub orphans: Duration,
+    pub clock: Clock,
 }
 
 impl Controller for Context {
@@ -81,19 +80,15 @@ impl Controller for Context {
         ended
     }
 
+    /// Whoever led meanwhile may have changed certificates.
+    fn begin(&self) {
+        self.certificates.clear();
+    }
+
     /// Removes authorities of clusters that are gone, from time to time.
     async fn lead_on(&self) {
-        loop {
-            let known = || self.desk.sink.cache.uids();
-            let pause = match self.certificates.sweep(|namespace| self.scope.watches(namespace), known).await {
-                Ok(()) => SWEEP,
-                Err(error) => {
-                    tracing::warn!("failed to {error}; trying again");
-                    SWEEP_AGAIN
-                }
-            };
-            tokio::time::sleep(pause).await;
-        }
+        let known = || self.desk.sink.cache.uids();
+        self.certificates.sweep_on(|namespace| self.scope.watches(namespace), known, self.orphans).await;
     }
 
     fn desk(&self) -> &Desk<Memory> {
@@ -158,7 +153,7 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
         key,
         memory,
         writer: Writer { client: &context.client, cache: &context.desk.sink.cache, key, uid: &uid },
-        now: (context.clock)(),
+        now: context.clock.now(),
         refused: Vec::new(),
         error: None,
         waits: Vec::new(),
@@ -172,11 +167,12 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
 
 /// The cluster is gone: what Kubernetes does not collect is removed.
 async fn forget(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
+    // A list that lags may lack it: then it will be shown again.
+    if !memory.uid.is_empty() && context.certificates.forget(key, &memory.uid).await? == Word::Lives {
+        return Err(PassError::Behind);
+    }
     memory.link = None;
     context.board.forget(key);
-    if !memory.uid.is_empty() {
-        context.certificates.forget(&memory.uid).await?;
-    }
     Ok(Done { outcome: Outcome::Settled, again: None, left: None, gone: true })
 }
 
@@ -418,7 +414,8 @@ impl Work<'_> {
             (Some(target), _) => {
                 // Runs need not wait for its first word.
                 board.seat(self.key, Some(&target));
-                let link = Link::start(target, self.key.clone(), self.context.desk.sink.queue.clone());
+                let (queue, clock) = (self.context.desk.sink.queue.clone(), self.context.clock.clone());
+                let link = Link::start(target, self.key.clone(), queue, clock);
                 link.heard(FIRST_WORD).await;
                 self.memory.link = Some(link);
             }

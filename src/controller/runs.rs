@@ -5,7 +5,7 @@ mod scheduler;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kube::Client;
 use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
@@ -19,6 +19,7 @@ use super::board::{Board, Waiters};
 use super::cache::{Kind, Record};
 use super::certificates::Certificates;
 use super::charter::{Stored, revision_name};
+use super::clock::{Clock, Reading, Trust};
 use super::drive::{Drive, End};
 use super::error::PassError;
 use super::events::{Events, notes};
@@ -72,14 +73,15 @@ pub(super) struct Runs {
     pub missing: Duration,
     /// Places for removals that clusters are made for.
     pub removals: Arc<Semaphore>,
-    /// The time.
-    pub clock: fn() -> Timestamp,
+    pub clock: Clock,
 }
 
 /// What is remembered of a run. Without it, everything is found out again.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     uid: String,
+    /// When this process saw it first.
+    seen: Option<Instant>,
     stored: Option<Arc<Stored>>,
     drive: Option<Drive>,
     /// How the last try ended, and when the next one may begin.
@@ -123,8 +125,11 @@ impl Controller for Runs {
         tracing::Span::current().record("uid", &run.uid).record("generation", run.generation);
         let uid = record.uid.clone();
         let writer = Writer { client: &self.client, cache: &self.desk.sink.cache, key, uid: &uid };
-        let work =
-            Work { runs: self, key, memory, writer, record, value, now: (self.clock)(), soon: None, error: None };
+        let seen = memory.seen.get_or_insert_with(Instant::now).elapsed();
+        let Reading { at, trust } = self.clock.read();
+        let now = if trust == Trust::Local { at.min(latest(&run, seen)) } else { at };
+        let fresh = trust == Trust::Fresh;
+        let work = Work { runs: self, key, memory, writer, record, value, now, fresh, soon: None, error: None };
         work.run(run).await
     }
 
@@ -147,6 +152,14 @@ impl Controller for Runs {
     }
 }
 
+/// Without the API server's time: what its own stamps on the run allow for, if this process has watched it for so long. A
+/// clock that is ahead then ends nothing, and deadlines pass all the same.
+fn latest(run: &Run, seen: Duration) -> Timestamp {
+    let began = run.status.started_at.as_deref().and_then(|at| at.parse().ok());
+    let stamp = [Some(run.created), run.deleting, began].into_iter().flatten().max().unwrap_or_default();
+    stamp.saturating_add(SignedDuration::try_from(seen).unwrap_or(SignedDuration::MAX)).unwrap_or(Timestamp::MAX)
+}
+
 impl Runs {
     /// A run needs its place no more: the next ones have their turn.
     fn leave(&self, key: &Key) {
@@ -166,6 +179,8 @@ struct Work<'a> {
     /// The run as JSON.
     value: Value,
     now: Timestamp,
+    /// The API server vouches for that.
+    fresh: bool,
     /// A moment to look again.
     soon: Option<Duration>,
     /// The first error: the pass goes on to tell of it, and is tried again.
@@ -215,7 +230,8 @@ impl Work<'_> {
         }
         if planned.word.state == State::AsWritten && planned.removal.is_none() {
             // Of what has ended nothing is needed.
-            *self.memory = Memory { uid: std::mem::take(&mut self.memory.uid), ..Memory::default() };
+            let uid = std::mem::take(&mut self.memory.uid);
+            *self.memory = Memory { uid, seen: self.memory.seen, ..Memory::default() };
         }
         let idle = planned.word.state == State::AsWritten || planned.word.state == State::Suspended;
         let period = (!idle).then(|| jittered(PERIOD, self.key));
@@ -349,6 +365,7 @@ impl Work<'_> {
         self.memory.stuck = stuck.then(|| self.memory.stuck.unwrap_or_else(Instant::now));
         Facts {
             now: self.now,
+            fresh: self.fresh,
             spec,
             cluster,
             owned,

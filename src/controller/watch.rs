@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -193,7 +193,7 @@ impl Feed {
         S: Stream<Item = watcher::Result<Event<T>>> + Send,
     {
         loop {
-            let end = Instant::now() + jittered(RESYNC, &(self.kind, Timestamp::now().as_millisecond()));
+            let end = Instant::now() + jittered(RESYNC, &(self.kind, Instant::now()));
             let mut events = std::pin::pin!(StreamBackoff::new(open(), watcher::DefaultBackoff::default()));
             let mut listed: Option<Listed> = None;
             loop {
@@ -426,9 +426,10 @@ pub(super) fn read_child(object: &DynamicObject) -> Option<(Key, Record)> {
     read_metadata(metadata, json_body(&slim)?)
 }
 
-/// A pod as the cache keeps it.
+/// A pod as the cache keeps it: as if it were just made. What only its age tells is added when it is looked at.
 pub(super) fn read_pod_record(pod: &Pod) -> Option<(Key, Record)> {
-    let fact = read_pod(pod, Timestamp::now())?;
+    let made = pod.metadata.creation_timestamp.as_ref()?.0;
+    let fact = read_pod(pod, made)?;
     let old = fact.created.checked_add(SignedDuration::from_secs(LATE)).ok()?;
     let late = trouble::find(pod, old);
     read_metadata(&pod.metadata, Body::Pod(Box::new(PodBody { fact, late })))

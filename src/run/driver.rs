@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::session::{Ended, Session};
-use super::{Fabric, Note, Observer, Report};
+use super::{Fabric, Moment, Note, Observer, Report};
 use crate::dask;
 use crate::local::packing::Code;
 use crate::pipeline::Plan;
@@ -75,6 +75,8 @@ pub struct RunSpec {
     /// Time of the `finally` steps, from the end of all others; then they are stopped, and the run has failed.
     pub finally_deadline: Option<Duration>,
     pub patience: Patience,
+    /// The time, by which outputs of earlier runs are too old.
+    pub time: Moment,
 }
 
 /// Where the run's modules come from.

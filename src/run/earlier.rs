@@ -1,7 +1,5 @@
 //! Carries out what [`reuse`](super::reuse) decides: asks the runtime for earlier runs, and takes their outputs over.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use jiff::Timestamp;
 
 use super::driver::RunSpec;
@@ -65,7 +63,7 @@ pub(super) fn weigh(
         return Err(refusal("ReuseNotFound", message));
     }
     let keys = Keyring::new(&spec.plan, code, spec.image.as_deref());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let now = spec.time.now().as_duration().as_secs_f64();
     Ok(Reusable::new(earlier, cleared, keys, Wish { missing: spec.reuse.missing, explain }, now))
 }
 

@@ -12,6 +12,7 @@ mod facts;
 mod forecast;
 mod frozen;
 mod install;
+mod moment;
 mod objects;
 mod past;
 mod pulse;
@@ -31,6 +32,7 @@ pub use driver::{
 pub use fabric::{Fabric, Lines, Seat, TlsPaths};
 pub use forecast::{Fate, Forecast, StepForecast, Tally, forecast};
 pub use frozen::{Frozen, run_deadlines};
+pub use moment::Moment;
 pub use report::{Counts, Failure, Note, Observer, Report, ResultValue, RunOutcome};
 pub use reuse::Because;
 pub use sweep::{Sweep, Swept, sweep};

@@ -44,6 +44,8 @@ impl Run {
 #[derive(Debug, Clone)]
 pub struct Facts {
     pub now: Timestamp,
+    /// The API server has told that time a moment ago. Without its word nothing that is over is removed.
+    pub fresh: bool,
     pub spec: SpecFact,
     pub cluster: ClusterFact,
     /// A DaskCluster that was made for the run is there.

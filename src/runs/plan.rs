@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::advice::advised;
-use super::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact};
+use super::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact, SweepFact};
 use super::retention::{Removal, Retention, remove, retention};
 use crate::cluster::facts::Trouble;
 use crate::run::{Report, RunOutcome};
@@ -16,6 +16,8 @@ const CLOSING: i64 = 60;
 const OVERDUE: i64 = 120;
 /// A run that is cancelled and was open waits this long for a scheduler on which its `finally` steps can run.
 const CANCELLING: Duration = Duration::from_secs(300);
+/// How soon to look again whether the API server vouches for the time.
+const UNTOLD: Duration = Duration::from_secs(10);
 /// What is to end waits this long for a worker that can run its `finally` steps.
 const STUCK: Duration = Duration::from_secs(300);
 
@@ -330,7 +332,13 @@ fn tidy(run: &Run, facts: &Facts) -> Plan {
     if run.held {
         plan.hold = Hold::Release;
     }
+    let begun = matches!(facts.sweep, SweepFact::Live | SweepFact::Done { .. });
     match retention(run, facts.now) {
+        // By a clock that may be ahead its time has come: what is removed does not come back.
+        Retention::Now(_) if run.deleting.is_none() && !facts.fresh && !begun => {
+            (plan.cluster, plan.wake) = (ClusterStep::Keep, Some(UNTOLD));
+            return plan;
+        }
         Retention::Now(due) if run.deleting.is_none() => {
             let (removal, cluster) = remove(due, facts);
             (plan.cluster, plan.wake) = (cluster, removal.wake);
@@ -348,8 +356,8 @@ fn tidy(run: &Run, facts: &Facts) -> Plan {
     if let (Some(ended), Some(ttl), None) = (ended, &run.spec.ttl_after_finished, run.deleting) {
         let ttl = SignedDuration::try_from(ttl.to_std()).unwrap_or(SignedDuration::MAX);
         let left = ttl.saturating_sub(facts.now.duration_since(ended));
-        plan.delete = !left.is_positive();
-        plan.wake = left.is_positive().then(|| left.unsigned_abs());
+        plan.delete = !left.is_positive() && facts.fresh;
+        plan.wake = if left.is_positive() { Some(left.unsigned_abs()) } else { Some(UNTOLD).filter(|_| !facts.fresh) };
     }
     plan
 }

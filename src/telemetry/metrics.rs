@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::text;
@@ -86,6 +87,7 @@ pub struct Metrics {
     schedulers: Family<Labels<1>, Gauge>,
     writes: Family<Labels<3>, Counter>,
     leader: Gauge,
+    clock_skew: Gauge<f64, AtomicU64>,
     panics: Counter,
     dropped_events: Counter,
 }
@@ -103,6 +105,7 @@ impl Metrics {
             schedulers: Family::default(),
             writes: Family::default(),
             leader: Gauge::default(),
+            clock_skew: Gauge::default(),
             panics: Counter::default(),
             dropped_events: Counter::default(),
         };
@@ -116,6 +119,11 @@ impl Metrics {
             "leader",
             "1 if this process holds the lease; alert if the sum over all replicas is not 1 for 2 minutes",
             self.leader.clone(),
+        );
+        ours.register(
+            "clock_skew_seconds",
+            "How far the clock of this machine is ahead of the API server's; alert beyond 30 on either side",
+            self.clock_skew.clone(),
         );
         ours.register(
             "reconcile_duration_seconds",
@@ -185,6 +193,11 @@ impl Metrics {
     /// Whether this process holds the lease.
     pub fn set_leader(&self, leads: bool) {
         self.leader.set(i64::from(leads));
+    }
+
+    /// How far the clock of this machine is ahead of the API server's.
+    pub fn set_clock_skew(&self, seconds: f64) {
+        self.clock_skew.set(seconds);
     }
 
     /// A write was tried. `resource` is the plural of a kind that the operator writes; anything else counts as `other`.

@@ -253,10 +253,33 @@ def test_without_rights_there_are_none_for_people_unless_asked_for(charts: Chart
     assert [o["kind"] for o in objects(charts.render(values=given)) if "Role" in o["kind"]] == ["ClusterRole"] * 3
 
 
+@pytest.mark.parametrize("case", [None, *CASES])
+def test_the_lease_can_be_given_back_when_everything_else_is_gone(charts: Charts, case: str | None) -> None:
+    """What stays on uninstall is enough to write the lease, and no more."""
+    found = objects(charts.render(values=values_of(case) if case else {}))
+    kinds = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+    policy = "helm.sh/resource-policy"
+    stays = [
+        o for o in found if o["kind"] in kinds and (o["metadata"].get("annotations") or {}).get(policy) == "keep"
+    ]
+    own = any(o["kind"] == "ServiceAccount" for o in found)
+    assert sorted(o["kind"] for o in stays) == ["Role", "RoleBinding", *["ServiceAccount"][: int(own)]]
+    of = {o["kind"]: o for o in stays}
+    rule = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]}
+    assert of["Role"]["rules"] == [rule]
+    assert of["RoleBinding"]["roleRef"]["name"] == of["Role"]["metadata"]["name"]
+    (deployment,) = [o for o in found if o["kind"] == "Deployment"]
+    account = deployment["spec"]["template"]["spec"]["serviceAccountName"]
+    assert [subject["name"] for subject in of["RoleBinding"]["subjects"]] == [account]
+    assert not own or of["ServiceAccount"]["metadata"]["name"] == account
+    assert not any("leases" in str(o.get("rules")) for o in found if o not in stays)
+
+
 def test_a_namespaced_release_has_no_object_of_the_whole_cluster(charts: Charts) -> None:
     found = objects(charts.render(values=values_of("namespaced")))
     assert all(o["metadata"].get("namespace") in ("daskade-system", "team-a", "team-b") for o in found)
-    assert sum(o["kind"] == "Role" for o in found) == 3
+    # What it needs where it serves, what it keeps in its own namespace, and the lease.
+    assert sum(o["kind"] == "Role" for o in found) == 4
 
 
 def test_every_expression_for_prometheus_can_be_read(charts: Charts) -> None:

@@ -68,6 +68,7 @@ def used_by(event: Object, own: str) -> set[Right]:
 def granted(objects: list[Object], name: str) -> set[Right]:
     """Every right of the operator's roles, one by one."""
     places = {("ClusterRole", name): "served", ("ClusterRole", f"{name}-namespaces"): "cluster", ("Role", name): "own"}
+    places["Role", f"{name}-lease"] = "own"
     found = set()
     for role in objects:
         where = places.get((role["kind"], role["metadata"]["name"]))

@@ -129,7 +129,7 @@ def test_with_roles_in_its_namespaces_alone_it_serves_these(operator: Operator, 
     whom = f"--serviceaccount={served.name}:{account}"
     kubectl("-n", served.name, "create", "rolebinding", account, f"--clusterrole=daskade-operator-{RUN}", whom)
     # Its lease and its authorities live in that namespace too.
-    rules = next(o for o in manifest() if o["kind"] == "Role")["rules"]
+    rules = [rule for o in manifest() if o["kind"] == "Role" for rule in o["rules"]]
     meta = {"name": account, "namespace": served.name}
     own = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": meta, "rules": rules}
     kubectl("apply", "-f", "-", stdin=json.dumps(own))

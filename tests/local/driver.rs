@@ -8,8 +8,8 @@ use daskade::api::pipeline::PipelineSpec;
 use daskade::local::packing;
 use daskade::pipeline::{RunInfo, validate};
 use daskade::run::{
-    CodeSource, Counts, DriveError, Fabric, Lines, Note, Observer, Patience, Report, Requirements, Reuse, RunOutcome,
-    RunSpec, Seat, Start, StorageSpec, drive,
+    CodeSource, Counts, DriveError, Fabric, Lines, Moment, Note, Observer, Patience, Report, Requirements, Reuse,
+    RunOutcome, RunSpec, Seat, Start, StorageSpec, drive,
 };
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -172,6 +172,7 @@ fn run_of(step: &Value, start: Start, patience: Patience) -> RunSpec {
         start_deadline: None,
         finally_deadline: None,
         patience,
+        time: Moment::here(),
     }
 }
 

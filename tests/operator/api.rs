@@ -13,6 +13,8 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use axum::response::Response;
 use futures_util::future::BoxFuture;
+use jiff::fmt::rfc2822::DateTimePrinter;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tower::{BoxError, Service};
@@ -65,6 +67,12 @@ pub(crate) struct Inner {
     kinds: Vec<String>,
     faults: Vec<Fault>,
     uids: u64,
+    /// How far its clock is ahead of this machine's.
+    offset: SignedDuration,
+    /// It does not say what time it is.
+    dateless: bool,
+    /// Paths of objects that lists lack, as those of a cache that lags.
+    hidden: BTreeSet<String>,
 }
 
 /// The double; clones are the same.
@@ -171,6 +179,31 @@ impl Api {
         self.watches.tell();
     }
 
+    /// Sets its clock: so far ahead of this machine's.
+    pub fn set_clock(&self, ahead: SignedDuration) {
+        self.lock().offset = ahead;
+    }
+
+    /// What its clock says.
+    pub fn now(&self) -> Timestamp {
+        self.lock().now()
+    }
+
+    /// Whether its answers lack the header `Date`. Over a network the double's server adds it by itself.
+    pub fn set_dateless(&self, dateless: bool) {
+        self.lock().dateless = dateless;
+    }
+
+    /// Lists lack an object, as those of a cache that lags do, or have it again. Whoever asks for it by name gets it.
+    pub fn hide(&self, path: &str, hidden: bool) {
+        let mut inner = self.lock();
+        if hidden {
+            inner.hidden.insert(path.to_owned());
+        } else {
+            inner.hidden.remove(path);
+        }
+    }
+
     pub fn set_kinds(&self, kinds: &[&str]) {
         self.lock().kinds = kinds.iter().map(|kind| (*kind).to_owned()).collect();
     }
@@ -204,6 +237,10 @@ impl Api {
 }
 
 impl Inner {
+    fn now(&self) -> Timestamp {
+        Timestamp::now() + self.offset
+    }
+
     fn handle(&mut self, method: &Method, path: &str, query: &str, headers: &HeaderMap, body: &Value) -> (u16, Value) {
         let hits =
             |fault: &Fault| path.contains(&fault.part) && fault.method.as_ref().is_none_or(|wanted| wanted == method);
@@ -292,7 +329,9 @@ impl Inner {
     fn list(&self, path: &str, query: &str) -> Value {
         let selector = objects::selector(query);
         let items = self.objects.iter().filter(|(at, object)| {
-            objects::is_in(at, path) && objects::matches(&object["metadata"]["labels"], &selector)
+            objects::is_in(at, path)
+                && !self.hidden.contains(*at)
+                && objects::matches(&object["metadata"]["labels"], &selector)
         });
         let items: Vec<Value> = items.map(|(_, object)| object.clone()).collect();
         let version = self.version.to_string();
@@ -376,7 +415,7 @@ impl Inner {
         if runs && grace != Some(0) {
             if object["metadata"]["deletionTimestamp"].is_null() {
                 let grace = object["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
-                let over = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace);
+                let over = self.now() + SignedDuration::from_secs(grace);
                 object["metadata"]["deletionTimestamp"] = json!(objects::second(over));
                 object["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
                 object = self.store(path, object);
@@ -401,7 +440,7 @@ impl Inner {
         match &known {
             None => {
                 self.uids += 1;
-                let now = objects::second(jiff::Timestamp::now());
+                let now = objects::second(self.now());
                 let meta = &mut object["metadata"];
                 if meta["uid"].is_null() {
                     meta["uid"] = json!(format!("uid-{}", self.uids));
@@ -478,6 +517,8 @@ async fn answer(State(api): State<Api>, request: Request<Body>) -> Response {
     let recorded =
         Recorded { method: parts.method, path: path.clone(), query: query.clone(), content, body, status, at };
     inner.requests.push(recorded);
+    let date =
+        (!inner.dateless).then(|| DateTimePrinter::new().timestamp_to_rfc9110_string(&inner.now()).expect("a date"));
     drop(inner);
     if is_write {
         api.watches.tell();
@@ -486,6 +527,10 @@ async fn answer(State(api): State<Api>, request: Request<Body>) -> Response {
     let builder = Response::builder()
         .status(StatusCode::from_u16(status).expect("a status"))
         .header("content-type", "application/json");
+    let builder = match date {
+        Some(date) => builder.header("date", date),
+        None => builder,
+    };
     if is_watch && status == 200 {
         return builder.body(watches::stream(api, path, query, metadata)).expect("an answer");
     }

@@ -26,11 +26,9 @@ const EVERYWHERE: &[(&str, &str, &[&str])] = &[
     ("networking.k8s.io", "networkpolicies", &["create", "delete", "get", "list", "patch", "watch"]),
 ];
 const NAMESPACES: &[(&str, &str, &[&str])] = &[("", "namespaces", &["list", "watch"])];
-const OWN: &[(&str, &str, &[&str])] = &[
-    ("", "configmaps", &["create", "get", "patch"]),
-    ("", "secrets", &["create", "delete", "get", "patch"]),
-    ("coordination.k8s.io", "leases", &["create", "get", "update"]),
-];
+const OWN: &[(&str, &str, &[&str])] =
+    &[("", "configmaps", &["create", "get", "patch"]), ("", "secrets", &["create", "delete", "get", "patch"])];
+const LEASE: &[(&str, &str, &[&str])] = &[("coordination.k8s.io", "leases", &["create", "get", "update"])];
 
 fn documents() -> Vec<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/operator.yaml");
@@ -71,8 +69,9 @@ fn rights_are_exactly_those_that_are_documented() {
     assert_eq!(rights(&find("ClusterRole", "daskade-operator")), expected(EVERYWHERE));
     assert_eq!(rights(&find("ClusterRole", "daskade-operator-namespaces")), expected(NAMESPACES));
     assert_eq!(rights(&find("Role", "daskade-operator")), expected(OWN));
+    assert_eq!(rights(&find("Role", "daskade-operator-lease")), expected(LEASE));
     let docs = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md")).expect("docs");
-    for (_, resource, verbs) in EVERYWHERE.iter().chain(NAMESPACES).chain(OWN) {
+    for (_, resource, verbs) in EVERYWHERE.iter().chain(NAMESPACES).chain(OWN).chain(LEASE) {
         let mut listed: Vec<&str> = verbs.to_vec();
         let order = ["get", "list", "watch", "create", "update", "patch", "delete"];
         listed.sort_by_key(|verb| order.iter().position(|known| known == verb));
@@ -83,6 +82,24 @@ fn rights_are_exactly_those_that_are_documented() {
         });
         assert!(row.is_some(), "docs/operations.md has no row for {resource}: {}", listed.join(", "));
     }
+}
+
+/// Helm deletes rights before the operator has ended, and Argo CD everything at once.
+#[test]
+fn the_right_to_the_lease_outlives_the_rest_of_an_installation_and_no_other_right_does() {
+    let kept = |document: &Value| document["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep";
+    let names = |document: Value| {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        (text(&document["kind"]), text(&document["metadata"]["name"]))
+    };
+    let mut kept: Vec<(String, String)> = documents().into_iter().filter(kept).map(names).collect();
+    kept.sort();
+    let expected = [
+        ("Role", "daskade-operator-lease"),
+        ("RoleBinding", "daskade-operator-lease"),
+        ("ServiceAccount", "daskade-operator"),
+    ];
+    assert_eq!(kept, expected.map(|(kind, name)| (kind.to_owned(), name.to_owned())));
 }
 
 #[test]
@@ -108,7 +125,7 @@ fn only_the_operators_account_is_bound_and_the_selectors_rights_are_not() {
         .into_iter()
         .filter(|document| document["kind"].as_str().is_some_and(|kind| kind.ends_with("RoleBinding")))
         .collect();
-    assert_eq!(bindings.len(), 2);
+    assert_eq!(bindings.len(), 3);
     for binding in bindings {
         let account = json!([{ "kind": "ServiceAccount", "name": "daskade-operator", "namespace": "daskade-system" }]);
         assert_eq!(binding["subjects"], account);

@@ -257,6 +257,36 @@ async fn a_scheduler_that_does_not_answer_is_told_and_keeps_its_workers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheduler_that_ends_again_and_again_is_told_by_its_cluster_and_by_the_runs_on_it() {
+    let world = World::new().await;
+    let operator = world.operator();
+    let mut shared = plain(1);
+    shared["storage"] = json!({"url": "s3://bucket/c"});
+    world.create("team", "c", &shared);
+    world.until_ready("team", "c").await;
+    let pod = world.pods("team").into_iter().find(|pod| pod.starts_with("c-scheduler-")).expect("its pod");
+    world.scheduler("team", "c").stop();
+    world.api.edit(&core_path("team", "pods", &pod), |pod| {
+        pod["status"]["conditions"] = json!([{"type": "Ready", "status": "False"}]);
+        pod["status"]["containerStatuses"] = json!([{
+            "name": "scheduler", "image": "example.org/w:1", "imageID": "", "ready": false, "restartCount": 4,
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {"terminated": {"exitCode": 1, "reason": "Error", "message": "no room"}},
+        }]);
+    });
+    world.until_reason("team", "c", "SchedulerUnstable").await;
+    world.says("team", "c", "SchedulerReady", "restarted 4 times");
+    let steps = json!({"steps": [{"name": "a", "call": "m:f"}], "cluster": {"ref": "c"}});
+    world.create_run("team", "r", &json!({"pipelineSpec": steps}));
+    world.until_run("team", "r", "SchedulerUnstable").await;
+    world.run_says("team", "r", "DaskCluster c: the scheduler was restarted 4 times");
+    // It comes back, for good.
+    world.api.delete(&core_path("team", "pods", &pod));
+    world.until_run("team", "r", "Succeeded").await;
+    operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mistake_in_a_pass_over_one_object_holds_up_no_other_and_is_not_made_again_at_once() {
     let world = World::new().await;
     world.trap.set("/bad/status");

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use daskade::controller::clock::Clock;
 use daskade::controller::lead::Lead;
 use daskade::controller::lease::{LeaseSettings, candidate};
 use daskade::telemetry::health::Health;
 use http::Method;
+use jiff::SignedDuration;
+use kube::client::ClientBuilder;
 use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -36,7 +39,9 @@ impl Running {
             identity: identity.into(),
             duration: DURATION,
         };
-        let (candidate, lead) = candidate(api.client(), settings, health.clone());
+        let clock = Clock::default();
+        let client = ClientBuilder::try_from(api.config()).expect("a client").with_layer(&clock).build();
+        let (candidate, lead) = candidate(client, clock, settings, health.clone());
         wait::hear_the_operator();
         wait::follow(lead.epochs());
         let (stop, stopped) = oneshot::channel();
@@ -184,6 +189,22 @@ async fn the_epoch_of_a_new_lease_is_above_those_of_one_that_was_deleted() {
     let minutes = u64::try_from(jiff::Timestamp::now().as_second()).expect("after 1970") / 60;
     let third = Running::start(&api, "third");
     assert!(third.until_it_leads().await >= minutes, "it goes on from the clock, not from one");
+}
+
+#[tokio::test]
+async fn the_epoch_of_a_new_lease_is_the_api_servers_time_and_not_that_of_this_machine() {
+    let api = Api::start().await;
+    // This machine is ten days ahead; a count from there would keep all who come later from their schedulers.
+    api.set_clock(SignedDuration::from_hours(-240));
+    let minutes = |at: jiff::Timestamp| u64::try_from(at.as_second()).expect("after 1970") / 60;
+    let before = minutes(api.now());
+    let ours = Running::start(&api, "ours");
+    let epoch = ours.until_it_leads().await;
+    let after = minutes(api.now());
+    assert!((before + 1..=after + 1).contains(&epoch), "{epoch} is not between {before} and {after}");
+    let renewed = api.object(LEASE).expect("the lease")["spec"]["renewTime"].clone();
+    let renewed: jiff::Timestamp = renewed.as_str().and_then(|at| at.parse().ok()).expect("a time");
+    assert!(api.now().duration_since(renewed).abs() < SignedDuration::from_secs(30), "{renewed}");
 }
 
 #[tokio::test]

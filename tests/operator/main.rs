@@ -1,7 +1,9 @@
 //! The operator as a process: options, endpoints, log, lease, signals; and its guards against a double of the API server.
 
 mod api;
+mod authorities;
 mod chart;
+mod clocks;
 mod deployment;
 mod faults;
 mod fence;

@@ -232,6 +232,39 @@ async fn it_tells_what_it_waits_for_then_is_ready_and_gives_the_lease_back_at_th
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_may_not_be_given_back_is_told_in_the_log() {
+    for renewals_fail_before in [false, true] {
+        let api = Api::start().await;
+        let mut operator = Operator::start(&api, &[]);
+        eventually("it leads", SOON, || operator.leads()).await;
+        // As when its rights are deleted before it is told to end.
+        api.fail("/leases", 403);
+        if renewals_fail_before {
+            eventually("it is refused", SOON, || operator.ready()["waiting"]["lease"].is_string()).await;
+        }
+        operator.signal("TERM");
+        let (_, code) = operator.ended().await;
+        assert_eq!(code, Some(0));
+        let is_told =
+            |line: &String| ["was not given back", "told to fail", "WARN"].iter().all(|part| line.contains(part));
+        let what = || format!("it is told, and why: {:?}", operator.lines());
+        eventually_or(what, SOON, || operator.lines().iter().any(is_told)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_differs_from_the_api_servers_is_told() {
+    let api = Api::start().await;
+    api.set_clock(jiff::SignedDuration::from_hours(2));
+    let operator = Operator::start(&api, &[]);
+    eventually("it leads", SOON, || operator.leads()).await;
+    let told = |lines: Vec<String>| lines.iter().any(|line| line.contains("differs from the API server's"));
+    eventually("it is told in the log", SOON, || told(operator.lines())).await;
+    let skew = operator.metric("daskade_clock_skew_seconds").expect("a metric");
+    assert!((-7210.0..-7190.0).contains(&skew), "it is behind: {skew}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_leader_is_killed_the_other_takes_over_after_the_lease_ran_out() {
     let api = Api::start().await;
     let mut first = Operator::start(&api, &[]);

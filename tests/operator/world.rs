@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use daskade::controller::clock::Clock;
 use daskade::controller::fence::FenceLayer;
 use daskade::controller::lead::{Grant, lead};
 use daskade::controller::{self, Namespaces, Pauses, Settings};
@@ -206,7 +207,8 @@ impl World {
         // As kube makes it, without the network.
         let retries = RetryLayer::new(RetryPolicy::default());
         let client = ClientBuilder::new(retries.layer(self.api.direct()), "daskade").with_layer(&layer);
-        let client = client.with_layer(&self.trap).build();
+        let clock = Clock::default();
+        let client = client.with_layer(&self.trap).with_layer(&clock).build();
         let settings = Settings {
             image: "example.org/worker:1".to_owned(),
             namespaces,
@@ -217,7 +219,12 @@ impl World {
             storage: None,
             allowed_addresses: Vec::new(),
             limits: self.limits,
-            pauses: Pauses { first_lists: Duration::from_millis(500), missing: Duration::from_millis(500) },
+            pauses: Pauses {
+                first_lists: Duration::from_millis(500),
+                missing: Duration::from_millis(500),
+                orphans: Duration::from_millis(500),
+            },
+            clock,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let run = controller::run(client, settings, lead, async { drop(stopped.await) }, metrics.clone());

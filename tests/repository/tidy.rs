@@ -145,6 +145,30 @@ fn pure_modules_stay_off_clocks_networks_and_kubernetes() {
     assert_empty(&wrong);
 }
 
+/// Files that look at the clock of the machine, and why no decision about an object hangs on it.
+const LOCAL_TIME: &[(&str, &str)] = &[
+    ("src/controller/clock.rs", "it compares that clock with the API server's"),
+    ("src/controller/lead.rs", "the right to write ends if it jumps, and never begins"),
+    ("src/controller/own.rs", "a line in the log, about a time of the same machine"),
+    ("src/run/moment.rs", "runs of the command line, which have no other"),
+];
+
+#[test]
+fn the_operator_has_the_time_from_one_clock() {
+    let mut wrong = BTreeSet::new();
+    for source in rust_sources() {
+        let decides = ["controller", "run", "runs", "cluster", "trigger"].contains(&source.module());
+        if !decides || LOCAL_TIME.iter().any(|(path, _)| *path == source.path) {
+            continue;
+        }
+        let code = source.code();
+        let found = ["SystemTime::now", "Timestamp::now", "Zoned::now", "Utc::now"].into_iter();
+        let found = found.filter(|word| code.contains(*word));
+        wrong.extend(found.map(|word| format!("{}: {word}; ask controller::clock", source.path)));
+    }
+    assert_empty(&wrong);
+}
+
 #[test]
 fn petgraph_is_private_to_one_file() {
     let users: Vec<String> =

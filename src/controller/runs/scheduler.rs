@@ -50,7 +50,9 @@ impl Work<'_> {
             return ClusterFact::Missing;
         }
         let standing = self.runs.board.standing(&key).unwrap_or_default();
-        if standing.seated {
+        // One that ends again and again has its address all the while, and answers in between at most.
+        let unstable = standing.scheduler.as_ref().is_some_and(|trouble| trouble.reason == "SchedulerUnstable");
+        if standing.seated && !unstable {
             return ClusterFact::Answers(standing.workers);
         }
         let unknown = || Trouble {

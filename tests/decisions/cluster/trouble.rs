@@ -118,6 +118,39 @@ fn containers_that_end() {
 }
 
 #[test]
+fn a_scheduler_that_ends_again_and_again_is_unstable() {
+    let read = |name: &str, status: &Value| {
+        let mut pod = pod(600, status);
+        pod.metadata.name = Some(name.to_owned());
+        pod.metadata.uid = Some("u1".to_owned());
+        let owner = json!([{"apiVersion": "daskade.dev/v1alpha1", "kind": "DaskCluster", "name": "c", "uid": "u"}]);
+        pod.metadata.owner_references = serde_json::from_value(owner).unwrap();
+        read_pod(&pod, now()).expect("a pod").trouble
+    };
+    let reason = |status: &Value| read("c-scheduler-1", status).map(|trouble| trouble.reason);
+    let found = read("c-scheduler-1", &ended("Error", 1, "MemoryError", 3)).expect("trouble");
+    assert_eq!((found.reason, found.stalled), ("SchedulerUnstable", false));
+    assert!(found.message.contains("restarted 3 times") && found.message.contains("MemoryError"), "{}", found.message);
+    assert!(CONDITION_REASONS.iter().any(|(name, _)| *name == found.reason));
+    let starved = read("c-scheduler-1", &ended("OOMKilled", 137, "", 5)).expect("trouble");
+    assert_eq!(starved.reason, "SchedulerUnstable");
+    assert!(starved.message.contains("raise resources.limits.memory"), "{}", starved.message);
+    // Between two starts it runs and is not ready.
+    let last = json!({"terminated": {"exitCode": 1, "reason": "Error"}});
+    assert_eq!(reason(&container(&json!({"running": {}}), &last, false, 4)), Some("SchedulerUnstable"));
+
+    assert_eq!(reason(&ended("Error", 1, "", 2)), Some("WorkerStartFailed"), "it has only begun");
+    assert_eq!(reason(&container(&json!({"running": {}}), &last, true, 9)), None, "it works");
+    let said = json!({"reason": "ImageLacks", "message": "there is no distributed"}).to_string();
+    assert_eq!(reason(&ended("Error", 1, &said, 9)), Some("ImageLacks"), "the cause is known");
+    let times = json!({"exitCode": 1, "startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T01:00:00Z"});
+    let long = container(&json!({"waiting": {"reason": "CrashLoopBackOff"}}), &json!({"terminated": times}), false, 9);
+    assert_eq!(reason(&long), Some("WorkerStartFailed"), "it had lasted for an hour");
+    let worker = read("c-cpu-0-1", &ended("Error", 1, "", 9)).expect("trouble");
+    assert_eq!(worker.reason, "WorkerStartFailed");
+}
+
+#[test]
 fn what_our_entry_point_says() {
     let said =
         |reason: &str, message: &str| format!("some line\n{}\n", json!({ "reason": reason, "message": message }));

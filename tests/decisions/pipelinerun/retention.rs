@@ -45,6 +45,28 @@ fn each_part_has_its_time_which_counts_from_the_end() {
 }
 
 #[test]
+fn without_a_fresh_word_on_the_time_nothing_is_removed_and_what_has_begun_goes_on() {
+    let (mut it, mut known) = ended(Place::Own);
+    it.spec.ttl_after_finished = Some("1m".parse().unwrap());
+    (known.now, known.fresh) = (at(1000), false);
+    known.owned = true;
+    let planned = plan(&it, &known);
+    assert_eq!((planned.removal, planned.cluster, planned.delete), (None, ClusterStep::Keep, false));
+    assert_eq!(planned.wake, Some(Duration::from_secs(10)), "it looks again");
+    known.sweep = SweepFact::Live;
+    assert!(plan(&it, &known).removal.is_some(), "it had begun by a time that was sure");
+    known.sweep = SweepFact::None;
+    known.fresh = true;
+    assert!(plan(&it, &known).removal.is_some());
+
+    it.spec.retention = None;
+    assert!(plan(&it, &known).delete);
+    known.fresh = false;
+    let planned = plan(&it, &known);
+    assert_eq!((planned.delete, planned.wake), (false, Some(Duration::from_secs(10))));
+}
+
+#[test]
 fn a_cluster_is_made_for_it_and_given_back_once_it_is_written_down() {
     let (mut it, mut known) = ended(Place::Own);
     known.now = at(64);

@@ -38,6 +38,7 @@ pub fn frozen(place: Place) -> SpecFact {
 pub fn facts(spec: SpecFact) -> Facts {
     Facts {
         now: at(5),
+        fresh: true,
         spec,
         cluster: ClusterFact::Missing,
         owned: false,
