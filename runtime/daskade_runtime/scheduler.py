@@ -26,12 +26,13 @@ from daskade_runtime.earlier import Earlier, mark
 from daskade_runtime.events import Subscriber, now
 from daskade_runtime.fetch import object_key
 from daskade_runtime.journal import Journal, JournalError, read_all
-from daskade_runtime.live import LiveRun, json_value
+from daskade_runtime.live import LiveRun, closed_snapshot
 from daskade_runtime.looks import Looks
 from daskade_runtime.operation import Reply, operation
 from daskade_runtime.retention import Retention, refuse_removed
 from daskade_runtime.run import Address, Attempt, Refused
 from daskade_runtime.storage import open_store
+from daskade_runtime.turns import Turns
 from daskade_runtime.wiring import Plugin, Workers, connect, describe, no_reply, watch_status
 from daskade_runtime.worker import DaskadeWorker
 
@@ -48,6 +49,8 @@ CLOSED_KEPT = 1000
 # How long leaving a run, or the scheduler's end, waits for what is on its way to storage.
 FORGET_WAIT = 5.0
 LEAVE_WAIT = 2.0
+# And its end for what killed writers have left to be removed, which goes on then.
+SWEEP_WAIT = 2.0
 
 
 class Runtime:
@@ -109,7 +112,7 @@ class Runtime:
             }
         )
         self.cluster = ClusterView(self)
-        for part in (self.cluster, self.earlier, self.retention, Looks()):
+        for part in (self.cluster, self.earlier, self.retention, Looks(), Turns(self)):
             self.s.handlers.update(part.handlers())
         self._background(self.cluster.note_use())
         self._background(self._watch_fence())
@@ -220,7 +223,7 @@ class Runtime:
                     "epoch": known.epoch,
                     "instance": self.instance,
                     "cursor": 0,
-                    "snapshot": _closed_snapshot(known),
+                    "snapshot": closed_snapshot(known),
                 }
         code, data = request["code"] or {}, (request["code"] or {}).get("zip")
         code_key = f"runs/{uid}/code/{code.get('digest')}.zip"
@@ -306,6 +309,9 @@ class Runtime:
             raise Refused("StaleEpoch", f"run {live.uid} was taken over")
         live.committer.add(["final", {**final, "t": now()}], size=1000)
         await live.committer.flush()
+        # No attempt of this epoch counts any more, and no writer of it.
+        sweep = in_thread(live.store.sweep, f"runs/{live.uid}", (live.uid, live.epoch))
+        await asyncio.wait([asyncio.ensure_future(sweep)], timeout=SWEEP_WAIT)
         self.closed[live.uid] = live.epoch
         while len(self.closed) > CLOSED_KEPT:
             self.closed.pop(next(iter(self.closed)))
@@ -365,6 +371,7 @@ class Runtime:
         return {
             "status": "OK",
             "epoch": live.epoch,
+            "opening": live.state.opening,
             "steps": [step.fields for step in live.state.steps],
             "storage": live.storage,
             "code": live.code,
@@ -561,8 +568,8 @@ class Runtime:
                 try:
                     await in_thread(journal.check)
                 except JournalError as error:
-                    if live.journal is journal and not live.ended:
-                        live.fence(getattr(error, "epoch", live.epoch))
+                    if live.journal is journal:
+                        live.on_broken(error)
                 except Exception as error:  # noqa: BLE001 - storage trouble shows where it matters: at a write
                     log.debug("daskade: fence check of %s: %s", live.uid, error)
 
@@ -584,17 +591,3 @@ class Runtime:
         for live in list(self.runs.values()):
             live.journal.close()
         await self.client.close()
-
-
-def _closed_snapshot(folded: Any) -> dict[str, Any]:
-    return {
-        "committed": [[s, i, v[0], v[5], json_value(v[6])] for (s, i), v in folded.committed.items()],
-        "finished": [],
-        "submitted": [],
-        "lengths": [[s, n] for s, n in folded.lengths.items()],
-        "skipped": [[s, i, *why] for (s, i), why in folded.skipped.items()],
-        "refused": [[s, i, *why] for (s, i), why in folded.refused.items()],
-        "failed": [list(f[:4]) for f in folded.failed],
-        "lost": [list(x[:3]) for x in folded.lost],
-        "final": folded.final,
-    }
