@@ -1,7 +1,8 @@
 """The step process: one attempt at a time, in its main thread, as asked over the socket pair.
 
-It ends with its worker: the kernel kills it when the thread that made it dies (PR_SET_PDEATHSIG), and a
-watcher thread kills its whole session when the socket closes, whatever the step is doing then.
+It ends with its worker: its parent, the keeper, is told by the kernel when the thread that made it dies
+(PR_SET_PDEATHSIG), and a watcher thread kills its whole session when the socket closes, whatever the step is doing
+then.
 """
 
 from __future__ import annotations
@@ -19,21 +20,19 @@ import threading
 import time
 from typing import Any
 
-from daskade_runtime import channel, execute
+from daskade_runtime import boot, channel, execute, keeper
 from daskade_runtime.errors import cap, code_is_in, describe
 
 LINE_CAP = 16384
-_PR_SET_PDEATHSIG = 1
 
 
 def main(fd: int, parent: int) -> None:
     """Serves the worker at the other end of ``fd`` until that end closes."""
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)  # the worker died before the line above
+    keeper.keep(libc, parent, [fd])
     _prefer_as_victim()
-    os.set_inheritable(fd, False)  # not for programs that the step runs
+    for each in (fd, *boot.package_files(boot.package_path())):
+        os.set_inheritable(each, False)  # not for programs that the step runs
     sock = socket.socket(fileno=fd)
     threading.Thread(target=_watch, args=(fd,), name="daskade-watch", daemon=True).start()
     faulthandler.enable()

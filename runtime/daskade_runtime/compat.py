@@ -34,6 +34,11 @@ def scheduler_address(worker: Any) -> str:
     return str(worker.scheduler.address)
 
 
+def address(worker: Any) -> str:
+    """By which the scheduler knows the worker."""
+    return str(getattr(worker, "contact_address", None) or worker.address)
+
+
 def security(worker: Any) -> dict[str, Any] | None:
     """Arguments for a ``Security`` with which a client of this worker's cluster connects."""
     own = getattr(worker, "security", None)

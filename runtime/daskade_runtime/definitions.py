@@ -8,7 +8,6 @@ import io
 import os
 import secrets
 import shutil
-import threading
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from daskade_runtime import channel, requirements
 from daskade_runtime.errors import StepFailure
 from daskade_runtime.execute import Definition
-from daskade_runtime.fetch import patiently
+from daskade_runtime.fetch import OneAtATime, patiently
 from daskade_runtime.storage import StorageError, Store, locate, open_store
 
 # Bounds for a run's code archive, against bombs.
@@ -38,6 +37,8 @@ class Run:
         self.pins: dict[str, str] = dict(self.settings.get("pins") or {})
         """Versions of objects that are read in place of those that are there, by path."""
         self.store = store
+        # A run that is taken over keeps its attempts, and what they are writing.
+        store.owner = (uid, int(reply.get("opening") or self.epoch))
         self.storage = dict(reply["storage"])
         self._elsewhere: dict[str, Store] = {}
         self.code_path = code_path
@@ -93,8 +94,7 @@ class Definitions:
         self._ask = ask
         self._code_directory = code_directory
         self._runs: dict[str, Run] = {}
-        self._locks: dict[str, threading.Lock] = {}
-        self._lock = threading.Lock()
+        self._turns = OneAtATime()
 
     def known(self, uid: str) -> Run | None:
         return self._runs.get(uid)
@@ -104,9 +104,7 @@ class Definitions:
         run = self._runs.get(uid)
         if run is not None and run.epoch == epoch:
             return run
-        with self._lock:
-            lock = self._locks.setdefault(uid, threading.Lock())
-        with lock:
+        with self._turns.alone((uid, b"")):
             run = self._runs.get(uid)
             if run is None or run.epoch != epoch:
                 run = self._fetch(uid, stopped)
@@ -119,8 +117,6 @@ class Definitions:
 
     def forget(self, uid: str) -> None:
         self._runs.pop(uid, None)
-        with self._lock:
-            self._locks.pop(uid, None)
 
     def _fetch(self, uid: str, stopped: Callable[[], bool]) -> Run:
         try:

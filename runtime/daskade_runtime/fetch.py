@@ -98,11 +98,13 @@ class OneAtATime:
     def alone(self, key: tuple[str, bytes]) -> Iterator[None]:
         with self._lock:
             lock = self._busy.setdefault(key, threading.Lock())
-        with lock:
-            yield
-        with self._lock:
-            if not lock.locked():
-                self._busy.pop(key, None)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                if not lock.locked():
+                    self._busy.pop(key, None)
 
 
 @contextlib.contextmanager

@@ -31,19 +31,14 @@ async def main(archive, digest, dask_scheduler=None):
 
 
 async def _install(archive, digest, scheduler):
-    import atexit, hashlib, importlib, os, shutil, sys, tempfile
+    import hashlib, importlib, sys
     present = getattr(scheduler, "_daskade", None)
     if present is None:
         if hashlib.sha256(archive).hexdigest() != digest:
             raise ValueError("the archive does not match its digest")
         for name in [n for n in sys.modules if n == "daskade_runtime" or n.startswith("daskade_runtime.")]:
             del sys.modules[name]
-        directory = tempfile.mkdtemp(prefix="daskade-runtime-")
-        atexit.register(shutil.rmtree, directory, True)
-        path = os.path.join(directory, "daskade_runtime.zip")
-        with open(path, "wb") as file:
-            file.write(archive)
-        sys.path.insert(0, path)
+        sys.path.insert(0, _place(archive))
         importlib.invalidate_caches()
         return await importlib.import_module("daskade_runtime.install").install(scheduler)
     if present.digest != digest:
@@ -51,6 +46,24 @@ async def _install(archive, digest, scheduler):
         return {"status": "error", "reason": "RuntimeMismatch", "message": message, "runtime": present.digest}
     await present.ready
     return present.installed(False)
+
+
+def _place(archive):
+    import atexit, os, shutil, tempfile, zipimport
+    try:
+        # A file without a name goes with this process, however that ends.
+        number = os.memfd_create("daskade_runtime.zip")
+        with open(number, "wb", closefd=False) as file:
+            file.write(archive)
+        path = "/proc/self/fd/%d" % number
+        zipimport.zipimporter(path)
+    except (AttributeError, OSError, ImportError):
+        directory = tempfile.mkdtemp(prefix="daskade-runtime-")
+        atexit.register(shutil.rmtree, directory, True)
+        path = os.path.join(directory, "daskade_runtime.zip")
+        with open(path, "wb") as file:
+            file.write(archive)
+    return path
 """
 
 

@@ -7,6 +7,7 @@ reader of the command line through golden files.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import re
@@ -18,12 +19,15 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 
+from . import segments
 from .records import DEPTH_LIMIT, DIGEST, INT_MAX, check_map, check_record, is_plain
 from .storage import Exists, StorageError, Store
+
+T = TypeVar("T")
 
 MAGIC = b"DSKJ"
 VERSION = 1
@@ -42,6 +46,8 @@ PATIENCE = 300.0
 OPEN_DEADLINE = 60.0
 # Segments fetched at a time.
 AHEAD = 8
+# Where a look costs a request, a writer looks so often whether what it wrote before is still there.
+LOOK_BACK = 5.0
 _PREFIX = struct.Struct("<4sBI")
 
 
@@ -172,6 +178,10 @@ def segment_key(run: str, seg: int) -> str:
     return f"runs/{run}/journal/{seg:010d}.seg"
 
 
+def _folder(run: str) -> str:
+    return f"runs/{run}/journal"
+
+
 class Journal:
     """The one writer of a run's journal. One ``append`` at a time; ``close`` may come from any thread."""
 
@@ -183,6 +193,7 @@ class Journal:
         self._seg = folded.seg
         self._prev = folded.digest
         self._dead: JournalError | None = None
+        self._looked = 0.0
         self._closing = threading.Event()
 
     @classmethod
@@ -204,9 +215,9 @@ class Journal:
         ``StorageError`` and ``RecordUnreadable``.
         """
         deadline = time.monotonic() + OPEN_DEADLINE
-        folded = Folded()
+        folded, met = Folded(), -1
         while True:
-            for segment in _patient(deadline, partial(_read_from, store, run, folded)):
+            for segment in _patient(deadline, partial(_read_from, store, run, folded, met)):
                 folded.apply(segment.records)
             if create and folded.seg >= 0:
                 raise JournalError("RunExists", f"run {run} already has a journal")
@@ -234,6 +245,7 @@ class Journal:
                 folded.digest = hashlib.sha256(data).digest()
                 return cls(store, run, folded), folded
             # Somebody else was faster: read on from there.
+            met = folded.seg + 1
 
     def append(self, records: list[Any]) -> int:
         """Commits the records, in order, and gives the number of the segment that holds the last of them.
@@ -241,8 +253,11 @@ class Journal:
         One segment, more only past ``SEGMENT_TARGET`` bytes. Transient failures are retried until ``close``,
         others for ``PATIENCE`` seconds, each reported to ``on_trouble`` (and None when it is over). Raises
         ``Fenced`` once another writer has the slot and ever after, ``ValueError`` for a record that cannot be
-        stored.
+        stored, ``RecordUnreadable`` if a segment that was written is not there any more. The end of a run is
+        only written to a journal that is whole.
         """
+        if self._seg >= 0 and any(record[0] == "final" for record in records):
+            self._insist(self._check_whole)
         for batch in _batches(records):
             self._append(batch)
         return self._seg
@@ -252,12 +267,23 @@ class Journal:
             raise self._dead
         seg, nonce = self._seg + 1, secrets.token_bytes(NONCE)
         data = _frame(self.run, seg, self.epoch, nonce, self._prev, time.time(), packed)
+        other = self._insist(partial(_claim, self.store, self.run, seg, data))
+        if other is not None:
+            self._dead = Fenced(other.epoch)
+            raise self._dead
+        self._look_back()
+        self._seg, self._prev = seg, hashlib.sha256(data).digest()
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        """``call()``, again while storage does not answer. What the journal itself refuses is for ever."""
+        if self._dead is not None:
+            raise self._dead
         started, wait, troubled = time.monotonic(), BACKOFF_FIRST, False
         while True:
             if self._closing.is_set():
                 raise Closed()
             try:
-                other = _claim(self.store, self.run, seg, data)
+                found = call()
                 break
             except JournalError as error:
                 self._dead = error
@@ -272,18 +298,39 @@ class Journal:
             wait = min(wait * 2, BACKOFF_CAP)
         if troubled:
             self._tell(None)
-        if other is not None:
-            self._dead = Fenced(other.epoch)
-            raise self._dead
-        self._seg, self._prev = seg, hashlib.sha256(data).digest()
+        return found
+
+    def _look_back(self) -> None:
+        """Raises if the segment before the one that was just written is gone: a folder that was deleted and
+        made again takes writes like any other.
+        """
+        now = time.monotonic()
+        if self._seg < 0 or (not self.store.quick and now - self._looked < LOOK_BACK):
+            return
+        self._looked = now
+        with contextlib.suppress(StorageError):  # seen at the next look, at the latest at the end
+            if self.store.head(segment_key(self.run, self._seg)) is None:
+                self._check_whole()
+
+    def _check_whole(self) -> None:
+        """Raises if any of the segments so far is not there."""
+        try:
+            segments.check(self.store, _folder(self.run), partial(segment_key, self.run), self._seg)
+        except segments.Missing as missing:
+            self._dead = unreadable(self.run, missing.seg, str(missing))
+            raise self._dead from None
 
     def check(self) -> None:
-        """Raises ``Fenced`` if another writer has taken over while this one had nothing to write."""
+        """Raises ``Fenced`` if another writer has taken over while this one had nothing to write, and
+        ``RecordUnreadable`` if what it wrote last is gone.
+        """
         if self._dead is not None:
             raise self._dead
         if self.store.head(segment_key(self.run, self._seg + 1)) is not None:
             self._dead = Fenced(_read_segment(self.store, self.run, self._seg + 1).epoch)
             raise self._dead
+        if self._seg >= 0 and self.store.head(segment_key(self.run, self._seg)) is None:
+            self._check_whole()
 
     def close(self) -> None:
         """Ends a waiting ``append`` (``Closed``) and refuses later ones. Writes nothing."""
@@ -336,15 +383,15 @@ def _patient(deadline: float, call: Callable[[], Any]) -> Any:
         wait = min(wait * 2, 5.0)
 
 
-def _read_from(store: Store, run: str, folded: Folded) -> list[Segment]:
+def _read_from(store: Store, run: str, folded: Folded, known: int = -1) -> list[Segment]:
     """The segments after ``folded``'s last, in order and verified; ``folded`` moves its position, not its
-    facts."""
+    facts. ``known`` is the number of a segment that is there."""
     check_run(run)
-    after = segment_key(run, folded.seg) if folded.seg >= 0 else None
-    listed = sorted(store.list(f"runs/{run}/journal", after=after))
-    for seg, (key, size) in enumerate(listed, folded.seg + 1):
-        if key != segment_key(run, seg):
-            raise unreadable(run, seg, f"it is missing, the next object is {key!r}")
+    try:
+        listed = segments.find(store, _folder(run), partial(segment_key, run), folded.seg, known)
+    except segments.Missing as missing:
+        raise unreadable(run, missing.seg, str(missing)) from None
+    for seg, (_, size) in enumerate(listed, folded.seg + 1):
         if size > SEGMENT_LIMIT:
             raise unreadable(run, seg, f"{size} bytes, the limit is {SEGMENT_LIMIT}")
     found = []

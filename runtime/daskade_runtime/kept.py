@@ -3,10 +3,16 @@
 Where something must not be replaced, an attempt first leaves a note below the run with the digest of what it
 is about to write and its whole answer. Should it end between its write and its commit, the next attempt knows
 the object by that digest, and answers what the first one would have: what is committed is what is there.
+
+Where it is replaced, an attempt that was given up and does not know it yet must not undo what a later one has
+written and committed. So an attempt looks at what is there, then has its scheduler say that it is still the
+task's attempt, and then replaces just what it has seen: of two attempts the earlier one is stopped by one or
+the other.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -18,11 +24,13 @@ import msgpack
 from daskade_runtime.definitions import Run
 from daskade_runtime.errors import StepFailure
 from daskade_runtime.fetch import patiently
-from daskade_runtime.storage import Exists, StorageError, Store
+from daskade_runtime.storage import Check, Exists, Stat, StorageError, Store
 
 _PIECE = 16 << 20
 # An object that was there and is gone a moment later is written again, so often.
 _TRIES = 3
+# What others have written meanwhile is replaced too, so often.
+_REPLACES = 10
 
 
 @dataclass
@@ -44,19 +52,28 @@ def keep(
     reply: dict[str, Any],
     stopped: Callable[[], bool],
     told: Callable[[StorageError | None], None],
+    current: Callable[[], None],
 ) -> tuple[dict[str, Any], str]:
-    """Writes ``what`` to ``path``; the attempt's reply, and the version of what is there now."""
+    """Writes ``what`` to ``path``; the attempt's reply, and the version of what is there now. ``current`` raises
+    if the attempt is not the one that its task waits for.
+    """
     store = run.store
+
+    def check(last: bool) -> None:
+        if stopped():
+            raise StepFailure("stopped", "Stopped", "stopped while its output was written")
+        if last:
+            current()
+
     if replace:
-        tag = patiently(lambda: _put(store, path, what), stopped, told=told)
-        return reply, tag or _version(store, path, stopped, told)
+        return reply, _replace(store, path, what, check, stopped, told)
     _, s, i, a = task
     note = msgpack.packb([what.size, what.digest, reply], use_bin_type=True)
     note_key = f"{_notes(run.uid, s, i)}/{a}-{os.urandom(4).hex()}"
     patiently(lambda: store.put(note_key, note), stopped, told=told)
     for _ in range(_TRIES):
         try:
-            tag = patiently(lambda: _create(store, path, what), stopped, told=told)
+            tag = patiently(lambda: _create(store, path, what, check), stopped, told=told)
             return reply, tag or _version(store, path, stopped, told)
         except Exists:
             there, own = patiently(lambda: look(store, run.uid, s, i, path), stopped, told=told)
@@ -88,15 +105,40 @@ def _notes(run: str, s: int, i: int) -> str:
     return f"runs/{run}/kept/{s}/{i}"
 
 
-def _put(store: Store, path: str, what: Bytes) -> str | None:
-    if what.file is not None:
-        return store.put_file(path, what.file)
-    return store.put(path, what.data or b"")
+def _replace(
+    store: Store,
+    path: str,
+    what: Bytes,
+    check: Check,
+    stopped: Callable[[], bool],
+    told: Callable[[StorageError | None], None],
+) -> str:
+    """Writes ``what`` in the place of whatever is there; the version of it."""
+
+    def write(seen: Stat | None) -> str | None:
+        if what.file is not None:
+            return store.replace(path, None, what.file, seen, check)
+        return store.replace(path, what.data or b"", None, seen, check)
+
+    seen = patiently(lambda: store.look(path), stopped, told=told)
+    for _ in range(_REPLACES):
+        try:
+            tag = patiently(functools.partial(write, seen), stopped, told=told)
+            return tag or _version(store, path, stopped, told)
+        except Exists:
+            seen = patiently(lambda: store.look(path), stopped, told=told)
+        # An answer that was lost on the way, of a write that was done.
+        if seen is not None and seen.size == what.size:
+            digest = functools.partial(_digest, store, path, what.size)
+            if patiently(digest, stopped, told=told) == what.digest:
+                return seen.version
+    message = f"others keep writing to {path} while the step writes it; let only this step write there"
+    raise StepFailure("infra", "OutputContended", message)
 
 
-def _create(store: Store, path: str, what: Bytes) -> str | None:
+def _create(store: Store, path: str, what: Bytes, check: Check) -> str | None:
     if what.file is not None:
-        return store.create_file(path, what.file)
+        return store.create_file(path, what.file, check)
     return store.create(path, what.data or b"")
 
 

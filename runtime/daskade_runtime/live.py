@@ -14,7 +14,7 @@ import msgpack
 from daskade_runtime import run as run_
 from daskade_runtime.commit import Committer, in_thread
 from daskade_runtime.events import EventLog, now
-from daskade_runtime.journal import Fenced, Folded, Journal
+from daskade_runtime.journal import Fenced, Folded, Journal, JournalError
 from daskade_runtime.run import Address, Attempt, Output, Refused, RunState
 from daskade_runtime.storage import StorageError
 
@@ -56,6 +56,7 @@ class LiveRun:
         self.ended = False
         self.parked: list[Attempt] = []
         self.state = RunState(self.uid, request["steps"], self._ready, self.epoch)
+        store.owner = (self.uid, self.state.opening)
         self.adopted: dict[run_.Task, None] = {}
         self.lengths: dict[int, int] = {}
         self.skipped: dict[run_.Task, tuple[str, str | None]] = {}
@@ -102,7 +103,7 @@ class LiveRun:
             self.journal.append,
             busy=lambda: bool(self.state.current),
             committed=self._on_committed,
-            broken=self._on_broken,
+            broken=self.on_broken,
             relieved=self._relieved,
         )
 
@@ -249,6 +250,9 @@ class LiveRun:
         if answer.get("o", self.state.opening) != self.state.opening:
             # Of an attempt that was stopped when the run was left; it has the number of one that runs now.
             return
+        if answer.get("class") == "stopped" and attempt.state != run_.STOPPING:
+            # Of a worker that was given up, and has found out; the attempt was sent to another one since.
+            return
         t0, t1 = float(answer.get("t0") or 0.0), float(answer.get("t1") or 0.0)
         self.runtime.dispatcher.answered(attempt, t1 - t0 if t1 else None)
         stopping = attempt.state == run_.STOPPING
@@ -274,6 +278,15 @@ class LiveRun:
             self._stopped(attempt)
         elif attempt.state == run_.SENT:
             self.runtime.dispatcher.returned(attempt)
+
+    def is_current(self, s: int, i: int, a: int, opening: int, worker: str) -> bool:
+        """Whether the attempt is its task's, and this worker has it: one that was given up may have the number of
+        one that was sent again.
+        """
+        attempt = self.state.find(s, i, a)
+        if attempt is None or self.ended or opening != self.state.opening:
+            return False
+        return attempt.state in (run_.SENT, run_.RUNNING) and attempt.worker == worker
 
     def awaits(self, attempt: Attempt) -> bool:
         """Whether the attempt is at a worker, as far as is known here."""
@@ -389,14 +402,18 @@ class LiveRun:
         elif before and not self.troubles:
             self.events.add("storage", state="up", message=message, pending=pending, reason=reason)
 
-    def _on_broken(self, error: BaseException) -> None:
+    def on_broken(self, error: BaseException) -> None:
+        """The journal takes nothing more, for good."""
+        if self.ended:
+            return
         if isinstance(error, Fenced):
             self.fence(error.epoch)
         elif isinstance(error, StorageError):
             self.events.add("storage", state="down", message=str(error), pending=0, reason=error.reason)
             self.runtime.drop(self, {"k": "closing", "reason": error.reason, "message": str(error)})
         else:
-            self.runtime.drop(self, {"k": "closing", "reason": "JournalStopped", "message": str(error)})
+            reason = error.reason if isinstance(error, JournalError) else "JournalStopped"
+            self.runtime.drop(self, {"k": "closing", "reason": reason, "message": str(error)})
 
     def fence(self, epoch: int) -> None:
         """Another writer owns the run: nothing of it may go on here."""
@@ -417,8 +434,8 @@ class LiveRun:
         self.journal.close()
 
 
-def closed_snapshot(folded: Any) -> dict[str, Any]:
-    """What :meth:`LiveRun.snapshot` tells, of a run that is closed."""
+def closed_snapshot(folded: Folded) -> dict[str, Any]:
+    """As ``LiveRun.snapshot``, of a run that has ended."""
     return {
         "committed": [[s, i, v[0], v[5], json_value(v[6])] for (s, i), v in folded.committed.items()],
         "finished": [],

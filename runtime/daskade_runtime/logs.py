@@ -7,6 +7,7 @@ Nothing here ever makes a step wait: what does not fit is dropped, counted, and 
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 import re
 import secrets
@@ -122,7 +123,9 @@ class _RunLines:
         self.lines: list[tuple[Any, ...]] = []
         self.dropped = 0
         self.total_dropped = 0
-        self.number = 0
+        #: Of the object that is being written; a write that failed may have been done, and is repeated as it was.
+        self.number: int | None = None
+        self.over = False
 
 
 class LogHub:
@@ -133,6 +136,8 @@ class LogHub:
         self._nonce = secrets.token_hex(4)
         self._live = live
         self._listening: set[str] = set()
+        # Of all runs: one that is forgotten and comes back must not write over what it has written.
+        self._numbers = itertools.count()
         self._runs: dict[str, _RunLines] = {}
         self._pending = 0
         self._changed = threading.Condition()
@@ -146,7 +151,7 @@ class LogHub:
         """Must come before the first line of a run."""
         with self._changed:
             known = self._runs.setdefault(run, _RunLines(store))
-            known.store = store
+            known.store, known.over = store, False
 
     def listen(self, run: str, on: bool) -> None:
         """Whether somebody wants this run's lines live."""
@@ -199,8 +204,13 @@ class LogHub:
         self._listening.discard(run)
         with self._changed:
             known = self._runs.get(run)
-            if known is not None and not known.lines:
-                del self._runs[run]
+            if known is not None:
+                known.over = True
+                self._let_go(run, known)
+
+    def _let_go(self, run: str, known: _RunLines) -> None:
+        if known.over and not known.lines and not known.dropped and self._runs.get(run) is known:
+            del self._runs[run]
 
     def close(self, deadline: float = 5.0) -> None:
         """Writes what there is, waiting at most ``deadline``."""
@@ -237,16 +247,19 @@ class LogHub:
         if dropped:
             note = f"[daskade: {dropped} lines dropped: storage did not take them in time]"
             body += json.dumps([time.time(), "", -1, 0, "daskade", note]) + "\n"
+        if known.number is None:
+            known.number = next(self._numbers)
         key = f"runs/{run}/logs/{self._worker}-{self._nonce}-{known.number:06d}.jsonl"
         try:
             known.store.put(key, body.encode("utf-8", "replace"))
         except Exception:  # noqa: BLE001 - logs never fail a step; the lines wait, bounded by PENDING_CAP
             return False
         with self._changed:
-            known.number += 1
+            known.number = None
             known.dropped -= dropped
             self._pending -= sum(len(line[5]) + _LINE_COST for line in lines[:count])
             del lines[:count]
+            self._let_go(run, known)
         return True
 
 

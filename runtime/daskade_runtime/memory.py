@@ -22,12 +22,12 @@ def descendants(pid: int) -> list[int]:
 
 
 def tree_memory(pid: int, exact: bool = False) -> int:
-    """Bytes that ``pid`` and all below it hold for themselves (anonymous and shared memory, no mapped files).
+    """Bytes that all below ``pid`` hold for themselves (anonymous and shared memory, no mapped files).
 
     The quick form counts pages that forked processes share once for each of them; ``exact`` does not, but
     walks all maps.
     """
-    return sum(_memory(each, exact) for each in [pid, *descendants(pid)])
+    return sum(_memory(each, exact) for each in descendants(pid))
 
 
 def _memory(pid: int, exact: bool) -> int:

@@ -28,9 +28,10 @@ def publish(
     versions: list[list[str]],
     stopped: Callable[[], bool],
     told: Callable[[StorageError | None], None],
+    current: Callable[[], None],
 ) -> dict[str, Any]:
     """Makes an output available beyond its attempt; the attempt's reply, with the handle. ``versions`` are of
-    what the attempt has read, ``[path, version]`` each.
+    what the attempt has read, ``[path, version]`` each. ``current`` raises if the attempt was given up.
 
     The file of a large output becomes an entry of ``cache``.
     """
@@ -52,7 +53,7 @@ def publish(
             if whole is not None:
                 what = kept.Bytes(whole["b"], whole["path"], whole["z"], whole["d"])
             replace = bool(step["target"]["replace"])
-            reply, version = kept.keep(run, task, named.path, replace, what, reply, stopped, told)
+            reply, version = kept.keep(run, task, named.path, replace, what, reply, stopped, told, current)
             versions = [*versions, [named.path, version]]
     finally:
         if entry is not None:

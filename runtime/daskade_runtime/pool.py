@@ -17,8 +17,8 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
+from daskade_runtime import boot
 from daskade_runtime.errors import StepFailure
-from daskade_runtime.guard import Guard
 from daskade_runtime.process import Child, Kind
 
 _SPAWN_DEADLINE = 60.0
@@ -37,7 +37,6 @@ class Pool:
         self._idle: list[Child] = []
         self._all: set[Child] = set()
         self._closed = False
-        self._guard = Guard()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         # The kernel ties a child's life to the *thread* that made it: that must be one that lives as long as
         # the pool.
@@ -90,7 +89,6 @@ class Pool:
             child.kill("closing")
         for child in idle:
             child.close()
-        self._work.put(self._guard.close)
         self._work.put(None)
 
     def interrupt(self) -> None:
@@ -210,7 +208,7 @@ class Pool:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *boot.package_files(self._package)],
                 start_new_session=True,
                 env={**os.environ, **env},
             )
@@ -219,4 +217,4 @@ class Pool:
             raise
         finally:
             theirs.close()
-        return Child(proc, ours, self._guard)
+        return Child(proc, ours)

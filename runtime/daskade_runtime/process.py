@@ -10,11 +10,9 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from daskade_runtime import channel
-from daskade_runtime.guard import Guard
 from daskade_runtime.memory import descendants, tree_memory
 
 # How often the memory of a running step is looked at; shorter steps are not looked at.
@@ -58,12 +56,12 @@ class Stale(Exception):
 
 
 class Child:
-    """One step process. Only its holder may call ``exchange``; ``kill`` may come from any thread."""
+    """One step process, below its keeper, which is ``proc`` and ends as the step's process does. Only its holder may
+    call ``exchange``; ``kill`` may come from any thread.
+    """
 
-    def __init__(self, proc: subprocess.Popen[bytes], sock: socket.socket, guard: Guard) -> None:
+    def __init__(self, proc: subprocess.Popen[bytes], sock: socket.socket) -> None:
         self.proc = proc
-        self._guard = guard
-        guard.add(proc.pid)
         self.pid = proc.pid
         self.kind: Kind | None = None
         self.defined: set[str] = set()
@@ -146,13 +144,15 @@ class Child:
             if self._gone:
                 return
             for pid in descendants(self.pid):
-                _signal(os.kill, pid)  # those that left the session
-            _signal(os.killpg, self.pid)
+                _signal(pid, signal.SIGKILL)
+            _signal(self.pid, signal.SIGTERM)  # ends what has been started meanwhile, and then itself
 
     def close(self) -> None:
         """Kills, reaps and releases everything. Call once, by the holder."""
         self.kill("closing")
-        self._reap(10.0)  # longer only in uninterruptible sleep: the kernel ends it when it can
+        if self._reap(10.0) is None:  # a step has stopped its keeper, or it cannot be ended: that is the kernel's then
+            _signal(self.pid, signal.SIGKILL)
+            self._reap(1.0)
         with self._lock:
             self._gone = True
         self._sock.close()
@@ -222,7 +222,7 @@ class Child:
         self._reader.feed(data)
 
     def _reap(self, seconds: float) -> int | None:
-        """The exit code, None if it lives on. Ends what is left of its group.
+        """The exit code, None if it lives on.
 
         From then on nobody signals the pid: it may belong to another process.
         """
@@ -232,10 +232,7 @@ class Child:
                 return None
             time.sleep(0.002)
         with self._lock:
-            if not self._gone:
-                _signal(os.killpg, self.pid)  # not reaped yet: the group is still this one
-                self._guard.remove(self.pid)
-                self._gone = True
+            self._gone = True
             return self.proc.wait()
 
     def _exited(self) -> bool:
@@ -277,6 +274,6 @@ def _pidfd(pid: int) -> int | None:
         return None
 
 
-def _signal(send: Callable[[int, int], None], target: int) -> None:
+def _signal(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        send(target, signal.SIGKILL)
+        os.kill(pid, number)

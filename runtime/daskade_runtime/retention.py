@@ -223,6 +223,8 @@ class Retention:
         store, base = open_store(storage), f"runs/{check_run(run)}/"
 
         def names() -> list[str]:
+            if not after and run not in self.runtime.runs and FOLDERS[folder] in removed(store, run):
+                store.sweep(base + folder, None)
             listed = store.list(base + folder, base + after if after else None)
             return [key[len(base) :] for key, _ in listed]
 

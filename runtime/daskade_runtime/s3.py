@@ -7,6 +7,7 @@ server's XML); ``failure`` turns them into the documented reasons.
 from __future__ import annotations
 
 import configparser
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -14,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import Any, NoReturn
 
-from . import credentials, storage
-from .storage import Data, Exists, Stat, StorageError, Store, check_key, clean, pieces
+from . import credentials, leftovers, storage, uploads
+from .storage import Check, Data, Exists, Stat, StorageError, Store, check_key, clean, pieces
 
 # The first whose client takes a private authority and whose errors have the form that `failure` reads.
 _OLDEST = (0, 11)
@@ -23,6 +24,8 @@ _OPTIONS = {"addressing", "anonymous", "ca_file"}
 # Rotated credentials in a mounted file are seen after this long.
 _REREAD = timedelta(seconds=10)
 _RANGE_THREADS = 4
+# Of a file that goes up in parts so much is read at a time.
+_PIECE = 1 << 20
 
 
 class ObjectStore(Store):
@@ -56,6 +59,7 @@ class ObjectStore(Store):
                 f"this image has {obstore.__version__}",
             )
         self._api = obstore
+        self._service: uploads.Service | None = None
         self.prefix = prefix + "/" if prefix else ""
         self.url = f"{scheme}://{bucket}/{prefix}".rstrip("/")
         build = self._s3 if scheme == "s3" else self._gcs
@@ -90,6 +94,7 @@ class ObjectStore(Store):
             provider = _credentials(bool(endpoint))
             if provider is not None:
                 config["credential_provider"] = provider
+            self._service = uploads.service(bucket, config, provider, _authority(options))
         return S3Store(
             bucket,
             client_options=_client_options(options, limit, bool(endpoint and endpoint.startswith("http://"))),
@@ -137,13 +142,82 @@ class ObjectStore(Store):
         options: Any = {"use_multipart": True, "chunk_size": chunk, "max_concurrency": 4}
         return _tag(self._api.put(self._large, path, source, **options))
 
-    def create_file(self, key: str, path: str) -> str | None:
+    def create_file(self, key: str, path: str, check: Check | None = None) -> str | None:
         if os.path.getsize(path) <= storage.MULTIPART_FROM:
             with open(path, "rb") as source:
                 return self.create(key, source.read())
         if self.look(key) is not None:
             raise Exists(key)
-        return self.put_file(key, path)
+        return self._put_parts(key, path, None, check or (lambda last: None))
+
+    def replace(
+        self, key: str, data: Data | None, path: str | None, seen: Stat | None, check: Check
+    ) -> str | None:
+        if path is not None:
+            if os.path.getsize(path) > storage.MULTIPART_FROM:
+                return self._put_parts(key, path, seen, check)
+            with open(path, "rb") as source:
+                data = source.read()
+        check(True)
+        if seen is None:
+            return self.create(key, data or b"")
+        body = b"".join(pieces(data or b""))
+        client = self._small if len(body) <= storage.SMALL else self._large
+        try:
+            if seen.named is not None:
+                return _tag(self._api.put(client, self._path(key), body, mode=seen.named))
+        except self._api.exceptions.PreconditionError as error:
+            self._still_decided("replace", key, error)
+            raise Exists(key) from None
+        except Exception as error:  # noqa: BLE001 - obstore's own types are many, all are told apart in failure()
+            if not _unconditional(error):
+                self._fail("put", key, error)
+        # The service knows no such condition.
+        if self.look(key) != seen:
+            raise Exists(key)
+        return self.put(key, body)
+
+    def _put_parts(self, key: str, path: str, seen: Stat | None, check: Check) -> str | None:
+        """A file in parts. There is no object before the last of them, which is held back until ``check``, and a
+        look at what is there, allow it.
+        """
+        ended: list[BaseException] = []
+        with open(path, "rb") as source:
+            size = os.fstat(source.fileno()).st_size
+
+            def last() -> None:
+                check(True)
+                if self.look(key) != seen:
+                    raise Exists(key)
+
+            def parts() -> Iterator[bytes]:
+                left = size
+                try:
+                    while piece := source.read(min(left, _PIECE)):
+                        left -= len(piece)
+                        if left:
+                            check(False)
+                        else:
+                            # In a thread of its own: the library takes no call from within another one.
+                            with ThreadPoolExecutor(1) as pool:
+                                pool.submit(last).result()
+                        yield piece
+                except BaseException as error:
+                    ended.append(error)
+                    raise
+
+            try:
+                return self._multipart(self._path(key), parts(), size)
+            except Exception as error:  # noqa: BLE001 - obstore's own types are many, all are told apart in failure()
+                if ended:
+                    raise ended[0] from None
+                self._fail("put", key, error)
+
+    def _still_decided(self, action: str, key: str, error: Exception) -> None:
+        """412 is a lost race. 409 is one that is still being decided: the other put may yet fail."""
+        if " 409 " in str(error).partition("\n\nDebug source")[0]:
+            why = f"cannot {action} {self.url}/{clean(key)}: concurrent write (409)"
+            raise StorageError("StorageUnreachable", why, transient=True) from error
 
     def create(self, key: str, data: Data) -> str | None:
         path = self._path(key)
@@ -153,13 +227,7 @@ class ObjectStore(Store):
         try:
             return _tag(self._api.put(client, path, body, mode="create"))
         except self._api.exceptions.AlreadyExistsError as error:
-            # 412 is a lost race. 409 is one that is still being decided: the other put may yet fail.
-            if " 409 " in str(error).partition("\n\nDebug source")[0]:
-                raise StorageError(
-                    "StorageUnreachable",
-                    f"cannot create {self.url}/{clean(key)}: concurrent write (409)",
-                    transient=True,
-                ) from error
+            self._still_decided("create", key, error)
             raise Exists(key) from None
         except Exception as error:  # noqa: BLE001 - obstore's own types are many, all are told apart in failure()
             self._fail("create", key, error)
@@ -282,6 +350,11 @@ class ObjectStore(Store):
         except Exception as error:  # noqa: BLE001 - obstore's own types are many, all are told apart in failure()
             self._fail("delete", "", error)
 
+    def sweep(self, prefix: str, upto: leftovers.Owner | None) -> None:
+        if self._service is not None:
+            with contextlib.suppress(Exception):
+                uploads.abort(self._service, f"{self._path(prefix)}/")
+
     def _path(self, key: str) -> str:
         check_key(key)
         return check_key(self.prefix + key)
@@ -313,7 +386,18 @@ def _tag(put: Any) -> str | None:
 
 def _stat(meta: Any) -> Stat:
     size = int(meta["size"])
-    return Stat(size, _tag(meta) or f"{meta['last_modified'].timestamp():.0f}-{size:x}")
+    named = {name: meta[name] for name in ("e_tag", "version") if meta.get(name)} if meta.get("e_tag") else None
+    return Stat(size, _tag(meta) or f"{meta['last_modified'].timestamp():.0f}-{size:x}", named)
+
+
+def _unconditional(error: Exception) -> bool:
+    """The service does not know a put that replaces one version only."""
+    head = str(error).partition("\n\nDebug source")[0]
+    return isinstance(error, NotImplementedError) or "status code: 501" in head or "NotImplemented" in head
+
+
+def _authority(options: dict[str, Any]) -> str | None:
+    return options.get("ca_file") or os.environ.get("AWS_CA_BUNDLE")
 
 
 def _client_options(options: dict[str, Any], limit: float, http: bool) -> Any:
@@ -323,7 +407,7 @@ def _client_options(options: dict[str, Any], limit: float, http: bool) -> Any:
         "allow_http": http,
         "user_agent": "daskade",
     }
-    authority = options.get("ca_file") or os.environ.get("AWS_CA_BUNDLE")
+    authority = _authority(options)
     if authority:
         try:
             with open(authority, "rb") as source:

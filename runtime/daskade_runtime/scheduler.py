@@ -32,6 +32,7 @@ from daskade_runtime.operation import Reply, operation
 from daskade_runtime.retention import Retention, refuse_removed
 from daskade_runtime.run import Address, Attempt, Refused
 from daskade_runtime.storage import open_store
+from daskade_runtime.turns import Turns
 from daskade_runtime.wiring import Plugin, Workers, connect, describe, no_reply, watch_status
 from daskade_runtime.worker import DaskadeWorker
 
@@ -48,6 +49,8 @@ CLOSED_KEPT = 1000
 # How long leaving a run, or the scheduler's end, waits for what is on its way to storage.
 FORGET_WAIT = 5.0
 LEAVE_WAIT = 2.0
+# And its end for what killed writers have left to be removed, which goes on then.
+SWEEP_WAIT = 2.0
 
 
 class Runtime:
@@ -109,7 +112,7 @@ class Runtime:
             }
         )
         self.cluster = ClusterView(self)
-        for part in (self.cluster, self.earlier, self.retention, Looks()):
+        for part in (self.cluster, self.earlier, self.retention, Looks(), Turns(self)):
             self.s.handlers.update(part.handlers())
         self._background(self.cluster.note_use())
         self._background(self._watch_fence())
@@ -306,6 +309,9 @@ class Runtime:
             raise Refused("StaleEpoch", f"run {live.uid} was taken over")
         live.committer.add(["final", {**final, "t": now()}], size=1000)
         await live.committer.flush()
+        # No attempt of this epoch counts any more, and no writer of it.
+        sweep = in_thread(live.store.sweep, f"runs/{live.uid}", (live.uid, live.epoch))
+        await asyncio.wait([asyncio.ensure_future(sweep)], timeout=SWEEP_WAIT)
         self.closed[live.uid] = live.epoch
         while len(self.closed) > CLOSED_KEPT:
             self.closed.pop(next(iter(self.closed)))
@@ -370,6 +376,7 @@ class Runtime:
         return {
             "status": "OK",
             "epoch": live.epoch,
+            "opening": live.state.opening,
             "steps": [step.fields for step in live.state.steps],
             "storage": live.storage,
             "code": live.code,
@@ -566,8 +573,8 @@ class Runtime:
                 try:
                     await in_thread(journal.check)
                 except JournalError as error:
-                    if live.journal is journal and not live.ended:
-                        live.fence(getattr(error, "epoch", live.epoch))
+                    if live.journal is journal:
+                        live.on_broken(error)
                 except Exception as error:  # noqa: BLE001 - storage trouble shows where it matters: at a write
                     log.debug("daskade: fence check of %s: %s", live.uid, error)
 

@@ -13,12 +13,17 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
+from . import leftovers
+
 Data = bytes | bytearray | memoryview | Sequence[bytes | bytearray | memoryview]
+# Asked while an object is written, whether it is still to be: what it raises ends the write, and there is no object
+# then. True with the last of it, after which nothing holds the write back.
+Check = Callable[[bool], None]
 
 # A key with its prefix may not be longer: the limit of S3.
 KEY_LIMIT = 1024
@@ -35,7 +40,6 @@ REQUEST_TIMEOUT = 120.0
 # Requests that carry little (create, head, list, delete) must not hold a journal up for two minutes.
 SMALL_TIMEOUT = 30.0
 SMALL = 4 << 20
-_TEMP = ".tmp-"
 _TEXT_LIMIT = 500
 # A file that changes while it is read is read again, so often.
 _READS = 3
@@ -71,10 +75,13 @@ class Exists(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What is known of an object without its bytes. ``version`` is another text for another object."""
+    """What is known of an object without its bytes. ``version`` is another text for another object; ``named`` is
+    how the service itself names that version, if it does.
+    """
 
     size: int
     version: str
+    named: Any = field(default=None, compare=False)
 
 
 def locate(storage: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
@@ -148,7 +155,7 @@ def check_key(key: str) -> str:
     if any(ord(c) < 32 or 127 <= ord(c) < 160 or c == "\\" for c in key):
         raise StorageError("InvalidKey", f"{clean(key)}: control character or backslash in a key")
     for part in key.split("/"):
-        if part in ("", ".", "..") or part.startswith(_TEMP):
+        if part in ("", ".", "..") or part.startswith(leftovers.PREFIX):
             raise StorageError("InvalidKey", f"{clean(key)}: {part!r} is not allowed as a part of a key")
     return key
 
@@ -157,6 +164,10 @@ class Store:
     """What a run needs of its storage. Keys are relative to the url, validated by ``check_key``."""
 
     url: str
+    #: A look at an object costs no request over a network.
+    quick = False
+    #: For whom is written here: a run, and the epoch under which it is open.
+    owner: leftovers.Owner | None = None
 
     def put(self, key: str, data: Data) -> str | None:
         """Writes or replaces the object, durably and at once: readers see all of it or the old one. The
@@ -177,9 +188,21 @@ class Store:
         """
         raise NotImplementedError
 
-    def create_file(self, key: str, path: str) -> str | None:
-        """As ``create`` from a file. What goes up in parts has no create-only form: the look just before it
-        narrows the window in which two writers may both succeed.
+    def create_file(self, key: str, path: str, check: Check | None = None) -> str | None:
+        """As ``create`` from a file. What goes up in parts has no create-only form: the looks before it and
+        before its last part narrow the window in which two writers may both succeed.
+        """
+        raise NotImplementedError
+
+    def replace(
+        self, key: str, data: Data | None, path: str | None, seen: Stat | None, check: Check
+    ) -> str | None:
+        """As ``put`` of bytes, or of the file ``path``, in the place of the object that was ``seen`` there; None:
+        of nothing. ``Exists`` if another one has come since, ``check`` is asked before.
+
+        Where the service compares the two itself, nothing comes between. Elsewhere, and in what goes up in parts,
+        they are compared just before the last of it is written. As with ``create`` the outcome is unknown after
+        a transient ``StorageError``.
         """
         raise NotImplementedError
 
@@ -210,6 +233,11 @@ class Store:
     def delete(self, keys: Iterable[str]) -> None:
         """Removes the objects; those that are not there do not matter."""
         raise NotImplementedError
+
+    def sweep(self, prefix: str, upto: leftovers.Owner | None) -> None:
+        """Removes what writers that were killed have left below ``prefix``, a folder of a run: of the run up to this
+        epoch; None: of all, where nothing is written any more. Never raises.
+        """
 
     def probe(self) -> None:
         """Proves that the store keeps what the journal rests on: create, create again refused, read back,
@@ -255,9 +283,12 @@ class DirectoryStore(Store):
     """A directory (local disk or a mounted volume). Create-only is temp file, fsync, hard link, fsync of the
     folder."""
 
+    quick = True
+
     def __init__(self, root: str) -> None:
         self.root = os.path.normpath(root)
         self.url = "file://" + self.root
+        self._cleaned: set[str] = set()
 
     def probe(self) -> None:
         try:
@@ -278,11 +309,25 @@ class DirectoryStore(Store):
             raise Exists(key)
         return self._write(key, pieces(data), replace=False)
 
-    def create_file(self, key: str, path: str) -> str:
+    def create_file(self, key: str, path: str, check: Check | None = None) -> str:
         if os.path.lexists(self._path(key)):
             raise Exists(key)
         with open(path, "rb") as source:
             return self._write(key, iter(lambda: source.read(1 << 20), b""), replace=False)
+
+    def replace(
+        self, key: str, data: Data | None, path: str | None, seen: Stat | None, check: Check
+    ) -> str:
+        def last() -> None:
+            check(True)
+            if self.look(key) != seen:
+                raise Exists(key)
+
+        if path is None:
+            return self._write(key, pieces(data or b""), replace=seen is not None, last=last)
+        with open(path, "rb") as source:
+            parts = _checked(source, 1 << 20, check)
+            return self._write(key, parts, replace=seen is not None, last=last)
 
     def get(self, key: str, start: int | None = None, length: int | None = None) -> bytes:
         try:
@@ -346,7 +391,7 @@ class DirectoryStore(Store):
                 with os.scandir(path) as entries:
                     for entry in entries:
                         name = f"{key}/{entry.name}" if key else entry.name
-                        if entry.name.startswith(_TEMP):
+                        if entry.name.startswith(leftovers.PREFIX):
                             continue
                         if entry.is_dir(follow_symlinks=False):
                             stack.append((entry.path, name))
@@ -379,13 +424,23 @@ class DirectoryStore(Store):
                     break
                 parent = os.path.dirname(parent)
 
+    def sweep(self, prefix: str, upto: leftovers.Owner | None) -> None:
+        leftovers.clean_below(self._path(prefix), upto)
+
     def _path(self, key: str) -> str:
         return os.path.join(self.root, *check_key(key).split("/"))
 
-    def _write(self, key: str, pieces: Iterable[bytes | bytearray | memoryview], *, replace: bool) -> str:
+    def _write(
+        self,
+        key: str,
+        pieces: Iterable[bytes | bytearray | memoryview],
+        *,
+        replace: bool,
+        last: Callable[[], None] = lambda: None,
+    ) -> str:
         path = self._path(key)
         folder = os.path.dirname(path)
-        temp = os.path.join(folder, f"{_TEMP}{os.getpid()}-{secrets.token_hex(8)}")
+        temp = os.path.join(folder, leftovers.name(self.owner))
         try:
             for attempt in range(100):
                 try:
@@ -402,6 +457,7 @@ class DirectoryStore(Store):
                     sink.flush()
                     os.fsync(sink.fileno())
                     version = _stat(os.fstat(sink.fileno())).version
+                last()
                 if replace:
                     os.replace(temp, path)
                 else:
@@ -410,6 +466,9 @@ class DirectoryStore(Store):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(temp)
             _sync_folder(folder)
+            if self.owner is not None and folder not in self._cleaned:
+                self._cleaned.add(folder)
+                leftovers.clean(folder, self.owner)
             return version
         except FileExistsError:
             raise Exists(key) from None
@@ -468,6 +527,13 @@ def _refuse_version(key: str, version: str | None) -> None:
 def _stat(found: os.stat_result) -> Stat:
     # Without the inode: it is another one on each mount of some volumes.
     return Stat(found.st_size, f"{found.st_mtime_ns:x}-{found.st_size:x}")
+
+
+def _checked(source: Any, size: int, check: Check) -> Iterator[bytes]:
+    """Pieces of a file, none of which is read once the write is to end."""
+    while piece := source.read(size):
+        check(False)
+        yield piece
 
 
 def _sync_folder(folder: str) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import msgpack
 from distributed import WorkerPlugin, get_worker
 
-from daskade_runtime import boot, channel, compat, credentials, health
+from daskade_runtime import boot, channel, compat, credentials, health, turns
 from daskade_runtime.bundles import Bundles
 from daskade_runtime.cache import Cache, Entry
 from daskade_runtime.definitions import Definitions, Run
@@ -231,9 +231,14 @@ class WorkerState:
             lines.finish()
             address = str(self.worker.address)
             told = functools.partial(self._storage, run.uid)
+            current = functools.partial(turns.check, self._call_scheduler, attempt.task, compat.address(self.worker))
+
+            def over() -> bool:
+                return attempt.stop or self._cut or self._closing
+
             return publish(
                 *(run, step, attempt.task[:4], answer, self.cache, address),
-                *(wanted, versions, attempt.stopped, told),
+                *(wanted, versions, over, told, current),
             )
         finally:
             for entry in pins:

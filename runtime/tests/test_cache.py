@@ -260,6 +260,14 @@ def test_two_steps_that_want_the_same_cause_one_transfer(cache: Cache, store: St
 # -- storage trouble
 
 
+def test_a_transfer_that_fails_leaves_nothing_behind() -> None:
+    turns = fetch.OneAtATime()
+    for _ in range(3):
+        with pytest.raises(ValueError), turns.alone(("r", b"d")):
+            raise ValueError
+    assert turns._busy == {}
+
+
 class Flaky:
     def __init__(self, failures: int, transient: bool = True) -> None:
         self.left = failures
@@ -396,6 +404,18 @@ def reply_with(tmp_path: Path, data: bytes | None, digest: str, epoch: int = 1) 
         "storage": {"url": f"file://{tmp_path}"},
         "code": {"digest": digest, "zip": data},
     }
+
+
+def test_nothing_is_kept_of_runs_that_are_over(tmp_path: Path) -> None:
+    known, _ = definitions_of(tmp_path, reply_with(tmp_path, None, ""))
+    refusing, _ = definitions_of(tmp_path, {"status": "error", "message": "no such run"})
+    for number in range(5):
+        known.find(f"r{number}", 1, never)
+        known.forget(f"r{number}")
+        with pytest.raises(StepFailure):
+            refusing.find(f"r{number}", 1, never)
+    for each in (known, refusing):
+        assert each._runs == {} and each._turns._busy == {}
 
 
 def test_definitions_are_asked_for_once_per_epoch(tmp_path: Path) -> None:

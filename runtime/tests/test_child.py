@@ -257,6 +257,67 @@ def test_a_crash_is_seen_though_something_the_step_started_lives_on(
     until("the end of what it left", lambda: gone(int(Path(note).read_text())), 5)
 
 
+# A daemon: its own session, no parent, nothing of the step's environment, and no file in common.
+DAEMON = """
+    import os, time
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            for fd in range(64):
+                try:
+                    os.close(fd)
+                except OSError:
+                    pass
+            os.execve("/bin/sh", ["sh", "-c", "echo $$ > {note}.part; mv {note}.part {note}; exec sleep 63"], {{}})
+        os._exit(0)
+    os.wait()
+    while not os.path.exists({note!r}):
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("end", ["release", "close", "crash", "killed", "timeout"])
+def test_a_step_that_daemonizes_leaves_nothing_behind_when_its_process_ends(
+    runner: Runner, tmp_path: Path, end: str
+) -> None:
+    other, bystander = runner.start("other"), subprocess.Popen(["sleep", "64"], start_new_session=True)
+    notes = [str(tmp_path / name) for name in ("other", "mine")]
+    try:
+        runner.ask(other, DAEMON.format(note=notes[0]))
+        child = runner.start()
+        runner.ask(child, DAEMON.format(note=notes[1]))
+        kept, daemon = (int(Path(note).read_text()) for note in notes)
+        assert not gone(daemon)
+        if end == "crash":
+            with pytest.raises(ProcessDied):
+                runner.ask(child, "import os; os._exit(3)")
+        elif end == "killed":
+            with pytest.raises(ProcessDied):
+                runner.ask(child, "import os; os.kill(os.getpid(), 9)")
+        elif end == "timeout":
+            with pytest.raises(Killed):
+                runner.ask(child, "import time; time.sleep(60)", timeout=0.3)
+        if end == "close":
+            runner.pool.close()
+        runner.pool.release(child, False)
+        until("the end of the daemon", lambda: gone(daemon), 10)
+        assert end == "close" or not gone(kept), "what another step has started is its own"
+        assert bystander.poll() is None
+        runner.pool.release(other, False)
+        until("the end of the other daemon", lambda: gone(kept), 10)
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_orphans_of_a_step_are_reaped_while_its_process_lives_on(runner: Runner) -> None:
+    child = runner.start()
+    script = "import subprocess\nfor k in range(20):\n    subprocess.run(['sh', '-c', 'true & exit'])"
+    assert runner.ask(child, script)[0] == "ok"
+    until("one process is left", lambda: len(descendants(child.pid)) == 1, 10)
+    runner.pool.release(child, True)
+
+
 def test_the_output_of_a_step_that_ends_its_process_right_after_counts(runner: Runner) -> None:
     script = "import os, threading\nthreading.Timer(0.3, os._exit, [1]).start()\noutput = 1"
     child = runner.start()
@@ -294,7 +355,7 @@ def test_processes_are_of_one_kind_and_no_more_than_the_limit(runner: Runner) ->
 def test_blank_processes_wait_for_their_first_kind(runner: Runner) -> None:
     runner.pool.prestart(1)
     (pid,) = until("a process is there", lambda: runner.pool.pids, 20)
-    assert runner.value("import os; output = os.getpid()", kind="new") == pid
+    assert runner.value("import os; output = os.getppid()", kind="new") == pid
 
 
 def test_an_environment_that_the_interpreter_reads_at_start_gets_a_process_of_its_own(runner: Runner) -> None:
@@ -335,10 +396,12 @@ def test_a_step_ends_when_the_socket_closes(runner: Runner, tmp_path: Path) -> N
     runner.pool.release(child, False)
 
 
-@pytest.mark.parametrize(("keep_socket_open", "program"), [(False, False), (True, False), (True, True)])
-def test_a_step_ends_with_its_worker(tmp_path: Path, keep_socket_open: bool, program: bool) -> None:
-    """With its socket kept open by another process and no guard, just the kernel's parent-death signal is
-    left to do it; for a program that the step runs, only the guard.
+@pytest.mark.parametrize(
+    ("keep_socket_open", "program"), [(False, ""), (True, ""), (True, "sleep 62"), (True, "setsid sleep 62")]
+)
+def test_a_step_ends_with_its_worker(tmp_path: Path, keep_socket_open: bool, program: str) -> None:
+    """With its socket kept open by another process just the kernel's parent-death signal is left to do it, which
+    the keeper gets.
     """
     begun = tmp_path / "begun"
     source = f"""
@@ -354,11 +417,9 @@ starter.join()
 child = box[0]
 other = 0
 if {keep_socket_open}:
-    if not {program}:
-        runner.pool._guard._process.kill()
     other = subprocess.Popen(["sleep", "60"], pass_fds=[child._sock.fileno()], stdout=subprocess.DEVNULL).pid
 print(child.pid, other, flush=True)
-script = "import subprocess; subprocess.run(['sleep', '62'])" if {program} else "while True: pass"
+script = "import subprocess; subprocess.run({program!r}.split())" if {program!r} else "while True: pass"
 runner.ask(child, "open({str(begun)!r}, 'w')\\n" + script)
 """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -366,9 +427,10 @@ runner.ask(child, "open({str(begun)!r}, 'w')\\n" + script)
     assert process.stdout is not None
     pid, other = map(int, process.stdout.readline().split())
     until("the step runs", begun.exists, 20)
-    until("its program runs", lambda: descendants(pid) or not program, 20)
+    count = 2 if program else 1
+    until("its program runs", lambda: len(descendants(pid)) == count, 20)
     below = descendants(pid)
-    assert not gone(pid) and len(below) == int(program)
+    assert not gone(pid)
     process.kill()
     process.wait()
     try:

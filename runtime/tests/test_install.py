@@ -26,7 +26,7 @@ import pytest
 from daskade_runtime import install, versions
 from support import RUNTIME
 from support.certificates import certificates
-from support.dask.local import Process
+from support.dask.local import Process, cluster
 from support.dask.plain import plain
 from support.dask.run import Run
 from support.dask.steps import args, step
@@ -98,6 +98,48 @@ def test_the_runtime_is_sent_to_a_running_cluster_once(tmp_path: Path) -> None:
         assert other["reason"] == "RuntimeMismatch" and other["runtime"] == digest
         assert f"runtime {digest[:12]} is installed on this scheduler, not 000000000000" in other["message"]
         run_a_step(made.address, tmp_path)
+
+
+def left_in(folder: Path) -> list[str]:
+    """What the runtime has left in a folder for temporary files."""
+    return [path.name for path in folder.iterdir() if path.name.startswith("daskade-runtime")]
+
+
+def test_processes_that_were_sent_the_runtime_leave_no_files_however_they_end(tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    with plain(tmp_path, env={"TMPDIR": str(temporary)}) as made:
+        assert send_runtime(Conn(made.address), *install.archive())["status"] == "OK"
+        run_a_step(made.address, tmp_path)
+        for process in made.processes:
+            process.kill()
+            process.wait(20)
+    assert left_in(temporary) == []
+
+
+def test_local_processes_leave_no_files_of_the_runtime(tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    with cluster(tmp_path, workers=1, env={"TMPDIR": str(temporary)}) as made:
+        run_a_step(made.address, tmp_path)
+    assert left_in(temporary) == []
+
+
+def test_where_files_have_names_they_go_with_their_process(tmp_path: Path) -> None:
+    """On a system that knows no files without a name."""
+    code = """
+import os, sys
+del os.memfd_create
+from daskade_runtime import boot, install, worker
+place, texts = {}, [boot._BOOT, install.BOOT]
+exec(texts[0], place)
+path = place["_place"](install.archive()[0])
+assert os.path.isfile(path) and path.startswith(os.environ["TMPDIR"] + "/daskade-runtime-"), path
+assert len({text.partition("def _place")[2] for text in texts}) == 1
+"""
+    env = {**os.environ, "PYTHONPATH": str(RUNTIME), "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
+    assert left_in(tmp_path) == []
 
 
 def test_workers_that_come_while_the_runtime_is_installed_are_told_of_by_their_names(tmp_path: Path) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import shutil
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from daskade_runtime import journal, storage
+from daskade_runtime import journal, segments, storage
 from daskade_runtime.journal import Closed, Fenced, Journal, JournalError, read_all, segment_key
 from daskade_runtime.storage import Exists, StorageError, Store
 from support import TOP
@@ -113,6 +115,105 @@ def test_a_missing_segment_is_a_gap(store: Store) -> None:
     with pytest.raises(JournalError, match=r"segment 2 .*missing") as caught:
         read_all(store, golden_run())
     assert caught.value.reason == "RecordUnreadable"
+
+
+class Lagging(storage.DirectoryStore):
+    """A directory whose listings leave objects out, as those of a server that lags behind do."""
+
+    hidden: dict[str, int]
+
+    def list(self, prefix: str, after: str | None = None) -> Iterator[tuple[str, int]]:
+        found = [entry for entry in super().list(prefix, after) if not self.hidden.get(entry[0])]
+        self.hidden = {key: left - 1 for key, left in self.hidden.items() if left > 1}
+        return iter(found)
+
+
+@pytest.mark.parametrize("listings", [1, 1000])
+def test_a_segment_that_a_listing_leaves_out_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listings: int
+) -> None:
+    monkeypatch.setattr(segments, "PAUSE", 0.01)
+    store = Lagging(str(tmp_path))
+    store.hidden = {}
+    golden_store(store)
+    whole = read_all(store, golden_run())
+    store.hidden = {segment_key(golden_run(), seg): listings for seg in (0, 2, 3)}
+    assert read_all(store, golden_run()) == whole
+    mine = opened(store)
+    mine.append([committed(0)])
+    for hidden in (0, 1):
+        store.hidden = {segment_key(RUN, hidden): listings}
+        assert opened(store, create=False).epoch == 2 + hidden
+
+
+def test_an_opener_that_finds_its_place_taken_reads_on_though_the_listing_lags(tmp_path: Path) -> None:
+    store = Lagging(str(tmp_path))
+    store.hidden = {}
+    opened(store)
+    opened(store, create=False)
+    store.hidden = {segment_key(RUN, 1): 1000}
+    began = time.monotonic()
+    assert opened(store, create=False).epoch == 3
+    assert time.monotonic() - began < 5
+
+
+# ------------------------------------------------------------ what is committed is not lost in silence
+
+
+def anew(store: Store) -> None:
+    """The folder is deleted, and made again."""
+    assert isinstance(store, storage.DirectoryStore)
+    shutil.rmtree(store.root)
+    Path(store.root).mkdir()
+
+
+def test_a_writer_whose_folder_was_deleted_and_made_again_stops_and_names_what_is_missing(store: Store) -> None:
+    mine = opened(store)
+    mine.append([committed(0)])
+    anew(store)
+    for _ in range(2):
+        words = "segment 0 of the journal of run .*: it was written and is missing now"
+        with pytest.raises(JournalError, match=words) as lost:
+            mine.append([committed(1)])
+        assert lost.value.reason == "RecordUnreadable"
+    # Whoever opens the run later is told as much.
+    with pytest.raises(JournalError, match="segment 0 .*missing"):
+        opened(store, create=False)
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_a_run_does_not_end_well_on_a_journal_that_is_not_whole(
+    store: Store, monkeypatch: pytest.MonkeyPatch, missing: int
+) -> None:
+    # As on a service where each look costs a request.
+    monkeypatch.setattr(type(store), "quick", False)
+    mine = opened(store)
+    for step in range(3):
+        mine.append([committed(step)])
+    store.delete([segment_key(RUN, missing)])
+    with pytest.raises(JournalError, match=f"segment {missing} .*missing now"):
+        mine.append([["final", {"state": "Succeeded"}]])
+    assert store.head(segment_key(RUN, 4)) is None
+
+
+def test_an_idle_writer_notices_that_its_journal_is_gone(store: Store) -> None:
+    mine = opened(store)
+    mine.append([committed(0)])
+    mine.check()
+    anew(store)
+    with pytest.raises(JournalError, match="segment 0 .*missing now"):
+        mine.check()
+
+
+def test_a_listing_that_leaves_a_segment_out_does_not_stop_a_writer(tmp_path: Path) -> None:
+    store = Lagging(str(tmp_path))
+    store.hidden = {}
+    mine = opened(store)
+    mine.append([committed(0)])
+    store.hidden = {segment_key(RUN, 0): 1000}
+    mine.append([["final", {"state": "Succeeded"}]])
+    store.hidden = {}
+    assert read_all(store, RUN).final == {"state": "Succeeded"}
 
 
 def test_a_strange_object_among_the_segments_is_reported(store: Store) -> None:

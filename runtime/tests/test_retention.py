@@ -70,6 +70,33 @@ def test_a_run_is_removed_folder_by_folder_once_it_is_marked(dask: Cluster, stor
     assert ask(run, "stored")["journal"] is None
 
 
+def test_what_killed_writers_have_left_goes_when_the_run_ends_and_when_it_is_removed(
+    dask: Cluster, store: Path
+) -> None:
+    def left(folder: str, name: str) -> Path:
+        file = store / "runs" / run.uid / folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"half")
+        return file
+
+    run = Run(dask.address, f"file://{store}", STEPS, pipeline="p").open()
+    at_end = [left("data/0", f".tmp-{run.uid}@{run.epoch}-1-ab"), left("journal", f".tmp-{run.uid}@{run.epoch}-1-ab")]
+    run.close()
+    assert [file for file in at_end if file.exists()] == []
+    # Of a release that did not name who writes; and of a worker that had not ended yet.
+    later = [left("data/7", ".tmp-1-ab"), left("logs", f".tmp-{run.uid}@{run.epoch}-1-ab")]
+    paths(run, "data")
+    assert all(file.exists() for file in later), "the run is not marked as removed"
+    ask(run, "mark", what=["outputs", "record"])
+    for folder in ("data", "kept", "logs", "code", "journal"):
+        found = paths(run, folder)
+        if found:
+            ask(run, "discard", paths=found)
+    ask(run, "discard", paths=[], pipeline="p")
+    files = [path.name for path in (store / "runs" / run.uid).rglob("*") if path.is_file()]
+    assert sorted(files) == ["outputs", "record"]
+
+
 @pytest.mark.parametrize(
     "path", ["../x", "data/../../x", "/data/x", "data", "data/", "removed/outputs", "other/x", "", 7, None]
 )

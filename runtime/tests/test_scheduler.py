@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgpack
 import pytest
 
 from daskade_runtime.scheduler import Runtime
@@ -164,7 +165,7 @@ class Leaving(Runtime):
     def __init__(self, taken_over: bool) -> None:
         self.cluster = SimpleNamespace(heard_if_told=lambda _: None)
         self.one: Any = SimpleNamespace(epoch=1, committer=SimpleNamespace(settle=self.settle))
-        self.runs = {"run": self.one}
+        self.runs: dict[str, Any] = {"run": self.one}
         self.taken_over = taken_over
         self.dropped: list[Any] = []
 
@@ -178,15 +179,19 @@ class Leaving(Runtime):
         self.dropped.append((live, last))
 
 
+async def forget(runtime: Leaving, epoch: int | None) -> Any:
+    return await runtime.forget(run="run", epoch=epoch)
+
+
 @pytest.mark.parametrize("epoch", [1, None])
 def test_a_run_that_is_taken_over_while_it_is_left_stays_with_who_has_it(epoch: int | None) -> None:
     runtime = Leaving(taken_over=True)
-    reply: Any = asyncio.run(runtime.forget(run="run", epoch=epoch))
+    reply = asyncio.run(forget(runtime, epoch))
     assert (reply["status"], reply["reason"]) == ("error", "StaleEpoch")
     assert reply["message"] == "run run is open under epoch 2, not 1"
     assert runtime.dropped == []
     runtime = Leaving(taken_over=False)
-    assert asyncio.run(runtime.forget(run="run", epoch=epoch)) == {"status": "OK"}
+    assert asyncio.run(forget(runtime, epoch)) == {"status": "OK"}
     assert runtime.dropped == []
 
 
@@ -259,4 +264,40 @@ def test_steps_go_to_the_worker_that_holds_what_they_read(dask: Cluster, storage
     for item in range(6):
         run.submit((1, item, values(ref(0, 0, item % 2, [])), [[0, item % 2]]))
         assert events.wait_for("finished", s=1, i=item)[0]["w"] == homes[item % 2]
+    run.close()
+
+
+def test_an_attempt_is_told_whether_it_is_still_the_one_that_its_task_waits_for(dask: Cluster, storage: str) -> None:
+    run = Run(dask.address, storage, [step("sleep", "time:sleep", args(ref(2, 0)))]).open()
+    events = run.follow()
+    run.submit((0, 0, values(60)))
+    events.wait_for("started")
+    given = run.conn.call("processing", workers=None)
+    (here,), (other,) = ([address for address, tasks in given.items() if bool(tasks) is busy] for busy in (True, False))
+
+    def current(where: str = here, a: int = 1, o: int = run.epoch) -> Any:
+        return run.conn.rpc("daskade-current", run=run.uid, s=0, i=0, a=a, o=o, w=where)["current"]
+
+    assert current()
+    assert not current(other), "another worker had it before, under the same number"
+    assert not current(a=2) and not current(o=run.epoch + 1)
+    # Under a new driver it goes on.
+    newer = Run(dask.address, storage, run.request["steps"], uid=run.uid).open(create=False)
+    assert current()
+    newer.rpc("stop", items=[[0, 0, 1]])
+    assert not current()
+    newer.close()
+    assert not current()
+
+
+def test_a_kept_output_is_replaced_by_the_attempt_that_counts(dask: Cluster, storage: str) -> None:
+    place = {"place": msgpack.packb(["models/x.json", False]), "replace": True}
+    run = Run(dask.address, storage, [step("one", "operator:add", args(1, 2), target=place, serializer="json")]).open()
+    events = run.follow()
+    kept = Path(storage.removeprefix("file://")) / "models" / "x.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("before")
+    run.submit((0, -1))
+    events.wait_for("committed")
+    assert kept.read_text() == "3"
     run.close()

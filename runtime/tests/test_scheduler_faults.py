@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -260,6 +261,41 @@ def test_closing_waits_for_storage_and_writes_one_final_record(dask: Cluster, st
     run.rpc("close", final=final)
     segments = sorted(journal_of(storage, run).glob("*.seg"))
     assert sum(s.read_bytes().count(b"\xa5final") for s in segments) == 1
+
+
+def test_a_run_whose_folder_was_deleted_and_made_again_fails_and_names_what_is_missing(
+    dask: Cluster, storage: str
+) -> None:
+    run = Run(dask.address, storage, [SLEEP]).open()
+    events = run.follow()
+    run.submit((0, 0, values(0)))
+    events.wait(lambda es: committed(es) == 1)
+    root = Path(storage.removeprefix("file://"))
+    shutil.rmtree(root)
+    root.mkdir()
+    run.submit((0, 1, values(0)))
+    (closing,) = events.wait_for("closing")
+    words = f"segment 0 of the journal of run {run.uid} cannot be read: it was written and is missing now"
+    assert closing["reason"] == "RecordUnreadable" and words in closing["message"]
+    assert committed(events.of("committed")) == 1
+    again = Run(dask.address, storage, [SLEEP], uid=run.uid)
+    with pytest.raises(RpcError, match=f"segment 0 of the journal of run {run.uid} .*missing") as refused:
+        again.open(create=False)
+    assert refused.value.reason == "RecordUnreadable"
+
+
+def test_a_run_that_is_closed_on_a_folder_that_was_made_again_does_not_succeed(dask: Cluster, storage: str) -> None:
+    run = Run(dask.address, storage, [SLEEP]).open()
+    events = run.follow()
+    run.submit((0, 0, values(0)))
+    events.wait(lambda es: committed(es) == 1)
+    root = Path(storage.removeprefix("file://"))
+    shutil.rmtree(root)
+    root.mkdir()
+    with pytest.raises(RpcError, match=f"segment 0 of the journal of run {run.uid} .*missing") as refused:
+        run.close()
+    assert refused.value.reason == "RecordUnreadable"
+    assert not list(root.rglob("*.seg"))
 
 
 def test_open_says_what_is_wrong_with_the_storage_or_the_run(

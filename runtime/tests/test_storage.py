@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import html
 import http.server
 import os
 import pickle
+import re
 import ssl
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from daskade_runtime import credentials, s3, storage
+from daskade_runtime import credentials, leftovers, s3, storage
 from daskade_runtime.journal import Fenced, Journal, read_all
 from daskade_runtime.storage import Exists, StorageError, Store, check_key, open_store
 from support import RUNTIME, TOP
@@ -546,6 +548,51 @@ def test_a_torn_temporary_file_is_not_an_object(directory: storage.DirectoryStor
     assert list(directory.list("")) == []
 
 
+def left_by(store: storage.DirectoryStore, key: str, owner: leftovers.Owner | None, age: float = 0) -> Path:
+    """A temporary file of a writer that was killed beside the object with this key."""
+    file = Path(store.root, key).parent / leftovers.name(owner)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"half")
+    os.utime(file, (time.time() - age, time.time() - age))
+    return file
+
+
+def test_what_killed_writers_left_goes_with_the_next_write_but_nothing_that_is_being_written(
+    directory: storage.DirectoryStore,
+) -> None:
+    day = 24 * 3600
+    gone = [
+        left_by(directory, "models/x", ("run", 1)),
+        left_by(directory, "models/x", ("run", 2), day + 60),
+        left_by(directory, "models/x", ("other", 1), day + 60),
+        left_by(directory, "models/x", None, day + 60),
+    ]
+    kept = [
+        left_by(directory, "models/x", ("run", 2)),
+        left_by(directory, "models/x", ("run", 3), day - 60),
+        left_by(directory, "models/x", ("other", 1), day - 60),
+        left_by(directory, "models/x", None),
+        left_by(directory, "elsewhere/x", ("run", 1)),
+    ]
+    directory.put("models/y", b"1")
+    assert all(file.exists() for file in gone), "who writes for no run removes nothing"
+    directory.owner = ("run", 2)
+    directory.put("models/y", b"2")
+    assert [file for file in gone if file.exists()] == []
+    assert [file for file in kept if not file.exists()] == []
+
+
+def test_the_end_of_an_epoch_removes_what_its_writers_left(directory: storage.DirectoryStore) -> None:
+    gone = [left_by(directory, f"runs/run/{folder}/x", ("run", 2)) for folder in ("data/0", "data/1", "journal")]
+    kept = [left_by(directory, "runs/run/data/0/x", ("run", 3)), left_by(directory, "runs/more/data/x", ("more", 1))]
+    directory.put("runs/run/data/1/y", b"1")
+    directory.sweep("runs/run", ("run", 2))
+    assert [file for file in gone if file.exists()] == []
+    assert [file for file in kept if not file.exists()] == []
+    directory.sweep("runs/run", None)
+    assert not kept[0].exists() and [key for key, _ in directory.list("runs/run")] == ["runs/run/data/1/y"]
+
+
 def test_writers_and_deleters_of_one_folder_do_not_hurt_each_other(directory: storage.DirectoryStore) -> None:
     def work(number: int) -> None:
         for _ in range(50):
@@ -666,6 +713,25 @@ def test_a_failed_multipart_upload_is_aborted(
 
     assert until("the upload is aborted", aborted, 10)[-1]["status"] == 204
     assert store.head("x") is None
+
+
+def test_uploads_that_nobody_finishes_are_aborted_below_the_run_alone(keys: S3Server, tmp_path: Path) -> None:
+    prefix = f"uploads/{tmp_path.name}"
+    store, admin = open_store(keys.storage(prefix)), keys.client("admin")
+
+    def begun(key: str) -> None:
+        assert admin.request("POST", f"/daskade/{prefix}/{key}", {"uploads": ""}).status == 200
+
+    def open_uploads() -> list[str]:
+        answer = admin.request("GET", "/daskade", {"uploads": "", "prefix": f"{prefix}/"}).expect(200).body.decode()
+        return sorted(html.unescape(key) for key in re.findall(rf"<Key>{prefix}/([^<]*)</Key>", answer))
+
+    ours, theirs = ["runs/r/data/0/a b&c", "runs/r/data/1/x"], ["models/x", "runs/rr/data/0/x"]
+    for key in ours + theirs:
+        begun(key)
+    assert open_uploads() == sorted(ours + theirs)
+    store.sweep("runs/r", ("r", 1))
+    assert open_uploads() == theirs
 
 
 # What real services answer and SeaweedFS never does: (status, body, action) → reason. The proxy cannot set a

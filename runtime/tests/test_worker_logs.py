@@ -246,3 +246,27 @@ def test_stored_lines_come_in_bounded_answers(tmp_path: Path, monkeypatch: pytes
     first, more = logs.stored(store, "r", None)
     assert ([key[-7:] for key, _ in first], more) == (["0.jsonl", "1.jsonl"], True)
     assert logs.stored(store, "r", first[-1][0]) == ([("runs/r/logs/w-2.jsonl", b"12345678")], False)
+
+
+def test_a_run_that_is_over_is_let_go_once_its_lines_are_stored(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = [True]
+    put = hub.store.put
+
+    def refuse(key: str, data: Any) -> Any:
+        if failing[0]:
+            raise StorageError("StorageUnreachable", "down", transient=True)
+        return put(key, data)
+
+    monkeypatch.setattr(hub.store, "put", refuse)
+    monkeypatch.setattr(logs, "RETRY_CAP", 0.05)
+    hub.attempt().feed("stdout", b"one\n")
+    hub.hub.forget("r")
+    assert list(hub.hub._runs) == ["r"], "its line is not stored yet"
+    failing[0] = False
+    hub.hub.hurry()
+    until("it is let go", lambda: not hub.hub._runs, 10)
+    assert [line[5] for line in hub.read()] == ["one"]
+    # It was left, and is opened again.
+    hub.hub.open_run("r", hub.store)
+    hub.attempt().feed("stdout", b"two\n")
+    assert sorted(hub.texts()) == ["one", "two"]

@@ -140,6 +140,17 @@ impl Session<'_> {
             }
             match peer.call(&open).await {
                 Ok(opened) => return Ok(opened),
+                // What was there is gone: a new journal in its place would run everything again, as if nothing was committed.
+                Err(error)
+                    if *self.opened_before
+                        && self.spec.start != Start::Again
+                        && error.refusal() == Some("RunNotFound") =>
+                {
+                    let run = &self.spec.uid;
+                    let lost = "it was written and is missing now: something has deleted it from the storage";
+                    let message = format!("segment 0 of the journal of run {run} cannot be read: {lost}");
+                    return Err(refused("RecordUnreadable", message));
+                }
                 // An earlier request whose answer was lost may or may not have made the journal.
                 Err(error)
                     if self.spec.start != Start::Again && !open.create && error.refusal() == Some("RunNotFound") =>

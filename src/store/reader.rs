@@ -1,6 +1,7 @@
 //! Reads runs from a store. Nothing here writes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -24,6 +25,10 @@ const MARK_LIMIT: u64 = 4096;
 /// Segments fetched ahead of the one being folded.
 const AHEAD: usize = 8;
 
+/// How often the segments are listed before one counts as missing, and the time between two listings.
+const LISTINGS: u32 = 3;
+const LIST_AGAIN: Duration = Duration::from_millis(300);
+
 /// A store opened for reading.
 #[derive(Clone)]
 pub struct Reader {
@@ -32,6 +37,9 @@ pub struct Reader {
     url: String,
     limits: Limits,
 }
+
+/// Segments in order, and the first that is missing.
+type Listed = (Vec<(u64, String, u64)>, Option<(u64, String)>);
 
 /// Follows the journal of one run: `state` is what has been read so far.
 pub struct JournalReader {
@@ -202,6 +210,17 @@ impl Reader {
         Ok(data.into())
     }
 
+    /// The size of an object; `None` if it is not there.
+    async fn size(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        match self.client.head(&self.path(key)?).await {
+            Ok(found) => Ok(Some(found.size)),
+            Err(error) => match self.failed("look at", key, &error) {
+                StoreError::NotFound { .. } => Ok(None),
+                error => Err(error),
+            },
+        }
+    }
+
     pub(super) fn path(&self, key: &str) -> Result<Path, StoreError> {
         let key = format!("{}{key}", self.prefix);
         check_key(&key)?;
@@ -221,17 +240,8 @@ impl JournalReader {
 
     /// Reads the segments that were added since, and gives their number. On an error the state holds what was good.
     pub async fn advance(&mut self) -> Result<u64, StoreError> {
-        let after = self.state.last.map(|last| self.layout.segment(last.seg));
-        let listed = self.reader.list(&self.layout.journal(), after.as_deref()).await?;
-        let mut wanted = Vec::with_capacity(listed.len());
-        let mut gap = None;
-        for (expected, (key, size)) in (self.state.next_segment()..).zip(listed) {
-            if key != self.layout.segment(expected) {
-                gap = Some(self.unreadable(expected, SegmentError::Gap(clean(&key))));
-                break;
-            }
-            wanted.push((expected, key, size));
-        }
+        let (wanted, gap) = self.segments().await?;
+        let gap = gap.map(|(seg, found)| self.unreadable(seg, SegmentError::Gap(clean(&found))));
         let count = wanted.len() as u64;
         let (reader, limits) = (self.reader.clone(), self.reader.limits);
         let mut fetched = futures_util::stream::iter(wanted)
@@ -255,6 +265,46 @@ impl JournalReader {
             Some(error) => Err(error),
             None => Ok(count),
         }
+    }
+
+    /// Number, key and size of the segments that were added since, up to the first that is missing. Of that one the number,
+    /// and the key that is there instead.
+    ///
+    /// A listing may leave out what is there, where a server lags behind or an answer was cut: what it leaves out is asked
+    /// for by its name, and the listing is asked for again, before a segment counts as missing.
+    async fn segments(&self) -> Result<Listed, StoreError> {
+        let mut listing = 1;
+        loop {
+            let found = self.list_segments().await?;
+            if found.1.is_none() || listing == LISTINGS {
+                return Ok(found);
+            }
+            listing += 1;
+            tokio::time::sleep(LIST_AGAIN).await;
+        }
+    }
+
+    async fn list_segments(&self) -> Result<Listed, StoreError> {
+        let after = self.state.last.map(|last| self.layout.segment(last.seg));
+        let listed = self.reader.list(&self.layout.journal(), after.as_deref()).await?;
+        let mut wanted = Vec::with_capacity(listed.len());
+        let mut seg = self.state.next_segment();
+        for (key, size) in listed {
+            loop {
+                let expected = self.layout.segment(seg);
+                if key == expected {
+                    break;
+                }
+                match self.reader.size(&expected).await? {
+                    Some(size) => wanted.push((seg, expected, size)),
+                    None => return Ok((wanted, Some((seg, key)))),
+                }
+                seg += 1;
+            }
+            wanted.push((seg, key, size));
+            seg += 1;
+        }
+        Ok((wanted, None))
     }
 
     fn unreadable(&self, seg: u64, why: SegmentError) -> StoreError {

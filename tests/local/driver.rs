@@ -362,6 +362,27 @@ async fn a_run_to_be_resumed_is_never_made_anew() {
 }
 
 #[tokio::test]
+async fn a_journal_that_is_gone_from_the_storage_ends_the_run_and_is_not_made_anew() {
+    for start in [Start::New, Start::Either] {
+        let opens = AtomicUsize::new(0);
+        let lost = [json!({"k": "closing", "n": 1, "reason": "RecordUnreadable", "message": "a segment is missing"})];
+        let scheduler = Scheduler::new(move |op, _| match op {
+            "daskade-open" if opens.fetch_add(1, Ordering::Relaxed) > 0 => {
+                Some(json!({"status": "error", "reason": "RunNotFound", "message": "there is no journal"}))
+            }
+            _ => Some(usual(op, &lost)),
+        })
+        .await;
+        let (ended, _, _) = driven(&run_of_one_step(start, Patience::default()), &scheduler.address).await;
+        let error = ended.expect_err("what was committed is lost");
+        assert_eq!(error.reason(), "RecordUnreadable");
+        assert!(error.to_string().contains("segment 0 of the journal of run uid"), "{error}");
+        let made = scheduler.asked("daskade-open").iter().filter(|open| open["create"] == json!(true)).count();
+        assert_eq!(made, usize::from(start == Start::New), "a new journal would run everything again");
+    }
+}
+
+#[tokio::test]
 async fn storage_that_cannot_be_reached_is_told_at_once_before_the_run_was_ever_open() {
     let scheduler = Scheduler::new(|op, _| match op {
         "daskade-open" => Some(json!({"status": "error", "reason": "StorageUnreachable", "message": "no route"})),

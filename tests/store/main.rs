@@ -1,5 +1,6 @@
 //! A run's storage: golden journals, damaged ones, and a real S3 server.
 
 mod golden;
+mod listing;
 mod reader;
 mod s3;

@@ -43,6 +43,9 @@ def dask_setup(scheduler: Any) -> None:
     async def handle(comm: Any, run: str = "", s: int = 0, i: int = 0, **_: Any) -> Any:
         return {"status": "OK", "handle": HANDLES.get((run, s, i))}
 
+    async def current(comm: Any, run: str = "", **_: Any) -> Any:
+        return {"status": "OK", "current": run in RUNS}
+
     async def events(comm: Any, clear: bool = False, **_: Any) -> Any:
         found = list(EVENTS)
         if clear:
@@ -62,6 +65,7 @@ def dask_setup(scheduler: Any) -> None:
             "daskade-run": ask,
             "test-handle": set_handle,
             "daskade-handle": handle,
+            "daskade-current": current,
             "test-events": events,
             "test-tell": tell,
         }
