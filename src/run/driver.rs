@@ -23,6 +23,14 @@ const RECONNECT: [Duration; 5] = [
     Duration::from_secs(5),
 ];
 
+/// Waits after a scheduler that sent more than is taken of it, in turn; the last one repeats.
+const EXCESS: [Duration; 4] =
+    [Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(30), Duration::from_secs(60)];
+
+/// Events that may be on their way without being acknowledged, and how many if that was too much.
+const WINDOW: u32 = 4000;
+const NARROW_WINDOW: u32 = 50;
+
 /// How long a run waits for a scheduler that is gone.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
@@ -161,6 +169,7 @@ pub async fn drive(
     let mut tried_to_open = spec.start == Start::Either;
     let mut closing = None;
     let mut outage: Option<(Instant, usize)> = None;
+    let mut window = WINDOW;
     loop {
         let endpoint = fabric.endpoint().await?;
         let session = Session {
@@ -172,14 +181,15 @@ pub async fn drive(
             tried_to_open: &mut tried_to_open,
             closing: &mut closing,
             scaled: !matches!(fabric, Fabric::Local { .. }),
+            window,
         };
         let before = Instant::now();
-        let (cause, answered) = match session.run(fabric, &endpoint).await {
+        let (cause, answered, excess) = match session.run(fabric, &endpoint).await {
             Ok(report) => return Ok(report),
             Err(Ended::Fatal(error)) => return Err(error),
-            Err(Ended::Lost { cause, answered }) => (cause, answered),
+            Err(Ended::Lost { cause, answered, excess }) => (cause, answered, excess),
         };
-        if before.elapsed() > Duration::from_secs(30) {
+        if before.elapsed() > Duration::from_secs(30) && !excess {
             outage = None;
         }
         let (since, tries) = outage.get_or_insert((Instant::now(), 0));
@@ -190,9 +200,13 @@ pub async fn drive(
         if since.elapsed() > patience {
             return Err(DriveError::Cluster(format!("lost the scheduler {}: {cause}", endpoint.address)));
         }
-        let wait = RECONNECT[(*tries).min(RECONNECT.len() - 1)];
+        let waits: &[Duration] = if excess { &EXCESS } else { &RECONNECT };
+        let wait = waits[(*tries).min(waits.len() - 1)];
         *tries += 1;
-        if opened_before {
+        if excess {
+            window = NARROW_WINDOW;
+        }
+        if opened_before || excess {
             observer.note(Note::SchedulerLost { cause });
         }
         // A scheduler that answered and said why is alive: ask again. One that fell silent is replaced.
