@@ -9,6 +9,7 @@ pub mod controller;
 pub mod crd;
 pub mod dask;
 pub mod graph;
+pub mod limits;
 pub mod local;
 pub mod manifest;
 pub mod names;

@@ -7,7 +7,7 @@ use daskade::dask::frame::{FrameDecoder, encode};
 use daskade::dask::message::Message;
 use libfuzzer_sys::fuzz_target;
 
-const LIMITS: Limits = Limits { message_bytes: 1 << 16, frames: 64, depth: 16, elements: 1000 };
+const LIMITS: Limits = Limits { message_bytes: 1 << 16, frames: 64, depth: 16, elements: 1000, unpacked: 1000 };
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (piece, bytes) = input;

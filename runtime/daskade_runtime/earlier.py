@@ -23,6 +23,8 @@ from daskade_runtime.storage import Store, open_store
 # Earlier runs that are read at most, newest first, and bytes of their journals: all is held in memory.
 RUNS = 16
 JOURNAL_BYTES = 64 << 20
+# Outputs of these runs together, beyond those of the newest: what is told of them has to fit into one message.
+OUTPUTS = 100_000
 # Marks of runs that are looked through for one of a given name.
 MARKS = 10_000
 # Runs for which earlier ones were read and that were not opened yet.
@@ -94,7 +96,7 @@ def read_past(store: Store, run: str, pipeline: str, wanted: str | None) -> list
             break
     found: list[Past] = []
     cleared: list[Past] = []
-    room = JOURNAL_BYTES
+    room, outputs = JOURNAL_BYTES, OUTPUTS
     for uid in uids:
         if len(found) == (RUNS if wanted is None else 1):
             break
@@ -109,7 +111,12 @@ def read_past(store: Store, run: str, pipeline: str, wanted: str | None) -> list
             if size > room and found:
                 break
             room -= size
-            found.append(Past(uid, read_all(store, uid)))
+            past = Past(uid, read_all(store, uid))
+            count = len(past.folded.committed) + len(past.folded.skipped)
+            if count > outputs and found:
+                break
+            outputs = max(0, outputs - count)
+            found.append(past)
     _look_for_objects(store, found)
     return found + cleared
 

@@ -23,6 +23,10 @@ FRESH = 2048
 # Packed bytes kept per run for a subscriber that is away; about 400 000 events.
 KEEP_BYTES = 64 << 20
 BATCH = 1000
+# Bytes of one message, as far as its events are large; a reader takes four times as much.
+BATCH_BYTES = 1 << 20
+# Log lines of one message, and their bytes.
+LOG_LINES = 2000
 # A batch gathers for so long: the engine decides on many events at once, and latency stays far below a
 # step's.
 GATHER = 0.005
@@ -70,12 +74,18 @@ class EventLog:
         """Up to ``limit`` events after number ``n``, which must not lie before the oldest kept."""
         skip = n + 1 - self.base
         found: list[Event] = []
-        if skip < len(self._old):
-            found = [msgpack.unpackb(e, raw=False) for e in islice(self._old, skip, skip + limit)]
-        rest = limit - len(found)
+        room = BATCH_BYTES
+        for packed in islice(self._old, max(skip, 0), skip + limit):
+            room -= len(packed)
+            if room < 0 and found:
+                return found
+            found.append(msgpack.unpackb(packed, raw=False))
         start = max(skip - len(self._old), 0)
-        if rest > 0 and start < len(self._fresh):
-            found.extend(islice(self._fresh, start, start + rest))
+        for event in islice(self._fresh, start, start + limit - len(found)):
+            room -= size_of(event)
+            if room < 0 and found:
+                return found
+            found.append(event)
         return found
 
     def acknowledge(self, n: int) -> None:
@@ -123,17 +133,22 @@ class Subscriber:
 
     def add_logs(self, event: Event) -> None:
         assert self.logs is not None
-        if len(self.logs) >= LOG_QUEUE:
-            self.logs.popleft()
-            self.dropped += 1
-        self.logs.append(event)
+        for piece in pieces(event):
+            if len(self.logs) >= LOG_QUEUE:
+                self.logs.popleft()
+                self.dropped += 1
+            self.logs.append(piece)
         self.wake.set()
 
     def _take_logs(self) -> list[Event]:
-        if not self.logs:
-            return []
-        found = list(self.logs)
-        self.logs.clear()
+        found: list[Event] = []
+        room, lines = BATCH_BYTES, LOG_LINES
+        while self.logs:
+            room -= size_of(self.logs[0])
+            lines -= len(self.logs[0].get("lines") or ())
+            if (room < 0 or lines < 0) and found:
+                break  # the rest with the next message
+            found.append(self.logs.popleft())
         return found
 
     async def follow(self, comm: Any, log: EventLog, instance: str) -> None:
@@ -148,7 +163,11 @@ class Subscriber:
                 if batch:
                     self.at = batch[-1]["n"]
                 elif self.ended and (self.at >= log.seq or self.last is not None):
-                    rest = [*self._take_logs(), *([self.last] if self.last else [])]
+                    lines = self._take_logs()
+                    if self.logs:
+                        await comm.write({"instance": instance, "events": lines, "seq": log.seq})
+                        continue
+                    rest = [*lines, *([self.last] if self.last else [])]
                     await comm.write({"instance": instance, "events": rest, "seq": log.seq})
                     return
                 lines = self._take_logs()
@@ -196,6 +215,44 @@ class Subscriber:
             pass
         finally:
             self.wake.set()
+
+
+def size_of(event: Event) -> int:
+    """About how many bytes the event takes, without packing one that is small anyway."""
+    size = 200
+    if event.get("json") is not None:
+        size += len(msgpack.packb(event["json"], use_bin_type=True))
+    for name in ("message", "traceback"):
+        size += _bytes(event.get(name) or "")
+    size += sum(_bytes(line) + 5 for line in event.get("tail") or ())
+    size += 16 * len(event.get("tasks") or ())
+    size += 5 * len(event.get("lens") or ())
+    # [step, item, attempt, time, stream, text]
+    size += sum(_bytes(line[-1]) + 40 for line in event.get("lines") or ())
+    return size
+
+
+def _bytes(text: str) -> int:
+    """Bytes of a text, or more."""
+    return len(text) if text.isascii() else 4 * len(text)
+
+
+def pieces(event: Event) -> list[Event]:
+    """The event of log lines, cut so that each part fits into a message with others."""
+    lines = event.get("lines") or ()
+    if len(lines) <= LOG_LINES // 4 and size_of(event) <= BATCH_BYTES // 4:
+        return [event]
+    found: list[Event] = []
+    part: list[Any] = []
+    room = 0
+    for line in lines:
+        room -= _bytes(line[-1]) + 40
+        if room < 0 or len(part) >= LOG_LINES // 4:
+            part = []
+            room = BATCH_BYTES // 4
+            found.append({**event, "lines": part})
+        part.append(line)
+    return found
 
 
 def now() -> float:

@@ -215,6 +215,37 @@ def test_events_come_back_in_order_packed_or_not() -> None:
     assert log.base == log.seq + 1 and log.since(log.seq, 10) == []
 
 
+def test_a_message_of_events_is_bounded_in_bytes_and_none_is_lost() -> None:
+    log = EventLog()
+    for n in range(events.FRESH + 200):
+        log.add("finished", s=0, i=n, a=1, json=["x" * 16_000])
+    got: list[dict[str, Any]] = []
+    while got == [] or got[-1]["n"] < log.seq:
+        batch = log.since(len(got), 1000)
+        packed = len(msgpack.packb(batch, use_bin_type=True))
+        assert batch and packed < events.BATCH_BYTES + 20_000
+        got.extend(batch)
+    assert [event["n"] for event in got] == list(range(1, log.seq + 1))
+    log.add("failed", traceback="x" * (2 * events.BATCH_BYTES))
+    assert [event["n"] for event in log.since(log.seq - 1, 1000)] == [log.seq], "a large one goes alone"
+
+
+def test_a_message_of_log_lines_is_bounded_and_none_is_lost() -> None:
+    async def listen() -> None:
+        subscriber = Subscriber(0, 10, 1, True)
+        lines = [[0, -1, 1, 1.0, "stdout", f"{n} " + "x" * 1000] for n in range(5000)]
+        subscriber.add_logs({"k": "logs", "w": "w", "lines": lines})
+        got: list[Any] = []
+        while taken := subscriber._take_logs():
+            assert len(msgpack.packb(taken, use_bin_type=True)) < events.BATCH_BYTES
+            assert sum(len(event["lines"]) for event in taken) <= events.LOG_LINES
+            assert all(event["k"] == "logs" and event["w"] == "w" for event in taken)
+            got.extend(line for event in taken for line in event["lines"])
+        assert got == lines
+
+    asyncio.run(listen())
+
+
 def test_events_that_nobody_takes_are_bounded() -> None:
     log = EventLog(keep_bytes=10_000)
     for _ in range(events.FRESH + 5000):

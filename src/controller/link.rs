@@ -15,8 +15,9 @@ use super::clock::Clock;
 use super::queue::{Key, Queue};
 use crate::cluster::facts::{Ask, SchedulerFact, SchedulerState, WorkerFact};
 use crate::cluster::scale::remember;
-use crate::dask::ops::{ClusterInfo, ClusterWorker, Drain, Retire, Retired, WatchCluster};
-use crate::dask::{Address, Connection, Deadlines, Error, Tls};
+use crate::dask::ops::{ClusterInfo, ClusterWorker, Drain, Operation, Retire, Retired, WatchCluster};
+use crate::dask::{Address, Connection, Deadlines, Error, Limits, Tls};
+use crate::limits;
 
 /// How long the scheduler may keep us waiting for news, in seconds. An answer also says that it is alive.
 const POLL: f64 = 30.0;
@@ -25,6 +26,9 @@ const LATE: Duration = Duration::from_secs(15);
 /// Between two tries to reach it: it is in the same network, and a pod that is ready answers.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(15);
+/// The same after it sent more than is taken of it, which it would do again.
+const EXCESS_FIRST: Duration = Duration::from_secs(5);
+const EXCESS_LONGEST: Duration = Duration::from_secs(300);
 /// The runtime installs itself in the background once the scheduler listens; until then its operations are unknown.
 const INSTALL: Duration = Duration::from_secs(20);
 /// Our own news are bundled for so long.
@@ -110,8 +114,8 @@ impl Link {
         let target = self.target.borrow().clone();
         let ask = WatchCluster { lead: target.lead, since: 0, instance: None, wait: 0.0, fresh: true };
         let answer = async {
-            let connection = Connection::connect(&target.address, target.tls.as_ref(), DEADLINES).await?;
-            connection.call(&ask).await
+            let connection = connect(&target.address, target.tls.as_ref()).await?;
+            connection.call(&ask).await.and_then(bounded)
         };
         match answer.await {
             Ok(info) => self.teller.tell_answer(&target, info),
@@ -123,7 +127,7 @@ impl Link {
     /// Has workers take no further tasks, and closes those that are done, on a connection of its own.
     pub async fn command(&self, drain: &[String], retire: &[String]) -> Result<Retired, Error> {
         let Target { address, tls, lead, .. } = self.target.borrow().clone();
-        let connection = Connection::connect(&address, tls.as_ref(), DEADLINES).await?;
+        let connection = connect(&address, tls.as_ref()).await?;
         if !drain.is_empty() {
             connection.call(&Drain { lead, names: drain.to_vec() }).await?;
         }
@@ -154,7 +158,7 @@ struct Poller {
 
 impl Poller {
     async fn run(mut self) {
-        let mut pause = RETRY_FIRST;
+        let (mut pause, mut penalty) = (RETRY_FIRST, EXCESS_FIRST);
         let mut began = Instant::now();
         loop {
             let target = self.targets.borrow_and_update().clone();
@@ -165,7 +169,7 @@ impl Poller {
                     self.teller.tell_answer(target, info);
                 }) => error,
                 () = moved(self.targets.clone(), &target) => {
-                    (pause, began) = (RETRY_FIRST, Instant::now());
+                    (pause, penalty, began) = (RETRY_FIRST, EXCESS_FIRST, Instant::now());
                     continue;
                 }
             };
@@ -176,14 +180,37 @@ impl Poller {
             if answered {
                 pause = RETRY_FIRST;
             }
+            let wait = if error.is_excess() { penalty } else { pause };
             self.teller.tell_error(&target, &error);
             tokio::select! {
-                () = sleep(jittered(pause, &(&self.teller.key, Instant::now()))) => {}
+                () = sleep(jittered(wait, &(&self.teller.key, Instant::now()))) => {}
                 () = moved(self.targets.clone(), &target) => {}
             }
-            pause = (pause * 2).min(RETRY_LONGEST);
+            if error.is_excess() {
+                penalty = (penalty * 2).min(EXCESS_LONGEST);
+            } else {
+                pause = (pause * 2).min(RETRY_LONGEST);
+            }
         }
     }
+}
+
+async fn connect(address: &Address, tls: Option<&Tls>) -> Result<Connection, Error> {
+    Connection::connect_limited(address, tls, DEADLINES, Limits::operator()).await
+}
+
+/// The answer without what decisions do not need; refused if it has more workers than a cluster can.
+fn bounded(mut info: ClusterInfo) -> Result<ClusterInfo, Error> {
+    let workers = info.workers.len();
+    if workers > limits::WORKERS {
+        let reason = format!("the scheduler tells of {workers} workers, {} are allowed", limits::WORKERS);
+        return Err(Error::excess(WatchCluster::OP, reason));
+    }
+    info.demand.truncate(limits::ASKS);
+    for text in [&mut info.instance, &mut info.runtime, &mut info.dask, &mut info.python] {
+        limits::clip(text, limits::WORD);
+    }
+    Ok(info)
 }
 
 /// Ends when the target is another scheduler.
@@ -197,7 +224,7 @@ async fn moved(mut targets: watch::Receiver<Target>, from: &Target) {
 /// Asks one scheduler for news until it cannot be asked any more.
 async fn follow(targets: &watch::Receiver<Target>, mut tell: impl FnMut(&Target, ClusterInfo)) -> Error {
     let target = targets.borrow().clone();
-    let connection = match Connection::connect(&target.address, target.tls.as_ref(), DEADLINES).await {
+    let connection = match connect(&target.address, target.tls.as_ref()).await {
         Ok(connection) => connection,
         Err(error) => return error,
     };
@@ -205,7 +232,7 @@ async fn follow(targets: &watch::Receiver<Target>, mut tell: impl FnMut(&Target,
     loop {
         let lead = targets.borrow().lead;
         let ask = WatchCluster { lead, since, instance: instance.take(), wait: POLL, fresh: false };
-        match connection.call_within(&ask, Duration::from_secs_f64(POLL) + LATE).await {
+        match connection.call_within(&ask, Duration::from_secs_f64(POLL) + LATE).await.and_then(bounded) {
             Ok(info) => {
                 (since, instance) = (info.version, Some(info.instance.clone()));
                 tell(&target, info);
@@ -309,6 +336,38 @@ fn read_ask(ask: crate::dask::ops::Ask) -> Ask {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_scheduler_tells_is_capped() {
+        let worker = |n: usize| ClusterWorker {
+            name: format!("w{n}"),
+            address: "tls://10.0.0.1:40000".to_owned(),
+            status: "running".to_owned(),
+            threads: 1,
+            resources: BTreeMap::new(),
+            tasks: 0,
+            certificate: None,
+        };
+        let ask = crate::dask::ops::Ask { group: None, resources: BTreeMap::new(), count: 1 };
+        let info = |workers: usize, asks: usize| ClusterInfo {
+            version: 1,
+            instance: "me".to_owned(),
+            runtime: "r".to_owned(),
+            dask: "x".repeat(1000),
+            python: "3".to_owned(),
+            workers: (0..workers).map(worker).collect(),
+            demand: vec![ask.clone(); asks],
+            runs: 0,
+            clients: 0,
+            tasks: 0,
+            idle: 0.0,
+            certificate: None,
+        };
+        let told = bounded(info(limits::WORKERS, limits::ASKS + 1)).unwrap();
+        assert_eq!((told.demand.len(), told.dask.len()), (limits::ASKS, limits::WORD));
+        let error = bounded(info(limits::WORKERS + 1, 0)).unwrap_err();
+        assert!(error.is_excess() && error.to_string().contains("4001 workers, 4000 are allowed"), "{error}");
+    }
 
     #[test]
     fn causes_of_one_stage_are_alike_and_others_are_news() {

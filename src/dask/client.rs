@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::pending;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,13 +17,13 @@ use super::events::EventBatch;
 use super::frame::{FrameDecoder, Limits};
 use super::message::{self, Message};
 use super::ops::{FollowEvents, Operation, RunFunction, read_installation, read_reply};
-use super::session::{CallId, Command, Deadlines, Event, Session};
+use super::room::{Held, Room};
+use super::session::{Awaited, CallId, Command, Deadlines, Event, Session};
 use super::transport::{self, Tls};
+use crate::limits;
 
 /// Requests that may wait for the actor before callers are held up.
 const QUEUE: usize = 64;
-/// Bytes of the peer's first message; they come from whoever answers at an address.
-const INTRODUCTION: usize = 64 * 1024;
 /// How long saying goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Batches of events that may wait for their reader before the socket is no longer read.
@@ -57,7 +58,7 @@ impl Connection {
         limits: Limits,
     ) -> Result<Connection, Error> {
         let stream = transport::connect(address, tls, &deadlines).await?;
-        let mut connection = Connection::start(stream, deadlines, limits).await?;
+        let mut connection = Connection::begin(stream, deadlines, limits, Room::of(&address.to_string())).await?;
         connection.peer = Some((address.clone(), tls.cloned()));
         Ok(connection)
     }
@@ -67,14 +68,22 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        Connection::begin(stream, deadlines, limits, Room::own()).await
+    }
+
+    async fn begin<S>(stream: S, deadlines: Deadlines, limits: Limits, room: Room) -> Result<Connection, Error>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let (commands, inbox) = mpsc::channel(QUEUE);
         let (ready, is_ready) = oneshot::channel();
         let (failure, failed) = watch::channel(None);
         let closing = Arc::new(Notify::new());
         let actor = Actor {
             inbox,
-            decoder: FrameDecoder::new(Limits { message_bytes: INTRODUCTION.min(limits.message_bytes), ..limits }),
             limits,
+            room,
+            held: None,
             session: Session::new(&deadlines, Instant::now()),
             calls: HashMap::new(),
             last_call: 0,
@@ -95,7 +104,10 @@ impl Connection {
 
     /// Calls an operation within `within`, counted from now.
     pub async fn call_within<O: Operation>(&self, operation: &O, within: Duration) -> Result<O::Reply, Error> {
-        read_reply(O::OP, &self.exchange(operation, within).await?)
+        let answer = self.exchange(operation, within).await?;
+        let most = self.limits.and(&operation.limits()).unpacked;
+        O::weigh(answer.body(), most).map_err(|error| Error::from(error).of_limits(O::OP))?;
+        read_reply(O::OP, &answer)
     }
 
     /// Calls an operation and returns its answer undecoded, if it is no error. For answers with payloads.
@@ -103,7 +115,8 @@ impl Connection {
         let request =
             message::encode_request(O::OP, true, operation).map_err(|reason| Error::Encode { op: O::OP, reason })?;
         let (reply, answer) = oneshot::channel();
-        self.send(Request::Call { request, within, reply }).await?;
+        let call = Call { op: O::OP, limits: self.limits.and(&operation.limits()), reply };
+        self.send(Request::Call { request, within, call }).await?;
         answer.await.unwrap_or_else(|_| Err(self.failure()))
     }
 
@@ -200,9 +213,21 @@ impl Events {
 
 #[derive(Debug)]
 enum Request {
-    Call { request: Bytes, within: Duration, reply: oneshot::Sender<Result<Message, Error>> },
+    Call { request: Bytes, within: Duration, call: Call },
     Follow { follow: FollowEvents, follower: Follower },
 }
+
+/// A call without an answer yet.
+#[derive(Debug)]
+struct Call {
+    op: &'static str,
+    /// Of the answer.
+    limits: Limits,
+    reply: oneshot::Sender<Result<Message, Error>>,
+}
+
+/// A large message waits until there is room for it.
+type Turn = Pin<Box<dyn Future<Output = Held> + Send>>;
 
 #[derive(Debug)]
 struct Follower {
@@ -214,10 +239,14 @@ struct Follower {
 /// Owns everything but the socket; the only task that touches the session.
 struct Actor {
     inbox: mpsc::Receiver<Request>,
-    decoder: FrameDecoder,
+    /// Of all that the peer sends; each kind of message has narrower ones.
     limits: Limits,
+    /// Of the peer, for large messages.
+    room: Room,
+    /// For the message that is being read.
+    held: Option<Held>,
     session: Session,
-    calls: HashMap<CallId, oneshot::Sender<Result<Message, Error>>>,
+    calls: HashMap<CallId, Call>,
     last_call: u64,
     ready: Option<oneshot::Sender<Result<(), Error>>>,
     follower: Option<Follower>,
@@ -235,8 +264,8 @@ impl Actor {
         if let Some(ready) = self.ready.take() {
             let _ = ready.send(Err(error.clone()));
         }
-        for (_, reply) in self.calls.drain() {
-            let _ = reply.send(Err(error.clone()));
+        for (_, call) in self.calls.drain() {
+            let _ = call.reply.send(Err(error.clone()));
         }
         if let Some(Follower { batches, waiting, .. }) = &mut self.follower {
             while let Some(batch) = waiting.pop_front() {
@@ -256,6 +285,7 @@ impl Actor {
     {
         let mut inbound = BytesMut::with_capacity(16 * 1024);
         let mut outbound = Outbound::default();
+        let mut turn: Option<Turn> = None;
         loop {
             if let Some(error) = self.dispatch() {
                 return error;
@@ -292,9 +322,13 @@ impl Actor {
                 number = next_acknowledgement(acknowledged) => {
                     let _ = self.session.handle_command(Command::Acknowledge(number), Instant::now());
                 }
-                read = reader.read_buf(&mut inbound), if !blocked => match read {
+                held = its_turn(turn.as_mut()), if turn.is_some() => {
+                    self.held = Some(held);
+                    turn = self.receive(&mut inbound);
+                }
+                read = reader.read_buf(&mut inbound), if !blocked && turn.is_none() => match read {
                     Ok(0) => self.session.handle_end(ended(&inbound)),
-                    Ok(_) => self.receive(&mut inbound),
+                    Ok(_) => turn = self.receive(&mut inbound),
                     // Python closes TLS connections without a farewell.
                     Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => self.session.handle_end(ended(&inbound)),
                     Err(e) => self.session.handle_end(transport::io_error(e)),
@@ -307,12 +341,12 @@ impl Actor {
     fn request(&mut self, request: Request) {
         let now = Instant::now();
         match request {
-            Request::Call { request, within, reply } => {
+            Request::Call { request, within, call } => {
                 self.last_call += 1;
                 let id = CallId(self.last_call);
                 match self.session.handle_command(Command::Call { id, request, within }, now) {
-                    Ok(()) => drop(self.calls.insert(id, reply)),
-                    Err(error) => drop(reply.send(Err(error))),
+                    Ok(()) => drop(self.calls.insert(id, call)),
+                    Err(error) => drop(call.reply.send(Err(error))),
                 }
             }
             Request::Follow { follow, follower } => {
@@ -324,26 +358,60 @@ impl Actor {
         }
     }
 
-    /// Takes all whole messages out of what has arrived.
-    fn receive(&mut self, inbound: &mut BytesMut) {
-        loop {
-            let message = match self.decoder.decode(inbound) {
-                Ok(Some(frames)) => Message::new(frames, &self.limits).map_err(Error::from),
+    /// Which message may come now, if it is one that has a name, and what it may have.
+    fn awaited(&self) -> (Option<&'static str>, Limits) {
+        let (what, limits) = match self.session.awaits() {
+            Awaited::Reply(id) => match self.calls.get(&id) {
+                Some(call) => (Some(call.op), call.limits),
+                None => (None, Limits::of(limits::ANSWER)),
+            },
+            Awaited::Events => (Some(FollowEvents::OP), Limits::of(limits::EVENTS)),
+            // From whoever answers at the address.
+            Awaited::Introduction | Awaited::Nothing => (None, Limits::of(limits::INTRODUCTION)),
+        };
+        (what, self.limits.and(&limits))
+    }
+
+    /// Takes all whole messages out of what has arrived, up to one for which there has to be room first.
+    fn receive(&mut self, inbound: &mut BytesMut) -> Option<Turn> {
+        let mut turn = None;
+        while !inbound.is_empty() {
+            let (what, limits) = self.awaited();
+            let failed = |error: Error| match what {
+                Some(what) => error.of_limits(what),
+                None => error,
+            };
+            let decoder = FrameDecoder::new(limits);
+            let message = match decoder.announced(inbound) {
+                Ok(Some(bytes)) if bytes > limits::FREE_BYTES && self.held.is_none() => {
+                    turn = Some(Box::pin(self.room.clone().hold(bytes)) as Turn);
+                    break;
+                }
+                Ok(_) => decoder.decode(inbound),
+                Err(error) => Err(error),
+            };
+            let message = match message {
+                Ok(Some(frames)) => Message::new(frames, &limits).map_err(Error::from),
                 Ok(None) => break,
-                Err(e) => Err(e.into()),
+                Err(error) => Err(error.into()),
             };
             match message {
-                Ok(message) => self.session.handle_message(&message, Instant::now()),
-                Err(error) => return self.session.handle_end(error),
-            }
-            if self.ready.is_some() {
-                // The peer has introduced itself: from here on it may send more.
-                self.decoder = FrameDecoder::new(self.limits);
+                Ok(message) => {
+                    let message = message.in_room(self.held.take());
+                    self.session.handle_message(&message, Instant::now());
+                }
+                Err(error) => {
+                    self.session.handle_end(failed(error));
+                    return None;
+                }
             }
         }
-        if !inbound.is_empty() {
+        if inbound.is_empty() {
+            inbound.reserve(4096);
+        } else {
             self.session.handle_partial();
         }
+        turn
     }
 
     /// Passes on what happened; the error with which the session ended, if it did.
@@ -356,9 +424,9 @@ impl Actor {
                     }
                 }
                 Event::Reply(id, message) => {
-                    if let Some(reply) = self.calls.remove(&id) {
+                    if let Some(call) = self.calls.remove(&id) {
                         // The caller may have stopped waiting.
-                        let _ = reply.send(Ok(message));
+                        let _ = call.reply.send(Ok(message));
                     }
                 }
                 Event::Batch(batch) => {
@@ -426,6 +494,13 @@ fn ended(inbound: &BytesMut) -> Error {
 async fn room(batches: Option<&mpsc::Sender<EventBatch>>) -> bool {
     match batches {
         Some(batches) => batches.reserve().await.is_ok(),
+        None => pending().await,
+    }
+}
+
+async fn its_turn(turn: Option<&mut Turn>) -> Held {
+    match turn {
+        Some(turn) => turn.await,
         None => pending().await,
     }
 }

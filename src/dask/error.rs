@@ -81,6 +81,16 @@ pub enum Error {
     /// A message that is malformed or of the wrong shape, or larger than is allowed.
     #[error("read a message: {0}")]
     Message(#[from] MessageError),
+    /// A message that has more than is taken of its kind.
+    #[error("read {what}: {reason} (docs/limits.md)")]
+    Excess {
+        /// Which message: an operation, or a stream.
+        what: &'static str,
+        /// What it has too much of.
+        reason: String,
+        /// Category of the error without this.
+        category: &'static str,
+    },
     /// A well-formed message where none or another one is due.
     #[error("follow the protocol: {reason}")]
     Protocol {
@@ -160,6 +170,7 @@ impl Error {
             Error::Shutdown => "shutdown",
             Error::Frame(_) => "frame",
             Error::Message(_) => "message",
+            Error::Excess { category, .. } => category,
             Error::Protocol { .. } => "protocol",
             Error::Encode { .. } => "encode",
             Error::UnknownOp { .. } => "unknown-op",
@@ -183,6 +194,7 @@ impl Error {
             Error::Handshake { .. }
             | Error::Frame(_)
             | Error::Message(_)
+            | Error::Excess { .. }
             | Error::Protocol { .. }
             | Error::UnknownOp { .. } => Class::Peer,
             Error::Remote { .. } | Error::Refused { .. } => Class::Refused,
@@ -196,6 +208,29 @@ impl Error {
             Error::Refused { reason, .. } => Some(reason),
             _ => None,
         }
+    }
+
+    /// Whether the peer sent more than is taken of it. It would do so again: ask it less often.
+    pub fn is_excess(&self) -> bool {
+        matches!(self, Error::Excess { .. })
+    }
+
+    /// The error of `what`, if that has more than is allowed; else the error as it is.
+    pub(super) fn of_limits(self, what: &'static str) -> Error {
+        let category = self.category();
+        let reason = match &self {
+            Error::Frame(error @ (FrameError::TooLong { .. } | FrameError::TooManyFrames { .. })) => error.to_string(),
+            Error::Message(error @ (MessageError::TooManyElements { .. } | MessageError::TooDeep { .. })) => {
+                error.to_string()
+            }
+            _ => return self,
+        };
+        Error::Excess { what, reason, category }
+    }
+
+    /// `what` has too much of something: `reason` says of what, and how much is allowed.
+    pub fn excess(what: &'static str, reason: String) -> Error {
+        Error::Excess { what, reason, category: "message" }
     }
 
     pub(super) fn protocol(reason: impl Into<String>) -> Error {

@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::error::{Error, clean_text};
 use super::message::{self, MessageError};
 use super::msgpack::{self, Head, Reader};
 use super::ops::{Json, TaskAddr};
+use crate::limits;
 
 /// Something that happened in a run. Times are seconds since 1970 by the clock of the machine that tells them.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,7 +41,7 @@ pub enum RuntimeEvent {
         size: u64,
         /// Lengths of lists that were asked for.
         lens: Vec<u32>,
-        /// The result, if one was wanted.
+        /// The result, if one was wanted. It was not read yet: [`Json::kept`] does.
         json: Option<Json>,
     },
     /// Outputs are durable: these tasks never run again.
@@ -184,7 +186,7 @@ pub(super) fn read_last(body: &[u8]) -> Result<u64, Error> {
 }
 
 /// Reads one message of the stream. `cursor` is the number of the last event that was seen.
-pub(super) fn read_batch(body: &[u8], instance: &str, cursor: u64) -> Result<EventBatch, Error> {
+pub(super) fn read_batch(body: &Bytes, instance: &str, cursor: u64) -> Result<EventBatch, Error> {
     let field = |key| msgpack::find(body, key).map_err(Error::from);
     match field("instance")?.and_then(msgpack::text) {
         Some(found) if found == instance.as_bytes() => {}
@@ -203,11 +205,12 @@ pub(super) fn read_batch(body: &[u8], instance: &str, cursor: u64) -> Result<Eve
     };
     // An event takes many bytes, so the count cannot make us reserve much more than the message itself took.
     let mut batch = EventBatch {
-        events: Vec::with_capacity((count as usize).min(events.len() / 16)),
+        events: Vec::with_capacity((count as usize).min(events.len() / 16).min(limits::EVENTS_UNPACKED / 8)),
         cursor,
         unknown: 0,
         repeated: 0,
     };
+    let mut values = 0;
     for _ in 0..count {
         let raw = reader.value()?;
         if let Some(number) = msgpack::find(raw, "n")?.filter(|n| !is_nil(n)) {
@@ -224,7 +227,14 @@ pub(super) fn read_batch(body: &[u8], instance: &str, cursor: u64) -> Result<Eve
         }
         let kind = msgpack::find(raw, "k")?.and_then(msgpack::text);
         let kind = kind.ok_or_else(|| Error::protocol("an event has no kind"))?;
-        match read_event(kind, raw)? {
+        // Results stay packed.
+        let parted = if kind == b"finished" { msgpack::part(raw, "json")? } else { None };
+        let (rest, result) = parted.as_ref().map_or((raw, None), |(rest, result)| (&rest[..], Some(*result)));
+        values += Reader::new(rest).count()?;
+        if values > limits::EVENTS_UNPACKED {
+            return Err(MessageError::TooManyElements { limit: limits::EVENTS_UNPACKED }.into());
+        }
+        match read_event(kind, rest, result.map(|result| Json::unread(body.slice_ref(result))))? {
             Some(event) => batch.events.push(event),
             None => batch.unknown += 1,
         }
@@ -237,7 +247,7 @@ fn is_nil(value: &[u8]) -> bool {
 }
 
 /// `None`: a kind that we do not know.
-fn read_event(kind: &[u8], raw: &[u8]) -> Result<Option<RuntimeEvent>, MessageError> {
+fn read_event(kind: &[u8], raw: &[u8], result: Option<Json>) -> Result<Option<RuntimeEvent>, MessageError> {
     fn wire<W: DeserializeOwned + TryInto<RuntimeEvent, Error = String>>(
         raw: &[u8],
     ) -> Result<RuntimeEvent, MessageError> {
@@ -245,7 +255,7 @@ fn read_event(kind: &[u8], raw: &[u8]) -> Result<Option<RuntimeEvent>, MessageEr
     }
     Ok(Some(match kind {
         b"started" => wire::<wire::Started>(raw)?,
-        b"finished" => wire::<wire::Finished>(raw)?,
+        b"finished" => message::decode::<wire::Finished>(raw)?.with(result).map_err(MessageError::Shape)?,
         b"committed" => wire::<wire::Committed>(raw)?,
         b"failed" => wire::<wire::Failed>(raw)?,
         b"lost" => wire::<wire::Lost>(raw)?,

@@ -4,7 +4,7 @@ use super::*;
 
 fn batch(events: Value, cursor: u64) -> Result<EventBatch, Error> {
     let body = rmp_serde::to_vec(&json!({"instance": "abc", "events": events, "seq": 9})).unwrap_or_default();
-    read_batch(&body, "abc", cursor)
+    read_batch(&body.into(), "abc", cursor)
 }
 
 fn task(step: u32, item: Option<u32>, attempt: u32) -> TaskAddr {
@@ -35,7 +35,7 @@ fn every_kind_is_read() {
                 ended: 2.0,
                 size: 7,
                 lens: vec![4, 5],
-                json: Some(json!({"a": [1, null]})),
+                json: Some(json!({"a": [1, null]}).into()),
             },
         ),
         (
@@ -47,7 +47,7 @@ fn every_kind_is_read() {
                 ended: 1.0,
                 size: 4,
                 lens: vec![],
-                json: Some(Json::Null),
+                json: Some(Value::Null.into()),
             },
         ),
         (
@@ -156,8 +156,8 @@ fn malformed_events_are_refused() {
 #[test]
 fn another_instance_is_told_apart() {
     let body = rmp_serde::to_vec(&json!({"instance": "new", "events": [], "seq": 0})).unwrap_or_default();
-    let error = read_batch(&body, "old", 0).err();
+    let error = read_batch(&body.into(), "old", 0).err();
     assert!(matches!(error, Some(Error::InstanceChanged { expected, found }) if expected == "old" && found == "new"));
     let body = rmp_serde::to_vec(&json!({"events": []})).unwrap_or_default();
-    assert_eq!(read_batch(&body, "old", 0).err().map(|e| e.category()), Some("protocol"));
+    assert_eq!(read_batch(&body.into(), "old", 0).err().map(|e| e.category()), Some("protocol"));
 }

@@ -9,6 +9,8 @@
 
 use bytes::{Bytes, BytesMut};
 
+use crate::limits::{self, Budget};
+
 /// Bytes of a message that holds one frame, before that frame.
 pub(super) const SINGLE_PRELUDE: usize = 24;
 
@@ -26,12 +28,50 @@ pub struct Limits {
     pub depth: usize,
     /// Values in one message, counting every member of every array and map.
     pub elements: usize,
+    /// Of these, values that are read one by one: all but those within results of steps, which stay packed.
+    pub unpacked: usize,
 }
 
 impl Default for Limits {
-    /// Room for the snapshot of a run of 100 000 tasks, and for results of the 100 levels that the runtime allows; a peer cannot take much more than twice `message_bytes`.
+    /// What a command takes of the one scheduler that it speaks to. Each kind of message has a narrower budget of its own.
     fn default() -> Limits {
-        Limits { message_bytes: 256 << 20, frames: 1024, depth: 128, elements: 4 << 20 }
+        Limits::with_results(limits::SNAPSHOT)
+    }
+}
+
+impl Limits {
+    /// What the operator takes of each of many schedulers.
+    pub fn operator() -> Limits {
+        Limits::with_results(limits::SNAPSHOT_OF_OPERATOR)
+    }
+
+    /// Of a message without results of steps.
+    pub fn of(budget: Budget) -> Limits {
+        let Budget { bytes, values } = budget;
+        Limits {
+            message_bytes: bytes,
+            frames: limits::FRAMES,
+            depth: limits::DEPTH,
+            elements: values,
+            unpacked: values,
+        }
+    }
+
+    /// Of a message that may hold results of steps.
+    pub fn with_results(budget: Budget) -> Limits {
+        Limits { elements: limits::VALUES_WITH_RESULTS, ..Limits::of(budget) }
+    }
+
+    /// What both allow.
+    #[must_use]
+    pub fn and(&self, other: &Limits) -> Limits {
+        Limits {
+            message_bytes: self.message_bytes.min(other.message_bytes),
+            frames: self.frames.min(other.frames),
+            depth: self.depth.min(other.depth),
+            elements: self.elements.min(other.elements),
+            unpacked: self.unpacked.min(other.unpacked),
+        }
     }
 }
 
@@ -97,6 +137,11 @@ impl FrameDecoder {
             .map(|at| message.split_to(u64_at(&lengths, at * 8).unwrap_or_default() as usize))
             .collect();
         Ok(Some(frames))
+    }
+
+    /// Bytes of the first message, once it has told them. Whoever reads it may have to make room first.
+    pub fn announced(&self, bytes: &[u8]) -> Result<Option<usize>, FrameError> {
+        Ok(self.layout(bytes)?.map(|layout| layout.total))
     }
 
     /// Checks as much of the prelude as is there. `None`: not all of it is.

@@ -8,7 +8,7 @@ fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
-const SMALL: Limits = Limits { message_bytes: 1000, frames: 4, depth: 8, elements: 100 };
+const SMALL: Limits = Limits { message_bytes: 1000, frames: 4, depth: 8, elements: 100, unpacked: 100 };
 
 #[test]
 fn frames_are_read_as_written() {

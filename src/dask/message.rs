@@ -1,6 +1,7 @@
 //! Frames ↔ messages: msgpack in the first frame, opaque payloads in the others.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::{self, DeserializeOwned, MapAccess, Visitor};
@@ -9,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::error::clean_text;
 use super::frame::{Limits, SINGLE_PRELUDE, single_prelude};
 use super::msgpack::{self, Head, Reader};
+use super::room::Held;
 
 /// Longest description of a wrong shape.
 const SHAPE_CAP: usize = 500;
@@ -59,6 +61,8 @@ pub enum MessageError {
 #[derive(Debug, Clone)]
 pub struct Message {
     frames: Vec<Bytes>,
+    /// Of a large one; taken until its last copy is dropped.
+    _room: Option<Arc<Held>>,
 }
 
 impl Message {
@@ -66,12 +70,22 @@ impl Message {
     pub fn new(frames: Vec<Bytes>, limits: &Limits) -> Result<Message, MessageError> {
         let first = frames.first().ok_or(MessageError::NoFrames)?;
         msgpack::check(first, limits)?;
-        Ok(Message { frames })
+        Ok(Message { frames, _room: None })
+    }
+
+    /// The same, with the room that it takes.
+    pub(super) fn in_room(self, room: Option<Held>) -> Message {
+        Message { _room: room.map(Arc::new), ..self }
     }
 
     /// The msgpack bytes.
     pub fn body(&self) -> &[u8] {
         self.frames.first().map_or(&[], |f| f)
+    }
+
+    /// The same, to be shared.
+    pub(super) fn shared_body(&self) -> Bytes {
+        self.frames.first().cloned().unwrap_or_default()
     }
 
     /// Whether the message is nil, the answer to an unknown operation.

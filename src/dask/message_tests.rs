@@ -176,7 +176,7 @@ proptest! {
             let _ = message.decode::<crate::dask::ops::SchedulerIdentity>();
             let _ = message.decode::<crate::dask::ops::Opened>();
             let _ = message.decode::<Reply>();
-            let _ = crate::dask::events::read_batch(&bytes, "i", 0);
+            let _ = crate::dask::events::read_batch(&Bytes::from(bytes), "i", 0);
         }
     }
 }

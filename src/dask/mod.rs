@@ -4,7 +4,8 @@
 //! ([`ops`]) ↔ [`session`] (no I/O, no clock) ↔ [`client`] (one task owns the socket).
 //!
 //! The peer is not trusted: every length, count and depth is checked against [`frame::Limits`] before anything is
-//! allocated for it, nothing is ever unpickled or decompressed, and every wait has a deadline.
+//! allocated for it, each kind of message has a budget of its own ([`crate::limits`]), nothing is ever unpickled or
+//! decompressed, and every wait has a deadline.
 //!
 //! ```no_run
 //! # async fn doc() -> Result<(), daskade::dask::Error> {
@@ -30,6 +31,7 @@ mod msgpack;
 pub mod ops;
 pub mod pickle;
 mod pool;
+mod room;
 pub mod session;
 pub mod transport;
 

@@ -137,6 +137,16 @@ impl<'a> Reader<'a> {
         Ok(&self.bytes[from..self.at])
     }
 
+    /// Steps over one whole value and counts the values in it, itself included.
+    pub(super) fn count(&mut self) -> Result<usize, MessageError> {
+        let (mut pending, mut count) = (1u64, 0usize);
+        while pending > 0 {
+            pending = (pending - 1).saturating_add(self.head()?.members());
+            count += 1;
+        }
+        Ok(count)
+    }
+
     fn number(&mut self, width: usize) -> Result<u64, MessageError> {
         Ok(self.take(width)?.iter().fold(0, |sum, byte| (sum << 8) | u64::from(*byte)))
     }
@@ -169,6 +179,26 @@ pub(super) fn find<'a>(bytes: &'a [u8], key: &str) -> Result<Option<&'a [u8]>, M
         let value = reader.value()?;
         if text(raw) == Some(key.as_bytes()) {
             return Ok(Some(value));
+        }
+    }
+    Ok(None)
+}
+
+/// The map that `bytes` hold without text key `key`, and the raw value of that; `None` if it has no such key.
+pub(super) fn part<'a>(bytes: &'a [u8], key: &str) -> Result<Option<(Vec<u8>, &'a [u8])>, MessageError> {
+    let mut reader = Reader::new(bytes);
+    let Head::Map(members) = reader.head()? else { return Ok(None) };
+    let first = reader.position();
+    for _ in 0..members {
+        let from = reader.position();
+        let raw = reader.value()?;
+        let value = reader.value()?;
+        if text(raw) == Some(key.as_bytes()) {
+            let mut rest = vec![0xdf];
+            rest.extend_from_slice(&(members - 1).to_be_bytes());
+            rest.extend_from_slice(&bytes[first..from]);
+            rest.extend_from_slice(&bytes[reader.position()..]);
+            return Ok(Some((rest, value)));
         }
     }
     Ok(None)

@@ -1,3 +1,5 @@
+use serde_json::json;
+
 use super::*;
 
 fn limits(depth: usize, elements: usize) -> Limits {
@@ -100,4 +102,18 @@ fn values_are_found_in_maps() {
     assert_eq!(unsigned(b"\xd1\x00\x05"), Some(5));
     assert_eq!(unsigned(b"\xd1\xff\x05"), None);
     assert_eq!(unsigned(b"\xff"), None);
+}
+
+#[test]
+fn a_member_is_parted_from_the_rest_of_a_map() {
+    for map in [json!({"a": 1, "x": [1, 2], "b": {"x": 3}}), json!({"x": null}), json!({"b": "x", "x": {"x": 1}})] {
+        let bytes = rmp_serde::to_vec(&map).unwrap_or_default();
+        let (rest, value) = part(&bytes, "x").ok().flatten().unwrap_or_else(|| panic!("{map}"));
+        let mut without = map.clone();
+        let parted = without.as_object_mut().and_then(|members| members.shift_remove("x"));
+        assert_eq!(rmp_serde::from_slice::<serde_json::Value>(&rest).ok(), Some(without));
+        assert_eq!(rmp_serde::from_slice::<serde_json::Value>(value).ok(), parted);
+    }
+    assert_eq!(part(b"\x81\xa1a\x01", "x"), Ok(None));
+    assert_eq!(part(b"\x01", "x"), Ok(None));
 }

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::address::Address;
 use super::client::{Connection, Events};
 use super::error::Error;
+use super::frame::Limits;
 use super::ops::{FollowEvents, Operation};
 use super::session::Deadlines;
 use super::transport::Tls;
@@ -37,17 +38,29 @@ pub struct Peer {
     address: Address,
     tls: Option<Tls>,
     pool: Pool,
+    limits: Limits,
 }
 
 impl Peer {
     /// `tls` is for connections to come: those of the pool are used as they are.
     pub fn new(address: Address, tls: Option<Tls>, pool: Pool) -> Peer {
-        Peer { address, tls, pool }
+        Peer { address, tls, pool, limits: Limits::default() }
+    }
+
+    /// Takes no more of it than this. All who share the pool should take the same.
+    #[must_use]
+    pub fn within(self, limits: Limits) -> Peer {
+        Peer { limits, ..self }
+    }
+
+    /// What is taken of it.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// A connection of one's own.
     pub async fn connect(&self) -> Result<Connection, Error> {
-        Connection::connect(&self.address, self.tls.as_ref(), Deadlines::default()).await
+        Connection::connect_limited(&self.address, self.tls.as_ref(), Deadlines::default(), self.limits).await
     }
 
     /// Calls an operation, within its usual deadline. A call that is given up takes its connection with it.

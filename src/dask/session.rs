@@ -60,6 +60,19 @@ pub enum Command {
     Acknowledge(u64),
 }
 
+/// What a peer may send now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Awaited {
+    /// Its introduction.
+    Introduction,
+    /// Nothing.
+    Nothing,
+    /// The answer to a call.
+    Reply(CallId),
+    /// Events.
+    Events,
+}
+
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
@@ -210,6 +223,16 @@ impl Session {
         }
     }
 
+    /// What the next message is, if one comes.
+    pub fn awaits(&self) -> Awaited {
+        match &self.state {
+            State::Handshake { .. } => Awaited::Introduction,
+            State::Idle | State::Failed => Awaited::Nothing,
+            State::Waiting { id, .. } => Awaited::Reply(*id),
+            State::Following(_) => Awaited::Events,
+        }
+    }
+
     /// The next bytes to write.
     pub fn poll_transmit(&mut self) -> Option<Bytes> {
         self.transmit.pop_front()
@@ -296,7 +319,8 @@ impl Following {
             Some(cursor) => cursor,
             None => events::read_last(message.body())?,
         };
-        let batch = events::read_batch(message.body(), &self.instance, cursor)?;
+        let batch = events::read_batch(&message.shared_body(), &self.instance, cursor)
+            .map_err(|error| error.of_limits(FollowEvents::OP))?;
         self.heard = now;
         self.cursor = Some(batch.cursor);
         let is_new = !batch.events.is_empty() || batch.unknown > 0;

@@ -423,7 +423,7 @@ mod tests {
     struct Nothing;
 
     impl Results for Nothing {
-        fn result(&self, _: TaskId) -> Option<&Value> {
+        fn result(&self, _: TaskId) -> Option<std::borrow::Cow<'_, Value>> {
             None
         }
         fn has_output(&self, _: TaskId) -> bool {
@@ -510,7 +510,7 @@ mod tests {
     struct There(Option<&'static str>);
 
     impl Results for There {
-        fn result(&self, _: TaskId) -> Option<&Value> {
+        fn result(&self, _: TaskId) -> Option<std::borrow::Cow<'_, Value>> {
             None
         }
         fn has_output(&self, _: TaskId) -> bool {

@@ -36,7 +36,7 @@ pub use self::{
     objects::Named,
     params::read as read_parameter,
     pins::Pin,
-    plan::{Computed, Part, Plan, ResultSource, ResultSpec, Results},
+    plan::{Computed, Part, Plan, ResultSource, ResultSpec, Results, values_of},
     validate::validate,
     wire::{Reference, StepDef, TargetDef, Template},
 };

@@ -385,7 +385,7 @@ fn names_item(path: &Text) -> bool {
 struct Nothing;
 
 impl Results for Nothing {
-    fn result(&self, _: TaskId) -> Option<&Value> {
+    fn result(&self, _: TaskId) -> Option<std::borrow::Cow<'_, Value>> {
         None
     }
     fn has_output(&self, _: TaskId) -> bool {

@@ -1,5 +1,6 @@
 //! The plan of one run: the engine's graph, the runtime's definitions, and what has to be evaluated while it runs.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use super::{
 };
 use crate::api::step::Cache;
 use crate::graph::{Dag, Limits, RunState, StepIx, TaskId};
+use crate::limits;
 
 /// What a run can be executed from. Holds no state of the run.
 #[derive(Debug, Clone)]
@@ -36,7 +38,7 @@ pub struct Plan {
 /// What the plan needs to know of the run so far.
 pub trait Results {
     /// The output of a finished task as JSON, where it was wanted and can be had.
-    fn result(&self, task: TaskId) -> Option<&Value>;
+    fn result(&self, task: TaskId) -> Option<Cow<'_, Value>>;
     /// Whether the task has an output, JSON or not; else it failed or was skipped.
     fn has_output(&self, task: TaskId) -> bool;
     /// Number of items of a mapped step, once known.
@@ -186,7 +188,7 @@ impl Plan {
             ResultSource::Step { step, item, path, gather } => {
                 let name = format!("steps.{}.output", self.step_name(*step));
                 let value = match item {
-                    Some(item) => self.result_of(TaskId::item(*step, *item), results)?.clone(),
+                    Some(item) => self.result_of(TaskId::item(*step, *item), results)?,
                     None => self.gathered(*step, *gather, results)?,
                 };
                 lookup(&value, path, &name).cloned()
@@ -308,18 +310,23 @@ impl Plan {
     /// The JSON of a whole step: of a mapped one, the list of its items' with null for holes.
     fn gathered(&self, step: StepIx, gather: Gather, results: &dyn Results) -> Result<Value, ExprError> {
         if !self.is_mapped(step) {
-            return self.result_of(TaskId::whole(step), results).cloned();
+            return self.result_of(TaskId::whole(step), results);
         }
         let count = results.items(step).ok_or_else(|| self.no_result(step))?;
-        let mut list = Vec::new();
+        let (mut list, mut room) = (Vec::new(), limits::GATHERED_VALUES);
         for item in 0..count {
-            match (results.result(TaskId::item(step, item)), gather) {
-                (Some(value), Gather::Whole | Gather::Compact) => list.push(value.clone()),
+            let value = results.result(TaskId::item(step, item));
+            room = room.checked_sub(value.as_deref().map_or(1, values_of)).ok_or_else(|| {
+                let (name, most) = (self.step_name(step), limits::GATHERED_VALUES);
+                ExprError::evaluation(format!("the results of {name} have more than {most} values; use its output"))
+            })?;
+            match (value.map(Cow::into_owned), gather) {
+                (Some(value), Gather::Whole | Gather::Compact) => list.push(value),
                 (None, _) if results.has_output(TaskId::item(step, item)) => return Err(self.no_result(step)),
                 (None, Gather::Whole) => list.push(Value::Null),
-                (Some(Value::Array(entries)), Gather::Flatten) => list.extend_from_slice(entries),
+                (Some(Value::Array(entries)), Gather::Flatten) => list.extend(entries),
                 (Some(other), Gather::Flatten) => {
-                    let message = format!("item {item} of {} is {}, not a list", self.step_name(step), kind(other));
+                    let message = format!("item {item} of {} is {}, not a list", self.step_name(step), kind(&other));
                     return Err(ExprError::mismatch(message));
                 }
                 (None, Gather::Compact | Gather::Flatten) => {}
@@ -328,8 +335,8 @@ impl Plan {
         Ok(Value::Array(list))
     }
 
-    fn result_of<'r>(&self, task: TaskId, results: &'r dyn Results) -> Result<&'r Value, ExprError> {
-        results.result(task).ok_or_else(|| self.no_result(task.step))
+    fn result_of(&self, task: TaskId, results: &dyn Results) -> Result<Value, ExprError> {
+        results.result(task).map(Cow::into_owned).ok_or_else(|| self.no_result(task.step))
     }
 
     fn no_result(&self, step: StepIx) -> ExprError {
@@ -381,7 +388,7 @@ impl PlanStep {
                     if !items.contains_key(&var.name)
                         && let Some(value) = var.value(task, results)?
                     {
-                        items.insert(var.name.clone(), value.clone());
+                        items.insert(var.name.clone(), value.into_owned());
                     }
                 }
             }
@@ -401,7 +408,7 @@ impl PlanStep {
             return Err(ExprError::evaluation(format!("{} is asked for an item that it does not have", self.def.name)));
         };
         if let Some(value) = var.value(task, results)? {
-            template.value(lookup(value, path, &format!("item.{}", var.name))?);
+            template.value(lookup(&value, path, &format!("item.{}", var.name))?);
             return Ok(());
         }
         let joined = |first: &[PathPart], index: u32| {
@@ -437,25 +444,39 @@ impl PlanStep {
 
 impl PlanVar {
     /// Its value for one task, if expressions can see it.
-    fn value<'a>(&'a self, task: TaskId, results: &'a dyn Results) -> Result<Option<&'a Value>, ExprError> {
+    fn value<'a>(&'a self, task: TaskId, results: &'a dyn Results) -> Result<Option<Cow<'a, Value>>, ExprError> {
         let Some(item) = task.item else { return Ok(None) };
-        let missing = || ExprError::evaluation(format!("item.{} has no value for item {item}", self.name));
         match &self.source {
-            VarSource::Known(list) => list.get(item as usize).map(Some).ok_or_else(missing),
-            VarSource::ItemResults(step) => results.result(TaskId::item(*step, item)).map(Some).ok_or_else(missing),
+            VarSource::Known(list) => {
+                list.get(item as usize).map(|value| Some(Cow::Borrowed(value))).ok_or_else(|| self.missing(item))
+            }
+            VarSource::ItemResults(step) => {
+                results.result(TaskId::item(*step, item)).map(Some).ok_or_else(|| self.missing(item))
+            }
             VarSource::OutputResult { step, path } => {
-                let result = results.result(TaskId::whole(*step)).ok_or_else(missing)?;
-                match lookup(result, path, "the result")? {
-                    Value::Array(list) => list.get(item as usize).map(Some).ok_or_else(missing),
-                    other => Err(ExprError::mismatch(format!(
-                        "item.{} comes from {}, not from a list",
-                        self.name,
-                        kind(other)
-                    ))),
-                }
+                let result = results.result(TaskId::whole(*step)).ok_or_else(|| self.missing(item))?;
+                Ok(Some(match result {
+                    Cow::Borrowed(result) => Cow::Borrowed(self.entry(result, path, item)?),
+                    Cow::Owned(result) => Cow::Owned(self.entry(&result, path, item)?.clone()),
+                }))
             }
             VarSource::Items(_) | VarSource::Output { .. } | VarSource::Flatten(_) => Ok(None),
         }
+    }
+
+    /// One entry of the list at `path` in a result.
+    fn entry<'a>(&self, result: &'a Value, path: &[PathPart], item: u32) -> Result<&'a Value, ExprError> {
+        match lookup(result, path, "the result")? {
+            Value::Array(list) => list.get(item as usize).ok_or_else(|| self.missing(item)),
+            other => {
+                let message = format!("item.{} comes from {}, not from a list", self.name, kind(other));
+                Err(ExprError::mismatch(message))
+            }
+        }
+    }
+
+    fn missing(&self, item: u32) -> ExprError {
+        ExprError::evaluation(format!("item.{} has no value for item {item}", self.name))
     }
 }
 
@@ -497,6 +518,15 @@ impl ResultSpec {
             _ => ResultSource::Literal(node_value(node, scope)?),
         };
         Ok(Self { name: name.to_owned(), source })
+    }
+}
+
+/// Values in `value`, itself included.
+pub fn values_of(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(list) => list.iter().map(values_of).sum(),
+        Value::Object(map) => map.values().map(|value| 1 + values_of(value)).sum(),
+        _ => 0,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Lowering of whole pipelines, from the manifest's JSON to the engine's graph and the runtime's definitions.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
@@ -20,8 +21,8 @@ struct Facts {
 }
 
 impl Results for Facts {
-    fn result(&self, task: TaskId) -> Option<&Value> {
-        self.results.get(&task)
+    fn result(&self, task: TaskId) -> Option<Cow<'_, Value>> {
+        self.results.get(&task).map(Cow::Borrowed)
     }
 
     fn has_output(&self, task: TaskId) -> bool {

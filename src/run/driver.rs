@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::session::{Ended, Session};
+use super::ended::Ended;
+use super::session::Session;
 use super::{Fabric, Moment, Note, Observer, Report};
 use crate::dask;
 use crate::local::packing::Code;
@@ -27,6 +28,13 @@ const RECONNECT: [Duration; 5] = [
 const REOPENS: usize = 4;
 /// A session of this length has got somewhere: what went wrong before it does not count any more.
 const GOT_ON: Duration = Duration::from_secs(30);
+/// Waits after a scheduler that sent more than is taken of it, in turn; the last one repeats.
+const EXCESS: [Duration; 4] =
+    [Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(30), Duration::from_secs(60)];
+
+/// Events that may be on their way without being acknowledged, and how many if that was too much.
+const WINDOW: u32 = 4000;
+const NARROW_WINDOW: u32 = 50;
 
 /// How long a run waits for a scheduler that is gone.
 #[derive(Debug, Clone, Copy)]
@@ -176,6 +184,7 @@ pub async fn drive(
     let mut closing = None;
     let mut outage: Option<(Instant, usize)> = None;
     let mut reopened = 0;
+    let mut window = WINDOW;
     loop {
         let endpoint = fabric.endpoint().await?;
         let session = Session {
@@ -187,25 +196,30 @@ pub async fn drive(
             tried_to_open: &mut tried_to_open,
             closing: &mut closing,
             scaled: !matches!(fabric, Fabric::Local { .. }),
+            window,
         };
         let before = Instant::now();
         let ended = session.run(fabric, &endpoint).await;
-        if before.elapsed() > GOT_ON {
-            (outage, reopened) = (None, 0);
+        let got_on = before.elapsed() > GOT_ON;
+        if got_on {
+            reopened = 0;
         }
-        let (cause, answered) = match ended {
+        let (cause, answered, excess) = match ended {
             Ok(report) => return Ok(report),
             Err(Ended::Fatal(error)) => return Err(error),
-            Err(Ended::Lost { cause, answered }) => (cause, answered),
+            Err(Ended::Lost { cause, answered, excess }) => (cause, answered, excess),
             Err(Ended::Again { reason, message }) => {
                 if reopened == REOPENS {
                     let message = format!("{message}; it was opened again {REOPENS} times without success");
                     return Err(DriveError::Refused { reason, message });
                 }
                 reopened += 1;
-                (format!("{reason}: {message}"), true)
+                (format!("{reason}: {message}"), true, false)
             }
         };
+        if got_on && !excess {
+            outage = None;
+        }
         let (since, tries) = outage.get_or_insert((Instant::now(), 0));
         // How often a scheduler of our own is started again is the fleet's to bound.
         let own = matches!(fabric, Fabric::Local { .. });
@@ -214,9 +228,13 @@ pub async fn drive(
         if since.elapsed() > patience {
             return Err(DriveError::Cluster(format!("lost the scheduler {}: {cause}", endpoint.address)));
         }
-        let wait = RECONNECT[(*tries).min(RECONNECT.len() - 1)];
+        let waits: &[Duration] = if excess { &EXCESS } else { &RECONNECT };
+        let wait = waits[(*tries).min(waits.len() - 1)];
         *tries += 1;
-        if opened_before {
+        if excess {
+            window = NARROW_WINDOW;
+        }
+        if opened_before || excess {
             observer.note(Note::SchedulerLost { cause });
         }
         // A scheduler that answered and said why is alive: ask again. One that fell silent is replaced.

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::DriveError;
 use super::pulse::Pulse;
-use crate::dask::{self, Pool, Tls, TlsFiles};
+use crate::dask::{self, Limits, Pool, Tls, TlsFiles};
 use crate::local::{Endpoint, fleet::FleetState};
 
 /// A new scheduler must be there within this time; the fleet gives up on its own earlier.
@@ -61,6 +61,8 @@ pub(super) struct Access {
     pub foreign: bool,
     pub lead: Option<u64>,
     pub lines: Lines,
+    /// What is taken of it.
+    pub limits: Limits,
 }
 
 impl Fabric {
@@ -135,6 +137,7 @@ impl Fabric {
                 None => (None, false, None, own()),
             },
         };
-        Ok(Access { tls, foreign, lead, lines })
+        let limits = if matches!(self, Self::Followed(_)) { Limits::operator() } else { Limits::default() };
+        Ok(Access { tls, foreign, lead, lines, limits })
     }
 }

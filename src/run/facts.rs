@@ -1,5 +1,6 @@
 //! What is known about a run's tasks besides the engine's state: results, lengths, failures.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -8,15 +9,19 @@ use tokio::time::Instant;
 
 use super::objects::Versions;
 use super::report::Failure;
+use super::results::Kept;
 use crate::dask::ops::{Json, NamedObjects};
 use crate::graph::{Dag, FailReason, RunState, StepIx, TaskId, TaskStatus};
+use crate::limits::{self, clip};
 use crate::pipeline::{Plan, Results};
 
 #[derive(Debug, Default)]
 pub(super) struct Facts {
-    json: HashMap<TaskId, Value>,
+    results: Kept,
     lens: HashMap<TaskId, Vec<u32>>,
     failures: HashMap<TaskId, Failure>,
+    /// Bytes of their texts.
+    failures_bytes: usize,
     /// Tasks that failed, the first first.
     failed: Vec<TaskId>,
     blocked: BTreeMap<u32, Blocked>,
@@ -51,9 +56,19 @@ impl Facts {
         if !lens.is_empty() {
             self.lens.insert(task, lens);
         }
-        if let Some(value) = json {
-            self.json.insert(task, value);
+        if let Some(result) = json {
+            self.results.insert(task, result);
         }
+    }
+
+    /// Bytes of all results.
+    pub fn results_bytes(&self) -> usize {
+        self.results.bytes()
+    }
+
+    /// Gives back what expressions have made of results.
+    pub fn tidy(&mut self) {
+        self.results.tidy();
     }
 
     /// The task has read and kept objects in these versions.
@@ -66,12 +81,19 @@ impl Facts {
         self.lens.get(&task).cloned().unwrap_or_default()
     }
 
-    pub fn json(&self, task: TaskId) -> Option<&Value> {
-        self.json.get(&task)
+    pub fn has_result(&self, task: TaskId) -> bool {
+        self.results.has(task)
     }
 
-    /// The last failed attempt of a task.
-    pub fn failed(&mut self, task: TaskId, failure: Failure) {
+    /// The last failed attempt of a task. Of many failures the first are kept in full.
+    pub fn failed(&mut self, task: TaskId, mut failure: Failure) {
+        let before = self.failures.get(&task).map_or(0, Failure::bytes);
+        self.failures_bytes -= before;
+        if self.failures_bytes + failure.bytes() > limits::FAILURES {
+            clip(&mut failure.message, limits::FAILURE_WORDS);
+            (failure.traceback, failure.tail) = (String::new(), Vec::new());
+        }
+        self.failures_bytes += failure.bytes();
         if self.failures.insert(task, failure).is_none() {
             self.failed.push(task);
         }
@@ -131,8 +153,8 @@ impl Facts {
 }
 
 impl Results for View<'_> {
-    fn result(&self, task: TaskId) -> Option<&Value> {
-        self.facts.json(task)
+    fn result(&self, task: TaskId) -> Option<Cow<'_, Value>> {
+        self.facts.results.get(task)
     }
 
     fn has_output(&self, task: TaskId) -> bool {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::session::{Ended, classify, lost, refused};
+use super::ended::{Ended, classify, lost, refused};
 use crate::dask::ops::{Hello, RuntimeInfo};
 use crate::dask::{self, Peer};
 use crate::local::environment::{RUNTIME_DIGEST, runtime_zip};

@@ -254,7 +254,7 @@ mod tests {
         ]));
         let (names, each) = (TaskId::whole(StepIx(0)), |item| TaskId::item(StepIx(1), item));
         let (mut facts, mut state) = (Facts::default(), RunState::new(&plan.dag, 0));
-        facts.finished(names, vec![2], Some(json!(["a", "a"])));
+        facts.finished(names, vec![2], Some(json!(["a", "a"]).into()));
         state.apply(&plan.dag, &crate::graph::Event::MapLength { step: StepIx(1), len: 2 }, 0).unwrap();
         let view = View { facts: &facts, state: &state, dag: &plan.dag };
         let done = |task: TaskId| serde_json::from_value(json!([task.step.0, task.item, 1, null, null])).unwrap();

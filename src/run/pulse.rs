@@ -21,18 +21,19 @@ pub struct Pulse(Arc<Mutex<Weak<Beat>>>);
 /// The task that feels it: it ends with the last run that wants to know.
 #[derive(Debug)]
 struct Beat {
-    lost: watch::Receiver<Option<String>>,
+    lost: watch::Receiver<Option<dask::Error>>,
     task: JoinHandle<()>,
 }
 
 impl Pulse {
     /// Completes when the scheduler does not answer any more, and says why. Opening a run and closing it may take minutes
     /// while storage is slow, and a stopped process keeps its connections: only asking tells whether it lives.
-    pub(super) async fn lost(&self, address: &Address, tls: Option<&dask::Tls>) -> String {
+    pub(super) async fn lost(&self, address: &Address, tls: Option<&dask::Tls>) -> dask::Error {
         let beat = self.beat(address, tls);
         let mut lost = beat.lost.clone();
         let cause = lost.wait_for(Option::is_some).await.ok().and_then(|cause| cause.clone());
-        cause.unwrap_or_else(|| "its pulse is not felt any more".to_owned())
+        // Without one it is not felt any more.
+        cause.unwrap_or(dask::Error::Closed)
     }
 
     fn beat(&self, address: &Address, tls: Option<&dask::Tls>) -> Arc<Beat> {
@@ -59,7 +60,7 @@ impl Drop for Beat {
     }
 }
 
-async fn feel(address: &Address, tls: Option<&dask::Tls>) -> String {
+async fn feel(address: &Address, tls: Option<&dask::Tls>) -> dask::Error {
     let cause = async {
         let connection = Connection::connect(address, tls, Deadlines::default()).await?;
         loop {
@@ -70,7 +71,7 @@ async fn feel(address: &Address, tls: Option<&dask::Tls>) -> String {
         }
     };
     match cause.await {
-        Err(error) => error.to_string(),
+        Err(error) => error,
         Ok(never) => match never {},
     }
 }

@@ -2,13 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use serde_json::Value;
-
 use super::Frozen;
 use super::facts::{Facts, View};
 use super::wire::task_id;
-use crate::dask::ops::EarlierRun;
+use crate::dask::ops::{EarlierRun, Json};
 use crate::graph::{Event, RunState, SkipReason, StepIx, TaskId};
+use crate::limits;
 use crate::pipeline::{Key, Keyring, Parts, Plan, Results};
 
 /// An earlier run.
@@ -31,7 +30,7 @@ pub(super) struct Past {
 /// What is known of an output besides its handle, which stays with the runtime.
 pub(super) struct PastOutput {
     pub lens: Vec<u32>,
-    pub json: Option<Value>,
+    pub json: Option<Json>,
     /// When it was made, seconds since 1970.
     pub made: Option<f64>,
 }
@@ -43,6 +42,9 @@ impl Past {
     /// Keys are worked out in the order of the journal, in which inputs come first: what was not committed by then was a
     /// hole for whoever read it, even if the run was resumed and made it later.
     pub fn replay(run: EarlierRun, explain: bool) -> Option<Self> {
+        if !is_readable(&run.spec) {
+            return None;
+        }
         let frozen: Frozen = serde_json::from_slice(&run.spec).ok().filter(|f: &Frozen| f.format == Frozen::FORMAT)?;
         let plan = frozen.plan("spec").ok()?;
         let mut state = RunState::new(&plan.dag, 0);
@@ -86,6 +88,25 @@ impl Past {
     }
 }
 
+/// Whether a specification in JSON is one that a run can have: an unpacked value takes many times its text.
+fn is_readable(spec: &[u8]) -> bool {
+    // What separates values; those within texts count too.
+    let values = || spec.iter().filter(|byte| b",:[{".contains(byte)).count();
+    spec.len() <= limits::EARLIER_SPEC && values() <= limits::EARLIER_SPEC_VALUES
+}
+
 fn key_of(plan: &Plan, keys: &mut Keyring, task: TaskId, view: &View<'_>) -> Option<Key> {
     keys.work_out(plan, task, &|other| !view.has_output(other), view)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_specification_that_no_run_can_have_is_not_read() {
+        assert!(is_readable(br#"{"pipeline": {"steps": [{"name": "a", "script": "f(1, 2)"}]}}"#));
+        assert!(!is_readable(&vec![b' '; limits::EARLIER_SPEC + 1]));
+        assert!(!is_readable(&b"1,".repeat(limits::EARLIER_SPEC_VALUES + 1)));
+    }
 }

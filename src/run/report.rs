@@ -47,6 +47,11 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Bytes of its long texts.
+    pub(super) fn bytes(&self) -> usize {
+        self.message.len() + self.traceback.len() + self.tail.iter().map(|line| line.len() + 24).sum::<usize>()
+    }
+
     /// `step` or `step[item]`.
     pub fn task(&self) -> String {
         task_name(&self.step, self.item)

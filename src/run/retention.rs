@@ -4,12 +4,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::dask::ops::User;
+use crate::limits;
 
 /// Who uses objects of one run: references that were seen, and what their runs need.
 #[derive(Debug, Default)]
 pub(super) struct Users {
     seen: BTreeSet<String>,
-    known: BTreeMap<String, User>,
+    known: BTreeMap<String, Known>,
+    /// What those need whose own outputs are not removed.
+    paths: BTreeSet<String>,
+    bytes: usize,
+}
+
+/// A run that uses objects.
+#[derive(Debug)]
+struct Known {
+    removed: bool,
+    closed: bool,
+    name: String,
+    needs_any: bool,
 }
 
 /// A run that has not ended, and may still take over what nobody knows of yet.
@@ -30,21 +43,34 @@ impl Users {
 
     /// What a run needs.
     pub fn tell(&mut self, run: String, user: User) {
-        self.known.insert(run, user);
+        let User { removed, closed, mut name, paths } = user;
+        limits::clip(&mut name, limits::WORD);
+        self.known.insert(run, Known { removed, closed, name, needs_any: !paths.is_empty() });
+        for path in paths.into_iter().filter(|_| !removed) {
+            let bytes = path.len();
+            if self.paths.insert(path) {
+                self.bytes += bytes;
+            }
+        }
+    }
+
+    /// Bytes of names that are kept.
+    pub fn bytes(&self) -> usize {
+        self.bytes + self.seen.iter().map(String::len).sum::<usize>()
     }
 
     /// The objects that stay, relative to the run's folder; or who has to end first.
     pub fn needed(&self) -> Result<BTreeSet<&str>, InUse> {
-        let users = || self.known.iter().filter(|(_, user)| !user.removed);
-        if let Some((uid, user)) = users().find(|(_, user)| !user.closed) {
+        let mut users = self.known.iter().filter(|(_, user)| !user.removed);
+        if let Some((uid, user)) = users.find(|(_, user)| !user.closed) {
             return Err(InUse { uid: uid.clone(), name: user.name.clone() });
         }
-        Ok(users().flat_map(|(_, user)| &user.paths).map(String::as_str).collect())
+        Ok(self.paths.iter().map(String::as_str).collect())
     }
 
     /// References that mean nothing any more, relative to the run's folder.
     pub fn spent(&self) -> Vec<String> {
-        let needs_nothing = |user: &User| user.removed || (user.closed && user.paths.is_empty());
+        let needs_nothing = |user: &Known| user.removed || (user.closed && !user.needs_any);
         let spent = self.seen.iter().filter(|name| self.known.get(run_of(name)).is_some_and(needs_nothing));
         spent.map(|name| format!("refs/{name}")).collect()
     }

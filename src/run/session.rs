@@ -10,11 +10,14 @@ use tokio::time::{Instant, sleep_until};
 use super::code::code;
 use super::demand::Teller;
 use super::driver::{DriveError, RunSpec};
+use super::ended::{Ended, classify, fatal, lost, refused};
 use super::fabric::Access;
 use super::facts::{Facts, View};
 use super::install::runtime;
+use super::intake::admitted;
 use super::objects::{Objects, Versions};
 use super::report::{Counts, Failure, Note, Observer, Report, ResultValue, read_closing, summary, task_name};
+use super::results::within;
 use super::reuse::Reusable;
 use super::turn::{Turn, handed_over};
 use super::wire::{failure_class, step_def, storage, task_id};
@@ -22,6 +25,7 @@ use super::{Fabric, Start, earlier, objects, restore};
 use crate::dask::ops::{Close, Code, FollowEvents, Open, Opened, ReadOutput, Records, Settings, Stop, Submit};
 use crate::dask::{self, Address, EventBatch, Peer, RuntimeEvent};
 use crate::graph::{self, Event, RunState, StepIx, TaskId, TaskStatus};
+use crate::limits;
 use crate::local::Endpoint;
 use crate::pipeline::{ExprError, Part, ResultSource, ResultSpec};
 
@@ -45,22 +49,6 @@ const LOG_CAP: u64 = 8 << 20;
 /// Two tasks per slot keep a worker busy while the answer of one is on its way.
 const TASKS_PER_SLOT: u32 = 2;
 
-/// Why a session ended without the run's end.
-#[derive(Debug)]
-pub(super) enum Ended {
-    /// The scheduler is lost, or says that it cannot now (`answered`); another session may go on.
-    Lost {
-        cause: String,
-        answered: bool,
-    },
-    /// The scheduler is there and does not have the run as it was opened: another opening may go on.
-    Again {
-        reason: String,
-        message: String,
-    },
-    Fatal(DriveError),
-}
-
 /// What the runtime says of a run that was opened and that it does not have (any more) as it was then: another process
 /// answers, or events are missing.
 const AGAIN: [&str; 3] = ["InstanceChanged", "Gap", "RunNotFound"];
@@ -76,16 +64,21 @@ pub(super) struct Session<'a> {
     pub closing: &'a mut Option<Report>,
     /// Others run the workers, and may start more of them.
     pub scaled: bool,
+    /// Events that may be on their way without being acknowledged.
+    pub window: u32,
 }
 
 impl Session<'_> {
     pub(super) async fn run(mut self, fabric: &mut Fabric, endpoint: &Endpoint) -> Result<Report, Ended> {
-        let Access { tls, foreign, lead, lines } = fabric.access().map_err(fatal)?;
+        let Access { tls, foreign, lead, lines, limits } = fabric.access().map_err(fatal)?;
         let address: Address = endpoint.address.parse().map_err(fatal)?;
-        let peer = Peer::new(address.clone(), tls.clone(), lines.pool.clone());
+        let peer = Peer::new(address.clone(), tls.clone(), lines.pool.clone()).within(limits);
         tokio::select! {
             finished = self.converse(&peer, foreign, lead) => finished,
-            cause = lines.pulse.lost(&address, tls.as_ref()) => Err(lost(cause)),
+            error = lines.pulse.lost(&address, tls.as_ref()) => match error.is_excess() {
+                true => Err(classify(error)),
+                false => Err(lost(error.to_string())),
+            },
             cause = fabric.gone(endpoint.generation) => Err(lost(cause)),
         }
     }
@@ -166,7 +159,7 @@ impl Session<'_> {
     fn troubled(&self, error: dask::Error) -> Ended {
         match error {
             dask::Error::Refused { reason, message, .. } if reason == "StorageUnreachable" && *self.opened_before => {
-                Ended::Lost { cause: format!("{reason}: {message}"), answered: true }
+                Ended::Lost { cause: format!("{reason}: {message}"), answered: true, excess: false }
             }
             other => classify(other),
         }
@@ -176,7 +169,7 @@ impl Session<'_> {
     fn missed(&self, error: dask::Error) -> Ended {
         match error {
             dask::Error::Refused { reason, message, .. } if reason == "OutputsRemoved" => {
-                Ended::Lost { cause: message, answered: true }
+                Ended::Lost { cause: message, answered: true, excess: false }
             }
             other => self.troubled(other),
         }
@@ -224,6 +217,8 @@ impl Session<'_> {
         let mut state = RunState::new(&plan.dag, seed(&self.spec.uid));
         let mut snapshot = std::mem::take(&mut opened.snapshot);
         std::mem::take(&mut snapshot.named).into_iter().for_each(|named| facts.named(named));
+        // No other length is ever written down.
+        snapshot.lengths.retain(|(_, len)| *len <= plan.limits.max_items);
         let restored = restore::events(&snapshot);
         facts.resumed = snapshot.committed.len().saturating_sub(snapshot.adopted.len()) as u64;
         for done in snapshot.committed.iter().chain(&snapshot.finished) {
@@ -236,10 +231,12 @@ impl Session<'_> {
         let known = (&mut state, &mut facts);
         let settled = earlier::settle(peer, &opened, self.spec, reusable, &snapshot.adopted, known).await;
         settled.map_err(|error| self.missed(error))?;
+        drop(snapshot);
         self.observer.note(Note::Opened { epoch: opened.epoch, resumed: facts.resumed });
 
         let mut follow = FollowEvents::new(&self.spec.uid, opened.epoch, opened.cursor, &opened.instance);
         follow.beat = BEAT;
+        follow.window = self.window;
         follow.logs = self.spec.logs;
         let mut events = peer.follow(&follow).await.map_err(classify)?;
         facts.begun = facts.resumed > 0;
@@ -274,6 +271,7 @@ impl Session<'_> {
                 batch = events.next() => {
                     let batch = batch.map_err(classify)?;
                     self.take(&mut state, &mut facts, batch)?;
+                    bounded(&facts, peer.limits().message_bytes)?;
                 }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
                 asked = asked_to_cancel(&mut cancel), if !cancelled => {
@@ -329,7 +327,9 @@ impl Session<'_> {
 
     /// Applies one message of the event stream.
     fn take(&mut self, state: &mut RunState, facts: &mut Facts, batch: EventBatch) -> Result<(), Ended> {
+        facts.tidy();
         for event in batch.events {
+            let Some(event) = admitted(event, &self.spec.plan, state) else { continue };
             match event {
                 RuntimeEvent::Started { task, .. } => {
                     facts.begun = true;
@@ -338,7 +338,9 @@ impl Session<'_> {
                 RuntimeEvent::Finished { task, lens, json, .. } => {
                     let id = task_id(task);
                     facts.begun = true;
-                    facts.finished(id, lens.clone(), json);
+                    let result = json.map(|result| result.kept()).transpose();
+                    let result = result.map_err(|error| excess(error.to_string()))?;
+                    facts.finished(id, lens.clone(), result);
                     self.apply(state, &Event::Finished { task: id, attempt: task.attempt, lens });
                 }
                 RuntimeEvent::Committed { tasks, .. } => {
@@ -443,10 +445,10 @@ impl Session<'_> {
         outcome: graph::RunOutcome,
     ) -> Result<Report, Ended> {
         let plan = &self.spec.plan;
-        let mut results = Vec::new();
+        let (mut results, mut room) = (Vec::new(), limits::GATHERED_VALUES);
         for result in plan.results() {
             let view = View { facts, state, dag: &plan.dag };
-            let value = match plan.computed_result(result, &view) {
+            let value = match plan.computed_result(result, &view).and_then(|value| within(&mut room, value)) {
                 Ok(value) => ResultValue::Json(value),
                 Err(error) => self.stored_result(peer, &view, result, &error).await?,
             };
@@ -493,7 +495,7 @@ impl Session<'_> {
         if !committed {
             return Ok(ResultValue::Missing { why: None });
         }
-        if !path.is_empty() && facts.json(task).is_some() {
+        if !path.is_empty() && facts.has_result(task) {
             return missing();
         }
         let read = ReadOutput::new(&self.spec.uid, step.0, *item, 0);
@@ -549,31 +551,15 @@ fn seed(uid: &str) -> u64 {
     digest.iter().take(8).fold(0, |seed, byte| (seed << 8) | u64::from(*byte))
 }
 
-pub(super) fn lost(cause: String) -> Ended {
-    Ended::Lost { cause, answered: false }
+/// A scheduler that says more than is taken of it. It lives, and would say the same again.
+fn excess(reason: String) -> Ended {
+    classify(dask::Error::excess(FollowEvents::OP, reason))
 }
 
-pub(super) fn refused(reason: &str, message: String) -> Ended {
-    Ended::Fatal(DriveError::Refused { reason: reason.to_owned(), message })
-}
-
-fn fatal(error: dask::Error) -> Ended {
-    Ended::Fatal(DriveError::Dask(Box::new(error)))
-}
-
-/// Whether another session may go on after `error`.
-pub(super) fn classify(error: dask::Error) -> Ended {
-    match error.class() {
-        dask::Class::Transient => lost(error.to_string()),
-        dask::Class::Configuration => fatal(error),
-        dask::Class::Peer => lost(error.to_string()),
-        dask::Class::Refused => match error {
-            // Another opening with a higher epoch has the run.
-            dask::Error::Refused { reason, message, .. } if reason == "StaleEpoch" => {
-                Ended::Fatal(DriveError::Fenced { how: Some(message) })
-            }
-            dask::Error::Refused { reason, message, .. } => refused(&reason, message),
-            other => lost(other.to_string()),
-        },
+/// All results of a run have to fit into a snapshot, from which it goes on.
+fn bounded(facts: &Facts, most: usize) -> Result<(), Ended> {
+    match facts.results_bytes() {
+        bytes if bytes > most => Err(excess(format!("the results of the run have {bytes} bytes, {most} are allowed"))),
+        _ => Ok(()),
     }
 }

@@ -9,16 +9,17 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::driver::{DriveError, StorageSpec};
+use super::ended::{Ended, classify, refused};
 use super::fabric::Seat;
 use super::install::runtime;
 use super::retention::{InUse, Users, split};
-use super::session::{Ended, classify, refused};
 use super::wire::storage;
 use crate::dask::ops::{
-    Discard, Final, Folder, Forget, ListObjects, ListReferences, LookStored, LookUser, MarkRemoved, Part, Seal,
-    Storage, User,
+    Discard, Final, Folder, Forget, ListObjects, ListReferences, LookStored, LookUser, MarkRemoved, Operation, Part,
+    Seal, Storage, User,
 };
-use crate::dask::{self, Address, Peer};
+use crate::dask::{self, Address, Limits, Peer};
+use crate::limits;
 
 /// Names of objects per message to the runtime.
 const CHUNK: usize = 5000;
@@ -50,7 +51,7 @@ pub struct Swept {
 /// Removes it. All of it may be done twice, also by two at once.
 pub async fn sweep(sweep: &Sweep, seat: &Seat) -> Result<Swept, DriveError> {
     let address: Address = seat.address.parse().map_err(|error| DriveError::Dask(Box::new(error)))?;
-    let peer = Peer::new(address, seat.tls.clone(), seat.lines.pool.clone());
+    let peer = Peer::new(address, seat.tls.clone(), seat.lines.pool.clone()).within(Limits::operator());
     let sweeper = Sweeper { peer, sweep, storage: storage(&sweep.storage), lead: seat.lead };
     sweeper.run(seat.foreign).await.map_err(|ended| match ended {
         Ended::Lost { cause, .. } => DriveError::Cluster(cause),
@@ -133,6 +134,11 @@ impl Sweeper<'_> {
                     user = self.user(of, &run).await?;
                 }
                 users.tell(run, user);
+                if users.bytes() > limits::USERS_BYTES {
+                    let most = limits::USERS_BYTES;
+                    let reason = format!("the names of objects that other runs use have more than {most} bytes");
+                    return Err(classify(dask::Error::excess(LookUser::OP, reason)));
+                }
             }
         }
     }
@@ -182,7 +188,7 @@ impl Sweeper<'_> {
         Ok(())
     }
 
-    async fn call<O: dask::ops::Operation>(&self, operation: &O) -> Result<O::Reply, Ended> {
+    async fn call<O: Operation>(&self, operation: &O) -> Result<O::Reply, Ended> {
         self.peer.call(operation).await.map_err(|error| match error {
             dask::Error::UnknownOp { .. } => {
                 let message = "the runtime in the scheduler is of a release that does not know retention";

@@ -16,6 +16,8 @@ use super::reader::Reader;
 const RUNS: usize = 16;
 /// Bytes of their journals together.
 const JOURNAL_BYTES: u64 = 64 << 20;
+/// Outputs of these runs together, beyond those of the newest, as the runtime counts them.
+const OUTPUTS: usize = 100_000;
 /// Marks of runs that are looked through for one of a given name.
 const MARKS: usize = 10_000;
 /// Bytes of a mark of removal.
@@ -38,6 +40,7 @@ impl Reader {
     pub async fn earlier(&self, pipeline: &str, wanted: Option<&str>) -> Result<Vec<PastRun>, StoreError> {
         let (mut found, mut cleared): (Vec<PastRun>, Option<PastRun>) = (Vec::new(), None);
         let (mut room, most) = (JOURNAL_BYTES, if wanted.is_none() { RUNS } else { 1 });
+        let mut outputs = OUTPUTS;
         for uid in self.candidates(pipeline, wanted).await? {
             if found.len() == most {
                 break;
@@ -55,6 +58,11 @@ impl Reader {
             }
             room = room.saturating_sub(size);
             if let Some(folded) = readable(self.read_journal(&uid).await)? {
+                let count = folded.committed.len() + folded.skipped.len();
+                if count > outputs && !found.is_empty() {
+                    break;
+                }
+                outputs = outputs.saturating_sub(count);
                 found.push(PastRun { uid, folded, gone: Vec::new(), removed: None });
             }
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use daskade::dask::ops::{Hello, Operation, Submit, SubmitItem, TaskAddr, Versions};
+use daskade::dask::ops::{Hello, Open, Operation, Submit, SubmitItem, TaskAddr, Versions, WatchCluster};
 use daskade::dask::{Connection, Deadlines, Error, Limits, frame};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -67,9 +67,59 @@ async fn a_hundred_thousand_levels_are_refused() {
 
 #[tokio::test]
 async fn too_many_values_are_refused() {
-    let many = 5_000_000u32;
+    let many = 64_000u32;
     let body = [&[0xdd][..], &many.to_be_bytes(), &vec![0xc0; many as usize]].concat();
     assert_eq!(answer_with(frame::encode(&[&body])).await, "message");
+}
+
+/// What is said of the answer to a request for a cluster's state, if it has so many workers with so many resources each.
+async fn state_of(workers: usize, resources: usize, name: usize) -> Result<usize, String> {
+    let resources: serde_json::Map<_, _> = (0..resources).map(|n| (format!("R{n}"), json!(1.0))).collect();
+    let worker = |n: usize| {
+        json!({"name": format!("w{n:0>name$}"), "address": "tls://10.0.0.1:40000", "status": "running", "threads": 4,
+               "resources": resources, "tasks": 2, "certificate": "0".repeat(64)})
+    };
+    let state = json!({"status": "OK", "version": 1, "instance": "me", "runtime": "r", "dask": "2026.8.0",
+        "python": "3.12.1", "workers": (0..workers).map(worker).collect::<Vec<_>>(), "demand": [], "runs": 0, "clients": 0,
+        "tasks": 0, "idle": 0.0, "certificate": null});
+    let (connection, _peer) = greeted(LONG, async move |mut stream| {
+        receive(&mut stream).await;
+        send(&mut stream, &state).await;
+        receive(&mut stream).await;
+    })
+    .await;
+    let ask = WatchCluster { lead: 1, since: 0, instance: None, wait: 0.0, fresh: false };
+    let answer = connection.call(&ask).await;
+    answer.map(|info| info.workers.len()).map_err(|error| {
+        assert!(error.is_excess(), "{error}");
+        error.to_string()
+    })
+}
+
+/// The state of a cluster has a budget of its own: enough for 1000 workers with resources, in bytes and in values.
+#[tokio::test]
+async fn the_state_of_a_cluster_has_a_budget_of_its_own() {
+    assert_eq!(state_of(1000, 8, 30).await, Ok(1000));
+    let values = state_of(1000, 30, 30).await.expect_err("too many values");
+    assert_eq!(values, "read daskade-cluster: there are more than 64000 values (docs/limits.md)");
+    let bytes = state_of(1000, 8, 3000).await.expect_err("too many bytes");
+    assert!(bytes.starts_with("read daskade-cluster: a message of 3"), "{bytes}");
+    assert!(bytes.ends_with("exceeds the limit of 2097152 (docs/limits.md)"), "{bytes}");
+}
+
+/// Of a snapshot all but results is unpacked, and that is counted.
+#[tokio::test]
+async fn what_is_unpacked_of_a_snapshot_is_counted_and_results_are_not() {
+    let result: Vec<u32> = vec![1; 8000];
+    for (snapshot, fits) in [
+        (json!({"committed": vec![json!([0, 0, 1, null, [result]]); 20]}), true),
+        (json!({"lost": vec![json!([0, 0, 1]); 300]}), false),
+        (json!({"final": {"results": {"x": vec![1; 450_000]}}}), false),
+    ] {
+        let opened = json!({"status": "OK", "epoch": 1, "instance": "me", "cursor": 0, "snapshot": snapshot});
+        let body = rmp_serde::to_vec(&opened).expect("it can be packed");
+        assert_eq!(Open::weigh(&body, 1000).is_ok(), fits);
+    }
 }
 
 #[tokio::test]

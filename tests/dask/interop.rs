@@ -273,7 +273,7 @@ async fn a_run_goes_from_installation_to_its_closing_record() {
             events = connection.follow(&again).await.expect("a second stream");
         }
     }
-    assert_eq!(total, Some((0..20).map(|n| n * n).sum::<i64>().into()));
+    assert_eq!(total, Some(serde_json::Value::from((0..20).map(|n| n * n).sum::<i64>()).into()));
     let output = connection.call(&ReadOutput::new("interop", 1, None, 1000)).await.expect("an output");
     assert_eq!((output.serializer.as_str(), output.json), ("pickle", total));
 

@@ -106,12 +106,12 @@ fn opened() -> Value {
     json!({"status": "OK", "epoch": 1, "instance": "me", "cursor": 0, "snapshot": {}})
 }
 
-fn ok() -> Value {
+pub fn ok() -> Value {
     json!({"status": "OK"})
 }
 
 /// The usual answers; the stream of events tells `events`.
-fn usual(op: &str, events: &[Value]) -> Value {
+pub fn usual(op: &str, events: &[Value]) -> Value {
     match op {
         "daskade-hello" => hello([1, 1]),
         "daskade-open" => opened(),
@@ -125,7 +125,7 @@ fn usual(op: &str, events: &[Value]) -> Value {
     }
 }
 
-fn finished() -> Vec<Value> {
+pub fn finished() -> Vec<Value> {
     vec![
         json!({"k": "started", "n": 1, "s": 0, "i": -1, "a": 1, "w": "w", "t": 1.0}),
         json!({"k": "finished", "n": 2, "s": 0, "i": -1, "a": 1, "w": "w", "t0": 1.0, "t1": 2.0, "z": 1}),
@@ -144,11 +144,11 @@ impl Observer for Notes {
     fn counts(&mut self, _: Counts) {}
 }
 
-fn run_of_one_step(start: Start, patience: Patience) -> RunSpec {
+pub fn run_of_one_step(start: Start, patience: Patience) -> RunSpec {
     run_of(&json!({"name": "a", "call": "m:f"}), start, patience)
 }
 
-fn run_of(step: &Value, start: Start, patience: Patience) -> RunSpec {
+pub fn run_of(step: &Value, start: Start, patience: Patience) -> RunSpec {
     let spec: PipelineSpec = serde_json::from_value(json!({ "steps": [step] })).expect("a spec");
     let info = RunInfo { name: "run".to_owned(), uid: "uid".to_owned() };
     let plan = validate(&spec, "spec").and_then(|flow| flow.bind(&Map::new(), &info)).expect("no mistakes");
@@ -180,7 +180,7 @@ async fn driven(spec: &RunSpec, address: &str) -> (Result<Report, DriveError>, V
     driven_on(spec, Fabric::Remote { address: address.to_owned(), tls: None }).await
 }
 
-async fn driven_on(spec: &RunSpec, mut fabric: Fabric) -> (Result<Report, DriveError>, Vec<Note>, Duration) {
+pub async fn driven_on(spec: &RunSpec, mut fabric: Fabric) -> (Result<Report, DriveError>, Vec<Note>, Duration) {
     let (_keep, cancel) = watch::channel(false);
     let mut notes = Notes::default();
     let began = Instant::now();

@@ -3,7 +3,10 @@
 mod bad_inputs;
 mod driver;
 mod fleet;
+mod limits;
 mod manifest;
 mod manifest_properties;
+#[path = "../support/memory.rs"]
+mod memory;
 #[path = "../support/peer.rs"]
 mod peer;

@@ -8,6 +8,9 @@ mod deployment;
 mod faults;
 mod fence;
 mod lease;
+mod limits;
+#[path = "../support/memory.rs"]
+mod memory;
 mod namespaces;
 mod objects;
 #[path = "../support/peer.rs"]

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::memory::Flood;
 use crate::peer::{receive, send};
 use crate::wait;
 
@@ -46,6 +47,8 @@ pub struct State {
     /// Steps that were handed over do not end.
     pub held: bool,
     pub refusal: Refusal,
+    /// Sent in place of the state of the cluster.
+    pub flood: Option<Arc<Flood>>,
 }
 
 /// Why no storage can be used, for operations on what is stored, and how many of them succeed before.
@@ -197,6 +200,11 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<wat
                 tokio::select! {
                     _ = tokio::time::timeout(wait, news.wait_for(|version| *version > since)) => {}
                     () = closed(&stream) => return,
+                }
+                let flood = lock(&state).flood.clone();
+                if let Some(flood) = flood {
+                    flood.send(&mut stream).await;
+                    continue;
                 }
                 let unseen = if call["fresh"] == true { lock(&state).unseen } else { 0 };
                 info(&lock(&state), &instance, unseen)

@@ -8,7 +8,7 @@ use std::{
 
 use daskade::{
     api::condition::{CONDITION_REASONS, PROBLEM_REASONS},
-    crd,
+    crd, limits,
 };
 use serde_json::Value;
 
@@ -58,6 +58,68 @@ fn the_chart_has_the_crds_as_templates_that_are_kept() {
 fn the_reference_is_that_of_the_types() {
     check_file("docs/reference.md", &crd::reference());
     check_file("docs/reasons.md", &crd::reasons_page());
+}
+
+/// The numbers of the page are those of the program.
+#[test]
+fn limits_are_as_the_page_says() {
+    let page = fs::read_to_string(in_repository("docs/limits.md")).unwrap();
+    let size = |bytes: usize| match bytes {
+        _ if bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
+        _ => format!("{} KiB", bytes >> 10),
+    };
+    let number = |number: usize| {
+        let digits = number.to_string();
+        let mut grouped = String::new();
+        for (at, digit) in digits.chars().enumerate() {
+            if at > 0 && (digits.len() - at).is_multiple_of(3) {
+                grouped.push(' ');
+            }
+            grouped.push(digit);
+        }
+        grouped
+    };
+    for (what, budget) in [
+        ("the first one on a connection", limits::INTRODUCTION),
+        ("an answer without a row below", limits::ANSWER),
+        ("the state of a cluster", limits::CLUSTER),
+        ("names of objects", limits::NAMES),
+        ("log objects, for", limits::LOGS),
+        ("the snapshot of a run", limits::SNAPSHOT_OF_OPERATOR),
+        ("the same, read by a command", limits::SNAPSHOT),
+        ("identity and workers", limits::DASK),
+        ("events of a run", limits::Budget { values: limits::EVENTS_UNPACKED, ..limits::EVENTS }),
+    ] {
+        let row = page.lines().find(|line| line.starts_with(&format!("| {what}"))).unwrap_or_else(|| panic!("{what}"));
+        let cells = format!("| {} | {}", size(budget.bytes), number(budget.values));
+        assert!(row.contains(&cells), "{cells}: {row}");
+    }
+    for (what, limit) in [
+        ("the closing record", number(limits::CLOSING_VALUES)),
+        ("messages of more than", size(limits::FREE_BYTES)),
+        ("messages of more than", size(limits::PEER_BYTES)),
+        ("messages of more than", size(limits::PROCESS_BYTES)),
+        ("results of one run", size(limits::SNAPSHOT_OF_OPERATOR.bytes)),
+        ("results of one run", size(limits::SNAPSHOT.bytes)),
+        ("one result", size(limits::RESULT)),
+        ("results that are unpacked", size(limits::RESULTS_UNPACKED)),
+        ("values of results that an", number(limits::GATHERED_VALUES)),
+        ("text of the failures", size(limits::FAILURES)),
+        ("text of the failures", format!("{} bytes", limits::FAILURE_WORDS)),
+        ("text of one failure", size(limits::FAILURE_MESSAGE)),
+        ("text of one failure", size(limits::FAILURE_TRACEBACK)),
+        ("text of one failure", size(limits::FAILURE_TAIL)),
+        ("why tasks of one step wait", size(limits::BLOCKED_MESSAGE)),
+        ("the specification of an earlier run", size(limits::EARLIER_SPEC)),
+        ("the specification of an earlier run", number(limits::EARLIER_SPEC_VALUES)),
+        ("names of objects of one run that", size(limits::USERS_BYTES)),
+        ("workers of one cluster", number(limits::WORKERS)),
+        ("kinds of demand", number(limits::ASKS)),
+        ("log objects of one", size(limits::LOGS_IN_ALL)),
+    ] {
+        let row = page.lines().find(|line| line.starts_with(&format!("| {what}"))).unwrap_or_else(|| panic!("{what}"));
+        assert!(row.contains(&limit), "{limit}: {row}");
+    }
 }
 
 /// What to do about each reason that an object may have, and about no other.

@@ -20,6 +20,7 @@ use crate::cli::run::{home, reader, store_failure};
 use crate::cli::{Failure, exit, request};
 use crate::dask::ops::{FollowEvents, StoredLogs};
 use crate::dask::{Error, Events, RuntimeEvent};
+use crate::limits;
 use crate::local::home::StorageNote;
 use crate::problem::nearest;
 use crate::run::Frozen;
@@ -193,7 +194,7 @@ impl Live {
 
     /// What the storage has, by the scheduler's rights.
     async fn stored(&self, filter: &LogFilter, printed: &mut Printed) -> Result<(), Failure> {
-        let mut objects = Vec::new();
+        let (mut objects, mut bytes) = (Vec::new(), 0);
         let mut after = None;
         loop {
             let ask = StoredLogs { run: self.uid.clone(), after: after.take() };
@@ -209,8 +210,14 @@ impl Live {
                 Err(error) => return Err(unheard(&error)),
             };
             after = answer.objects.last().map(|(key, _)| key.clone());
+            bytes += answer.objects.iter().map(|(key, data)| key.len() + data.len()).sum::<usize>();
             objects.extend(answer.objects);
-            if !answer.more {
+            if !answer.more || after.is_none() {
+                break;
+            }
+            if bytes > limits::LOGS_IN_ALL {
+                let most = limits::LOGS_IN_ALL >> 20;
+                drop(writeln!(io::stderr(), "more lines are in storage; {most} MiB of logs are read at one time"));
                 break;
             }
         }

@@ -14,7 +14,7 @@ use crate::controller::error::PassError;
 use crate::controller::gather::read_run;
 use crate::controller::queue::Key;
 use crate::dask::ops::Forget;
-use crate::dask::{Connection, Deadlines};
+use crate::dask::{Connection, Deadlines, Limits};
 use crate::run::{Lines, Seat};
 use crate::runs::facts::{ClusterFact, Facts, Place, Run, SpecFact};
 use crate::runs::retention::Due;
@@ -122,7 +122,9 @@ impl Work<'_> {
         let Some(seat) = seats.borrow().clone() else { return };
         let Ok(address) = seat.address.parse() else { return };
         let told = timeout(LEAVE, async {
-            let connection = Connection::connect(&address, seat.tls.as_ref(), Deadlines::default()).await?;
+            let tls = seat.tls.as_ref();
+            let connection =
+                Connection::connect_limited(&address, tls, Deadlines::default(), Limits::operator()).await?;
             connection.call(&Forget { run: &run.uid, epoch, lead: Some(seat.lead) }).await.map(drop)
         });
         if let Ok(Err(error)) = told.await {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 use super::{LogLine, RuntimeEvent, WorkerChange};
 use crate::dask::ops::{Json, TaskAddr, item_from_wire};
@@ -27,13 +27,6 @@ pub(super) struct Finished {
     z: u64,
     #[serde(default)]
     lens: Option<Vec<u32>>,
-    /// A result that is null is there all the same.
-    #[serde(default, deserialize_with = "there")]
-    json: Option<Json>,
-}
-
-fn there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Json>, D::Error> {
-    Json::deserialize(deserializer).map(Some)
 }
 
 #[derive(Deserialize)]
@@ -149,18 +142,17 @@ impl TryFrom<Started> for RuntimeEvent {
     }
 }
 
-impl TryFrom<Finished> for RuntimeEvent {
-    type Error = String;
-
-    fn try_from(e: Finished) -> Result<RuntimeEvent, String> {
+impl Finished {
+    /// A result that is null is there all the same.
+    pub(super) fn with(self, json: Option<Json>) -> Result<RuntimeEvent, String> {
         Ok(RuntimeEvent::Finished {
-            task: task(e.s, e.i, e.a)?,
-            worker: e.w,
-            began: e.t0,
-            ended: e.t1,
-            size: e.z,
-            lens: e.lens.unwrap_or_default(),
-            json: e.json,
+            task: task(self.s, self.i, self.a)?,
+            worker: self.w,
+            began: self.t0,
+            ended: self.t1,
+            size: self.z,
+            lens: self.lens.unwrap_or_default(),
+            json,
         })
     }
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Accepted, Operation};
+use crate::dask::frame::Limits;
 use crate::dask::session::Deadlines;
+use crate::limits;
 
 /// `daskade-cluster`: the state of the cluster, once its version is above `since` or `wait` seconds have passed.
 #[derive(Debug, Clone, Serialize)]
@@ -140,6 +142,10 @@ pub struct Demand {
 impl Operation for WatchCluster {
     const OP: &'static str = "daskade-cluster";
     type Reply = ClusterInfo;
+
+    fn limits(&self) -> Limits {
+        Limits::of(limits::CLUSTER)
+    }
 
     /// Beyond the longest wait.
     fn deadline(deadlines: &Deadlines) -> Duration {

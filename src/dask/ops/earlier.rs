@@ -7,8 +7,12 @@ use serde::ser::SerializeTuple;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::values::item_to_wire;
-use super::{Accepted, Decided, Done, Item, NamedObjects, Operation, Storage};
+use super::{Accepted, Decided, Done, Item, NamedObjects, Operation, Storage, records};
+use crate::dask::frame::Limits;
+use crate::dask::message::MessageError;
+use crate::dask::msgpack::{self, Head, Reader};
 use crate::dask::session::Deadlines;
+use crate::limits;
 
 /// `daskade-earlier`: reads the newest earlier runs of a pipeline, each once. Before the run itself is opened.
 #[derive(Debug, Clone, Serialize)]
@@ -88,6 +92,21 @@ pub struct AdoptItem {
 impl Operation for Earlier<'_> {
     const OP: &'static str = "daskade-earlier";
     type Reply = EarlierRuns;
+
+    fn limits(&self) -> Limits {
+        Limits::with_results(limits::SNAPSHOT)
+    }
+
+    fn weigh(body: &[u8], most: usize) -> Result<(), MessageError> {
+        let Some(runs) = msgpack::find(body, "runs")? else { return Ok(()) };
+        let mut reader = Reader::new(runs);
+        let Head::Array(count) = reader.head()? else { return Ok(()) };
+        let mut sum = 0;
+        for _ in 0..count {
+            records::weigh(reader.value()?, &mut sum, most)?;
+        }
+        Ok(())
+    }
 
     /// It reads journals.
     fn deadline(deadlines: &Deadlines) -> Duration {

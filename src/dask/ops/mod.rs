@@ -5,6 +5,7 @@
 pub mod cluster;
 mod code;
 mod earlier;
+mod json;
 mod objects;
 mod records;
 mod retention;
@@ -18,19 +19,22 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::error::{Error, TEXT_CAP, clean_text};
-use super::message::Message;
+use super::frame::Limits;
+use super::message::{Message, MessageError};
 use super::session::Deadlines;
+use crate::limits;
 
 pub use cluster::*;
 pub use code::*;
 pub use earlier::*;
+pub use json::Json;
 pub use objects::*;
 pub use records::*;
 pub use retention::*;
 pub use runtime::*;
 pub use scheduler::*;
 pub(crate) use values::item_from_wire;
-pub use values::{Json, PathPart, TaskAddr, TaskDep};
+pub use values::{PathPart, TaskAddr, TaskDep};
 
 /// One kind of request. It serialises as the map of its arguments, and exactly those: Dask refuses unknown ones.
 pub trait Operation: Serialize {
@@ -42,6 +46,16 @@ pub trait Operation: Serialize {
     /// How long to wait for the answer.
     fn deadline(deadlines: &Deadlines) -> Duration {
         deadlines.rpc
+    }
+
+    /// What the answer may have.
+    fn limits(&self) -> Limits {
+        Limits::of(limits::ANSWER)
+    }
+
+    /// Checks what of the answer would be unpacked, before it is: `most` values.
+    fn weigh(_body: &[u8], _most: usize) -> Result<(), MessageError> {
+        Ok(())
     }
 }
 

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::values::{item_from_wire, item_to_wire};
 use super::{Json, TaskAddr};
+use crate::dask::message::MessageError;
+use crate::dask::msgpack::{self, Head, Reader};
+use crate::limits;
 
 /// A run's closing record: state, reason, message, results and what the caller adds.
 pub type Final = serde_json::Map<String, serde_json::Value>;
@@ -36,6 +39,46 @@ pub struct Snapshot {
     /// The closing record, if the run was closed.
     #[serde(rename = "final")]
     pub closed: Option<Final>,
+}
+
+/// Checks how much is to be unpacked of a snapshot, or of what an earlier run has: results of steps are not.
+pub(super) fn weigh(snapshot: &[u8], sum: &mut usize, most: usize) -> Result<(), MessageError> {
+    let mut reader = Reader::new(snapshot);
+    let Head::Map(fields) = reader.head()? else { return Ok(()) };
+    for _ in 0..fields {
+        let key = reader.value()?;
+        match msgpack::text(key) {
+            Some(b"committed" | b"finished") => weigh_done(&mut reader, sum)?,
+            Some(b"final") => {
+                let values = reader.count()?;
+                if values > limits::CLOSING_VALUES {
+                    return Err(MessageError::TooManyElements { limit: limits::CLOSING_VALUES });
+                }
+            }
+            _ => *sum = sum.saturating_add(reader.count()?),
+        }
+        if *sum > most {
+            return Err(MessageError::TooManyElements { limit: most });
+        }
+    }
+    Ok(())
+}
+
+/// Rows of [`Done`]: the fifth field of each is the result.
+fn weigh_done(reader: &mut Reader<'_>, sum: &mut usize) -> Result<(), MessageError> {
+    let Head::Array(rows) = reader.head()? else { return Ok(()) };
+    for _ in 0..rows {
+        let Head::Array(fields) = reader.head()? else { continue };
+        for field in 0..fields {
+            if field == 4 {
+                reader.skip()?;
+                *sum = sum.saturating_add(1);
+            } else {
+                *sum = sum.saturating_add(reader.count()?);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A task that has an output: `[step, item, attempt, lens, [json]]`; the last is nil without a result.

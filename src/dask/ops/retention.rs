@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Accepted, Final, Operation, Storage};
+use crate::dask::frame::Limits;
 use crate::dask::session::Deadlines;
+use crate::limits::{ANSWER, NAMES};
 
 /// `daskade-stored`: what is left of a run.
 #[derive(Debug, Clone, Serialize)]
@@ -175,10 +177,14 @@ pub struct Discard<'a> {
 
 /// Operations that read or write storage.
 macro_rules! slow {
-    ($($operation:ident, $name:literal, $reply:ty;)*) => {$(
+    ($($operation:ident, $name:literal, $reply:ty, $budget:ident;)*) => {$(
         impl Operation for $operation<'_> {
             const OP: &'static str = $name;
             type Reply = $reply;
+
+            fn limits(&self) -> Limits {
+                Limits::of($budget)
+            }
 
             fn deadline(deadlines: &Deadlines) -> Duration {
                 deadlines.slow
@@ -188,11 +194,11 @@ macro_rules! slow {
 }
 
 slow! {
-    LookStored, "daskade-stored", Stored;
-    ListReferences, "daskade-references", References;
-    LookUser, "daskade-user", User;
-    MarkRemoved, "daskade-mark", Accepted;
-    Seal, "daskade-seal", Accepted;
-    ListObjects, "daskade-objects", Objects;
-    Discard, "daskade-discard", Accepted;
+    LookStored, "daskade-stored", Stored, NAMES;
+    ListReferences, "daskade-references", References, NAMES;
+    LookUser, "daskade-user", User, NAMES;
+    MarkRemoved, "daskade-mark", Accepted, ANSWER;
+    Seal, "daskade-seal", Accepted, ANSWER;
+    ListObjects, "daskade-objects", Objects, NAMES;
+    Discard, "daskade-discard", Accepted, ANSWER;
 }

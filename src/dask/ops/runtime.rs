@@ -12,9 +12,12 @@ use super::{
     Final, FunctionResult, Json, Operation, PathPart, Record, RunFunction, Snapshot, TaskAddr, TaskDep, read_reply,
 };
 use crate::dask::error::{Error, TEXT_CAP, clean_text};
+use crate::dask::frame::Limits;
 use crate::dask::message::{Message, MessageError};
 use crate::dask::pickle::Constant;
 use crate::dask::session::Deadlines;
+use crate::dask::{msgpack, ops::records};
+use crate::limits::{self, Budget};
 
 /// `daskade-hello`: is the runtime there, and which. [`Error::UnknownOp`](crate::dask::Error::UnknownOp) if not.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -356,6 +359,10 @@ impl Operation for StoredLogs {
     const OP: &'static str = "daskade-logs";
     type Reply = LogObjects;
 
+    fn limits(&self) -> Limits {
+        Limits::of(limits::LOGS)
+    }
+
     fn deadline(deadlines: &Deadlines) -> Duration {
         deadlines.slow
     }
@@ -413,6 +420,15 @@ impl Operation for Open {
     const OP: &'static str = "daskade-open";
     type Reply = Opened;
 
+    fn limits(&self) -> Limits {
+        Limits::with_results(limits::SNAPSHOT)
+    }
+
+    fn weigh(body: &[u8], most: usize) -> Result<(), MessageError> {
+        let snapshot = msgpack::find(body, "snapshot")?.unwrap_or_default();
+        if snapshot.is_empty() { Ok(()) } else { records::weigh(snapshot, &mut 0, most) }
+    }
+
     /// It probes the storage and reads a journal.
     fn deadline(deadlines: &Deadlines) -> Duration {
         deadlines.slow
@@ -452,6 +468,13 @@ impl Operation for Forget<'_> {
 impl Operation for ReadOutput<'_> {
     const OP: &'static str = "daskade-read";
     type Reply = Output;
+
+    /// Of the bytes those that were asked for, and a little around them.
+    fn limits(&self) -> Limits {
+        let asked = usize::try_from(self.max).unwrap_or(usize::MAX);
+        let Budget { bytes, values } = limits::ANSWER;
+        Limits::of(Budget { bytes: bytes.saturating_add(asked), values })
+    }
 
     /// It may fetch from storage.
     fn deadline(deadlines: &Deadlines) -> Duration {

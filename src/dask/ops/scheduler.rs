@@ -8,9 +8,11 @@ use serde::de::{self, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Operation;
+use crate::dask::frame::Limits;
 use crate::dask::message::Placeholder;
 use crate::dask::pickle::{self, Constant};
 use crate::dask::session::Deadlines;
+use crate::limits;
 
 /// `identity`: who the scheduler is and which workers it has.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -168,6 +170,10 @@ pub struct FunctionResult {
 impl Operation for Identity {
     const OP: &'static str = "identity";
     type Reply = SchedulerIdentity;
+
+    fn limits(&self) -> Limits {
+        Limits::of(limits::DASK)
+    }
 }
 
 impl Operation for Versions {
@@ -178,6 +184,10 @@ impl Operation for Versions {
 impl Operation for Processing {
     const OP: &'static str = "processing";
     type Reply = BTreeMap<String, Count>;
+
+    fn limits(&self) -> Limits {
+        Limits::of(limits::DASK)
+    }
 }
 
 impl Operation for RetireWorkers {
@@ -193,6 +203,10 @@ impl Operation for RetireWorkers {
 impl<M: Serialize> Operation for Broadcast<M> {
     const OP: &'static str = "broadcast";
     type Reply = BTreeMap<String, rmpv::Value>;
+
+    fn limits(&self) -> Limits {
+        Limits::of(limits::DASK)
+    }
 }
 
 impl Operation for RunFunction {

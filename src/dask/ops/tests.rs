@@ -197,9 +197,9 @@ fn a_snapshot_is_read() {
     let snapshot = opened.snapshot;
     assert_eq!((opened.epoch, opened.cursor), (2, 7));
     assert_eq!(snapshot.committed[0].lens.as_deref(), Some(&[3][..]));
-    assert_eq!(snapshot.committed[0].json, Some(json!({"x": 1})));
+    assert_eq!(snapshot.committed[0].json, Some(json!({"x": 1}).into()));
     assert_eq!(snapshot.committed[1], Done { task: TaskAddr::new(1, Some(0), 2), lens: None, json: None });
-    assert_eq!(snapshot.committed[2].json, Some(Json::Null), "a result that is null");
+    assert_eq!(snapshot.committed[2].json, Some(serde_json::Value::Null.into()), "a result that is null");
     assert_eq!(snapshot.submitted, [TaskAddr::new(1, Some(1), 1)]);
     assert_eq!(snapshot.lost, [TaskAddr::new(1, Some(2), 2)]);
     assert_eq!(snapshot.failed[0].class, "oom");

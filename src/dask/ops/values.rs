@@ -57,9 +57,6 @@ pub enum PathPart {
     Index(i64),
 }
 
-/// The small result of a step: plain JSON data, sent as msgpack.
-pub type Json = serde_json::Value;
-
 pub(crate) fn item_to_wire(item: Option<u32>) -> i64 {
     item.map_or(NO_ITEM, i64::from)
 }

@@ -1,0 +1,106 @@
+//! How much is taken from a scheduler: the numbers, in one place. `docs/limits.md` says the same for people.
+//!
+//! A scheduler belongs to a tenant, and the operator serves all of them. Each number is looked at before memory is taken.
+
+/// What one message may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Bytes, the prelude included.
+    pub bytes: usize,
+    /// Values, counting each member of each array and map; where a message holds results of steps, all but those within them.
+    pub values: usize,
+}
+
+/// The first message on a connection: it comes from whoever answers at an address.
+pub const INTRODUCTION: Budget = Budget { bytes: 64 << 10, values: 1000 };
+/// The answer to an operation that has no budget of its own, errors with their tracebacks included.
+pub const ANSWER: Budget = Budget { bytes: 1 << 20, values: 64_000 };
+/// The state of a cluster: enough for 1000 workers.
+pub const CLUSTER: Budget = Budget { bytes: 2 << 20, values: 64_000 };
+/// One message of a run's events.
+pub const EVENTS: Budget = Budget { bytes: 4 << 20, values: 4 << 20 };
+/// Values of one message of events outside of results.
+pub const EVENTS_UNPACKED: usize = 128_000;
+/// A page of names of objects (50 000), or what one run needs of another.
+pub const NAMES: Budget = Budget { bytes: 16 << 20, values: 256_000 };
+/// A page of log objects: about 4 MiB, or one object of at most 64 MiB.
+pub const LOGS: Budget = Budget { bytes: 66 << 20, values: 64_000 };
+/// What a scheduler without our runtime tells of itself and of its workers.
+pub const DASK: Budget = Budget { bytes: 16 << 20, values: 1_000_000 };
+/// The snapshot of a run that is opened, and what earlier runs have: for a command, which serves one person.
+pub const SNAPSHOT: Budget = Budget { bytes: 256 << 20, values: 4 << 20 };
+/// The same for the operator: enough for a run of 100 000 tasks.
+pub const SNAPSHOT_OF_OPERATOR: Budget = Budget { bytes: 24 << 20, values: 1_500_000 };
+
+/// Values of a message together with those within results; their bytes are kept as they came.
+pub const VALUES_WITH_RESULTS: usize = 32 << 20;
+/// Values of the closing record of a run, which is read as a whole.
+pub const CLOSING_VALUES: usize = 400_000;
+/// Frames of one message.
+pub const FRAMES: usize = 1024;
+/// Nesting of arrays and maps in one message.
+pub const DEPTH: usize = 128;
+
+/// A message of at most so many bytes is read at any time; a larger one waits until there is room for it.
+pub const FREE_BYTES: usize = 256 << 10;
+/// Bytes of larger messages of one scheduler that are held at one time.
+pub const PEER_BYTES: usize = 32 << 20;
+/// Bytes of larger messages of all schedulers that are held at one time by this process.
+pub const PROCESS_BYTES: usize = 64 << 20;
+
+/// Workers of one cluster.
+pub const WORKERS: usize = 4000;
+/// Kinds of demand of one cluster that are looked at; further ones are left out.
+pub const ASKS: usize = 256;
+/// Characters of a name or a version that a scheduler tells.
+pub const WORD: usize = 253;
+
+/// Bytes of one result: 16 KiB as JSON take no more than this. All results of a run together have as many as a snapshot.
+pub const RESULT: usize = 64 << 10;
+/// Bytes of results that are kept unpacked while expressions look at them; unpacked they take up to seventy times as much.
+pub const RESULTS_UNPACKED: usize = 256 << 10;
+/// Values of results that expressions gather from the items of a step, and of all results that a run ends with.
+pub const GATHERED_VALUES: usize = 200_000;
+/// Bytes of the message of a failure, a loss or a trouble.
+pub const FAILURE_MESSAGE: usize = 16 << 10;
+/// Bytes of the traceback of a failure.
+pub const FAILURE_TRACEBACK: usize = 64 << 10;
+/// Bytes of the last log lines of a failed attempt.
+pub const FAILURE_TAIL: usize = 96 << 10;
+/// Bytes of text that are kept of all failures of one run; beyond that each is kept with its first words alone.
+pub const FAILURES: usize = 4 << 20;
+/// Bytes of those first words.
+pub const FAILURE_WORDS: usize = 200;
+/// Bytes of the message why tasks of a step wait.
+pub const BLOCKED_MESSAGE: usize = 1 << 10;
+/// Bytes of the specification of an earlier run, and values in it: of a larger one nothing is reused.
+pub const EARLIER_SPEC: usize = 4 << 20;
+pub const EARLIER_SPEC_VALUES: usize = 256_000;
+/// Bytes of names of objects of one run that others use.
+pub const USERS_BYTES: usize = 24 << 20;
+/// Bytes of log objects that `daskade logs` reads at one time.
+pub const LOGS_IN_ALL: usize = 256 << 20;
+
+/// Cuts a text to `most` bytes, between two characters.
+pub fn clip(text: &mut String, most: usize) {
+    let mut end = most.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text.shrink_to_fit();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        for (most, expected) in [(0, ""), (1, ""), (2, "ä"), (3, "ä"), (6, "äöü"), (100, "äöü")] {
+            let mut text = "äöü".to_owned();
+            clip(&mut text, most);
+            assert_eq!(text, expected, "{most}");
+        }
+    }
+}
