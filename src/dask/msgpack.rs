@@ -184,8 +184,11 @@ pub(super) fn find<'a>(bytes: &'a [u8], key: &str) -> Result<Option<&'a [u8]>, M
     Ok(None)
 }
 
+/// The rest of a map, and the raw value that was taken out of it.
+pub(super) type Parted<'a> = (Vec<u8>, &'a [u8]);
+
 /// The map that `bytes` hold without text key `key`, and the raw value of that; `None` if it has no such key.
-pub(super) fn part<'a>(bytes: &'a [u8], key: &str) -> Result<Option<(Vec<u8>, &'a [u8])>, MessageError> {
+pub(super) fn part<'a>(bytes: &'a [u8], key: &str) -> Result<Option<Parted<'a>>, MessageError> {
     let mut reader = Reader::new(bytes);
     let Head::Map(members) = reader.head()? else { return Ok(None) };
     let first = reader.position();
