@@ -358,7 +358,6 @@ def test_all_that_the_chart_makes_is_taken_by_the_api_server(charts: Charts, two
     for case in ("everything", "namespaced", "selector"):
         given = yaml.safe_load((TOP / f"tests/chart/golden/{case}.values.yaml").read_text())
         given["fullnameOverride"] = f"{NAME}-dry"
-        given["argocd"] = {"enabled": True}
         if given["operator"].get("watchNamespaces"):
             given["operator"]["watchNamespaces"] = [served.name, system.name]
         found = objects(charts.render(values=given, namespace=system.name))

@@ -30,7 +30,7 @@ def test_groups_grow_from_zero_by_what_tasks_ask_for_and_shrink_again(space: Nam
     until("the GPU group has a worker", lambda: space.workers("z", "gpu"), 60)
     assert asked.output().split() == ["3", "done"]
     until("all workers are gone again", lambda: not space.workers("z"), 150)
-    assert desired(space, "z") == {"cpu": 0, "gpu": 0}
+    until("none is wanted", lambda: desired(space, "z") == {"cpu": 0, "gpu": 0}, 20)
     assert ((space.find("dsk", "z") or {})["spec"]["workers"][0]["autoscale"]) == {"min": 0, "max": 3}
 
 
