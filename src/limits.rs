@@ -11,7 +11,7 @@ pub struct Budget {
     pub values: usize,
 }
 
-/// The first message on a connection: it comes from whoever answers at an address.
+/// The first message on a connection. Nothing is known yet about who sent it.
 pub const INTRODUCTION: Budget = Budget { bytes: 64 << 10, values: 1000 };
 /// The answer to an operation that has no budget of its own, errors with their tracebacks included.
 pub const ANSWER: Budget = Budget { bytes: 1 << 20, values: 64_000 };
@@ -25,7 +25,7 @@ pub const EVENTS_UNPACKED: usize = 128_000;
 pub const NAMES: Budget = Budget { bytes: 16 << 20, values: 256_000 };
 /// A page of log objects: about 4 MiB, or one object of at most 64 MiB.
 pub const LOGS: Budget = Budget { bytes: 66 << 20, values: 64_000 };
-/// What a scheduler without our runtime tells of itself and of its workers.
+/// What a scheduler without our runtime reports about itself and its workers.
 pub const DASK: Budget = Budget { bytes: 16 << 20, values: 1_000_000 };
 /// The snapshot of a run that is opened, and what earlier runs have: for a command, which serves one person.
 pub const SNAPSHOT: Budget = Budget { bytes: 256 << 20, values: 4 << 20 };

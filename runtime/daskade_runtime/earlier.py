@@ -23,7 +23,7 @@ from daskade_runtime.storage import Store, open_store
 # Earlier runs that are read at most, newest first, and bytes of their journals: all is held in memory.
 RUNS = 16
 JOURNAL_BYTES = 64 << 20
-# Outputs of these runs together, beyond those of the newest: what is told of them has to fit into one message.
+# Outputs of these runs together, beyond those of the newest: the reply has to fit into one message.
 OUTPUTS = 100_000
 # Marks of runs that are looked through for one of a given name.
 MARKS = 10_000

@@ -176,7 +176,7 @@ def test_a_writer_whose_folder_was_deleted_and_made_again_stops_and_names_what_i
         with pytest.raises(JournalError, match=words) as lost:
             mine.append([committed(1)])
         assert lost.value.reason == "RecordUnreadable"
-    # Whoever opens the run later is told as much.
+    # A later opening of the run fails with the same reason.
     with pytest.raises(JournalError, match="segment 0 .*missing"):
         opened(store, create=False)
 

@@ -203,7 +203,7 @@ async fn connect(address: &Address, tls: Option<&Tls>) -> Result<Connection, Err
 fn bounded(mut info: ClusterInfo) -> Result<ClusterInfo, Error> {
     let workers = info.workers.len();
     if workers > limits::WORKERS {
-        let reason = format!("the scheduler tells of {workers} workers, {} are allowed", limits::WORKERS);
+        let reason = format!("the scheduler reports {workers} workers; at most {} are allowed", limits::WORKERS);
         return Err(Error::excess(WatchCluster::OP, reason));
     }
     info.demand.truncate(limits::ASKS);

@@ -31,7 +31,7 @@ use crate::trigger::{self, Action, Cause, Facts, Plan, Subject, Timing, Trouble}
 const PERIOD: Duration = Duration::from_secs(60);
 /// Rounds of planning and acting in one pass; then others have their turn.
 const ROUNDS: usize = 10;
-/// Runs that were made and that the status does not tell of yet, as many as are remembered.
+/// How many runs are remembered that were created and are not in the status yet.
 const DEEDS: usize = 100;
 
 /// What passes share.
@@ -78,7 +78,7 @@ impl Deeds {
         self.made = facts.made.iter().skip(facts.made.len().saturating_sub(DEEDS)).cloned().collect();
     }
 
-    /// The status tells of moments from now on.
+    /// The status includes the schedule times now.
     fn told(&mut self) {
         self.made.retain(|cause| matches!(cause, Cause::Change { .. }));
     }

@@ -80,7 +80,7 @@ impl Controller for Context {
         ended
     }
 
-    /// Whoever led meanwhile may have changed certificates.
+    /// Another operator may have led meanwhile and changed certificates.
     fn begin(&self) {
         self.certificates.clear();
     }

@@ -366,7 +366,7 @@ impl Actor {
                 None => (None, Limits::of(limits::ANSWER)),
             },
             Awaited::Events => (Some(FollowEvents::OP), Limits::of(limits::EVENTS)),
-            // From whoever answers at the address.
+            // Sent before anything is known about the peer.
             Awaited::Introduction | Awaited::Nothing => (None, Limits::of(limits::INTRODUCTION)),
         };
         (what, self.limits.and(&limits))

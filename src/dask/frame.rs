@@ -139,7 +139,7 @@ impl FrameDecoder {
         Ok(Some(frames))
     }
 
-    /// Bytes of the first message, once it has told them. Whoever reads it may have to make room first.
+    /// Size of the first buffered message, once its length has arrived. The reader may have to make room for it.
     pub fn announced(&self, bytes: &[u8]) -> Result<Option<usize>, FrameError> {
         Ok(self.layout(bytes)?.map(|layout| layout.total))
     }
