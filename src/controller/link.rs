@@ -366,7 +366,7 @@ mod tests {
         let told = bounded(info(limits::WORKERS, limits::ASKS + 1)).unwrap();
         assert_eq!((told.demand.len(), told.dask.len()), (limits::ASKS, limits::WORD));
         let error = bounded(info(limits::WORKERS + 1, 0)).unwrap_err();
-        assert!(error.is_excess() && error.to_string().contains("4001 workers, 4000 are allowed"), "{error}");
+        assert!(error.is_excess() && error.to_string().contains("4001 workers; at most 4000 are allowed"), "{error}");
     }
 
     #[test]
