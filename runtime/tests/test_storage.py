@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -28,6 +27,7 @@ from daskade_runtime.journal import Fenced, Journal, read_all
 from daskade_runtime.storage import Exists, StorageError, Store, check_key, open_store
 from support import RUNTIME, TOP
 from support.processes import alive
+from support.s3 import tokens
 from support.s3.server import S3Server
 from support.waiting import until
 
@@ -405,38 +405,21 @@ def test_a_web_identity_is_exchanged_for_keys_by_the_library(
     server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The token service is a double: it gives whoever shows the token the keys of the server's writer."""
-    keys, asked = server.environ(), []
-
-    class Tokens(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            query = parse_qs(urlsplit(self.path).query)
-            asked.append({name: query[name][0] for name in ("Action", "RoleArn", "WebIdentityToken")})
-            good = asked[-1]["WebIdentityToken"] == "token-2"
-            answer = STS_ANSWER.format(keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"])
-            body = answer.encode() if good else b"<Error><Code>InvalidIdentityToken</Code></Error>"
-            self.send_response(200 if good else 400)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
     import trustme
 
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Tokens) as sts:
-        sts.socket = context.wrap_socket(sts.socket, server_side=True)
-        threading.Thread(target=sts.serve_forever, daemon=True).start()
+    environ = server.environ()
+    keys = (environ["AWS_ACCESS_KEY_ID"], environ["AWS_SECRET_ACCESS_KEY"])
+    with tokens.TokenService(context, keys, lambda token: token == "token-2", "127.0.0.1") as sts:
         for name in [n for n in os.environ if n.startswith("AWS_")]:
             monkeypatch.delenv(name)
         for name, value in {
             "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"),
-            "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/runs",
-            "AWS_ENDPOINT_URL_STS": f"https://localhost:{sts.server_address[1]}",
+            "AWS_ROLE_ARN": tokens.ROLE,
+            "AWS_ENDPOINT_URL_STS": f"https://localhost:{sts.port}",
             "AWS_CA_BUNDLE": str(tmp_path / "ca.pem"),
         }.items():
             monkeypatch.setenv(name, value)
@@ -450,19 +433,11 @@ def test_a_web_identity_is_exchanged_for_keys_by_the_library(
         (tmp_path / "token").write_text("token-2")
         store.put("x", b"1")
         assert store.get("x") == b"1"
-        sts.shutdown()
-    assert asked[-1] == {
+    assert sts.asked[-1] == {
         "Action": "AssumeRoleWithWebIdentity",
-        "RoleArn": "arn:aws:iam::123456789012:role/runs",
+        "RoleArn": tokens.ROLE,
         "WebIdentityToken": "token-2",
     }
-
-
-STS_ANSWER = """<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
-<AssumeRoleWithWebIdentityResult><Credentials>
-<AccessKeyId>{}</AccessKeyId><SecretAccessKey>{}</SecretAccessKey>
-<SessionToken></SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>
-</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"""
 
 
 # ------------------------------------------------------------ directory

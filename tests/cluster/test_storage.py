@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from support.kube.api import Refused, kubectl
 from support.kube.namespace import Namespace
 from support.kube.s3 import KEY, S3, Folder, Shared
 from support.kube.settings import IMAGE, SMALL, Object
+from support.s3 import tokens
 from support.waiting import until
 
 pytestmark = pytest.mark.skipif(
@@ -145,49 +147,17 @@ def test_a_run_goes_on_when_its_keys_are_replaced_while_it_runs(space: Namespace
     assert sorted(done) == [*((0, i, 1) for i in range(12)), (1, -1, 1)], "each of them once, at its first attempt"
 
 
-# A double of AWS's token service: it takes a token of the service account for its own audience, and gives the keys of the S3
-# server. Whether the token is signed it does not check.
-STS = """
-import base64, http.server, json, os, ssl
-from urllib.parse import parse_qs, urlsplit
-
-class Tokens(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        query = parse_qs(urlsplit(self.path).query)
-        part = query["WebIdentityToken"][0].split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-        good = claims["aud"] == ["sts.example.com"] and claims["sub"] == os.environ["SUBJECT"]
-        good = good and query["RoleArn"] == ["arn:aws:iam::123456789012:role/runs"]
-        print(claims["aud"], claims["sub"], good, flush=True)
-        body = os.environ["ANSWER"] if good else "<Error><Code>AccessDenied</Code></Error>"
-        self.send_response(200 if good else 403)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain("/tls/tls.crt", "/tls/tls.key")
-server = http.server.ThreadingHTTPServer(("", 8443), Tokens)
-server.socket = context.wrap_socket(server.socket, server_side=True)
-server.serve_forever()
-"""
-ANSWER = """<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
-<AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>{}</AccessKeyId><SecretAccessKey>{}</SecretAccessKey>
-<SessionToken></SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>
-</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"""
-
-
 def start_sts(space: Namespace, s3: Folder) -> None:
     """Reached as ``https://sts.<namespace>:8443``; the ConfigMap ``ca`` has the authority of its certificate."""
     authority = trustme.CA()
     issued = authority.issue_cert(f"sts.{space.name}")
     chain = b"".join(pem.bytes() for pem in issued.cert_chain_pems).decode()
     tls = {"tls.crt": chain, "tls.key": issued.private_key_pem.bytes().decode()}
-    env = {"SUBJECT": f"system:serviceaccount:{space.name}:runner", "ANSWER": ANSWER.format(s3.key, s3.secret)}
+    env = {"SUBJECT": f"system:serviceaccount:{space.name}:runner", "KEY": s3.key, "SECRET": s3.secret}
     container = {
         "name": "sts",
         "image": IMAGE,
-        "command": ["python3", "-c", STS],
+        "command": ["python3", "-c", inspect.getsource(tokens)],
         "env": [{"name": name, "value": value} for name, value in env.items()],
         "readinessProbe": {"tcpSocket": {"port": 8443}, "periodSeconds": 1},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
@@ -214,7 +184,7 @@ def test_pods_reach_the_storage_with_the_token_of_their_service_account(space: N
     start_sts(space, s3)
     variables = {
         "AWS_WEB_IDENTITY_TOKEN_FILE": "/identity/token",
-        "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/runs",
+        "AWS_ROLE_ARN": tokens.ROLE,
         "AWS_ENDPOINT_URL_STS": f"https://sts.{space.name}:8443",
         "AWS_CA_BUNDLE": "/authority/ca.pem",
     }
@@ -222,7 +192,7 @@ def test_pods_reach_the_storage_with_the_token_of_their_service_account(space: N
         "resources": SMALL,
         "env": [{"name": name, "value": value} for name, value in variables.items()],
         "volumes": [
-            {"name": "identity", "mountPath": "/identity", "serviceAccountToken": {"audience": "sts.example.com"}},
+            {"name": "identity", "mountPath": "/identity", "serviceAccountToken": {"audience": tokens.AUDIENCE}},
             {"name": "authority", "mountPath": "/authority", "configMap": "ca"},
         ],
     }
@@ -236,4 +206,4 @@ def test_pods_reach_the_storage_with_the_token_of_their_service_account(space: N
     uid = (space.find("pipelinerun", "r") or {})["metadata"]["uid"]
     assert not case.broken(uid, "Succeeded")
     log = kubectl("-n", space.name, "logs", "sts")
-    assert "True" in log and "False" not in log, log
+    assert "token accepted" in log and "token refused" not in log, log
