@@ -48,6 +48,8 @@ _FLUSH_DEADLINE = 10.0
 _CALL_DEADLINE = 60.0
 _WATCH_EVERY = 0.5
 PRESTART_CAP = 8
+# Processes that were ready and have ended since: each is passed over, and so many are no chance any more.
+_STALE_MOST = 20
 
 # Run, step, item, attempt, and the opening of the run: one that was left and opened again has attempts of the
 # same numbers, which a stop of those before must not reach.
@@ -133,7 +135,7 @@ class WorkerState:
         self.gatherer = Gatherer(self.fetcher, self._ask_handle)
         self.events = Events(worker)
         self.bundles = Bundles(self.events.post)
-        self.logs = LogHub(self.name, self._live_lines)
+        self.logs = LogHub(self.name, self._live_lines, self._storage)
         self.devices = Devices(device_ids(compat.resources(worker).get("GPU", 0)))
         self._troubles: dict[str, dict[int, str]] = {}
         self._troubles_lock = threading.Lock()
@@ -272,6 +274,7 @@ class WorkerState:
             "DASKADE_ATTEMPT": str(request["a"]),
         }
         data = channel.frame(["run", message])
+        stale = 0
         while True:
             child = self.pool.acquire(kind, lambda: self._setup(run, env, cuda), env)
             reusable = False
@@ -290,6 +293,10 @@ class WorkerState:
                 reusable = self.memory_share is None or child.rss < self.memory_share // 2
                 break
             except Stale:
+                stale += 1
+                if stale > _STALE_MOST:
+                    why = f"{stale} processes for the step had ended before it began in them"
+                    raise StepFailure("infra", "SpawnFailed", why) from None
                 continue
             except Killed as exc:
                 raise self._killed(exc, step) from None
