@@ -15,6 +15,7 @@ pub mod manifest;
 pub mod names;
 pub mod pipeline;
 pub mod problem;
+pub mod repeats;
 pub mod run;
 pub mod runs;
 pub mod store;

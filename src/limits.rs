@@ -1,6 +1,9 @@
-//! How much is taken from a scheduler: the numbers, in one place. `docs/limits.md` says the same for people.
+//! How much is taken from a scheduler, and how often the same error: the numbers, in one place. `docs/limits.md` says the
+//! same for people.
 //!
 //! A scheduler belongs to a tenant, and the operator serves all of them. Each number is looked at before memory is taken.
+
+use std::time::Duration;
 
 /// What one message may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +83,31 @@ pub const EARLIER_SPEC_VALUES: usize = 256_000;
 pub const USERS_BYTES: usize = 24 << 20;
 /// Bytes of log objects that `daskade logs` reads at one time.
 pub const LOGS_IN_ALL: usize = 256 << 20;
+
+/// How often the same error may come without progress. It is over when both numbers are reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Repetition {
+    pub times: u32,
+    /// From the first time to the last.
+    pub span: Duration,
+    /// After so long without the error it counts from one again.
+    pub quiet: Option<Duration>,
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A scheduler that does not have the run as it was opened: the run is opened again.
+pub const REOPENED: Repetition = Repetition { times: 5, span: Duration::ZERO, quiet: Some(MINUTE.saturating_mul(10)) };
+/// A runtime that stops the run: it cannot write the journal, or take outputs over.
+pub const STOPPED: Repetition = Repetition { times: 5, span: Duration::ZERO, quiet: None };
+/// A runtime, or the operator itself, that has made a mistake.
+pub const INTERNAL: Repetition = Repetition { times: 10, span: MINUTE.saturating_mul(5), quiet: None };
+/// A runtime that refuses the run for another reason, or does not speak the protocol.
+pub const REFUSED: Repetition = Repetition { times: 20, span: MINUTE.saturating_mul(30), quiet: None };
+/// The longest pause between two tries of a run that is refused.
+pub const REFUSED_PAUSE: Duration = MINUTE;
+/// A write to the API server that meets another version of the object: from then on the condition says so.
+pub const CONFLICT: Repetition = Repetition { times: 20, span: MINUTE, quiet: Some(MINUTE.saturating_mul(10)) };
 
 /// Cuts a text to `most` bytes, between two characters.
 pub fn clip(text: &mut String, most: usize) {

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from daskade_runtime import run as run_
+from daskade_runtime import span
 from daskade_runtime.flight import Flight, Pace
 from daskade_runtime.run import Attempt, StepDef
 
@@ -282,8 +283,16 @@ class Dispatcher:
             self._send(group, batch)
 
     def _send(self, group: Group, batch: list[Attempt]) -> None:
-        for home, part in self._at_home(group, batch).items():
-            self._send_to(group, part, home)
+        try:
+            for home, part in self._at_home(group, batch).items():
+                self._send_to(group, part, home)
+        except Exception as error:
+            log.exception("daskade: %d attempts could not be handed to Dask", len(batch))
+            text = f"it could not be handed to Dask: {type(error).__name__}: {error}"[:2000]
+            for attempt in [a for a in batch if a.flight is None or a.flight.future is None]:
+                # Where it would wait for ever, it fails; whether it is tried again is the driver's to say.
+                self.recall(attempt)
+                self._s.loop.add_callback(self._calls.broken, attempt, text)
 
     def _at_home(self, group: Group, batch: list[Attempt]) -> dict[str | None, list[Attempt]]:
         """The attempts of a batch by the worker that holds most of what they read, if it is free for them;
@@ -310,23 +319,24 @@ class Dispatcher:
         graph: dict[str, Any] = {}
         function = self._function
         flights = list(self._flights(group, batch))
-        for flight in flights:
-            graph[flight.key] = (function, flight.message([self._calls.blob(a) for a in flight.attempts]))
-            self.flying[flight.key] = flight
         if home is None:
             group.unassigned += len(batch)
         else:
             for attempt in batch:
                 self._assign(attempt, home)
-        futures = self._client.get(
-            graph,
-            list(graph),
-            sync=False,
-            resources=group.resources or None,
-            priority=batch[0].priority,
-            workers=list(group.eligible) if home is None else [home],
-            fifo_timeout="0s",
-        )
+        for flight in flights:
+            graph[flight.key] = (function, flight.message([self._calls.blob(a) for a in flight.attempts]))
+            self.flying[flight.key] = flight
+        with span.named():
+            futures = self._client.get(
+                graph,
+                list(graph),
+                sync=False,
+                resources=group.resources or None,
+                priority=batch[0].priority,
+                workers=list(group.eligible) if home is None else [home],
+                fifo_timeout="0s",
+            )
         for flight, future in zip(flights, futures, strict=True):
             flight.future = future
 
@@ -392,6 +402,7 @@ class Dispatcher:
         for group in self._groups.values():
             for key in [k for k in group.blocked if k[0] == run]:
                 del group.blocked[key]
+        span.tidy(self._s)
 
     # ------------------------------------------------------- what Dask says
 

@@ -19,9 +19,10 @@ from distributed.core import Status
 
 log = logging.getLogger("distributed.daskade")
 
-# How long a worker may take to say what it has not begun, and how often it is asked.
+# How long a worker may take to say what it has not begun; how soon it is asked again, and at least how often.
 ANSWER_WAIT = 60.0
 ASK_AGAIN = 0.1
+ASK_LEAST = 2.0
 
 
 def leaving(worker: Any) -> bool:
@@ -93,13 +94,16 @@ class Drains:
             log.warning("daskade: worker %s does not say what it has not begun: %s", worker.name, error)
 
     async def _not_begun(self, address: str, worker: Any) -> list[Any]:
-        end = time.monotonic() + ANSWER_WAIT
+        end, pause = time.monotonic() + ANSWER_WAIT, ASK_AGAIN
         while time.monotonic() < end and self._s.workers.get(address) is worker:
             answers = await self._s.broadcast(msg={"op": "daskade-not-begun"}, workers=[address])
             answer = answers.get(address) or {}
             if answer.get("draining"):
                 return list(answer["keys"])
-            await asyncio.sleep(ASK_AGAIN)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, ASK_LEAST)
+        if self._s.workers.get(address) is worker:
+            log.warning("daskade: worker %s has not heard within %.0f s that it is to go", worker.name, ANSWER_WAIT)
         return []
 
 

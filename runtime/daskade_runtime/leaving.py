@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from daskade_runtime.heard import heard
+
 log = logging.getLogger("distributed.daskade")
 
 # Exit codes. Kubernetes starts a container again that ends with another than 0.
@@ -21,6 +23,8 @@ PAUSED_TOO_LONG = 600.0
 HUNG_TOO_LONG = 240.0
 LOOK = 1.0
 ASK_EVERY = 0.5
+# A scheduler that does not answer is asked ever less often, down to this.
+ASK_LEAST = 5.0
 CALL_WAIT = 30.0
 CLOSE_WAIT = 3.0
 # What Dask's own closing may take: it waits half a minute and more
@@ -48,7 +52,7 @@ class Leaving:
         """The signal came. Before there is a worker nothing has to be finished."""
         self.told.set()
         if self._worker is not None and self._task is None:
-            self._task = asyncio.ensure_future(self._leave(self._worker))
+            self._task = heard(self._leave(self._worker))
 
     def attach(self, worker: Any) -> None:
         """This worker runs now."""
@@ -59,31 +63,39 @@ class Leaving:
     def give_up(self, code: int) -> None:
         """Ends the worker without finishing anything."""
         self.code = code
-        asyncio.ensure_future(self._worker.close(timeout=CLOSE_WAIT))
+        _ = heard(self._worker.close(timeout=CLOSE_WAIT))
 
     async def _leave(self, worker: Any) -> None:
         self.code = DONE
         end = time.monotonic() + self._grace
         log.info("daskade: told to end; finishing tasks within %.0f s", self._grace)
-        while time.monotonic() < end and not await self._left(worker, end - time.monotonic()):
-            await asyncio.sleep(ASK_EVERY)
+        pause, told = ASK_EVERY, ""
+        while time.monotonic() < end:
+            try:
+                if await self._left(worker, end - time.monotonic()):
+                    break
+                pause, told = ASK_EVERY, ""
+            except Exception as error:  # noqa: BLE001 - without a scheduler its worker closes by itself
+                pause = min(pause * 2, ASK_LEAST)
+                # Told once, however often it is the same.
+                if told != (told := f"{type(error).__name__}: {error}"):
+                    log.info("daskade: the scheduler does not answer: %s", told)
+            await asyncio.sleep(pause)
         await worker.close(timeout=CLOSE_WAIT)
 
     async def _left(self, worker: Any, time_left: float) -> bool:
         """Asks the scheduler, which knows what is open; whether there is nothing left to wait for."""
-        call = asyncio.ensure_future(getattr(worker.scheduler, "daskade-leave")(worker=worker.address))
         # Its answer may come too late to be of interest.
-        call.add_done_callback(lambda call: call.cancelled() or call.exception())
+        call = heard(getattr(worker.scheduler, "daskade-leave")(worker=worker.address))
         end = time.monotonic() + min(CALL_WAIT, max(time_left, 0.1))
         try:
             while not closing(worker) and not call.done() and time.monotonic() < end:
                 await asyncio.wait([call], timeout=ASK_EVERY)
             if closing(worker):
                 return True
-            reply = await asyncio.wait_for(call, 0.0)
-        except Exception as error:  # noqa: BLE001 - without a scheduler its worker closes by itself
-            log.info("daskade: the scheduler does not answer: %s", error)
-            return False
+            if not call.done():
+                raise TimeoutError(f"nothing was heard for {min(CALL_WAIT, time_left):.0f} s")
+            reply = call.result()
         finally:
             call.cancel()
         return bool(reply and reply.get("closed"))
@@ -96,7 +108,7 @@ def closing(worker: Any) -> bool:
 
 async def ended(worker: Any) -> None:
     """Returns when Dask has closed the worker, or has taken too long to."""
-    closed = asyncio.ensure_future(worker.finished())
+    closed = heard(worker.finished())
     while not closed.done() and not closing(worker):
         await asyncio.wait([closed], timeout=ASK_EVERY)
     await asyncio.wait([closed], timeout=CLOSING_WAIT)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import itertools
 import json
+import logging
 import re
 import secrets
 import threading
@@ -16,7 +17,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from daskade_runtime.storage import Store
+from daskade_runtime.storage import StorageError, Store
+
+log = logging.getLogger("distributed.daskade")
 
 LINE_CAP = 16 * 1024
 ATTEMPT_CAP = 8 << 20
@@ -26,6 +29,12 @@ TAIL_CHARS = 1000
 PENDING_CAP = 32 << 20
 WRITE_EVERY = 2.0
 RETRY_CAP = 30.0
+# The longest pause while somebody waits for the lines.
+HURRY_WAIT = 0.5
+# After so many failures in a row a storage that needs a person is told of.
+TOLD_AFTER = 3
+# Lines of a run that is over are given up after so many seconds of failures.
+OVER_PATIENCE = 600.0
 _LINE_COST = 100
 # Bytes of log objects in one answer, beyond which the next answer goes on.
 ANSWER = 4 << 20
@@ -126,15 +135,25 @@ class _RunLines:
         #: Of the object that is being written; a write that failed may have been done, and is repeated as it was.
         self.number: int | None = None
         self.over = False
+        #: Writes in a row that failed; since when; when the last one was, and how long after it the next one is.
+        self.failures = 0
+        self.since = self.last = self.wait = 0.0
+        self.told = False
 
 
 class LogHub:
     """All lines of a worker on their way to storage and to listeners."""
 
-    def __init__(self, worker: str, live: Callable[[str, list[tuple[Any, ...]]], None]) -> None:
+    def __init__(
+        self,
+        worker: str,
+        live: Callable[[str, list[tuple[Any, ...]]], None],
+        told: Callable[[str, StorageError | None], None] = lambda run, error: None,
+    ) -> None:
         self._worker = re.sub(r"[^A-Za-z0-9._-]+", "-", worker)[:100].strip("-.") or "worker"
         self._nonce = secrets.token_hex(4)
         self._live = live
+        self._told = told
         self._listening: set[str] = set()
         # Of all runs: one that is forgotten and comes back must not write over what it has written.
         self._numbers = itertools.count()
@@ -143,7 +162,6 @@ class LogHub:
         self._changed = threading.Condition()
         self._hurry = False
         self._closed = False
-        self._retry = 0.0
         self._thread = threading.Thread(target=self._write_loop, name="daskade-logs", daemon=True)
         self._thread.start()
 
@@ -224,19 +242,47 @@ class LogHub:
             with self._changed:
                 if not self._closed and not self._hurry:
                     self._changed.wait(WRITE_EVERY)
-                if self._retry and not self._closed:
-                    self._changed.wait(self._retry)
-                self._hurry = False
+                hurry, self._hurry = self._hurry, False
                 closed = self._closed
-                todo = [(run, known) for run, known in self._runs.items() if known.lines or known.dropped]
-            failed = [run for run, known in todo if not self._write(run, known)]
-            self._retry = min(max(self._retry * 2, 1.0), RETRY_CAP) if failed else 0.0
+                now = time.monotonic()
+                todo = [
+                    (run, known)
+                    for run, known in self._runs.items()
+                    # A storage that does not work holds up no other run.
+                    if (known.lines or known.dropped)
+                    and (closed or now - known.last >= (min(known.wait, HURRY_WAIT) if hurry else known.wait))
+                ]
+            for run, known in todo:
+                self._write(run, known)
             with self._changed:
                 self._changed.notify_all()
             if closed:
                 return
 
-    def _write(self, run: str, known: _RunLines) -> bool:
+    def _failed(self, run: str, known: _RunLines, error: Exception) -> None:
+        """They wait, and the next try too. Once the run is over nobody waits for ever."""
+        known.last = time.monotonic()
+        known.since = known.since if known.failures else known.last
+        known.failures += 1
+        known.wait = min(max(known.wait * 2, 1.0), RETRY_CAP)
+        if not isinstance(error, StorageError):
+            error = StorageError("Internal", f"{type(error).__name__}: {error}")
+        if known.failures == TOLD_AFTER and not error.transient:
+            log.warning("daskade: log lines of run %s cannot be stored: %s", run, error)
+            known.told = not known.over
+            if known.told:
+                self._told(run, StorageError(error.reason, f"log lines cannot be stored: {error}"))
+        if known.over and known.last - known.since > OVER_PATIENCE:
+            with self._changed:
+                count = len(known.lines) + known.dropped
+                log.warning("daskade: %d log lines of run %s are lost: %s", count, run, error)
+                self._pending -= _cost(known.lines)
+                known.lines, known.dropped = [], 0
+                self._let_go(run, known)
+            if known.told:
+                self._told(run, None)
+
+    def _write(self, run: str, known: _RunLines) -> None:
         """One object with all lines that wait. On failure they keep waiting."""
         with self._changed:
             lines, dropped = known.lines, known.dropped
@@ -252,15 +298,19 @@ class LogHub:
         key = f"runs/{run}/logs/{self._worker}-{self._nonce}-{known.number:06d}.jsonl"
         try:
             known.store.put(key, body.encode("utf-8", "replace"))
-        except Exception:  # noqa: BLE001 - logs never fail a step; the lines wait, bounded by PENDING_CAP
-            return False
+        except Exception as error:  # noqa: BLE001 - logs never fail a step; the lines wait, bounded by PENDING_CAP
+            self._failed(run, known, error)
+            return
+        known.failures, known.wait = 0, 0.0
+        if known.told:
+            known.told = False
+            self._told(run, None)
         with self._changed:
             known.number = None
             known.dropped -= dropped
-            self._pending -= sum(len(line[5]) + _LINE_COST for line in lines[:count])
+            self._pending -= _cost(lines[:count])
             del lines[:count]
             self._let_go(run, known)
-        return True
 
 
 def stored(store: Store, run: str, after: str | None) -> tuple[list[tuple[str, bytes]], bool]:
@@ -274,6 +324,10 @@ def stored(store: Store, run: str, after: str | None) -> tuple[list[tuple[str, b
         size += len(data)
         found.append((key, data))
     return found, False
+
+
+def _cost(lines: list[tuple[Any, ...]]) -> int:
+    return sum(len(line[5]) + _LINE_COST for line in lines)
 
 
 def _text(line: bytes) -> str:

@@ -33,6 +33,7 @@ import time
 from typing import Any
 
 from daskade_runtime import health
+from daskade_runtime.heard import heard
 from daskade_runtime.leaving import DONE, GONE, STUCK, Leaving, end_soon, ended, watch_loop, watch_pause
 
 # What the runtime imports beyond the standard library, and the package that has it.
@@ -151,7 +152,7 @@ async def run_scheduler(args: argparse.Namespace) -> int:
     async with Scheduler(protocol=protocol, **board, **options) as server:
         dashboard.offer(server)
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, lambda: asyncio.ensure_future(server.close()))
+            loop.add_signal_handler(number, lambda: heard(server.close()))
         reply = await install(server)
         if reply["status"] != "OK":
             explain(reply["reason"], reply["message"])
@@ -197,7 +198,7 @@ async def run_worker(args: argparse.Namespace) -> int:
     )
     if args.tls:
         tls.tell(worker, options["security"].reload())
-    started = asyncio.ensure_future(_start(worker))
+    started = heard(_start(worker))
     told = asyncio.ensure_future(leaving.told.wait())
     await asyncio.wait([started, told], return_when=asyncio.FIRST_COMPLETED)
     told.cancel()

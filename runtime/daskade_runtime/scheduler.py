@@ -17,7 +17,7 @@ from typing import Any
 import distributed
 import msgpack
 
-from daskade_runtime import PROTOCOL, archive, logs, requirements, versions
+from daskade_runtime import PROTOCOL, archive, fence, logs, requirements, versions
 from daskade_runtime.attempt import run_attempts
 from daskade_runtime.cluster import ClusterView
 from daskade_runtime.commit import in_thread
@@ -25,7 +25,8 @@ from daskade_runtime.dispatch import Dispatcher
 from daskade_runtime.earlier import Earlier, mark
 from daskade_runtime.events import Subscriber, now
 from daskade_runtime.fetch import object_key
-from daskade_runtime.journal import Journal, JournalError, read_all
+from daskade_runtime.heard import heard
+from daskade_runtime.journal import Journal, read_all
 from daskade_runtime.live import LiveRun, closed_snapshot
 from daskade_runtime.looks import Looks
 from daskade_runtime.operation import Reply, operation
@@ -40,8 +41,6 @@ log = logging.getLogger("distributed.daskade")
 
 # Larger code goes to an object of its own instead of into the journal.
 CODE_INLINE = 256 << 10
-# A run that writes nothing looks so often whether somebody else has taken it over.
-FENCE_CHECK = 20.0
 # A worker's answer travels ahead of Dask's own message about the task; where it is missing, look for it so
 # long.
 ANSWER_GRACE = 2.0
@@ -115,7 +114,7 @@ class Runtime:
         for part in (self.cluster, self.earlier, self.retention, Looks(), Turns(self)):
             self.s.handlers.update(part.handlers())
         self._background(self.cluster.note_use())
-        self._background(self._watch_fence())
+        self._background(fence.watch(self))
         log.info("daskade runtime %s is ready, instance %s", self.digest[:12], self.instance)
 
     def installed(self, new: bool) -> Reply:
@@ -311,7 +310,7 @@ class Runtime:
         await live.committer.flush()
         # No attempt of this epoch counts any more, and no writer of it.
         sweep = in_thread(live.store.sweep, f"runs/{live.uid}", (live.uid, live.epoch))
-        await asyncio.wait([asyncio.ensure_future(sweep)], timeout=SWEEP_WAIT)
+        await asyncio.wait([heard(sweep)], timeout=SWEEP_WAIT)
         self.closed[live.uid] = live.epoch
         while len(self.closed) > CLOSED_KEPT:
             self.closed.pop(next(iter(self.closed)))
@@ -562,21 +561,6 @@ class Runtime:
         self.workers.tell_all({"op": "daskade-drop", "run": live.uid})
         self.dispatcher.forget(live.uid)
         live.events.end(last)
-
-    async def _watch_fence(self) -> None:
-        while not self.closing:
-            await asyncio.sleep(FENCE_CHECK)
-            for live in list(self.runs.values()):
-                if not live.committer.idle or live.troubles:
-                    continue
-                journal = live.journal
-                try:
-                    await in_thread(journal.check)
-                except JournalError as error:
-                    if live.journal is journal:
-                        live.on_broken(error)
-                except Exception as error:  # noqa: BLE001 - storage trouble shows where it matters: at a write
-                    log.debug("daskade: fence check of %s: %s", live.uid, error)
 
     async def stop_all(self) -> None:
         """The scheduler closes: say so, and leave."""

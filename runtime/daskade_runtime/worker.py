@@ -39,6 +39,7 @@ from daskade_runtime.outputs import publish
 from daskade_runtime.pool import Pool
 from daskade_runtime.process import Child, Killed, Kind, ProcessDied, Stale, describe_exit
 from daskade_runtime.storage import StorageError
+from daskade_runtime.unprofiled import profiled, unprofiled
 
 log = logging.getLogger("distributed.daskade")
 
@@ -48,6 +49,8 @@ _FLUSH_DEADLINE = 10.0
 _CALL_DEADLINE = 60.0
 _WATCH_EVERY = 0.5
 PRESTART_CAP = 8
+# Processes that were ready and have ended since: each is passed over, and so many are no chance any more.
+_STALE_MOST = 20
 
 # Run, step, item, attempt, and the opening of the run: one that was left and opened again has attempts of the
 # same numbers, which a stop of those before must not reach.
@@ -71,7 +74,8 @@ def run_step(blob: bytes) -> bytes:
         }
         reply.update(message=f"the runtime is not set up on this worker: {exc}", t0=began, t1=time.time())
         return _pack(reply)
-    return state.run(blob)
+    with unprofiled(state.worker):
+        return state.run(blob)
 
 
 class Attempt:
@@ -133,7 +137,7 @@ class WorkerState:
         self.gatherer = Gatherer(self.fetcher, self._ask_handle)
         self.events = Events(worker)
         self.bundles = Bundles(self.events.post)
-        self.logs = LogHub(self.name, self._live_lines)
+        self.logs = LogHub(self.name, self._live_lines, self._storage)
         self.devices = Devices(device_ids(compat.resources(worker).get("GPU", 0)))
         self._troubles: dict[str, dict[int, str]] = {}
         self._troubles_lock = threading.Lock()
@@ -220,7 +224,8 @@ class WorkerState:
             cuda, taken = self._devices(step)
             try:
                 if step.get("isolation") == "thread":
-                    answer = run_inline(run, request["s"], request["v"], inputs, path, attempt, lines)
+                    with profiled(self.worker):
+                        answer = run_inline(run, request["s"], request["v"], inputs, path, attempt, lines)
                 else:
                     answer = self._run_in_child(run, step, request, inputs, path, cuda, attempt, lines)
             except BaseException:
@@ -272,6 +277,7 @@ class WorkerState:
             "DASKADE_ATTEMPT": str(request["a"]),
         }
         data = channel.frame(["run", message])
+        stale = 0
         while True:
             child = self.pool.acquire(kind, lambda: self._setup(run, env, cuda), env)
             reusable = False
@@ -290,6 +296,10 @@ class WorkerState:
                 reusable = self.memory_share is None or child.rss < self.memory_share // 2
                 break
             except Stale:
+                stale += 1
+                if stale > _STALE_MOST:
+                    why = f"{stale} processes for the step had ended before it began in them"
+                    raise StepFailure("infra", "SpawnFailed", why) from None
                 continue
             except Killed as exc:
                 raise self._killed(exc, step) from None

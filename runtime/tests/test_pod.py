@@ -131,3 +131,6 @@ def test_without_its_scheduler_a_worker_ends_soon(tmp_path: Path) -> None:
     assert [code for code, _ in ends] == [DONE, GONE]
     # Dask alone waits 30 s for the task's thread, and Python for ever.
     assert max(took for _, took in ends) < 28.0, ends
+    for told in (True, False):
+        log = (tmp_path / str(told) / "worker.log").read_text(errors="replace")
+        assert "exception was never retrieved" not in log, log

@@ -56,7 +56,11 @@ pub type Reason = (&'static str, &'static str);
 pub const CONDITION_REASONS: &[Reason] = &[
     ("Accepted", "The spec is valid."),
     ("TakenOver", "Another command drives the run; the operator goes on with it in a moment."),
-    ("OpenRefused", "The scheduler's runtime refuses to open the run; the message has its words; it is tried again."),
+    (
+        "OpenRefused",
+        "The scheduler's runtime refuses the run; the message has its words, how often and since when. It is tried again, ever \
+         less often; if it goes on without progress, the run fails.",
+    ),
     ("Invalid", "The spec has mistakes; the message lists them with their paths."),
     ("Pending", "Accepted; nothing has started yet."),
     ("Progressing", "Work is going on."),

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::board::known_reason;
 use super::queue::{Key, Queue};
+use super::setbacks::{Bounds, Recurs, STALLED, trouble};
 use crate::cluster::facts::Trouble;
-use crate::run::{Counts, DriveError, Fabric, Note, Observer, Report, RunSpec, drive};
+use crate::run::{Counts, Fabric, Note, Observer, Report, RunSpec, drive};
 use crate::runs::facts::Live;
 use crate::telemetry::panics::isolate;
 
@@ -24,11 +26,7 @@ const FAILURES: usize = 10;
 #[derive(Debug)]
 pub(super) enum End {
     Done(Box<Report>),
-    /// It may be tried again, unless `last`.
-    Broken {
-        trouble: Trouble,
-        last: bool,
-    },
+    Broken { trouble: Trouble, recurs: Recurs },
 }
 
 /// A run that is being driven. Dropping it ends the task; what was handed to the scheduler goes on.
@@ -38,11 +36,19 @@ pub(super) struct Drive {
     end: Arc<Mutex<Option<End>>>,
     cancel: watch::Sender<bool>,
     task: JoinHandle<()>,
+    began: Instant,
 }
 
 impl Drive {
     /// Starts it. `queue` gets `key` whenever there is something to tell.
-    pub fn start(spec: RunSpec, mut fabric: Fabric, key: Key, queue: Arc<Queue>, before: Option<Trouble>) -> Self {
+    pub fn start(
+        spec: RunSpec,
+        mut fabric: Fabric,
+        key: Key,
+        queue: Arc<Queue>,
+        before: Option<Trouble>,
+        bounds: Bounds,
+    ) -> Self {
         let live = Arc::new(Mutex::new(Live { before, ..Live::default() }));
         let end = Arc::new(Mutex::new(None));
         let (cancel, cancelled) = watch::channel(false);
@@ -51,19 +57,22 @@ impl Drive {
         let task = tokio::spawn(async move {
             let ended = match isolate(drive(&spec, &mut fabric, &mut teller, cancelled)).await {
                 Ok(Ok(report)) => End::Done(Box::new(report)),
-                Ok(Err(error)) => {
-                    let last = FOR_EVER.contains(&error.reason());
-                    End::Broken { trouble: trouble(&error), last }
-                }
+                Ok(Err(error)) => End::Broken { trouble: trouble(&error), recurs: bounds.recurs(&error) },
                 Err(panicked) => {
-                    let message = format!("the operator made a mistake ({panicked}); it is tried again");
-                    End::Broken { trouble: Trouble { reason: "ApiError", message, stalled: false }, last: false }
+                    let message = format!("the operator made a mistake ({panicked})");
+                    let trouble = Trouble { reason: "ApiError", message, stalled: false };
+                    End::Broken { trouble, recurs: bounds.panicked() }
                 }
             };
             *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
             queue.add(key);
         });
-        Self { live, end, cancel, task }
+        Self { live, end, cancel, task, began: Instant::now() }
+    }
+
+    /// How long ago it was started.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
     }
 
     /// What it says now.
@@ -113,8 +122,8 @@ impl Observer for Teller {
             Note::Opened { epoch, resumed } => {
                 tracing::info!(run = %self.key, epoch, resumed, "the run is open");
                 // What was blocked or down is told anew.
-                let failures = std::mem::take(&mut live.failures);
-                *live = Live { open: true, epoch: Some(epoch), failures, ..Live::default() };
+                let Live { failures, done, .. } = std::mem::take(&mut *live);
+                *live = Live { open: true, epoch: Some(epoch), failures, done, ..Live::default() };
             }
             Note::AttemptFailed(failure) if failure.terminal && live.failures.len() < FAILURES => {
                 live.failures.push(failure);
@@ -142,42 +151,9 @@ impl Observer for Teller {
         let mut live = lock(&self.live);
         if live.counts != counts {
             live.counts = counts;
+            live.done = live.done.max(counts.done);
             drop(live);
             self.queue.add_soon(self.key.clone(), COUNTS);
         }
     }
-}
-
-/// What the journal or the runtime refuses and will refuse again.
-const FOR_EVER: [&str; 12] = [
-    "SpecMismatch",
-    "RecordUnreadable",
-    "UnsupportedDask",
-    "InvalidRun",
-    "CodeMismatch",
-    "BadCode",
-    "RequirementsMissing",
-    "NoConditionalPut",
-    "OutputMissing",
-    "ReuseNotFound",
-    "OutputsRemoved",
-    "VersionNotFound",
-];
-/// What only a person can help.
-const STALLED: [&str; 4] = ["AccessDenied", "CodeNotFound", "NoSuchBucket", "StorageFull"];
-
-/// Why a run cannot be driven, or cleared away, in the words of a condition.
-pub(super) fn trouble(error: &DriveError) -> Trouble {
-    let (reason, message) = match error {
-        DriveError::Fenced { .. } => {
-            ("TakenOver", "another command has taken the run over; the operator goes on with it in a moment".to_owned())
-        }
-        DriveError::Refused { reason, message } => {
-            let message = if known_reason(reason).is_some() { message.clone() } else { format!("{reason}: {message}") };
-            (known_reason(reason).unwrap_or("OpenRefused"), message)
-        }
-        DriveError::Cluster(message) => ("SchedulerUnreachable", message.clone()),
-        DriveError::Dask(error) => ("SchedulerUnreachable", format!("failed to {error}")),
-    };
-    Trouble { reason, message, stalled: STALLED.contains(&error.reason()) }
 }

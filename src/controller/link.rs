@@ -26,6 +26,8 @@ const LATE: Duration = Duration::from_secs(15);
 /// Between two tries to reach it: it is in the same network, and a pod that is ready answers.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(15);
+/// After so long a connection works.
+const SETTLED: Duration = Duration::from_secs(30);
 /// The same after it sent more than is taken of it, which it would do again.
 const EXCESS_FIRST: Duration = Duration::from_secs(5);
 const EXCESS_LONGEST: Duration = Duration::from_secs(300);
@@ -162,7 +164,7 @@ impl Poller {
         let mut began = Instant::now();
         loop {
             let target = self.targets.borrow_and_update().clone();
-            let mut answered = false;
+            let (mut answered, asked) = (false, Instant::now());
             let error = tokio::select! {
                 error = follow(&self.targets, |target, info| {
                     answered = true;
@@ -177,7 +179,8 @@ impl Poller {
                 sleep(RETRY_FIRST).await;
                 continue;
             }
-            if answered {
+            // One that answers once and then fails each time is asked ever less often.
+            if answered && asked.elapsed() > SETTLED {
                 pause = RETRY_FIRST;
             }
             let wait = if error.is_excess() { penalty } else { pause };

@@ -5,11 +5,15 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
+use super::error::{Class, PassError};
 use super::link::Link;
 use super::queue::Key;
-use crate::cluster::facts::{SchedulerFact, TlsFact};
+use crate::cluster::facts::{SchedulerFact, TlsFact, Trouble};
+use crate::limits::Repetition;
+use crate::repeats::Repeats;
 
 /// Of one DaskCluster.
 #[derive(Debug, Default)]
@@ -31,9 +35,27 @@ pub(super) struct Memory {
     pub left: Option<Instant>,
     pub status_written: Option<Instant>,
     pub tally: Tally,
+    /// Errors that pass by themselves, unless they do not.
+    pub conflicts: Repeats,
 }
 
 impl Memory {
+    /// What to tell of an error. One that should pass in a moment is nobody's business before it has come too often.
+    pub fn told(&mut self, error: &PassError, limit: &Repetition, now: Timestamp) -> Option<Trouble> {
+        if error.class() != Class::Conflict {
+            return error.trouble();
+        }
+        let repeat = self.conflicts.note(&error.to_string(), limit);
+        let told = repeat.told(now).filter(|_| repeat.is_over)?;
+        let (reason, help) = match error {
+            PassError::Leftover { kind, name } => {
+                ("NameConflict", format!("see which finalizers keep {kind} {name}, and have what set them remove them"))
+            }
+            _ => ("ApiError", "the operator's log and the events of the object may say more".to_owned()),
+        };
+        Some(Trouble { reason, message: format!("failed to {error}; {told}; {help}"), stalled: true })
+    }
+
     /// Time until the work is due that the last pass left undone.
     pub fn left(&self) -> Option<Duration> {
         self.left.map(|left| left.saturating_duration_since(Instant::now()))

@@ -33,6 +33,7 @@ mod run;
 mod run_writes;
 mod runs;
 mod scope;
+mod setbacks;
 mod turnstile;
 mod watch;
 
@@ -55,6 +56,7 @@ use self::reconcile::Context;
 use self::run::Desk;
 use self::runs::Runs;
 use self::scope::Scope;
+pub use self::setbacks::Bounds;
 use self::turnstile::Turnstile;
 use self::watch::Sinks;
 use crate::api::storage::Storage;
@@ -106,12 +108,14 @@ pub struct Pauses {
     pub missing: Duration,
     /// How long the authority of a cluster that no watch shows stays at least: a watch may lag.
     pub orphans: Duration,
+    /// How often the same may go wrong.
+    pub bounds: Bounds,
 }
 
 impl Default for Pauses {
     fn default() -> Self {
         let seconds = Duration::from_secs;
-        Self { first_lists: seconds(10), missing: seconds(10), orphans: seconds(30) }
+        Self { first_lists: seconds(10), missing: seconds(10), orphans: seconds(30), bounds: Bounds::default() }
     }
 }
 
@@ -197,6 +201,7 @@ pub async fn run(
         turnstile: Turnstile::new(limits.runs_per_namespace.map(|most| most as usize)),
         limits,
         missing: pauses.missing,
+        bounds: pauses.bounds,
         removals: Arc::new(Semaphore::new(removal::CLUSTERS)),
         clock: clock.clone(),
     });
@@ -204,6 +209,7 @@ pub async fn run(
         most_workers: limits.workers_per_cluster,
         missing: pauses.missing,
         orphans: pauses.orphans,
+        bounds: pauses.bounds,
         client,
         settings: build::Settings { image, runtime: runtime_zip(), runtime_digest: RUNTIME_DIGEST, operator },
         desk: Desk::new(sinks.clusters, lead, metrics),

@@ -22,6 +22,7 @@ use super::orphans::Word;
 use super::queue::Key;
 use super::run::{Controller, Desk, Done};
 use super::scope::Scope;
+use super::setbacks::Bounds;
 use crate::api::status::DaskClusterStatus;
 use crate::cluster::build::{self, PodTemplates, build_children, build_runtime, build_templates};
 use crate::cluster::facts::{Cluster, Facts, Phase, PodFact, Refusal, Role, SchedulerFact, TlsFact};
@@ -64,6 +65,7 @@ pub(super) struct Context {
     pub missing: Duration,
     /// How long the authority of a cluster that no watch shows stays at least.
     pub orphans: Duration,
+    pub bounds: Bounds,
     pub clock: Clock,
 }
 
@@ -279,6 +281,7 @@ impl Work<'_> {
         if let Some(error) = self.error {
             return Err(error);
         }
+        self.memory.conflicts.clear();
         self.waits.extend(planned.wake);
         // Its own deletion is no news to a pass, and the node of a pod may never carry it out.
         self.waits.extend((!planned.delete.is_empty()).then_some(AFTER_DELETION));
@@ -301,7 +304,7 @@ impl Work<'_> {
 
     /// Goes on after an error, and keeps the first one and what it tells.
     fn fail(&mut self, error: PassError, role: Option<&Role>) {
-        if let Some(trouble) = error.trouble() {
+        if let Some(trouble) = self.memory.told(&error, &self.context.bounds.conflict, self.now) {
             self.refused.push(Refusal { role: role.cloned(), trouble });
         }
         self.error.get_or_insert(error);

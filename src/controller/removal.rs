@@ -3,14 +3,17 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::backoff::jittered;
-use super::drive::trouble;
 use super::queue::{Key, Queue};
+use super::setbacks::trouble;
 use crate::cluster::facts::Trouble;
+use crate::limits::Repetition;
+use crate::repeats::Repeats;
 use crate::run::{Seat, Sweep, Swept, sweep};
 use crate::runs::facts::SweepFact;
 use crate::runs::retention::{Due, pause};
@@ -26,11 +29,15 @@ pub(super) struct Removal {
     done: Option<(Due, Swept)>,
     broken: Option<(Trouble, Instant)>,
     tries: u32,
+    repeats: Repeats,
     /// Since when it waits for a scheduler.
     waits: Option<Instant>,
     /// Its place among those for which clusters are made.
     place: Option<OwnedSemaphorePermit>,
 }
+
+/// A removal is tried until it is done.
+const UNBOUNDED: Repetition = Repetition { times: u32::MAX, span: Duration::ZERO, quiet: None };
 
 type End = Arc<Mutex<Option<Result<Swept, Trouble>>>>;
 
@@ -49,14 +56,14 @@ impl Drop for Task {
 
 impl Removal {
     /// How far it is. `places`: only if a cluster is made for it.
-    pub fn fact(&mut self, key: &Key, places: Option<&Arc<Semaphore>>) -> SweepFact {
+    pub fn fact(&mut self, key: &Key, places: Option<&Arc<Semaphore>>, now: Timestamp) -> SweepFact {
         let ended = self.task.as_ref().and_then(|task| {
             let end = task.end.lock().unwrap_or_else(PoisonError::into_inner).take();
             end.map(|end| (task.due, end))
         });
         match ended {
             Some((due, Ok(swept))) => (self.done, self.task) = (Some((due, swept)), None),
-            Some((_, Err(trouble))) => drop(self.pause(key, trouble)),
+            Some((_, Err(trouble))) => drop(self.pause(key, trouble, now)),
             None => {}
         }
         if let Some((due, Swept { kept })) = self.done {
@@ -99,9 +106,13 @@ impl Removal {
     }
 
     /// It could not be done; how long until it is tried again. Its place is another's.
-    pub fn pause(&mut self, key: &Key, trouble: Trouble) -> Duration {
+    pub fn pause(&mut self, key: &Key, mut trouble: Trouble, now: Timestamp) -> Duration {
         self.tries = self.tries.saturating_add(1);
         let pause = jittered(pause(self.tries), key);
+        // It is not given up, since what is stored would stay; the pause between two tries has a bound.
+        if let Some(told) = self.repeats.note(trouble.reason, &UNBOUNDED).told(now) {
+            trouble.message = format!("{}; {told}", trouble.message);
+        }
         tracing::info!(reason = trouble.reason, again = ?pause, "what the run has stored cannot be removed now: {}", trouble.message);
         self.broken = Some((trouble, Instant::now() + pause));
         (self.task, self.waits, self.place) = (None, None, None);

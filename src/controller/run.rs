@@ -13,6 +13,7 @@ use super::memory::{Memories, Totals};
 use super::queue::Key;
 use super::reconcile::Context;
 use super::watch::Sink;
+use crate::limits;
 use crate::telemetry::metrics::{self, Metrics, Outcome};
 use crate::telemetry::panics::isolate;
 
@@ -146,6 +147,9 @@ async fn turn<C: Controller>(controller: Arc<C>, key: Key) {
 fn failed(key: &Key, failures: u32, error: &PassError) -> Done {
     let class = error.class();
     match class {
+        Class::Conflict if failures == limits::CONFLICT.times => {
+            tracing::warn!(failures, "failed to {error}; it goes on to be tried");
+        }
         Class::Conflict | Class::Fenced => tracing::debug!(class = ?class, "failed to {error}"),
         // Told once; the status goes on telling it.
         _ if failures == 1 => tracing::warn!(class = ?class, "failed to {error}"),

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::Limits;
 use super::apply::Writer;
 use super::around::Around;
-use super::backoff::{delay, jittered};
+use super::backoff::jittered;
 use super::board::{Board, Waiters};
 use super::cache::{Kind, Record};
 use super::certificates::Certificates;
@@ -29,6 +29,7 @@ use super::removal::Removal;
 use super::run::{Controller, Desk, Done};
 use super::run_writes::own_cluster;
 use super::scope::Scope;
+use super::setbacks::{Bounds, Setbacks, Try};
 use super::turnstile::{Full, Turnstile};
 use super::watch::Sink;
 use crate::api::storage::Storage;
@@ -48,8 +49,6 @@ const PERIOD: Duration = Duration::from_secs(60);
 const COUNTS: Duration = Duration::from_secs(5);
 /// How long a run that begins is not told of: it is open by then, and a short one has ended, which says it all.
 const OPENING: Duration = Duration::from_secs(1);
-/// Longest pause between two tries to open a run.
-const LONGEST: Duration = Duration::from_secs(30);
 /// Problems that a status tells of; more would only hide them.
 const PROBLEMS: usize = 10;
 
@@ -71,6 +70,8 @@ pub(super) struct Runs {
     pub limits: Limits,
     /// How often objects of users are looked for while they are missing.
     pub missing: Duration,
+    /// How often the same may go wrong.
+    pub bounds: Bounds,
     /// Places for removals that clusters are made for.
     pub removals: Arc<Semaphore>,
     pub clock: Clock,
@@ -86,8 +87,7 @@ pub(super) struct Memory {
     drive: Option<Drive>,
     /// How the last try ended, and when the next one may begin.
     broken: Option<(Trouble, Option<Instant>)>,
-    /// Tries in a row that ended so.
-    tries: u32,
+    setbacks: Setbacks,
     done: Option<Box<Report>>,
     /// The scheduler of a run that is on no DaskCluster.
     outside: Option<watch::Sender<Option<Seat>>>,
@@ -254,14 +254,13 @@ impl Work<'_> {
                 self.memory.done = Some(report);
                 self.memory.drive = None;
             }
-            Some(End::Broken { trouble, last }) => {
-                if drive.live().open {
-                    self.memory.tries = 0;
-                }
-                self.memory.tries = self.memory.tries.saturating_add(1);
-                let pause = delay(self.key, self.memory.tries).min(LONGEST);
+            Some(End::Broken { trouble, recurs }) => {
+                let live = drive.live();
+                let open = live.open.then(|| drive.age());
+                let failed = Try { trouble, recurs, done: live.done, open };
+                let (trouble, pause) = self.memory.setbacks.note(self.key, failed, self.now);
                 tracing::info!(reason = trouble.reason, again = ?pause, "the run cannot be driven now: {}", trouble.message);
-                self.memory.broken = Some((trouble, (!last).then(|| Instant::now() + pause)));
+                self.memory.broken = Some((trouble, pause.map(|pause| Instant::now() + pause)));
                 self.memory.drive = None;
                 // Its certificates may have been renewed.
                 self.memory.outside = None;
@@ -357,7 +356,8 @@ impl Work<'_> {
         let owned = owned.is_some_and(|(_, ours, goes)| ours && !goes);
         let places = matches!(&spec, SpecFact::Frozen(frozen) if frozen.place == Place::Own && !owned);
         let places = places.then_some(&self.runs.removals);
-        let sweep = if self.is_due(run) { self.memory.removal.fact(self.key, places) } else { SweepFact::None };
+        let sweep =
+            if self.is_due(run) { self.memory.removal.fact(self.key, places, self.now) } else { SweepFact::None };
         let cancelled = run.spec.cancel.then(|| *self.memory.cancelled.get_or_insert_with(Instant::now));
         let cancelling = cancelled.map(|at| at.elapsed()).unwrap_or_default();
         let over = matches!(&spec, SpecFact::Frozen(frozen) if frozen.is_over(self.now));
@@ -410,6 +410,8 @@ impl Work<'_> {
                 // It ends before it is asked what it has opened.
                 let epoch = self.memory.drive.take().map(Drive::end);
                 self.memory.opening = None;
+                // A run that is suspended and goes on later counts from one again.
+                self.memory.setbacks = Setbacks::default();
                 if let Some(epoch) = epoch.filter(|_| leave) {
                     self.leave(run, facts, epoch).await;
                 }
@@ -419,7 +421,7 @@ impl Work<'_> {
         match (&planned.removal, &stored) {
             (Some(Removing { step: SweepStep::Start, due, .. }), Some(stored)) => self.sweep(run, stored, *due),
             (Some(Removing { step: SweepStep::Pause(trouble), .. }), _) => {
-                self.soon = Some(self.memory.removal.pause(self.key, trouble.clone()));
+                self.soon = Some(self.memory.removal.pause(self.key, trouble.clone(), self.now));
             }
             _ => {}
         }
@@ -454,7 +456,8 @@ impl Work<'_> {
             });
             let before = self.memory.broken.take().map(|(trouble, _)| trouble);
             self.memory.opening = before.is_none().then(Instant::now);
-            let drive = Drive::start(spec, fabric, self.key.clone(), self.runs.desk.sink.queue.clone(), before);
+            let (queue, bounds) = (self.runs.desk.sink.queue.clone(), self.runs.bounds);
+            let drive = Drive::start(spec, fabric, self.key.clone(), queue, before, bounds);
             self.memory.drive = Some(drive);
         }
         if let Some(drive) = self.memory.drive.as_ref().filter(|_| cancel) {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::ended::Ended;
+use super::comeback::{Comeback, Next, Past};
+use super::ended::Loss;
 use super::session::Session;
 use super::{Fabric, Moment, Note, Observer, Report};
 use crate::dask;
@@ -14,23 +15,6 @@ use crate::pipeline::Plan;
 
 /// A run of which no step starts within this time has failed, unless the pipeline says otherwise.
 pub const START_DEADLINE: Duration = Duration::from_secs(30 * 60);
-
-/// Waits between attempts to reach a scheduler that others run, in turn; the last one repeats.
-const RECONNECT: [Duration; 5] = [
-    Duration::from_millis(200),
-    Duration::from_millis(500),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(5),
-];
-
-/// How often in a row a run is opened again on a scheduler that answers and does not have it as it was opened.
-const REOPENS: usize = 4;
-/// A session of this length has got somewhere: what went wrong before it does not count any more.
-const GOT_ON: Duration = Duration::from_secs(30);
-/// Waits after a scheduler that sent more than is taken of it, in turn; the last one repeats.
-const EXCESS: [Duration; 4] =
-    [Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(30), Duration::from_secs(60)];
 
 /// Events that may be on their way without being acknowledged, and how many if that was too much.
 const WINDOW: u32 = 4000;
@@ -182,9 +166,9 @@ pub async fn drive(
     let mut opened_before = spec.start == Start::Again;
     let mut tried_to_open = spec.start == Start::Either;
     let mut closing = None;
-    let mut outage: Option<(Instant, usize)> = None;
-    let mut reopened = 0;
+    let mut comeback = Comeback::new(spec.patience);
     let mut window = WINDOW;
+    let mut done = 0;
     loop {
         let endpoint = fabric.endpoint().await?;
         let session = Session {
@@ -197,52 +181,32 @@ pub async fn drive(
             closing: &mut closing,
             scaled: !matches!(fabric, Fabric::Local { .. }),
             window,
+            done: &mut done,
         };
         let before = Instant::now();
-        let ended = session.run(fabric, &endpoint).await;
-        let got_on = before.elapsed() > GOT_ON;
-        if got_on {
-            reopened = 0;
-        }
-        let (cause, answered, excess) = match ended {
+        let ended = match session.run(fabric, &endpoint).await {
             Ok(report) => return Ok(report),
-            Err(Ended::Fatal(error)) => return Err(error),
-            Err(Ended::Lost { cause, answered, excess }) => (cause, answered, excess),
-            Err(Ended::Again { reason, message }) => {
-                if reopened == REOPENS {
-                    let message = format!("{message}; it was opened again {REOPENS} times without success");
-                    return Err(DriveError::Refused { reason, message });
-                }
-                reopened += 1;
-                (format!("{reason}: {message}"), true, false)
-            }
+            Err(ended) => ended,
         };
-        if got_on && !excess {
-            outage = None;
-        }
-        let (since, tries) = outage.get_or_insert((Instant::now(), 0));
-        // How often a scheduler of our own is started again is the fleet's to bound.
-        let own = matches!(fabric, Fabric::Local { .. });
-        let Patience { open, first } = spec.patience;
-        let patience = if opened_before || own { open } else { first };
-        if since.elapsed() > patience {
-            return Err(DriveError::Cluster(format!("lost the scheduler {}: {cause}", endpoint.address)));
-        }
-        let waits: &[Duration] = if excess { &EXCESS } else { &RECONNECT };
-        let wait = waits[(*tries).min(waits.len() - 1)];
-        *tries += 1;
-        if excess {
+        let past = Past {
+            address: &endpoint.address,
+            lasted: before.elapsed(),
+            done,
+            opened: opened_before,
+            own: matches!(fabric, Fabric::Local { .. }),
+        };
+        let Next { cause, pause, loss } = comeback.after(ended, &past)?;
+        if loss == Loss::Excess {
             window = NARROW_WINDOW;
         }
-        if opened_before || excess {
+        if opened_before || loss == Loss::Excess {
             observer.note(Note::SchedulerLost { cause });
         }
-        // A scheduler that answered and said why is alive: ask again. One that fell silent is replaced.
-        if !answered {
+        if !loss.answered() {
             fabric.replace(endpoint.generation);
         }
         tokio::select! {
-            () = sleep(wait) => {}
+            () = sleep(pause) => {}
             _ = fabric.gone(endpoint.generation) => {}
         }
     }

@@ -2,27 +2,49 @@
 
 use super::driver::DriveError;
 use crate::dask;
+use crate::limits::{self, Repetition};
 
 /// Why a session ended without the run's end.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// The scheduler is lost, or says that it cannot now (`answered`); another session may go on.
+    /// The scheduler is lost, or cannot be used now; another session may go on.
     Lost {
         cause: String,
-        answered: bool,
-        /// It sent more than is taken of it, and would again.
-        excess: bool,
+        loss: Loss,
     },
-    /// The scheduler is there and does not have the run as it was opened: another opening may go on.
+    /// The scheduler is there and says why the run does not go on as it was opened: another opening may go on, so often.
     Again {
         reason: String,
         message: String,
+        limit: Repetition,
     },
     Fatal(DriveError),
 }
 
+/// How a scheduler was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// It does not answer any more.
+    Silent,
+    /// It answers, and says that it cannot now.
+    Busy,
+    /// It answers with something that cannot be read.
+    Garbled,
+    /// It sent more than is taken of it, and would again.
+    Excess,
+    /// It has no runtime: however long that was waited for, nothing has begun.
+    Bare,
+}
+
+impl Loss {
+    /// One that answers is alive: it is asked again. Another one is replaced.
+    pub fn answered(self) -> bool {
+        matches!(self, Self::Busy | Self::Excess)
+    }
+}
+
 pub(super) fn lost(cause: String) -> Ended {
-    Ended::Lost { cause, answered: false, excess: false }
+    Ended::Lost { cause, loss: Loss::Silent }
 }
 
 pub(super) fn refused(reason: &str, message: String) -> Ended {
@@ -33,22 +55,26 @@ pub(super) fn fatal(error: dask::Error) -> Ended {
     Ended::Fatal(DriveError::Dask(Box::new(error)))
 }
 
+/// The runtime has stopped the run, and says why.
+pub(super) fn stopped(reason: String, message: String) -> Ended {
+    Ended::Again { reason, message, limit: limits::STOPPED }
+}
+
 /// Whether another session may go on after `error`.
 pub(super) fn classify(error: dask::Error) -> Ended {
+    let loss = |error: &dask::Error, loss| Ended::Lost { cause: error.to_string(), loss };
     match error.class() {
-        dask::Class::Transient => lost(error.to_string()),
+        dask::Class::Transient => loss(&error, Loss::Silent),
         dask::Class::Configuration => fatal(error),
-        dask::Class::Peer if error.is_excess() => {
-            Ended::Lost { cause: error.to_string(), answered: true, excess: true }
-        }
-        dask::Class::Peer => lost(error.to_string()),
+        dask::Class::Peer if error.is_excess() => loss(&error, Loss::Excess),
+        dask::Class::Peer => loss(&error, Loss::Garbled),
         dask::Class::Refused => match error {
             // Another opening with a higher epoch has the run.
             dask::Error::Refused { reason, message, .. } if reason == "StaleEpoch" => {
                 Ended::Fatal(DriveError::Fenced { how: Some(message) })
             }
             dask::Error::Refused { reason, message, .. } => refused(&reason, message),
-            other => lost(other.to_string()),
+            other => loss(&other, Loss::Garbled),
         },
     }
 }

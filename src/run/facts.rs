@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::objects::Versions;
-use super::report::Failure;
+use super::report::{Deadline, Failure};
 use super::results::Kept;
 use crate::dask::ops::{Json, NamedObjects};
 use crate::graph::{Dag, FailReason, RunState, StepIx, TaskId, TaskStatus};
@@ -33,6 +33,8 @@ pub(super) struct Facts {
     pub resumed: u64,
     /// A step has started, in this session or before it.
     pub begun: bool,
+    /// The deadline that has passed first.
+    pub passed: Option<Deadline>,
 }
 
 /// Tasks of a step that nothing can run at present.

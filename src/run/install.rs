@@ -4,18 +4,21 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::ended::{Ended, classify, lost, refused};
+use super::ended::{Ended, Loss, classify, refused};
 use crate::dask::ops::{Hello, RuntimeInfo};
 use crate::dask::{self, Peer};
 use crate::local::environment::{RUNTIME_DIGEST, runtime_zip};
 
 /// A preloaded runtime installs itself in the background, after the scheduler listens.
 const INSTALL_WAIT: Duration = Duration::from_secs(30);
+/// It is asked for after the first of these, then ever less often up to the longest.
+const FIRST: Duration = Duration::from_millis(20);
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// The runtime on the scheduler; installed over the protocol where others started the scheduler.
 pub(super) async fn runtime(peer: &Peer, foreign: bool) -> Result<RuntimeInfo, Ended> {
     let deadline = Instant::now() + INSTALL_WAIT;
-    let mut installed = false;
+    let (mut installed, mut pause) = (false, FIRST);
     loop {
         match peer.call(&Hello {}).await {
             Ok(info) => return Ok(info),
@@ -27,10 +30,12 @@ pub(super) async fn runtime(peer: &Peer, foreign: bool) -> Result<RuntimeInfo, E
                 })?;
             }
             Err(dask::Error::UnknownOp { .. }) if Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST);
             }
             Err(dask::Error::UnknownOp { .. }) => {
-                return Err(lost("the runtime did not come up in the scheduler".to_owned()));
+                let cause = format!("the runtime did not come up in the scheduler within {} s", INSTALL_WAIT.as_secs());
+                return Err(Ended::Lost { cause, loss: Loss::Bare });
             }
             Err(error) => return Err(classify(error)),
         }

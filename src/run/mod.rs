@@ -4,6 +4,7 @@
 //! and starts from the runtime's snapshot of the journal.
 
 mod code;
+mod comeback;
 mod demand;
 mod driver;
 mod earlier;

@@ -175,11 +175,29 @@ pub struct Report {
     pub duration: Duration,
 }
 
-/// Outcome, reason and message of a run's end.
+/// A deadline of a run, from its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Deadline {
+    /// `deadlines.start`
+    Start,
+    /// `deadlines.active`
+    Active,
+}
+
+impl Deadline {
+    /// The one that passes first.
+    pub fn next(start: Option<Duration>, active: Option<Duration>) -> Option<(Duration, Self)> {
+        let start = start.map(|start| (start, Self::Start));
+        let active = active.map(|active| (active, Self::Active));
+        start.into_iter().chain(active).min_by_key(|(deadline, _)| *deadline)
+    }
+}
+
+/// Outcome, reason and message of a run's end; `passed`: the deadline that has stopped it.
 pub(super) fn summary(
     outcome: graph::RunOutcome,
     failures: &[Failure],
-    begun: bool,
+    passed: Option<Deadline>,
 ) -> (RunOutcome, Option<String>, Option<String>) {
     match outcome {
         graph::RunOutcome::Succeeded => (RunOutcome::Succeeded, None, None),
@@ -187,10 +205,9 @@ pub(super) fn summary(
             (RunOutcome::Cancelled, Some("Cancelled".into()), Some("cancelled by the user".into()))
         }
         graph::RunOutcome::DeadlineExceeded => {
-            let message = if begun {
-                "the run was not finished within deadlines.active"
-            } else {
-                "no step had started within deadlines.start"
+            let message = match passed {
+                Some(Deadline::Start) => "no step had started within deadlines.start",
+                Some(Deadline::Active) | None => "the run was not finished within deadlines.active",
             };
             (RunOutcome::Failed, Some("DeadlineExceeded".into()), Some(message.into()))
         }

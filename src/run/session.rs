@@ -10,13 +10,13 @@ use tokio::time::{Instant, sleep_until};
 use super::code::code;
 use super::demand::Teller;
 use super::driver::{DriveError, RunSpec};
-use super::ended::{Ended, classify, fatal, lost, refused};
+use super::ended::{Ended, Loss, classify, fatal, lost, refused, stopped};
 use super::fabric::Access;
 use super::facts::{Facts, View};
 use super::install::runtime;
 use super::intake::admitted;
 use super::objects::{Objects, Versions};
-use super::report::{Counts, Failure, Note, Observer, Report, ResultValue, read_closing, summary, task_name};
+use super::report::{Counts, Deadline, Failure, Note, Observer, Report, ResultValue, read_closing, summary, task_name};
 use super::results::within;
 use super::reuse::Reusable;
 use super::turn::{Turn, handed_over};
@@ -24,7 +24,7 @@ use super::wire::{failure_class, step_def, storage, task_id};
 use super::{Fabric, Start, earlier, objects, restore};
 use crate::dask::ops::{Close, Code, FollowEvents, Open, Opened, ReadOutput, Records, Settings, Stop, Submit};
 use crate::dask::{self, Address, EventBatch, Peer, RuntimeEvent};
-use crate::graph::{self, Event, RunState, StepIx, TaskId, TaskStatus};
+use crate::graph::{self, Event, RunState, SkipReason, StepIx, TaskId, TaskStatus};
 use crate::limits;
 use crate::local::Endpoint;
 use crate::pipeline::{ExprError, Part, ResultSource, ResultSpec};
@@ -66,6 +66,8 @@ pub(super) struct Session<'a> {
     pub scaled: bool,
     /// Events that may be on their way without being acknowledged.
     pub window: u32,
+    /// Tasks that have come to their end.
+    pub done: &'a mut u64,
 }
 
 impl Session<'_> {
@@ -98,7 +100,7 @@ impl Session<'_> {
         }
         self.follow(peer, opened, &mut reusable, versions).await.map_err(|ended| match ended {
             Ended::Fatal(DriveError::Refused { reason, message }) if AGAIN.contains(&reason.as_str()) => {
-                Ended::Again { reason, message }
+                Ended::Again { reason, message, limit: limits::REOPENED }
             }
             other => other,
         })
@@ -159,7 +161,7 @@ impl Session<'_> {
     fn troubled(&self, error: dask::Error) -> Ended {
         match error {
             dask::Error::Refused { reason, message, .. } if reason == "StorageUnreachable" && *self.opened_before => {
-                Ended::Lost { cause: format!("{reason}: {message}"), answered: true, excess: false }
+                Ended::Lost { cause: format!("{reason}: {message}"), loss: Loss::Busy }
             }
             other => classify(other),
         }
@@ -168,9 +170,7 @@ impl Session<'_> {
     /// Outputs could not be taken over: those that are being removed are not offered again.
     fn missed(&self, error: dask::Error) -> Ended {
         match error {
-            dask::Error::Refused { reason, message, .. } if reason == "OutputsRemoved" => {
-                Ended::Lost { cause: message, answered: true, excess: false }
-            }
+            dask::Error::Refused { reason, message, .. } if reason == "OutputsRemoved" => stopped(reason, message),
             other => self.troubled(other),
         }
     }
@@ -246,11 +246,17 @@ impl Session<'_> {
         let (mut cancel, mut cancelled) = (self.cancel.clone(), false);
         loop {
             let start = self.spec.start_deadline.filter(|_| !facts.begun);
-            let deadline = start.into_iter().chain(self.spec.deadline).min();
-            limits.deadline_ms = deadline.map(|deadline| deadline.as_millis() as u64);
+            let next = Deadline::next(start, self.spec.deadline);
+            limits.deadline_ms = next.map(|(deadline, _)| deadline.as_millis() as u64);
             let (finish, wake_at) =
                 self.act(peer, &opened, (&mut state, &mut facts), (&mut *reusable, &mut objects), &limits).await?;
-            self.observer.counts(counts(&state, &facts));
+            let counted = counts(&state, &facts);
+            *self.done = counted.done;
+            self.observer.counts(counted);
+            if state.cancelling() == Some(SkipReason::DeadlineExceeded) {
+                // Steps may begin after it has passed.
+                facts.passed = facts.passed.or(next.map(|(_, deadline)| deadline));
+            }
             if let Some(outcome) = finish {
                 return self.close(peer, &opened, &state, &facts, outcome).await;
             }
@@ -424,7 +430,9 @@ impl Session<'_> {
                     let how = epoch.map(|epoch| format!("epoch {epoch}"));
                     return Err(Ended::Fatal(DriveError::Fenced { how }));
                 }
-                RuntimeEvent::Closing { message, .. } => return Err(lost(message)),
+                // The scheduler closes. With a reason it is the run alone that was stopped.
+                RuntimeEvent::Closing { message, reason } if reason.is_empty() => return Err(lost(message)),
+                RuntimeEvent::Closing { message, reason } => return Err(stopped(reason, message)),
             }
         }
         Ok(())
@@ -455,7 +463,7 @@ impl Session<'_> {
             results.push((result.name.clone(), value));
         }
         let failures = facts.terminal_failures(MAX_FAILURES);
-        let (outcome, reason, message) = summary(outcome, &failures, facts.begun);
+        let (outcome, reason, message) = summary(outcome, &failures, facts.passed);
         let counts = counts(state, facts);
         let mut closing = serde_json::Map::new();
         closing.insert("state".into(), outcome.as_str().into());

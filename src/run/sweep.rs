@@ -55,7 +55,7 @@ pub async fn sweep(sweep: &Sweep, seat: &Seat) -> Result<Swept, DriveError> {
     let sweeper = Sweeper { peer, sweep, storage: storage(&sweep.storage), lead: seat.lead };
     sweeper.run(seat.foreign).await.map_err(|ended| match ended {
         Ended::Lost { cause, .. } => DriveError::Cluster(cause),
-        Ended::Again { reason, message } => DriveError::Refused { reason, message },
+        Ended::Again { reason, message, .. } => DriveError::Refused { reason, message },
         Ended::Fatal(error) => error,
     })
 }
@@ -164,6 +164,11 @@ impl Sweeper<'_> {
             let list = ListObjects { run, storage: &self.storage, folder, after: &after };
             let listed = self.call(&list).await?;
             let last = listed.paths.last().cloned();
+            if listed.more && last.as_ref().is_none_or(|last| *last <= after) {
+                let message =
+                    format!("asked for the objects of run {run} after {after:?}, it lists earlier ones again");
+                return Err(refused("Internal", message));
+            }
             let (mut go, stay) = split(listed.paths, needed);
             kept += stay;
             if folder == Folder::Journal {

@@ -197,6 +197,8 @@ pub struct Live {
     /// Under which epoch.
     pub epoch: Option<u64>,
     pub counts: Counts,
+    /// The most tasks that had come to their end, also before it was opened again.
+    pub done: u64,
     /// Steps that failed for good, the first first; bounded.
     pub failures: Vec<Failure>,
     /// Steps that no worker can run now: count and why, by name.

@@ -4,6 +4,7 @@ mod bad_inputs;
 mod driver;
 mod fleet;
 mod limits;
+mod loops;
 mod manifest;
 mod manifest_properties;
 #[path = "../support/memory.rs"]

@@ -9,6 +9,7 @@ mod faults;
 mod fence;
 mod lease;
 mod limits;
+mod loops;
 #[path = "../support/memory.rs"]
 mod memory;
 mod namespaces;

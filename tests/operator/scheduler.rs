@@ -47,6 +47,12 @@ pub struct State {
     /// Steps that were handed over do not end.
     pub held: bool,
     pub refusal: Refusal,
+    /// Why it refuses operations of runs, by their names.
+    pub refuses: BTreeMap<&'static str, &'static str>,
+    /// It closes each connection that asks for the state of the cluster instead of answering a second time.
+    pub hangs_up: bool,
+    /// Each page of a listing is the first one.
+    pub lists_again: bool,
     /// Sent in place of the state of the cluster.
     pub flood: Option<Arc<Flood>>,
 }
@@ -184,13 +190,16 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<wat
     if receive(&mut stream).await.is_none() {
         return;
     }
-    let mut asker = None;
+    let (mut asker, mut answered) = (None, false);
     while let Some(call) = receive(&mut stream).await {
         lock(&state).calls.push(call.clone());
         wait::ring();
         let names = || call["names"].as_array().into_iter().flatten().filter_map(Value::as_str);
         let reply = match call["op"].as_str().unwrap_or_default() {
             "daskade-cluster" => {
+                if std::mem::replace(&mut answered, true) && lock(&state).hangs_up {
+                    return;
+                }
                 let since = if call["instance"] == *instance { call["since"].as_u64().unwrap_or(0) } else { 0 };
                 if call["fresh"] != true {
                     asker.get_or_insert_with(|| Asker::new(&state)).knows(since);
@@ -259,6 +268,9 @@ fn run(state: &State, call: &Value, instance: &str) -> Value {
     let uid = call["run"].as_str().unwrap_or_default().to_owned();
     let mut journals = state.journals.lock().expect("no panic while it was held");
     let op = call["op"].as_str().unwrap_or_default();
+    if let Some(reason) = state.refuses.get(op) {
+        return refused(reason);
+    }
     if op == "daskade-open" {
         let create = call["create"] == true;
         if journals.contains_key(&uid) == create {
@@ -327,7 +339,7 @@ fn stored(state: &State, call: &Value) -> Value {
                 Some("logs") => &stored.logs,
                 _ => &none,
             };
-            json!({"status": "OK", "paths": paths, "more": false})
+            json!({"status": "OK", "paths": paths, "more": state.lists_again})
         }
         _ => {
             for path in texts("paths") {

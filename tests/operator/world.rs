@@ -38,6 +38,8 @@ pub struct World {
     pub limits: controller::Limits,
     /// Life of the certificates that they issue.
     pub lifetime: Duration,
+    /// Theirs, shorter than those of people.
+    pub pauses: Pauses,
     pub trap: Trap,
     kubelet: Arc<Kubelet>,
     /// Of the operator that was started last.
@@ -111,6 +113,12 @@ impl World {
             api,
             limits: controller::Limits::default(),
             lifetime,
+            pauses: Pauses {
+                first_lists: Duration::from_millis(500),
+                missing: Duration::from_millis(500),
+                orphans: Duration::from_millis(500),
+                ..Pauses::default()
+            },
             trap: Trap::default(),
             kubelet,
             begun: Mutex::default(),
@@ -219,11 +227,7 @@ impl World {
             storage: None,
             allowed_addresses: Vec::new(),
             limits: self.limits,
-            pauses: Pauses {
-                first_lists: Duration::from_millis(500),
-                missing: Duration::from_millis(500),
-                orphans: Duration::from_millis(500),
-            },
+            pauses: self.pauses,
             clock,
         };
         let (stop, stopped) = oneshot::channel::<()>();

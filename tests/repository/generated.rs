@@ -122,6 +122,29 @@ fn limits_are_as_the_page_says() {
     }
 }
 
+/// How often the same error may come.
+#[test]
+fn repetitions_are_as_the_page_says() {
+    let page = fs::read_to_string(in_repository("docs/limits.md")).unwrap();
+    for (what, limit) in [
+        ("a mistake of the runtime", limits::INTERNAL),
+        ("another refusal of the run", limits::REFUSED),
+        ("answers that do not follow", limits::REFUSED),
+        ("a run that the runtime stops", limits::STOPPED),
+        ("a run that the scheduler does not have", limits::REOPENED),
+        ("a write to the API server", limits::CONFLICT),
+    ] {
+        let row = page.lines().find(|line| line.starts_with(&format!("| {what}"))).unwrap_or_else(|| panic!("{what}"));
+        let cells = format!("| {} | {} min |", limit.times, limit.span.as_secs() / 60);
+        assert!(row.contains(&cells), "{cells}: {row}");
+    }
+    let pause = format!("{} s at most", limits::REFUSED_PAUSE.as_secs());
+    let quiet = limits::REOPENED.quiet.map(|quiet| format!("within {} min of the one before", quiet.as_secs() / 60));
+    for text in [Some(pause), quiet] {
+        assert!(text.as_deref().is_some_and(|text| page.contains(text)), "{text:?}");
+    }
+}
+
 /// What to do about each reason that an object may have, and about no other.
 #[test]
 fn troubleshooting_has_every_reason_of_a_condition_once() {
