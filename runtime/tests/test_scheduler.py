@@ -13,6 +13,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from daskade_runtime.leaders import Leaders
 from daskade_runtime.scheduler import Runtime
 from support.dask import local
 from support.dask.local import Cluster
@@ -135,9 +136,11 @@ def test_a_leader_that_is_older_than_one_heard_changes_nothing(unled: Cluster, s
         ("mark", {"storage": where, "what": ["outputs"]}),
         ("seal", {"storage": where, "final": {}}),
         ("discard", {"storage": where, "paths": []}),
+        ("cluster", {"since": 0, "wait": 0}),
         ("drain", {"names": []}),
         ("retire", {"names": []}),
     ]
+    run.conn.rpc("daskade-cluster", since=0, wait=0, lead=7)
     for op, more in requests:
         with pytest.raises(RpcError, match="leader with epoch 7 was heard; this one has 6") as refused:
             run.conn.rpc(f"daskade-{op}", **{"run": run.uid, **more, "lead": 6})
@@ -163,9 +166,9 @@ class Leaving(Runtime):
     """One run is open, and is taken over or ends while what is on its way to storage is waited for."""
 
     def __init__(self, taken_over: bool) -> None:
-        self.cluster = SimpleNamespace(heard_if_told=lambda _: None)
         self.one: Any = SimpleNamespace(epoch=1, committer=SimpleNamespace(settle=self.settle))
         self.runs: dict[str, Any] = {"run": self.one}
+        self.leaders = Leaders(self.runs.__contains__)
         self.taken_over = taken_over
         self.dropped: list[Any] = []
 

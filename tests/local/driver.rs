@@ -543,7 +543,7 @@ fn seat(scheduler: &Scheduler, generation: u64, lead: u64) -> Option<Seat> {
         address: scheduler.address.clone(),
         tls: None,
         generation,
-        lead,
+        lead: lead.into(),
         foreign: false,
         lines: Lines::default(),
     })

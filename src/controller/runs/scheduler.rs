@@ -89,7 +89,7 @@ impl Work<'_> {
                 }
             }
         };
-        let lead = self.runs.desk.lead.check().unwrap_or(0);
+        let lead = self.runs.desk.lead.leader().unwrap_or_default();
         let lines = Lines::default();
         let seat = Seat { address: address.to_owned(), tls, generation: 1, lead, foreign: true, lines };
         self.memory.outside = Some(watch::Sender::new(Some(seat)));
@@ -125,7 +125,8 @@ impl Work<'_> {
             let tls = seat.tls.as_ref();
             let connection =
                 Connection::connect_limited(&address, tls, Deadlines::default(), Limits::operator()).await?;
-            connection.call(&Forget { run: &run.uid, epoch, lead: Some(seat.lead) }).await.map(drop)
+            let (lead, lease) = (Some(seat.lead.epoch), seat.lead.lease.as_deref());
+            connection.call(&Forget { run: &run.uid, epoch, lead, lease }).await.map(drop)
         });
         if let Ok(Err(error)) = told.await {
             tracing::debug!(category = error.category(), "failed to have the scheduler let go of the run: {error}");

@@ -49,9 +49,12 @@ pub struct Open {
     pub name: String,
     /// Must be higher than any before; `None`: the highest plus one.
     pub epoch: Option<u64>,
-    /// Epoch of the operator that leads, if one drives the run: one with an older epoch than was heard is refused.
+    /// Epoch of the operator's leader, if an operator drives the run. A stale leader is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lead: Option<u64>,
+    /// Uid of its Lease.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<String>,
     /// Whether the run is new: an existing journal is then refused.
     pub create: bool,
     /// Whether a run that was closed may go on; otherwise its closing record is all that is answered.
@@ -253,9 +256,12 @@ pub struct Forget<'a> {
     /// From [`Opened`]: open under another one it stays. None if that is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,
-    /// Epoch of the operator's lease, if an operator asks.
+    /// Epoch of the operator's leader that asks, if an operator asks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lead: Option<u64>,
+    /// Uid of its Lease.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<&'a str>,
 }
 
 /// `daskade-read`: an output.
