@@ -140,6 +140,9 @@ class Runtime:
             "dask": distributed.__version__,
             "python": platform.python_version(),
             "runs": {uid: live.epoch for uid, live in self.runs.items()},
+            # Those that an operator opened last, and those that are just being opened.
+            "led": [uid for uid, live in self.runs.items() if live.led],
+            "opening": [uid for uid, lock in self._locks.items() if lock.locked()],
         }
 
     @operation
@@ -194,8 +197,12 @@ class Runtime:
                 opened = await self._opened_record(request, spec)
                 live = self.runs.get(run)
                 if live is not None:
-                    return await self._take_over(live, epoch, create, spec_digest, opened)
-                return await self._open(request, epoch, create, opened, bool(rest.get("reopen")))
+                    reply = await self._take_over(live, epoch, create, spec_digest, opened)
+                else:
+                    reply = await self._open(request, epoch, create, opened, bool(rest.get("reopen")))
+                if run in self.runs:
+                    self.runs[run].led = lead is not None
+                return reply
         finally:
             if not lock.locked() and run not in self.runs:
                 self._locks.pop(run, None)

@@ -20,6 +20,7 @@ from support.dask.local import Cluster
 from support.dask.run import Run
 from support.dask.steps import args, ref, step, values
 from support.dask.wire import RpcError
+from support.waiting import until
 
 
 @pytest.fixture
@@ -160,6 +161,42 @@ def test_a_run_is_left_by_whoever_has_it(unled: Cluster, storage: str) -> None:
         run.conn.rpc("daskade-forget", run=run.uid, **named)  # twice is fine
         run = Run(unled.address, storage, steps, uid=run.uid).open(create=False)
     run.close()
+
+
+def test_a_run_that_nobody_drives_goes_on_until_the_scheduler_is_told_to_forget_it(
+    dask: Cluster, storage: str, tmp_path: Path
+) -> None:
+    """The operator ends a run and tells the scheduler, also if another process has driven it."""
+    note = tmp_path / "pid"
+    script = f"import os, time\nwith open({str(note)!r}, 'w') as f: f.write(str(os.getpid()))\ntime.sleep(600)"
+    steps = [step("slow", script=script), step("train", "operator:add", args(1, 2), resources={"GPU": 1})]
+    run = Run(dask.address, storage, steps).open(lead=7, lease="l")
+    run.submit((0, -1), (1, -1))
+    run.rpc("demand", asks=[{"group": None, "resources": {"GPU": 1.0}, "count": 3}])
+    pid = int(until("the step runs", lambda: note.exists() and note.read_text()))
+    run.conn.sock.close()
+
+    operator = dask.connect()
+
+    def state() -> dict[str, Any]:
+        words: dict[str, Any] = {"since": 0, "wait": 0, "fresh": True, "cluster": "of-this-test", "lease": "l"}
+        return dict(operator.rpc("daskade-cluster", lead=8, **words))
+
+    wanted = {"group": None, "resources": {"GPU": 1.0}, "count": 3}
+    before = state()
+    assert wanted in before["demand"]
+    hello = operator.rpc("daskade-hello")
+    assert hello["runs"][run.uid] == 1 and run.uid in hello["led"] and hello["opening"] == []
+    operator.rpc("daskade-forget", run=run.uid, epoch=hello["runs"][run.uid], lead=8, lease="l")
+    after = state()
+    assert wanted not in after["demand"] and after["runs"] == before["runs"] - 1, "no worker is kept for it"
+    until("the step is ended", lambda: not Path(f"/proc/{pid}").exists())
+    assert run.uid not in operator.rpc("daskade-hello")["led"]
+    # One that a command has opened since is the command's.
+    again = Run(dask.address, storage, steps, uid=run.uid).open(create=False)
+    hello = operator.rpc("daskade-hello")
+    assert hello["runs"][run.uid] == 2 and run.uid not in hello["led"]
+    again.close()
 
 
 class Leaving(Runtime):

@@ -33,6 +33,15 @@ pub(super) fn fatal(error: dask::Error) -> Ended {
     Ended::Fatal(DriveError::Dask(Box::new(error)))
 }
 
+/// The same for who has no other session.
+pub(super) fn into_error(ended: Ended) -> DriveError {
+    match ended {
+        Ended::Lost { cause, .. } => DriveError::Cluster(cause),
+        Ended::Again { reason, message } => DriveError::Refused { reason, message },
+        Ended::Fatal(error) => error,
+    }
+}
+
 /// Whether another session may go on after `error`.
 pub(super) fn classify(error: dask::Error) -> Ended {
     match error.class() {

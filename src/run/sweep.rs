@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::driver::{DriveError, StorageSpec};
-use super::ended::{Ended, classify, refused};
+use super::ended::{Ended, classify, into_error, refused};
 use super::fabric::Seat;
 use super::install::runtime;
 use super::retention::{InUse, Users, split};
@@ -53,11 +53,7 @@ pub async fn sweep(sweep: &Sweep, seat: &Seat) -> Result<Swept, DriveError> {
     let address: Address = seat.address.parse().map_err(|error| DriveError::Dask(Box::new(error)))?;
     let peer = Peer::new(address, seat.tls.clone(), seat.lines.pool.clone()).within(Limits::operator());
     let sweeper = Sweeper { peer, sweep, storage: storage(&sweep.storage), lead: seat.lead.clone() };
-    sweeper.run(seat.foreign).await.map_err(|ended| match ended {
-        Ended::Lost { cause, .. } => DriveError::Cluster(cause),
-        Ended::Again { reason, message } => DriveError::Refused { reason, message },
-        Ended::Fatal(error) => error,
-    })
+    sweeper.run(seat.foreign).await.map_err(into_error)
 }
 
 struct Sweeper<'a> {

@@ -1,4 +1,4 @@
-"""Two operators with Leases of their own on one scheduler, and one that moves."""
+"""Operators and the schedulers that hear them: two with Leases of their own on one scheduler, and what one leaves there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runs import Ledger, ledger_pipeline, start, status, wait_end
+from cluster.runs import Ledger, ledger_pipeline, start, status, succeeded, wait_end
 from support.kube.api import apply
 from support.kube.namespace import Namespace
 from support.kube.operator import Operator
@@ -47,6 +47,11 @@ def copy_certificates(source: Namespace, cluster: str, to: Namespace) -> None:
 def outside(space: Namespace, cluster: str, s3: Shared, prefix: str) -> Object:
     address = f"tls://{space.scheduler_ip(cluster)}:8786"
     return {"cluster": {"address": address, "tls": {"secretRef": "outside"}}, "storage": {"url": s3.url(prefix)}}
+
+
+def released(space: Namespace, name: str) -> Object:
+    conditions = status(space, name).get("conditions") or []
+    return next((dict(found) for found in conditions if found["type"] == "Released"), {})
 
 
 def test_two_operators_with_leases_of_their_own_use_one_scheduler(
@@ -93,3 +98,21 @@ def test_an_operator_that_moves_takes_its_runs_over(
         assert wait_end(neighbour, "r")["results"] == {"sum": 15}
     finally:
         moved.stop()
+
+
+def test_a_run_that_is_suspended_while_the_operator_is_down_leaves_nothing_on_a_shared_cluster(
+    space: Namespace, operator: Operator
+) -> None:
+    s3 = Shared(space)
+    space.cluster("shared", {"name": "cpu", "replicas": 1}, storage=s3.storage("shared"))
+    space.wait_ready("shared")
+    ledger = Ledger(s3, "y")
+    start(space, "y", pipelineSpec=ledger_pipeline(ledger, 3, 600, cluster={"ref": "shared"}))
+    until("a step runs", lambda: (status(space, "y").get("steps") or {}).get("running", 0) >= 1)
+    operator.stop(signal.SIGKILL)
+    space.patch("pipelinerun", "y", {"spec": {"suspend": True}})
+    operator.start()
+    until("it is suspended", lambda: succeeded(space, "y").get("reason") == "Suspended", 60)
+    assert released(space, "y")["status"] == "True", status(space, "y")
+    until("the cluster is idle", lambda: space.status("shared").get("idleSince"), 60)
+    assert sum(ledger.executions().values()) == 1

@@ -22,8 +22,8 @@ use crate::peer::{greet, receive, send};
 /// A scheduler's behaviour: what it answers to an operation; `None` hangs up.
 type Script = dyn Fn(&str, &Value) -> Option<Value> + Send + Sync;
 
-struct Scheduler {
-    address: String,
+pub struct Scheduler {
+    pub address: String,
     task: JoinHandle<()>,
     asked: watch::Sender<Vec<Value>>,
     /// Connections that are open.
@@ -31,7 +31,7 @@ struct Scheduler {
 }
 
 impl Scheduler {
-    async fn new(script: impl Fn(&str, &Value) -> Option<Value> + Send + Sync + 'static) -> Scheduler {
+    pub async fn new(script: impl Fn(&str, &Value) -> Option<Value> + Send + Sync + 'static) -> Scheduler {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = format!("tcp://{}", listener.local_addr().expect("an address"));
         let script: Arc<Script> = Arc::new(script);
@@ -54,7 +54,7 @@ impl Scheduler {
     }
 
     /// The requests for an operation, in order.
-    fn asked(&self, op: &str) -> Vec<Value> {
+    pub fn asked(&self, op: &str) -> Vec<Value> {
         self.asked.borrow().iter().filter(|request| request["op"] == op).cloned().collect()
     }
 
@@ -538,7 +538,7 @@ async fn an_end_that_was_written_although_its_answer_was_lost_is_not_written_aga
 }
 
 /// A scheduler as an operator has found it.
-fn seat(scheduler: &Scheduler, generation: u64, lead: u64) -> Option<Seat> {
+pub fn seat(scheduler: &Scheduler, generation: u64, lead: u64) -> Option<Seat> {
     Some(Seat {
         address: scheduler.address.clone(),
         tls: None,

@@ -39,6 +39,8 @@ pub struct World {
     pub api: Api,
     /// Of operators to come.
     pub limits: controller::Limits,
+    /// Addresses of schedulers outside that they may use.
+    pub allowed: Vec<regex::Regex>,
     /// Life of the certificates that they issue.
     pub lifetime: Duration,
     pub trap: Trap,
@@ -113,6 +115,7 @@ impl World {
         Self {
             api,
             limits: controller::Limits::default(),
+            allowed: Vec::new(),
             lifetime,
             trap: Trap::default(),
             kubelet,
@@ -221,7 +224,7 @@ impl World {
             certificate_lifetime: self.lifetime,
             concurrency: 4,
             storage: None,
-            allowed_addresses: Vec::new(),
+            allowed_addresses: self.allowed.clone(),
             limits: self.limits,
             pauses: Pauses {
                 first_lists: Duration::from_millis(500),

@@ -1,6 +1,6 @@
 //! Operations that our runtime adds to a scheduler (protocol 1).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,6 +38,12 @@ pub struct RuntimeInfo {
     pub python: String,
     /// Live runs and their epochs.
     pub runs: BTreeMap<String, u64>,
+    /// Those of them that an operator opened last. Runtimes of older releases do not tell.
+    #[serde(default)]
+    pub led: Option<BTreeSet<String>>,
+    /// Runs that are being opened.
+    #[serde(default)]
+    pub opening: BTreeSet<String>,
 }
 
 /// `daskade-open`: begins, resumes or takes over a run.
