@@ -1,6 +1,6 @@
 """The operations of who runs the cluster, rather than a run on it: its state, draining, demand.
 
-Each names the epoch of the leader that sends it; an older one than was heard before is refused.
+Each but ``demand`` and ``leave`` names its DaskCluster and the leader that sends it; a stale leader is refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class ClusterView:
         self._runtime = runtime
         self._s = runtime.s
         self.drains = Drains(runtime.s, runtime.dispatcher.flying)
-        self._lead = 0
         self._version = 0
         self._state: dict[str, Any] = {}
         self._next_look = 0.0
@@ -57,19 +56,6 @@ class ClusterView:
             self._in_use()
             await asyncio.sleep(USE_LOOK)
 
-    def heard(self, lead: Any) -> None:
-        """Refuses a leader that is older than one heard before."""
-        if type(lead) is not int or lead < 0:
-            raise Refused("BadRequest", "lead is a whole number")
-        if lead < self._lead:
-            raise Refused("StaleLeader", f"a leader with epoch {self._lead} was heard; this one has {lead}")
-        self._lead = lead
-
-    def heard_if_told(self, lead: Any) -> None:
-        """The same for operations that others send too: without an epoch of a leader there is none to refuse."""
-        if lead is not None:
-            self.heard(lead)
-
     # ------------------------------------------------------------------ operations
 
     @operation
@@ -81,9 +67,12 @@ class ClusterView:
         wait: float,
         instance: str | None = None,
         fresh: bool = False,
+        lease: str | None = None,
+        cluster: str | None = None,
         **_: Any,
     ) -> Reply:
-        self.heard(lead)
+        leaders = self._runtime.leaders
+        leaders.of_cluster(cluster, lead, lease)
         if fresh:
             self._next_look = 0.0
         end = time.monotonic() + min(max(float(wait), 0.0), WAIT_MOST)
@@ -93,8 +82,7 @@ class ClusterView:
             if self._version > since or instance != self._runtime.instance or now >= end:
                 break
             await asyncio.sleep(max(0.01, min(end, self._next_look) - now))
-            if self._lead > lead:
-                raise Refused("StaleLeader", f"a leader with epoch {self._lead} has taken over")
+            leaders.over(cluster, lead, lease)
         return {
             "status": "OK",
             "version": self._version,
@@ -107,15 +95,19 @@ class ClusterView:
         }
 
     @operation
-    async def drain(self, *, lead: int, names: Any, **_: Any) -> Reply:
-        self.heard(lead)
+    async def drain(
+        self, *, lead: int, names: Any, lease: str | None = None, cluster: str | None = None, **_: Any
+    ) -> Reply:
+        self._runtime.leaders.of_cluster(cluster, lead, lease)
         known = self._by_name()
         self.drains.begin([known[name] for name in names if name in known])
         return {"status": "OK"}
 
     @operation
-    async def retire(self, *, lead: int, names: Any, **_: Any) -> Reply:
-        self.heard(lead)
+    async def retire(
+        self, *, lead: int, names: Any, lease: str | None = None, cluster: str | None = None, **_: Any
+    ) -> Reply:
+        self._runtime.leaders.of_cluster(cluster, lead, lease)
         known = self._by_name()
         addresses = {name: known[name] for name in names if name in known}
         for address in addresses.values():

@@ -172,10 +172,11 @@ class Earlier:
         pipeline: str,
         wanted: str | None = None,
         lead: int | None = None,
+        lease: str | None = None,
         **_: Any,
     ) -> Reply:
         """What earlier runs have committed."""
-        self.runtime.cluster.heard_if_told(lead)
+        self.runtime.leaders.of_run(run, lead, lease)
         found = await in_thread(read_past, open_store(storage), run, pipeline, wanted)
         self._known.pop(run, None)
         for waiting in [uid for uid in self._known if uid not in self.runtime.runs][:-KEPT]:

@@ -50,6 +50,8 @@ class LiveRun:
         self.ahead = max(1, int(self.settings.get("tasks_per_slot") or 2))
         self.code = dict(request.get("code") or {})
         self.epoch = journal.epoch
+        #: An operator opened it last.
+        self.led = False
         self.events = EventLog()
         self.told_listen = False
         self.closing: asyncio.Future[None] | None = None

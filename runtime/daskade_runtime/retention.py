@@ -188,16 +188,20 @@ class Retention:
         return {"status": "OK", **await in_thread(_user, open_store(storage), of, run)}
 
     @operation
-    async def mark(self, *, run: str, storage: Any, what: Any, lead: int | None = None, **_: Any) -> Reply:
+    async def mark(
+        self, *, run: str, storage: Any, what: Any, lead: int | None = None, lease: str | None = None, **_: Any
+    ) -> Reply:
         """Marks a run as removed, in the storage: from then on nobody takes anything of it over."""
-        self.runtime.cluster.heard_if_told(lead)
+        self.runtime.leaders.of_run(run, lead, lease)
         await in_thread(_mark, open_store(storage), run, what)
         return {"status": "OK"}
 
     @operation
-    async def seal(self, *, run: str, storage: Any, final: Any, lead: int | None = None, **_: Any) -> Reply:
+    async def seal(
+        self, *, run: str, storage: Any, final: Any, lead: int | None = None, lease: str | None = None, **_: Any
+    ) -> Reply:
         """Closes a journal that was left open: whoever still writes to it is fenced."""
-        self.runtime.cluster.heard_if_told(lead)
+        self.runtime.leaders.of_run(run, lead, lease)
         if run in self.runtime.runs:
             raise Refused("RunOpen", f"run {run} is open here")
         await in_thread(self._seal, open_store(storage), run, dict(final))
@@ -240,10 +244,11 @@ class Retention:
         paths: Any,
         pipeline: str | None = None,
         lead: int | None = None,
+        lease: str | None = None,
         **_: Any,
     ) -> Reply:
         """Removes objects of a run that is marked as removed; with ``pipeline`` also what it is found by."""
-        self.runtime.cluster.heard_if_told(lead)
+        self.runtime.leaders.of_run(run, lead, lease)
         if run in self.runtime.runs:
             raise Refused("RunOpen", f"run {run} is open here")
         await in_thread(_discard, open_store(storage), run, paths, pipeline)

@@ -26,7 +26,8 @@ from daskade_runtime.earlier import Earlier, mark
 from daskade_runtime.events import Subscriber, now
 from daskade_runtime.fetch import object_key
 from daskade_runtime.heard import heard
-from daskade_runtime.journal import Journal, read_all
+from daskade_runtime.journal import Journal, JournalError, read_all
+from daskade_runtime.leaders import Leaders
 from daskade_runtime.live import LiveRun, closed_snapshot
 from daskade_runtime.looks import Looks
 from daskade_runtime.operation import Reply, operation
@@ -36,6 +37,7 @@ from daskade_runtime.storage import open_store
 from daskade_runtime.turns import Turns
 from daskade_runtime.wiring import Plugin, Workers, connect, describe, no_reply, watch_status
 from daskade_runtime.worker import DaskadeWorker
+from daskade_runtime.worker_ops import WorkerOps
 
 log = logging.getLogger("distributed.daskade")
 
@@ -69,6 +71,7 @@ class Runtime:
         self.client: Any = None
         self.dispatcher: Any = None
         self.cluster: Any = None
+        self.leaders = Leaders(self.runs.__contains__)
         self.earlier = Earlier(self)
         self.retention = Retention(self)
         self.closing = False
@@ -104,14 +107,12 @@ class Runtime:
                 "daskade-read": self.read,
                 "daskade-logs": self.stored_logs,
                 "daskade-events": self.events,
-                "daskade-run": self.run_definition,
-                "daskade-handle": self.handle,
                 "daskade-hello": self.hello,
                 "daskade-code": self.fetch_code,
             }
         )
         self.cluster = ClusterView(self)
-        for part in (self.cluster, self.earlier, self.retention, Looks(), Turns(self)):
+        for part in (self.cluster, self.earlier, self.retention, Looks(), Turns(self), WorkerOps(self)):
             self.s.handlers.update(part.handlers())
         self._background(self.cluster.note_use())
         self._background(fence.watch(self))
@@ -138,14 +139,25 @@ class Runtime:
             "dask": distributed.__version__,
             "python": platform.python_version(),
             "runs": {uid: live.epoch for uid, live in self.runs.items()},
+            # Those that an operator opened last, and those that are just being opened.
+            "led": [uid for uid, live in self.runs.items() if live.led],
+            "opening": [uid for uid, lock in self._locks.items() if lock.locked()],
         }
 
     @operation
     async def fetch_code(
-        self, *, run: str, storage: Any, url: str, sha256: str | None = None, lead: int | None = None, **_: Any
+        self,
+        *,
+        run: str,
+        storage: Any,
+        url: str,
+        sha256: str | None = None,
+        lead: int | None = None,
+        lease: str | None = None,
+        **_: Any,
     ) -> Reply:
         """Makes the archive at ``url`` the code of a run that is about to be opened."""
-        self.cluster.heard_if_told(lead)
+        self.leaders.of_run(run, lead, lease)
         return {"status": "OK", "digest": await in_thread(archive.pin, storage, run, url, sha256)}
 
     @operation
@@ -161,9 +173,10 @@ class Runtime:
         code: Any,
         steps: Any,
         lead: int | None = None,
+        lease: str | None = None,
         **rest: Any,
     ) -> Reply:
-        self.cluster.heard_if_told(lead)
+        self.leaders.of_run(run, lead, lease)
         versions.check(distributed.__version__)
         # Workers look for themselves; here it is seen before there is one, if their image is this one.
         lacks = requirements.lacking(rest.get("requirements") or ()) if rest.get("same_image") else []
@@ -183,8 +196,12 @@ class Runtime:
                 opened = await self._opened_record(request, spec)
                 live = self.runs.get(run)
                 if live is not None:
-                    return await self._take_over(live, epoch, create, spec_digest, opened)
-                return await self._open(request, epoch, create, opened, bool(rest.get("reopen")))
+                    reply = await self._take_over(live, epoch, create, spec_digest, opened)
+                else:
+                    reply = await self._open(request, epoch, create, opened, bool(rest.get("reopen")))
+                if run in self.runs:
+                    self.runs[run].led = lead is not None
+                return reply
         finally:
             if not lock.locked() and run not in self.runs:
                 self._locks.pop(run, None)
@@ -318,10 +335,10 @@ class Runtime:
 
     @operation
     async def forget(
-        self, *, run: str, epoch: int | None = None, lead: int | None = None, **_: Any
+        self, *, run: str, epoch: int | None = None, lead: int | None = None, lease: str | None = None, **_: Any
     ) -> Reply:
         """Drops a run; its journal stays open. Who names no epoch means the run as it is open now."""
-        self.cluster.heard_if_told(lead)
+        self.leaders.of_run(run, lead, lease)
         live = self.runs.get(run)
         if live is not None:
             opened = live.epoch if epoch is None else epoch
@@ -365,33 +382,6 @@ class Runtime:
             await self.workers.flush(run)
         objects, more = await in_thread(logs.stored, live.store, run, after)
         return {"status": "OK", "objects": objects, "more": more}
-
-    @operation
-    async def run_definition(self, *, run: str, **_: Any) -> Reply:
-        """What a worker needs of a run."""
-        live = self.runs.get(run)
-        if live is None:
-            raise Refused("RunNotFound", f"run {run} is not open on this scheduler")
-        return {
-            "status": "OK",
-            "epoch": live.epoch,
-            "opening": live.state.opening,
-            "steps": [step.fields for step in live.state.steps],
-            "storage": live.storage,
-            "code": live.code,
-            "settings": live.settings,
-            "requirements": live.requirements,
-            "listen": live.events.listening,
-        }
-
-    @operation
-    async def handle(self, *, run: str, s: int, i: int, **_: Any) -> Reply:
-        """The full handle of an output, for workers: with the index that messages leave out."""
-        live = self.runs.get(run)
-        output = live.state.outputs.get((s, i)) if live is not None else None
-        if output is None:
-            raise Refused("NotFound", f"run {run} has no output of step {s}, item {i} here")
-        return {"status": "OK", "handle": msgpack.unpackb(output.full, raw=False, strict_map_key=False)}
 
     async def events(
         self,

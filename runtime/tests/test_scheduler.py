@@ -13,12 +13,14 @@ from typing import Any
 import msgpack
 import pytest
 
+from daskade_runtime.leaders import Leaders
 from daskade_runtime.scheduler import Runtime
 from support.dask import local
 from support.dask.local import Cluster
 from support.dask.run import Run
 from support.dask.steps import args, ref, step, values
 from support.dask.wire import RpcError
+from support.waiting import until
 
 
 @pytest.fixture
@@ -135,9 +137,11 @@ def test_a_leader_that_is_older_than_one_heard_changes_nothing(unled: Cluster, s
         ("mark", {"storage": where, "what": ["outputs"]}),
         ("seal", {"storage": where, "final": {}}),
         ("discard", {"storage": where, "paths": []}),
+        ("cluster", {"since": 0, "wait": 0}),
         ("drain", {"names": []}),
         ("retire", {"names": []}),
     ]
+    run.conn.rpc("daskade-cluster", since=0, wait=0, lead=7)
     for op, more in requests:
         with pytest.raises(RpcError, match="leader with epoch 7 was heard; this one has 6") as refused:
             run.conn.rpc(f"daskade-{op}", **{"run": run.uid, **more, "lead": 6})
@@ -159,13 +163,49 @@ def test_a_run_is_left_by_whoever_has_it(unled: Cluster, storage: str) -> None:
     run.close()
 
 
+def test_a_run_that_nobody_drives_goes_on_until_the_scheduler_is_told_to_forget_it(
+    dask: Cluster, storage: str, tmp_path: Path
+) -> None:
+    """The operator ends a run and tells the scheduler, also if another process has driven it."""
+    note = tmp_path / "pid"
+    script = f"import os, time\nwith open({str(note)!r}, 'w') as f: f.write(str(os.getpid()))\ntime.sleep(600)"
+    steps = [step("slow", script=script), step("train", "operator:add", args(1, 2), resources={"GPU": 1})]
+    run = Run(dask.address, storage, steps).open(lead=7, lease="l")
+    run.submit((0, -1), (1, -1))
+    run.rpc("demand", asks=[{"group": None, "resources": {"GPU": 1.0}, "count": 3}])
+    pid = int(until("the step runs", lambda: note.exists() and note.read_text()))
+    run.conn.sock.close()
+
+    operator = dask.connect()
+
+    def state() -> dict[str, Any]:
+        words: dict[str, Any] = {"since": 0, "wait": 0, "fresh": True, "cluster": "of-this-test", "lease": "l"}
+        return dict(operator.rpc("daskade-cluster", lead=8, **words))
+
+    wanted = {"group": None, "resources": {"GPU": 1.0}, "count": 3}
+    before = state()
+    assert wanted in before["demand"]
+    hello = operator.rpc("daskade-hello")
+    assert hello["runs"][run.uid] == 1 and run.uid in hello["led"] and hello["opening"] == []
+    operator.rpc("daskade-forget", run=run.uid, epoch=hello["runs"][run.uid], lead=8, lease="l")
+    after = state()
+    assert wanted not in after["demand"] and after["runs"] == before["runs"] - 1, "no worker is kept for it"
+    until("the step is ended", lambda: not Path(f"/proc/{pid}").exists())
+    assert run.uid not in operator.rpc("daskade-hello")["led"]
+    # One that a command has opened since is the command's.
+    again = Run(dask.address, storage, steps, uid=run.uid).open(create=False)
+    hello = operator.rpc("daskade-hello")
+    assert hello["runs"][run.uid] == 2 and run.uid not in hello["led"]
+    again.close()
+
+
 class Leaving(Runtime):
     """One run is open, and is taken over or ends while what is on its way to storage is waited for."""
 
     def __init__(self, taken_over: bool) -> None:
-        self.cluster = SimpleNamespace(heard_if_told=lambda _: None)
         self.one: Any = SimpleNamespace(epoch=1, committer=SimpleNamespace(settle=self.settle))
         self.runs: dict[str, Any] = {"run": self.one}
+        self.leaders = Leaders(self.runs.__contains__)
         self.taken_over = taken_over
         self.dropped: list[Any] = []
 

@@ -15,6 +15,8 @@ pub enum ConditionType {
     Succeeded,
     /// PipelineRun: what `spec.retention` names and whose time has come is removed from the storage.
     Removed,
+    /// PipelineRun: the scheduler of a shared cluster has let go of a run that the operator ended or suspended.
+    Released,
     /// kstatus: the operator is still working on the latest spec.
     Reconciling,
     /// kstatus: it cannot get on without a change by a person.
@@ -23,13 +25,14 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// All types.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Accepted,
         Self::Ready,
         Self::SchedulerReady,
         Self::WorkersReady,
         Self::Succeeded,
         Self::Removed,
+        Self::Released,
         Self::Reconciling,
         Self::Stalled,
     ];
@@ -43,6 +46,7 @@ impl ConditionType {
             Self::WorkersReady => "WorkersReady",
             Self::Succeeded => "Succeeded",
             Self::Removed => "Removed",
+            Self::Released => "Released",
             Self::Reconciling => "Reconciling",
             Self::Stalled => "Stalled",
         }
@@ -137,6 +141,12 @@ pub const CONDITION_REASONS: &[Reason] = &[
     ),
     ("Removing", "What the run has stored is being removed: its time is over (`spec.retention`)."),
     ("Removed", "What the run had stored was removed when its time was over; the message says what, and what stayed."),
+    ("Releasing", "The scheduler of a shared cluster is asked to stop the run's steps and to forget the run."),
+    ("Released", "The run is no longer open on the shared cluster, and none of its steps run there."),
+    (
+        "NotReleased",
+        "The scheduler did not confirm in time that it has forgotten the run: its steps may still run and hold workers.",
+    ),
     ("OutputsInUse", "Outputs stay until the run that the message names has ended: it has taken some of them over."),
     ("WorkerLost", "A step lost its worker more often than is borne."),
     ("RunCreated", "Event of a Pipeline: a run was made; the message says why."),

@@ -148,7 +148,7 @@ pub struct PipelineRunStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Conditions: `Succeeded` (True, False, or Unknown while it runs), `Reconciling`, `Stalled`; with `spec.retention`, when
-    /// its time has come, `Removed`.
+    /// its time has come, `Removed`; on a shared cluster, when the operator has ended or suspended the run, `Released`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -211,7 +211,7 @@ impl Post {
                 address: target.address.to_string(),
                 tls: target.tls.clone(),
                 generation,
-                lead: target.lead,
+                lead: target.lead.clone(),
                 foreign: false,
                 lines,
             });

@@ -80,10 +80,11 @@ impl Drive {
         lock(&self.live).clone()
     }
 
-    /// Ends it; the epoch under which the run is open, if that is known.
-    pub fn end(self) -> Option<u64> {
+    /// Ends it. Nothing is sent to the scheduler after that.
+    pub async fn end(mut self) {
         self.task.abort();
-        lock(&self.live).epoch
+        // How it ended does not matter any more.
+        let _ = (&mut self.task).await;
     }
 
     /// How it ended, once.
@@ -123,7 +124,7 @@ impl Observer for Teller {
                 tracing::info!(run = %self.key, epoch, resumed, "the run is open");
                 // What was blocked or down is told anew.
                 let Live { failures, done, .. } = std::mem::take(&mut *live);
-                *live = Live { open: true, epoch: Some(epoch), failures, done, ..Live::default() };
+                *live = Live { open: true, failures, done, ..Live::default() };
             }
             Note::AttemptFailed(failure) if failure.terminal && live.failures.len() < FAILURES => {
                 live.failures.push(failure);
@@ -137,8 +138,7 @@ impl Observer for Teller {
             Note::StorageUp => live.storage = None,
             Note::SchedulerLost { cause } => {
                 tracing::info!(run = %self.key, cause, "the scheduler of the run is lost");
-                // What it is opened under next is told once it is open.
-                (live.open, live.epoch, live.lost) = (false, None, Some(cause));
+                (live.open, live.lost) = (false, Some(cause));
             }
             Note::Cancelling => live.cancelling = true,
             Note::AttemptFailed(_) | Note::WorkerLost { .. } | Note::Worker { .. } | Note::Log { .. } => return,

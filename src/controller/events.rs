@@ -113,6 +113,7 @@ fn is_usual(reason: &str) -> bool {
         "Finalizing",
         "Cancelled",
         "Removing",
+        "Releasing",
         "OutputsInUse",
     ];
     usual.contains(&reason)

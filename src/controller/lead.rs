@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::dask::ops::Leader;
+
 /// This process does not hold the lease, or its time ran out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("write: this process does not hold the lease now")]
@@ -26,9 +28,9 @@ pub struct Grant {
 }
 
 /// The last renewal, on both clocks of the machine.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Held {
-    epoch: u64,
+    leader: Leader,
     since: Instant,
     since_wall: SystemTime,
     lasts: Duration,
@@ -49,8 +51,18 @@ pub(super) fn moment() -> (Instant, SystemTime) {
 impl Lead {
     /// The epoch of the lease, if it is held right now. Ask again before every write.
     pub fn check(&self) -> Result<u64, NotLeading> {
-        let held = (*lock(&self.held)).ok_or(NotLeading)?;
-        if held.lives(Instant::now(), SystemTime::now()) { Ok(held.epoch) } else { Err(NotLeading) }
+        self.held(|leader| leader.epoch)
+    }
+
+    /// The same with the lease, as schedulers are told.
+    pub fn leader(&self) -> Result<Leader, NotLeading> {
+        self.held(Leader::clone)
+    }
+
+    fn held<T>(&self, what: impl FnOnce(&Leader) -> T) -> Result<T, NotLeading> {
+        let held = lock(&self.held);
+        let lives = |held: &&Held| held.lives(Instant::now(), SystemTime::now());
+        held.as_ref().filter(lives).map(|held| what(&held.leader)).ok_or(NotLeading)
     }
 
     /// The epoch while the lease is held. It tells of the loss a moment after [`Lead::check`] does.
@@ -61,8 +73,10 @@ impl Lead {
 
 impl Grant {
     /// The lease is held: the request that said so was begun at the given moments. The right ends `lasts` after them.
-    pub fn renew(&self, epoch: u64, since: Instant, since_wall: SystemTime, lasts: Duration) {
-        *lock(&self.held) = Some(Held { epoch, since, since_wall, lasts });
+    pub fn renew(&self, leader: impl Into<Leader>, since: Instant, since_wall: SystemTime, lasts: Duration) {
+        let leader = leader.into();
+        let epoch = leader.epoch;
+        *lock(&self.held) = Some(Held { leader, since, since_wall, lasts });
         self.publish(Some(epoch));
     }
 
@@ -74,7 +88,7 @@ impl Grant {
 
     /// How long the right lasts without a renewal; none if it is not held.
     pub fn left(&self) -> Option<Duration> {
-        let held = (*lock(&self.held))?;
+        let held = lock(&self.held).clone()?;
         let now = Instant::now();
         held.lives(now, SystemTime::now()).then(|| held.lasts.saturating_sub(now.saturating_duration_since(held.since)))
     }
@@ -131,7 +145,7 @@ mod tests {
     #[test]
     fn a_clock_that_jumps_never_prolongs_the_right() {
         let (now, wall) = (Instant::now(), SystemTime::now());
-        let held = Held { epoch: 1, since: now, since_wall: wall, lasts: LASTS };
+        let held = Held { leader: 1.into(), since: now, since_wall: wall, lasts: LASTS };
         let hour = Duration::from_secs(3600);
         assert!(held.lives(now + Duration::from_secs(1), wall - hour), "set back: the monotonic clock decides");
         assert!(!held.lives(now + LASTS, wall - hour));

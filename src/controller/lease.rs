@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::cause::cause;
 use super::clock::Clock;
 use super::lead::{Grant, Lead, lead, moment};
+use crate::dask::ops::Leader;
 use crate::telemetry::health::Health;
 
 /// Key of the lease in what `/ready` says.
@@ -153,7 +154,8 @@ impl Candidate {
             // None: somebody else was faster. What they wrote is read in the next round.
             let Some(lease) = written else { continue };
             self.epoch = epoch(&lease);
-            self.grant.renew(self.epoch, begun, begun_wall, self.settings.lasts());
+            let leader = Leader { epoch: self.epoch, lease: lease.metadata.uid.clone() };
+            self.grant.renew(leader, begun, begun_wall, self.settings.lasts());
             self.known = Some(lease);
             return Ok(());
         }
@@ -279,8 +281,9 @@ fn renewed(mut lease: Lease, duration: Duration, now: Timestamp) -> Lease {
 fn taken(mut lease: Lease, settings: &LeaseSettings, epoch: u64, now: Timestamp) -> Lease {
     let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
     // A new lease goes on from the minutes since 1970: above the count of one that was deleted, unless that changed hands
-    // more than once a minute. Else schedulers would take us for an old leader and refuse us for ever. The minutes are the
-    // API server's, which answered when it said that there is no lease: a clock that is ahead would set the count for good.
+    // more than once a minute. Runtimes of older releases compare epochs of all leases, and would refuse a lower one for
+    // ever. The minutes are the API server's, which answered when it said that there is no lease: a clock that is ahead would
+    // set the count for good.
     let first = i32::try_from(now.as_second() / 60).unwrap_or(i32::MAX);
     let next = spec.lease_transitions.filter(|count| *count >= 0).map_or(first, |count| count.saturating_add(1));
     spec.lease_transitions = Some(next.max(i32::try_from(epoch).unwrap_or(i32::MAX)));

@@ -15,7 +15,7 @@ use super::clock::Clock;
 use super::queue::{Key, Queue};
 use crate::cluster::facts::{Ask, SchedulerFact, SchedulerState, WorkerFact};
 use crate::cluster::scale::remember;
-use crate::dask::ops::{ClusterInfo, ClusterWorker, Drain, Operation, Retire, Retired, WatchCluster};
+use crate::dask::ops::{ClusterInfo, ClusterWorker, Drain, Leader, Operation, Retire, Retired, WatchCluster};
 use crate::dask::{Address, Connection, Deadlines, Error, Limits, Tls};
 use crate::limits;
 
@@ -50,6 +50,8 @@ const DRAINING: &str = "closing_gracefully";
 /// Which scheduler to ask, and as whom.
 #[derive(Debug, Clone)]
 pub struct Target {
+    /// Uid of the DaskCluster.
+    pub cluster: String,
     /// Name of its pod.
     pub pod: String,
     /// Of the pod: another one is another scheduler.
@@ -57,8 +59,8 @@ pub struct Target {
     pub address: Address,
     /// For connections to come.
     pub tls: Option<Tls>,
-    /// Epoch of the leader.
-    pub lead: u64,
+    /// As whom.
+    pub lead: Leader,
 }
 
 /// The connection to the scheduler of one cluster. Dropping it ends the task.
@@ -100,7 +102,7 @@ impl Link {
         let _ = timeout(most, state.wait_for(|(fact, _)| *fact != SchedulerFact::Unknown)).await;
     }
 
-    /// Asks another scheduler if it is another one; certificates and epoch count from the next request on.
+    /// Asks another scheduler if it is another one; certificates and leader count from the next request on.
     pub fn aim(&self, target: Target) {
         self.state.send_modify(|(fact, version)| {
             if self.target.borrow().is_other(&target) {
@@ -114,7 +116,7 @@ impl Link {
     /// Asks on a connection of its own, and keeps the answer: what was heard last may be a moment old.
     pub async fn ask(&self) -> SchedulerFact {
         let target = self.target.borrow().clone();
-        let ask = WatchCluster { lead: target.lead, since: 0, instance: None, wait: 0.0, fresh: true };
+        let ask = target.watch(0, None, 0.0, true);
         let answer = async {
             let connection = connect(&target.address, target.tls.as_ref()).await?;
             connection.call(&ask).await.and_then(bounded)
@@ -128,15 +130,17 @@ impl Link {
 
     /// Has workers take no further tasks, and closes those that are done, on a connection of its own.
     pub async fn command(&self, drain: &[String], retire: &[String]) -> Result<Retired, Error> {
-        let Target { address, tls, lead, .. } = self.target.borrow().clone();
+        let Target { cluster, address, tls, lead, .. } = self.target.borrow().clone();
         let connection = connect(&address, tls.as_ref()).await?;
+        let (cluster, Leader { epoch: lead, lease }) = (Some(cluster), lead);
         if !drain.is_empty() {
-            connection.call(&Drain { lead, names: drain.to_vec() }).await?;
+            let drain = Drain { cluster: cluster.clone(), lead, lease: lease.clone(), names: drain.to_vec() };
+            connection.call(&drain).await?;
         }
         if retire.is_empty() {
             return Ok(Retired { closed: Vec::new(), busy: Vec::new() });
         }
-        connection.call(&Retire { lead, names: retire.to_vec() }).await
+        connection.call(&Retire { cluster, lead, lease, names: retire.to_vec() }).await
     }
 }
 
@@ -149,6 +153,11 @@ impl Drop for Link {
 impl Target {
     fn is_other(&self, other: &Self) -> bool {
         self.uid != other.uid || self.address != other.address
+    }
+
+    fn watch(&self, since: u64, instance: Option<String>, wait: f64, fresh: bool) -> WatchCluster {
+        let (cluster, Leader { epoch: lead, lease }) = (Some(self.cluster.clone()), self.lead.clone());
+        WatchCluster { cluster, lead, lease, since, instance, wait, fresh }
     }
 }
 
@@ -233,8 +242,7 @@ async fn follow(targets: &watch::Receiver<Target>, mut tell: impl FnMut(&Target,
     };
     let (mut since, mut instance) = (0, None);
     loop {
-        let lead = targets.borrow().lead;
-        let ask = WatchCluster { lead, since, instance: instance.take(), wait: POLL, fresh: false };
+        let ask = targets.borrow().watch(since, instance.take(), POLL, false);
         match connection.call_within(&ask, Duration::from_secs_f64(POLL) + LATE).await.and_then(bounded) {
             Ok(info) => {
                 (since, instance) = (info.version, Some(info.instance.clone()));

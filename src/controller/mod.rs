@@ -28,6 +28,7 @@ mod pipeline_writes;
 mod pipelines;
 mod queue;
 mod reconcile;
+mod release;
 mod removal;
 mod run;
 mod run_writes;

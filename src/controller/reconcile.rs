@@ -404,9 +404,10 @@ impl Work<'_> {
         let may_ask = |pod: &&PodFact| (pod.ready || asked(pod)) && (!tls || credentials.client.is_some());
         let target = pod.filter(may_ask).and_then(|pod| {
             let address = Address::new(scheme, pod.ip.as_deref()?, names::SCHEDULER_PORT).ok()?;
-            let lead = self.context.desk.lead.check().ok()?;
+            let lead = self.context.desk.lead.leader().ok()?;
             let tls = credentials.client.clone();
-            Some(Target { pod: pod.name.clone(), uid: pod.uid.clone(), address, tls, lead })
+            let (pod, uid) = (pod.name.clone(), pod.uid.clone());
+            Some(Target { cluster: cluster.uid.clone(), pod, uid, address, tls, lead })
         });
         let board = &self.context.board;
         match (target, &self.memory.link) {

@@ -25,6 +25,7 @@ use super::error::PassError;
 use super::events::{Events, notes};
 use super::gather::read_run;
 use super::queue::Key;
+use super::release::Releasing;
 use super::removal::Removal;
 use super::run::{Controller, Desk, Done};
 use super::run_writes::own_cluster;
@@ -37,8 +38,9 @@ use crate::cluster::facts::Trouble;
 use crate::cluster::names;
 use crate::run::{Fabric, Report, Seat, Start};
 use crate::runs::admit::{self, Admission, Charter};
-use crate::runs::facts::{ClusterFact, DriveFact, Facts, Place, Run, SpecFact, SweepFact};
+use crate::runs::facts::{ClusterFact, DriveFact, Facts, Frozen, Place, Run, SpecFact, SweepFact};
 use crate::runs::plan::{ClusterStep, DriveStep, Hold, Plan, State, plan};
+use crate::runs::release::{self, ReleaseFact, shared_place};
 use crate::runs::retention::{Removal as Removing, Retention, SweepStep, retention};
 use crate::runs::status::{build_status, says_the_same};
 use crate::telemetry::metrics::{self, Outcome};
@@ -100,6 +102,7 @@ pub(super) struct Memory {
     status_written: Option<Instant>,
     opening: Option<Instant>,
     removal: Removal,
+    release: Releasing,
 }
 
 impl Controller for Runs {
@@ -228,7 +231,7 @@ impl Work<'_> {
         if !matches!(planned.word.state, State::Ended(_)) {
             self.take_away(&run, &planned).await?;
         }
-        if planned.word.state == State::AsWritten && planned.removal.is_none() {
+        if planned.word.state == State::AsWritten && planned.removal.is_none() && planned.release.is_none() {
             // Of what has ended nothing is needed.
             let uid = std::mem::take(&mut self.memory.uid);
             *self.memory = Memory { uid, seen: self.memory.seen, ..Memory::default() };
@@ -271,7 +274,7 @@ impl Work<'_> {
 
     /// What is written down of the run, if anything is.
     async fn spec(&mut self, run: &Run) -> SpecFact {
-        if run.has_ended() && !self.is_due(run) {
+        if run.has_ended() && !self.is_due(run) && !release::is_due(run) {
             return SpecFact::Valid;
         }
         if let Some(stored) = &self.memory.stored {
@@ -340,9 +343,17 @@ impl Work<'_> {
 
     async fn facts(&mut self, run: &Run, spec: SpecFact) -> Facts {
         let owned = own_cluster(&self.runs.clusters.cache, self.key, &run.uid);
-        let cluster = match &spec {
-            SpecFact::Frozen(frozen) => self.cluster(&frozen.place.clone(), owned.as_ref()).await,
-            _ => ClusterFact::Missing,
+        let left = release::is_due(run).then(|| shared_place(run, &spec)).flatten();
+        let cluster = match (&spec, &left) {
+            (SpecFact::Frozen(Frozen { place, .. }), _) | (_, Some(place)) => self.cluster(place, owned.as_ref()).await,
+            (_, None) => ClusterFact::Missing,
+        };
+        let release = match left {
+            Some(place) => self.release_fact(&place, &cluster).await,
+            None => {
+                self.memory.release = Releasing::default();
+                ReleaseFact::None
+            }
         };
         let drive = match (&self.memory.done, &self.memory.drive, &self.memory.broken) {
             (Some(report), _, _) => DriveFact::Done(report.clone()),
@@ -376,6 +387,7 @@ impl Work<'_> {
             trouble: None,
             full: None,
             sweep,
+            release,
         }
     }
 
@@ -407,19 +419,24 @@ impl Work<'_> {
         match (planned.drive, &stored) {
             (DriveStep::Run { cancel }, Some(stored)) => self.drive(run, stored, cancel, planned, facts),
             (DriveStep::Stop { leave }, _) => {
-                // It ends before it is asked what it has opened.
-                let epoch = self.memory.drive.take().map(Drive::end);
                 self.memory.opening = None;
                 // A run that is suspended and goes on later counts from one again.
                 self.memory.setbacks = Setbacks::default();
-                if let Some(epoch) = epoch.filter(|_| leave) {
-                    self.leave(run, facts, epoch).await;
+                // It ends before its scheduler is told to forget it.
+                if let Some(drive) = self.memory.drive.take() {
+                    drive.end().await;
+                    if leave {
+                        self.leave(run, facts).await;
+                    }
                 }
             }
             _ => {}
         }
+        if planned.release.as_ref().is_some_and(|release| release.start) {
+            self.release(run, &facts.spec);
+        }
         match (&planned.removal, &stored) {
-            (Some(Removing { step: SweepStep::Start, due, .. }), Some(stored)) => self.sweep(run, stored, *due),
+            (Some(Removing { step: SweepStep::Start, due, .. }), Some(stored)) => self.sweep(stored, *due),
             (Some(Removing { step: SweepStep::Pause(trouble), .. }), _) => {
                 self.soon = Some(self.memory.removal.pause(self.key, trouble.clone(), self.now));
             }
@@ -431,7 +448,7 @@ impl Work<'_> {
         facts.trouble = error.trouble();
         self.error.get_or_insert(error);
         let told = plan(run, facts);
-        (planned.word, planned.removal) = (told.word, told.removal);
+        (planned.word, planned.removal, planned.release) = (told.word, told.removal, told.release);
     }
 
     fn drive(&mut self, run: &Run, stored: &Stored, cancel: bool, planned: &mut Plan, facts: &mut Facts) {

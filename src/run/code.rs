@@ -2,18 +2,25 @@
 
 use super::driver::{CodeSource, RunSpec};
 use super::wire::storage;
-use crate::dask::ops::{Code, FetchCode};
+use crate::dask::ops::{Code, FetchCode, Leader};
 use crate::dask::{self, Peer};
 
 /// The code with its digest. An archive is fetched by the runtime, once for the run: it has it then.
-pub(super) async fn code(peer: &Peer, spec: &RunSpec, lead: Option<u64>) -> Result<Code, dask::Error> {
+pub(super) async fn code(peer: &Peer, spec: &RunSpec, lead: Option<&Leader>) -> Result<Code, dask::Error> {
     let (url, sha256) = match &spec.code {
         CodeSource::Packed(code) => {
             return Ok(Code { digest: code.digest.clone(), zip: Some(code.zip.clone()) });
         }
         CodeSource::Archive { url, sha256 } => (url, sha256),
     };
-    let fetch = FetchCode { run: &spec.uid, storage: storage(&spec.storage), url, sha256: sha256.as_deref(), lead };
+    let fetch = FetchCode {
+        run: &spec.uid,
+        storage: storage(&spec.storage),
+        url,
+        sha256: sha256.as_deref(),
+        lead: lead.map(|lead| lead.epoch),
+        lease: lead.and_then(|lead| lead.lease.as_deref()),
+    };
     match peer.call(&fetch).await {
         Ok(fetched) => Ok(Code { digest: fetched.digest, zip: None }),
         Err(dask::Error::UnknownOp { op }) => {

@@ -6,7 +6,7 @@ use super::driver::RunSpec;
 use super::facts::{Facts, View};
 use super::reuse::{Reusable, Taken, Wish};
 use super::wire::{decision, storage};
-use crate::dask::ops::{Adopt, AdoptItem, Earlier, EarlierRun, EarlierRuns, Item, Opened, Record, Records};
+use crate::dask::ops::{Adopt, AdoptItem, Earlier, EarlierRun, EarlierRuns, Item, Leader, Opened, Record, Records};
 use crate::dask::{self, Peer};
 use crate::graph::{Event, RunState, SkipReason, StepIx, TaskId};
 use crate::pipeline::{Keyring, Part, Plan};
@@ -19,7 +19,7 @@ pub(super) async fn ask(
     peer: &Peer,
     spec: &RunSpec,
     code: &str,
-    lead: Option<u64>,
+    lead: Option<&Leader>,
 ) -> Result<Option<Reusable>, dask::Error> {
     if !wants(spec) {
         return Ok(None);
@@ -29,7 +29,8 @@ pub(super) async fn ask(
         storage: storage(&spec.storage),
         pipeline: pipeline(spec),
         wanted: spec.reuse.run.as_deref(),
-        lead,
+        lead: lead.map(|lead| lead.epoch),
+        lease: lead.and_then(|lead| lead.lease.as_deref()),
     };
     let earlier = match peer.call(&ask).await {
         Err(dask::Error::UnknownOp { .. }) => {

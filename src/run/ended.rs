@@ -60,6 +60,15 @@ pub(super) fn stopped(reason: String, message: String) -> Ended {
     Ended::Again { reason, message, limit: limits::STOPPED }
 }
 
+/// The same for who has no other session.
+pub(super) fn into_error(ended: Ended) -> DriveError {
+    match ended {
+        Ended::Lost { cause, .. } => DriveError::Cluster(cause),
+        Ended::Again { reason, message, .. } => DriveError::Refused { reason, message },
+        Ended::Fatal(error) => error,
+    }
+}
+
 /// Whether another session may go on after `error`.
 pub(super) fn classify(error: dask::Error) -> Ended {
     let loss = |error: &dask::Error, loss| Ended::Lost { cause: error.to_string(), loss };

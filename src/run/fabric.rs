@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::DriveError;
 use super::pulse::Pulse;
+use crate::dask::ops::Leader;
 use crate::dask::{self, Limits, Pool, Tls, TlsFiles};
 use crate::local::{Endpoint, fleet::FleetState};
 
@@ -36,8 +37,8 @@ pub struct Seat {
     pub tls: Option<Tls>,
     /// Another number is another scheduler.
     pub generation: u64,
-    /// Epoch of the operator's lease.
-    pub lead: u64,
+    /// Who leads the operator.
+    pub lead: Leader,
     /// Others started it: the runtime may not be in it yet.
     pub foreign: bool,
     /// Of this scheduler alone.
@@ -59,7 +60,7 @@ pub enum Fabric {
 pub(super) struct Access {
     pub tls: Option<Tls>,
     pub foreign: bool,
-    pub lead: Option<u64>,
+    pub lead: Option<Leader>,
     pub lines: Lines,
     /// What is taken of it.
     pub limits: Limits,
@@ -133,7 +134,7 @@ impl Fabric {
                 (Some(Tls::from_files(&TlsFiles { ca, cert, key })?), true, None, own())
             }
             Self::Followed(seats) => match &*seats.borrow() {
-                Some(seat) => (seat.tls.clone(), seat.foreign, Some(seat.lead), seat.lines.clone()),
+                Some(seat) => (seat.tls.clone(), seat.foreign, Some(seat.lead.clone()), seat.lines.clone()),
                 None => (None, false, None, own()),
             },
         };

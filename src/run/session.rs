@@ -22,7 +22,7 @@ use super::reuse::Reusable;
 use super::turn::{Turn, handed_over};
 use super::wire::{failure_class, step_def, storage, task_id};
 use super::{Fabric, Start, earlier, objects, restore};
-use crate::dask::ops::{Close, Code, FollowEvents, Open, Opened, ReadOutput, Records, Settings, Stop, Submit};
+use crate::dask::ops::{Close, Code, FollowEvents, Leader, Open, Opened, ReadOutput, Records, Settings, Stop, Submit};
 use crate::dask::{self, Address, EventBatch, Peer, RuntimeEvent};
 use crate::graph::{self, Event, RunState, SkipReason, StepIx, TaskId, TaskStatus};
 use crate::limits;
@@ -76,7 +76,7 @@ impl Session<'_> {
         let address: Address = endpoint.address.parse().map_err(fatal)?;
         let peer = Peer::new(address.clone(), tls.clone(), lines.pool.clone()).within(limits);
         tokio::select! {
-            finished = self.converse(&peer, foreign, lead) => finished,
+            finished = self.converse(&peer, foreign, lead.as_ref()) => finished,
             error = lines.pulse.lost(&address, tls.as_ref()) => match error.is_excess() {
                 true => Err(classify(error)),
                 false => Err(lost(error.to_string())),
@@ -85,7 +85,7 @@ impl Session<'_> {
         }
     }
 
-    async fn converse(&mut self, peer: &Peer, foreign: bool, lead: Option<u64>) -> Result<Report, Ended> {
+    async fn converse(&mut self, peer: &Peer, foreign: bool, lead: Option<&Leader>) -> Result<Report, Ended> {
         self.greet(peer, foreign).await?;
         let code = code(peer, self.spec, lead).await.map_err(|error| self.troubled(error))?;
         let versions = objects::before(peer, self.spec).await.map_err(|error| self.troubled(error))?;
@@ -122,7 +122,7 @@ impl Session<'_> {
     async fn open(
         &mut self,
         peer: &Peer,
-        lead: Option<u64>,
+        lead: Option<&Leader>,
         reusable: Option<&Reusable>,
         code: Code,
     ) -> Result<Opened, Ended> {
@@ -175,13 +175,14 @@ impl Session<'_> {
         }
     }
 
-    fn open_request(&self, lead: Option<u64>, code: Code) -> Open {
+    fn open_request(&self, lead: Option<&Leader>, code: Code) -> Open {
         let spec = self.spec;
         Open {
             run: spec.uid.clone(),
             name: spec.name.clone(),
             epoch: None,
-            lead,
+            lead: lead.map(|lead| lead.epoch),
+            lease: lead.and_then(|lead| lead.lease.clone()),
             create: false,
             // One end is enough: if it was written, it is answered.
             reopen: self.spec.reopen && self.closing.is_none(),

@@ -9,14 +9,14 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::driver::{DriveError, StorageSpec};
-use super::ended::{Ended, classify, refused};
+use super::ended::{Ended, classify, into_error, refused};
 use super::fabric::Seat;
 use super::install::runtime;
 use super::retention::{InUse, Users, split};
 use super::wire::storage;
 use crate::dask::ops::{
-    Discard, Final, Folder, Forget, ListObjects, ListReferences, LookStored, LookUser, MarkRemoved, Operation, Part,
-    Seal, Storage, User,
+    Discard, Final, Folder, Forget, Leader, ListObjects, ListReferences, LookStored, LookUser, MarkRemoved, Operation,
+    Part, Seal, Storage, User,
 };
 use crate::dask::{self, Address, Limits, Peer};
 use crate::limits;
@@ -52,32 +52,29 @@ pub struct Swept {
 pub async fn sweep(sweep: &Sweep, seat: &Seat) -> Result<Swept, DriveError> {
     let address: Address = seat.address.parse().map_err(|error| DriveError::Dask(Box::new(error)))?;
     let peer = Peer::new(address, seat.tls.clone(), seat.lines.pool.clone()).within(Limits::operator());
-    let sweeper = Sweeper { peer, sweep, storage: storage(&sweep.storage), lead: seat.lead };
-    sweeper.run(seat.foreign).await.map_err(|ended| match ended {
-        Ended::Lost { cause, .. } => DriveError::Cluster(cause),
-        Ended::Again { reason, message, .. } => DriveError::Refused { reason, message },
-        Ended::Fatal(error) => error,
-    })
+    let sweeper = Sweeper { peer, sweep, storage: storage(&sweep.storage), lead: seat.lead.clone() };
+    sweeper.run(seat.foreign).await.map_err(into_error)
 }
 
 struct Sweeper<'a> {
     peer: Peer,
     sweep: &'a Sweep,
     storage: Storage,
-    lead: u64,
+    lead: Leader,
 }
 
 impl Sweeper<'_> {
     async fn run(&self, foreign: bool) -> Result<Swept, Ended> {
         runtime(&self.peer, foreign).await?;
         let run = self.sweep.uid.as_str();
+        let (lead, lease) = self.leader();
         let parts = [(Part::Outputs, self.sweep.outputs), (Part::Record, self.sweep.record)];
         let what: Vec<Part> = parts.into_iter().filter(|(_, wanted)| *wanted).map(|(part, _)| part).collect();
-        self.call(&MarkRemoved { run, storage: &self.storage, what: &what, lead: self.lead }).await?;
+        self.call(&MarkRemoved { run, storage: &self.storage, what: &what, lead, lease }).await?;
         let look = LookStored { run, storage: &self.storage, brief: false };
         let mut stored = self.call(&look).await?;
         if stored.open {
-            self.call(&Forget { run, epoch: None, lead: Some(self.lead) }).await?;
+            self.call(&Forget { run, epoch: None, lead: Some(lead), lease }).await?;
         }
         if stored.journal.as_ref().is_some_and(|journal| !journal.closed) {
             self.seal(run).await?;
@@ -153,7 +150,8 @@ impl Sweeper<'_> {
         closing.insert("state".to_owned(), json!("Failed"));
         closing.insert("reason".to_owned(), json!("Failed"));
         closing.insert("message".to_owned(), json!("it had ended without saying so here"));
-        self.call(&Seal { run, storage: &self.storage, closing: &closing, lead: self.lead }).await?;
+        let (lead, lease) = self.leader();
+        self.call(&Seal { run, storage: &self.storage, closing: &closing, lead, lease }).await?;
         Ok(())
     }
 
@@ -189,8 +187,14 @@ impl Sweeper<'_> {
         if paths.is_empty() && pipeline.is_none() {
             return Ok(());
         }
-        self.call(&Discard { run, storage: &self.storage, paths, pipeline, lead: self.lead }).await?;
+        let (lead, lease) = self.leader();
+        self.call(&Discard { run, storage: &self.storage, paths, pipeline, lead, lease }).await?;
         Ok(())
+    }
+
+    /// Epoch and Lease.
+    fn leader(&self) -> (u64, Option<&str>) {
+        (self.lead.epoch, self.lead.lease.as_deref())
     }
 
     async fn call<O: Operation>(&self, operation: &O) -> Result<O::Reply, Ended> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use super::release::ReleaseFact;
 use super::retention::Due;
 use crate::api::duration::Duration as Span;
 use crate::api::run::PipelineRunSpec;
@@ -62,6 +63,7 @@ pub struct Facts {
     /// Why it may not begin yet: its namespace has as many runs as it may have.
     pub full: Option<Trouble>,
     pub sweep: SweepFact,
+    pub release: ReleaseFact,
 }
 
 /// The removal of what an ended run has stored.
@@ -194,8 +196,6 @@ impl Live {
 pub struct Live {
     /// It is open on a scheduler, and heard of.
     pub open: bool,
-    /// Under which epoch.
-    pub epoch: Option<u64>,
     pub counts: Counts,
     /// The most tasks that had come to their end, also before it was opened again.
     pub done: u64,

@@ -5,5 +5,6 @@ mod advice;
 pub mod code;
 pub mod facts;
 pub mod plan;
+pub mod release;
 pub mod retention;
 pub mod status;

@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::advice::advised;
 use super::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact, SweepFact};
+use super::release::{self, Release, ReleaseWord, shared_place};
 use super::retention::{Removal, Retention, remove, retention};
 use crate::cluster::facts::Trouble;
 use crate::run::{Report, RunOutcome};
@@ -33,6 +34,8 @@ pub struct Plan {
     pub delete: bool,
     /// Remove what it has stored.
     pub removal: Option<Removal>,
+    /// Have a scheduler that others use forget it.
+    pub release: Option<Release>,
     pub word: Word,
     /// Look again after this time even if nothing happens.
     pub wake: Option<Duration>,
@@ -84,7 +87,7 @@ pub struct Word {
 impl Word {
     /// Whether the run waits for something that a person may want to know of.
     pub fn waits(&self) -> bool {
-        let usual = ["Running", "Pending", "Finalizing", "Suspended"];
+        let usual = ["Running", "Pending", "Finalizing", "Releasing", "Suspended"];
         matches!(self.state, State::Pending | State::Running) && !usual.contains(&self.reason.as_str())
     }
 }
@@ -102,6 +105,15 @@ pub enum State {
 
 /// Decides.
 pub fn plan(run: &Run, facts: &Facts) -> Plan {
+    let mut planned = decide(run, facts);
+    // Of an end that the driver has brought about the scheduler knows.
+    if matches!(planned.word.state, State::Ended(_)) && !matches!(facts.drive, DriveFact::Done(_)) {
+        planned.release = release::begin(run, facts);
+    }
+    planned
+}
+
+fn decide(run: &Run, facts: &Facts) -> Plan {
     if run.has_ended() {
         return tidy(run, facts);
     }
@@ -121,15 +133,7 @@ pub fn plan(run: &Run, facts: &Facts) -> Plan {
         return end(failed(trouble.reason, trouble.message.clone()));
     }
     if run.spec.suspend && !run.spec.cancel {
-        let message = match &run.queue {
-            Some(pipeline) => format!(
-                "it waits in the queue of the schedule of Pipeline {pipeline} until no other of its runs is active; with \
-                 spec.suspend set to false it does not wait"
-            ),
-            None => "spec.suspend is true; set it to false to go on".to_owned(),
-        };
-        let word = word(State::Suspended, "Suspended", message);
-        return Plan { drive: DriveStep::Stop { leave: true }, cluster: without(facts), ..waiting(word, None) };
+        return suspend(run, facts);
     }
     match &facts.spec {
         SpecFact::Frozen(frozen) => go_on(run, facts, frozen),
@@ -156,6 +160,46 @@ pub fn plan(run: &Run, facts: &Facts) -> Plan {
             Plan { freeze: true, ..waiting(word, None) }
         }
     }
+}
+
+/// A run that is suspended. On a shared cluster it says so once its steps have stopped.
+fn suspend(run: &Run, facts: &Facts) -> Plan {
+    let mut message = match &run.queue {
+        Some(pipeline) => format!(
+            "it waits in the queue of the schedule of Pipeline {pipeline} until no other of its runs is active; with \
+             spec.suspend set to false it does not wait"
+        ),
+        None => "spec.suspend is true; set it to false to go on".to_owned(),
+    };
+    let mut plan = waiting(word(State::Suspended, "Suspended", message.clone()), None);
+    (plan.drive, plan.cluster) = (DriveStep::Stop { leave: true }, without(facts));
+    if !run.held {
+        return plan;
+    }
+    if shared_place(run, &facts.spec).is_none() {
+        // Whether it is open somewhere is not known.
+        if let (SpecFact::Waits(trouble, _), None) = (&facts.spec, &run.status.cluster) {
+            plan.word = troubled(standing_state(run), trouble);
+        }
+        return plan;
+    }
+    let release = release::release(run, facts);
+    plan.drive = DriveStep::Stop { leave: false };
+    plan.wake = release.wake;
+    match &release.word {
+        ReleaseWord::Working(_, trouble) => {
+            let trouble = trouble.as_ref().map(|trouble| format!("; {}", trouble.message)).unwrap_or_default();
+            let message = format!("spec.suspend is true; the run's steps are being stopped{trouble}");
+            plan.word = word(standing_state(run), "Releasing", message);
+        }
+        ReleaseWord::GivenUp(_) | ReleaseWord::AsWritten if !release.is_confirmed(run) => {
+            message.push_str("; its steps may still run: see the condition Released");
+            plan.word.message = message;
+        }
+        _ => {}
+    }
+    plan.release = Some(release);
+    plan
 }
 
 /// A run whose spec is written down and that is to run.
@@ -192,6 +236,8 @@ fn go_on(run: &Run, facts: &Facts, frozen: &Frozen) -> Plan {
     };
     match pausing {
         Some(pause) if !pause.is_zero() => plan.wake = Some(plan.wake.map_or(pause, |wake| wake.min(pause))),
+        // That it was let go of is taken back before it is open again.
+        _ if ready && release::condition(run).is_some() => plan.wake = Some(Duration::ZERO),
         _ if ready => {
             plan.hold = if run.held { Hold::Keep } else { Hold::Take };
             plan.drive = DriveStep::Run { cancel: run.spec.cancel };
@@ -332,6 +378,17 @@ fn tidy(run: &Run, facts: &Facts) -> Plan {
     if run.held {
         plan.hold = Hold::Release;
     }
+    if release::is_due(run) {
+        let release = release::release(run, facts);
+        (plan.drive, plan.wake) = (DriveStep::Stop { leave: false }, release.wake);
+        let is_over = release.is_over();
+        plan.release = Some(release);
+        // Until then nothing else is taken away.
+        if !is_over {
+            plan.hold = Hold::Keep;
+            return plan;
+        }
+    }
     let begun = matches!(facts.sweep, SweepFact::Live | SweepFact::Done { .. });
     match retention(run, facts.now) {
         // By a clock that may be ahead its time has come: what is removed does not come back.
@@ -369,11 +426,24 @@ fn close(run: &Run, facts: &Facts, since: Timestamp) -> Plan {
     let left = CLOSING - facts.now.duration_since(since).as_secs();
     let may_be_open = matches!(facts.drive, DriveFact::Live(_)) || matches!(facts.cluster, ClusterFact::Answers(_));
     if run.held && may_be_open && left > 0 && matches!(facts.spec, SpecFact::Frozen(_)) {
+        if release::condition(run).is_some() {
+            plan.wake = Some(Duration::ZERO);
+            return plan;
+        }
         plan.drive = DriveStep::Run { cancel: true };
         plan.wake = Some(Duration::from_secs(left.unsigned_abs()));
-    } else {
-        plan.drive = DriveStep::Stop { leave: true };
-        plan.hold = if run.held { Hold::Release } else { Hold::Keep };
+        return plan;
+    }
+    plan.drive = DriveStep::Stop { leave: true };
+    plan.hold = if run.held { Hold::Release } else { Hold::Keep };
+    let is_gone = matches!((&facts.spec, &facts.cluster), (SpecFact::Frozen(_), ClusterFact::Missing));
+    if run.held && !is_gone && shared_place(run, &facts.spec).is_some() {
+        let release = release::release(run, facts);
+        plan.drive = DriveStep::Stop { leave: false };
+        if !release.is_over() {
+            (plan.hold, plan.wake) = (Hold::Keep, release.wake);
+        }
+        plan.release = Some(release);
     }
     plan
 }
@@ -395,6 +465,7 @@ fn waiting(word: Word, wake: Option<Duration>) -> Plan {
         drive: DriveStep::Keep,
         delete: false,
         removal: None,
+        release: None,
         word,
         wake,
     }

@@ -8,11 +8,12 @@ use serde_json::json;
 
 use super::facts::{DriveFact, Facts, Live, Run, SpecFact};
 use super::plan::{Plan, State, Word};
+use super::release::{self, PATIENCE, PATIENCE_DELETED, Release, ReleaseWord};
 use super::retention::{Due, Removal, RemovalWord};
 use crate::api::condition::ConditionType;
 use crate::api::status::{PipelineRunStatus, StepCounts, StepFailure, StepWaiting};
 use crate::cluster::facts::Trouble;
-use crate::run::{Counts, Failure, Report, RunOutcome};
+use crate::run::{Counts, Failure, Released, Report, RunOutcome};
 
 /// Bytes of the message of a condition.
 const MESSAGE: usize = 2000;
@@ -33,10 +34,16 @@ pub fn build_status(run: &Run, facts: &Facts, plan: &Plan) -> PipelineRunStatus 
         if let Some(removal) = &plan.removal {
             tell_removal(&mut status, run, removal, facts.now);
         }
+        if let Some(release) = &plan.release {
+            tell_release(&mut status, run, facts, release);
+        }
         return status;
     }
     status.observed_generation = Some(run.generation);
     status.conditions = conditions(run, &plan.word, facts.now);
+    if let Some(release) = &plan.release {
+        tell_release(&mut status, run, facts, release);
+    }
     status.state = Some(state_text(plan.word.state).to_owned());
     status.waiting.clear();
     if let SpecFact::Frozen(frozen) = &facts.spec {
@@ -164,9 +171,50 @@ fn tell_removal(status: &mut PipelineRunStatus, run: &Run, removal: &Removal, no
         }
     }
     let word = Word { state: State::AsWritten, reason: reason.to_owned(), message, stalled: false };
-    let kind = ConditionType::Removed.as_str();
-    let told = condition(run, kind, truth, &word, now);
-    match status.conditions.iter_mut().find(|known| known.type_ == kind) {
+    put(status, condition(run, ConditionType::Removed.as_str(), truth, &word, now));
+}
+
+/// Whether the scheduler has let go of a run that was left.
+fn tell_release(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, release: &Release) {
+    let (truth, reason, message) = match &release.word {
+        ReleaseWord::AsWritten => {
+            release::condition(run).into_iter().for_each(|told| put(status, told.clone()));
+            return;
+        }
+        ReleaseWord::Working(end, trouble) => {
+            let trouble = trouble.as_ref().map(|trouble| format!("; {}", trouble.message)).unwrap_or_default();
+            let message = format!(
+                "the scheduler is asked to stop the run's steps and to forget the run, until {} at most{trouble}",
+                second(*end)
+            );
+            ("False", "Releasing", message)
+        }
+        ReleaseWord::Done(how) => {
+            let message = match how {
+                Released::Forgotten => "the scheduler has stopped the run's steps and forgotten the run",
+                Released::Gone => "the scheduler that the run was open on is gone, and its workers with it",
+                Released::TakenOver => "the operator does not have the run any more: a command has resumed it",
+            };
+            ("True", "Released", message.to_owned())
+        }
+        ReleaseWord::GivenUp(trouble) => {
+            let patience = if run.deleting.is_some() { PATIENCE_DELETED } else { PATIENCE };
+            let trouble = trouble.as_ref().map(|trouble| format!(": {}", trouble.message)).unwrap_or_default();
+            let message = format!(
+                "the scheduler did not confirm within {} s that it has forgotten the run{trouble}; the run's steps may still \
+                 run and hold workers; to stop them, restart the scheduler",
+                patience.as_secs()
+            );
+            ("False", "NotReleased", message)
+        }
+    };
+    let word = Word { state: State::AsWritten, reason: reason.to_owned(), message, stalled: false };
+    put(status, condition(run, ConditionType::Released.as_str(), truth, &word, facts.now));
+}
+
+/// In place of what the condition said before.
+fn put(status: &mut PipelineRunStatus, told: Condition) {
+    match status.conditions.iter_mut().find(|known| known.type_ == told.type_) {
         Some(known) => *known = told,
         None => status.conditions.push(told),
     }

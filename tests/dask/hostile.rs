@@ -88,7 +88,7 @@ async fn state_of(workers: usize, resources: usize, name: usize) -> Result<usize
         receive(&mut stream).await;
     })
     .await;
-    let ask = WatchCluster { lead: 1, since: 0, instance: None, wait: 0.0, fresh: false };
+    let ask = WatchCluster { cluster: None, lead: 1, lease: None, since: 0, instance: None, wait: 0.0, fresh: false };
     let answer = connection.call(&ask).await;
     answer.map(|info| info.workers.len()).map_err(|error| {
         assert!(error.is_excess(), "{error}");

@@ -209,6 +209,7 @@ async fn a_run_goes_from_installation_to_its_closing_record() {
     let list = [&b"\x92\x91"[..], b"\xd6\x01\x93\x01\x00\x00", b"\x80"].concat();
     let open = Open {
         lead: None,
+        lease: None,
         pipeline: None,
         requirements: Vec::new(),
         same_image: false,

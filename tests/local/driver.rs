@@ -538,12 +538,12 @@ async fn an_end_that_was_written_although_its_answer_was_lost_is_not_written_aga
 }
 
 /// A scheduler as an operator has found it.
-fn seat(scheduler: &Scheduler, generation: u64, lead: u64) -> Option<Seat> {
+pub fn seat(scheduler: &Scheduler, generation: u64, lead: u64) -> Option<Seat> {
     Some(Seat {
         address: scheduler.address.clone(),
         tls: None,
         generation,
-        lead,
+        lead: lead.into(),
         foreign: false,
         lines: Lines::default(),
     })

@@ -55,7 +55,7 @@ fn usual() -> Answers {
 
 fn followed(address: &str) -> (watch::Sender<Option<Seat>>, Fabric) {
     let (address, lines) = (address.to_owned(), Lines::default());
-    let seat = Seat { address, tls: None, generation: 1, lead: 7, foreign: false, lines };
+    let seat = Seat { address, tls: None, generation: 1, lead: 7.into(), foreign: false, lines };
     let (keep, seats) = watch::channel(Some(seat));
     (keep, Fabric::Followed(seats))
 }

@@ -11,3 +11,4 @@ mod manifest_properties;
 mod memory;
 #[path = "../support/peer.rs"]
 mod peer;
+mod release;

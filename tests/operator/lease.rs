@@ -169,9 +169,14 @@ async fn a_foreign_edit_is_no_loss_and_a_deleted_lease_goes_on_with_a_higher_epo
     assert!(!epochs.has_changed().expect("alive"), "it never was lost");
     let kept = api.object(LEASE).expect("the lease");
     assert_eq!(kept["metadata"]["annotations"]["note"], "from a person");
+    let uid = || api.object(LEASE).and_then(|lease| lease["metadata"]["uid"].as_str().map(str::to_owned));
+    let told = || ours.lead.leader().expect("it leads").lease;
+    let former = uid();
+    assert_eq!(told(), former, "schedulers are told whose epoch it is");
     api.delete(LEASE);
     eventually("it is there again", SOON, || api.object(LEASE).is_some()).await;
     eventually("a higher epoch", SOON, || ours.lead.check().is_ok_and(|now| now > epoch)).await;
+    assert!(former.is_some() && told() != former && told() == uid(), "{:?}", told());
 }
 
 #[tokio::test]

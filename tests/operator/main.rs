@@ -20,6 +20,7 @@ mod people;
 mod pipelines;
 mod process;
 mod reconcile;
+mod release;
 mod retention;
 mod runs;
 mod scheduler;

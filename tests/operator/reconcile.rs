@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::api::Recorded;
 use crate::wait::eventually;
-use crate::world::{SOON, World, cluster_path, core_path, plain, policy_path};
+use crate::world::{LEASE_UID, SOON, World, cluster_path, core_path, plain, policy_path};
 
 /// `create Pod c-cpu-0-1`, `apply Service c-scheduler`, …
 fn told(request: &Recorded) -> String {
@@ -327,8 +327,11 @@ async fn scaling_down_drains_retires_and_then_deletes_that_very_pod() {
     assert_eq!(lines(&deletions), ["delete pods c-cpu-1-3"]);
     assert_eq!(deletions[0].body["preconditions"]["uid"], uid);
     assert!(deletions[0].body["gracePeriodSeconds"].is_null());
+    let cluster = world.object("team", "c")["metadata"]["uid"].clone();
     for op in ["daskade-cluster", "daskade-drain", "daskade-retire"] {
-        assert!(scheduler.calls(op).iter().all(|call| call["lead"] == 7), "{op} names the epoch of the lease");
+        let calls = scheduler.calls(op);
+        assert!(calls.iter().all(|call| call["lead"] == 7 && call["lease"] == LEASE_UID), "{op} names the leader");
+        assert!(calls.iter().all(|call| call["cluster"] == cluster), "{op} names the DaskCluster");
     }
     operator.end().await;
 }

@@ -46,6 +46,10 @@ pub struct State {
     pub journals: Journals,
     /// Steps that were handed over do not end.
     pub held: bool,
+    /// It hangs up whatever it is asked.
+    pub deaf: bool,
+    /// Runs that are open on it, and under which epoch.
+    pub open: BTreeMap<String, u64>,
     pub refusal: Refusal,
     /// Why it refuses operations of runs, by their names.
     pub refuses: BTreeMap<&'static str, &'static str>,
@@ -192,6 +196,9 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<wat
     }
     let (mut asker, mut answered) = (None, false);
     while let Some(call) = receive(&mut stream).await {
+        if lock(&state).deaf {
+            return;
+        }
         lock(&state).calls.push(call.clone());
         wait::ring();
         let names = || call["names"].as_array().into_iter().flatten().filter_map(Value::as_str);
@@ -244,13 +251,16 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<wat
                 tell(&mut state, &changed);
                 json!({"status": "OK", "closed": closed, "busy": busy})
             }
-            "daskade-hello" => json!({"status": "OK", "protocol": [1, 1], "runtime": "abc", "instance": instance,
-                "dask": "2025.1.0", "python": "3.12.1", "runs": {}}),
+            "daskade-hello" => {
+                let open = lock(&state).open.clone();
+                json!({"status": "OK", "protocol": [1, 1], "runtime": "abc", "instance": instance, "dask": "2025.1.0",
+                    "python": "3.12.1", "led": open.keys().collect::<Vec<_>>(), "runs": open, "opening": []})
+            }
             "daskade-read" => json!({"status": "OK", "serializer": "json", "size": 2, "digest": "d", "path": null,
                 "bytes": null, "json": null}),
             "daskade-events" => return follow(stream, &call, &state, &changed, &instance).await,
             "daskade-open" | "daskade-submit" | "daskade-record" | "daskade-stop" | "daskade-close"
-            | "daskade-forget" => run(&lock(&state), &call, &instance),
+            | "daskade-forget" => run(&mut lock(&state), &call, &instance),
             "daskade-stored" | "daskade-references" | "daskade-user" | "daskade-mark" | "daskade-seal"
             | "daskade-objects" | "daskade-discard" => stored(&lock(&state), &call),
             _ => continue,
@@ -263,10 +273,11 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<wat
 }
 
 /// An operation of a run.
-fn run(state: &State, call: &Value, instance: &str) -> Value {
+fn run(state: &mut State, call: &Value, instance: &str) -> Value {
     let refused = |reason: &str| json!({"status": "error", "reason": reason, "message": "refused by the double"});
     let uid = call["run"].as_str().unwrap_or_default().to_owned();
-    let mut journals = state.journals.lock().expect("no panic while it was held");
+    let State { journals, open, .. } = state;
+    let mut journals = journals.lock().expect("no panic while it was held");
     let op = call["op"].as_str().unwrap_or_default();
     if let Some(reason) = state.refuses.get(op) {
         return refused(reason);
@@ -276,8 +287,9 @@ fn run(state: &State, call: &Value, instance: &str) -> Value {
         if journals.contains_key(&uid) == create {
             return refused(if create { "RunExists" } else { "RunNotFound" });
         }
-        let journal = journals.entry(uid).or_default();
+        let journal = journals.entry(uid.clone()).or_default();
         journal.epoch += 1;
+        open.insert(uid, journal.epoch);
         let committed = if journal.committed { json!([[0, -1, 1, null, null]]) } else { json!([]) };
         let snapshot = json!({"committed": committed, "final": journal.closed});
         return json!({"status": "OK", "epoch": journal.epoch, "instance": instance, "cursor": 0, "snapshot": snapshot});
@@ -287,6 +299,9 @@ fn run(state: &State, call: &Value, instance: &str) -> Value {
     let may_not_know = op == "daskade-forget" && call["epoch"].is_null() && call["lead"].is_u64();
     if !may_not_know && call["epoch"] != journal.epoch {
         return refused("StaleEpoch");
+    }
+    if ["daskade-close", "daskade-forget"].contains(&op) {
+        open.remove(&uid);
     }
     match op {
         "daskade-submit" => journal.submits += 1,

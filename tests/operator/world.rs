@@ -9,6 +9,7 @@ use daskade::controller::clock::Clock;
 use daskade::controller::fence::FenceLayer;
 use daskade::controller::lead::{Grant, lead};
 use daskade::controller::{self, Namespaces, Pauses, Settings};
+use daskade::dask::ops::Leader;
 use daskade::telemetry::metrics::Metrics;
 use http::Method;
 use kube::client::ClientBuilder;
@@ -29,6 +30,8 @@ pub const SOON: Duration = Duration::from_secs(20);
 /// Without a write for so long, an operator with nothing to do is still.
 const STILL: Duration = Duration::from_secs(2);
 
+/// Uid of the lease by which operators lead.
+pub const LEASE_UID: &str = "lease-1";
 /// Collections that an operator watches at least.
 const WATCHES: usize = 7;
 
@@ -36,6 +39,8 @@ pub struct World {
     pub api: Api,
     /// Of operators to come.
     pub limits: controller::Limits,
+    /// Addresses of schedulers outside that they may use.
+    pub allowed: Vec<regex::Regex>,
     /// Life of the certificates that they issue.
     pub lifetime: Duration,
     /// Theirs, shorter than those of people.
@@ -112,6 +117,7 @@ impl World {
         Self {
             api,
             limits: controller::Limits::default(),
+            allowed: Vec::new(),
             lifetime,
             pauses: Pauses {
                 first_lists: Duration::from_millis(500),
@@ -205,7 +211,8 @@ impl World {
 
     pub fn operator_with(&self, epoch: u64, namespaces: Namespaces) -> Operator {
         let (grant, lead) = lead();
-        grant.renew(epoch, Instant::now(), SystemTime::now(), Duration::from_secs(3600));
+        let leader = Leader { epoch, lease: Some(LEASE_UID.to_owned()) };
+        grant.renew(leader, Instant::now(), SystemTime::now(), Duration::from_secs(3600));
         wait::hear_the_operator();
         let metrics = Arc::new(Metrics::default());
         let objects = KINDS.map(|kind| self.api.paths(&format!("/{kind}/")).len());
@@ -225,7 +232,7 @@ impl World {
             certificate_lifetime: self.lifetime,
             concurrency: 4,
             storage: None,
-            allowed_addresses: Vec::new(),
+            allowed_addresses: self.allowed.clone(),
             limits: self.limits,
             pauses: self.pauses,
             clock,

@@ -9,6 +9,7 @@ use std::{
 use daskade::{
     api::condition::{CONDITION_REASONS, PROBLEM_REASONS},
     crd, limits,
+    runs::release::{PATIENCE, PATIENCE_DELETED},
 };
 use serde_json::Value;
 
@@ -58,6 +59,14 @@ fn the_chart_has_the_crds_as_templates_that_are_kept() {
 fn the_reference_is_that_of_the_types() {
     check_file("docs/reference.md", &crd::reference());
     check_file("docs/reasons.md", &crd::reasons_page());
+}
+
+#[test]
+fn schedulers_are_asked_to_release_a_run_for_as_long_as_the_page_says() {
+    let page = fs::read_to_string(in_repository("docs/runs.md")).unwrap();
+    let [ended, deleted] = [PATIENCE, PATIENCE_DELETED].map(|patience| patience.as_secs() / 60);
+    let words = format!("within {ended} minutes ({deleted} minutes after the run was deleted)");
+    assert!(page.contains(&words), "{words}");
 }
 
 /// The numbers of the page are those of the program.

@@ -164,6 +164,9 @@ fn text(run: &Value) -> String {
         row("reason", &format!("{}: {}", word(condition, "/reason"), word(condition, "/message")));
     }
     let removal = list(run, "/status/conditions").iter().find(|condition| condition["type"] == "Removed");
+    let is_held = |condition: &&Value| condition["type"] == "Released" && condition["status"] == "False";
+    let held = list(run, "/status/conditions").iter().find(is_held);
+    row("released", held.map(|condition| word(condition, "/message")).unwrap_or_default());
     row("removed", removal.map(|condition| word(condition, "/message")).unwrap_or_default());
     for entry in list(run, "/status/waiting") {
         row("waits", &format!("{} ({}): {}", word(entry, "/step"), word(entry, "/reason"), word(entry, "/message")));

@@ -7,16 +7,16 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{OPENING, Work};
-use crate::cluster::facts::Trouble;
+use crate::cluster::facts::{Phase, PodFact, Role, Trouble};
 use crate::controller::cache::Kind;
 use crate::controller::charter::Stored;
 use crate::controller::error::PassError;
 use crate::controller::gather::read_run;
 use crate::controller::queue::Key;
-use crate::dask::ops::Forget;
-use crate::dask::{Connection, Deadlines, Limits};
-use crate::run::{Lines, Seat};
+use crate::controller::release::Whom;
+use crate::run::{Lines, Seat, release};
 use crate::runs::facts::{ClusterFact, Facts, Place, Run, SpecFact};
+use crate::runs::release::{ReleaseFact, shared_place};
 use crate::runs::retention::Due;
 
 /// How long a scheduler may take to let go of a run.
@@ -89,7 +89,7 @@ impl Work<'_> {
                 }
             }
         };
-        let lead = self.runs.desk.lead.check().unwrap_or(0);
+        let lead = self.runs.desk.lead.leader().unwrap_or_default();
         let lines = Lines::default();
         let seat = Seat { address: address.to_owned(), tls, generation: 1, lead, foreign: true, lines };
         self.memory.outside = Some(watch::Sender::new(Some(seat)));
@@ -97,38 +97,85 @@ impl Work<'_> {
     }
 
     /// Has the run's scheduler remove what it has stored.
-    pub(super) fn sweep(&mut self, run: &Run, stored: &Stored, due: Due) {
-        let key = stored.charter.place.cluster(&run.name).map(|name| Key::new(run.namespace.clone(), name));
-        let seat = match (&self.memory.outside, key) {
-            (Some(seat), _) => seat.borrow().clone(),
-            (None, Some(key)) => self.runs.board.seats(&key).borrow().clone(),
-            (None, None) => None,
-        };
-        let Some(seat) = seat else { return self.soon = Some(OPENING) };
+    pub(super) fn sweep(&mut self, stored: &Stored, due: Due) {
+        let Some(seat) = self.seat(&stored.charter.place) else { return self.soon = Some(OPENING) };
         let order = stored.sweep(due, self.ended());
         self.memory.removal.start(order, due, seat, self.key, self.runs.desk.sink.queue.clone());
     }
 
-    /// Has the scheduler let go of the run that is open there under `epoch`: its steps are stopped. It matters little if that
-    /// cannot be told.
-    pub(super) async fn leave(&self, run: &Run, facts: &Facts, epoch: Option<u64>) {
+    /// Has the scheduler of the run's own cluster let go of it, so that what its steps have just finished is stored before
+    /// the cluster goes. It matters little if that cannot be told.
+    pub(super) async fn leave(&self, run: &Run, facts: &Facts) {
         let SpecFact::Frozen(frozen) = &facts.spec else { return };
-        let key = frozen.place.cluster(&run.name).map(|name| Key::new(run.namespace.clone(), name));
-        let seats = match (&self.memory.outside, key) {
-            (Some(seat), _) => seat.subscribe(),
-            (None, Some(key)) => self.runs.board.seats(&key),
-            (None, None) => return,
+        let Some(seat) = self.seat(&frozen.place) else { return };
+        if let Ok(Err(error)) = timeout(LEAVE, release(&run.uid, &seat)).await {
+            tracing::debug!(reason = error.reason(), "failed to have the scheduler let go of the run: {error}");
+        }
+    }
+
+    /// How far the release of the run by the scheduler at `place` is.
+    pub(super) async fn release_fact(&mut self, place: &Place, cluster: &ClusterFact) -> ReleaseFact {
+        let whom = self.whom(place, cluster).await;
+        let fact = self.memory.release.fact(self.key, whom);
+        if matches!(fact, ReleaseFact::Paused { .. }) {
+            // Its certificates may have been renewed.
+            self.memory.outside = None;
+        }
+        fact
+    }
+
+    /// Asks the scheduler to forget the run.
+    pub(super) fn release(&mut self, run: &Run, spec: &SpecFact) {
+        let Some(seat) = shared_place(run, spec).and_then(|place| self.seat(&place)) else {
+            return self.soon = Some(OPENING);
         };
-        let Some(seat) = seats.borrow().clone() else { return };
-        let Ok(address) = seat.address.parse() else { return };
-        let told = timeout(LEAVE, async {
-            let tls = seat.tls.as_ref();
-            let connection =
-                Connection::connect_limited(&address, tls, Deadlines::default(), Limits::operator()).await?;
-            connection.call(&Forget { run: &run.uid, epoch, lead: Some(seat.lead) }).await.map(drop)
-        });
-        if let Ok(Err(error)) = told.await {
-            tracing::debug!(category = error.category(), "failed to have the scheduler let go of the run: {error}");
+        self.memory.release.start(run.uid.clone(), seat, self.key, self.runs.desk.sink.queue.clone());
+    }
+
+    /// Who is to forget the run.
+    async fn whom(&self, place: &Place, cluster: &ClusterFact) -> Whom {
+        if self.seat(place).is_some() {
+            return Whom::Scheduler;
+        }
+        if let Place::Shared(name) = place {
+            match self.has_scheduler(name).await {
+                Ok(false) => return Whom::Gone,
+                Ok(true) => {}
+                Err(error) => {
+                    let message = format!("failed to {error}");
+                    return Whom::Later(Trouble { reason: "ApiError", message, stalled: false });
+                }
+            }
+        }
+        match cluster {
+            ClusterFact::Waits(trouble) => Whom::Later(trouble.clone()),
+            ClusterFact::Missing | ClusterFact::Answers(_) => {
+                let message = "the scheduler cannot be reached yet".to_owned();
+                Whom::Later(Trouble { reason: "SchedulerNotReady", message, stalled: false })
+            }
+        }
+    }
+
+    /// Whether a process of a DaskCluster's scheduler may be alive.
+    async fn has_scheduler(&self, name: &str) -> Result<bool, PassError> {
+        let key = Key::new(self.key.namespace.clone(), name);
+        let entry = self.runs.clusters.cache.entry(&key).unwrap_or_default();
+        let Some(root) = &entry.root else {
+            // That no watch shows it is a reason to ask.
+            let found = self.writer.objects(Kind::Cluster).get_metadata_opt(name).await;
+            return Ok(found.map_err(|error| PassError::api("read", Kind::Cluster, name, error))?.is_some());
+        };
+        let is_alive = |pod: &PodFact| pod.slot.role == Role::Scheduler && pod.phase == Phase::Running;
+        Ok(entry.pods(&root.uid).any(|(_, pod)| is_alive(&pod.fact)))
+    }
+
+    /// The scheduler at `place`, if it can be spoken to.
+    fn seat(&self, place: &Place) -> Option<Seat> {
+        let cluster = place.cluster(&self.key.name).map(|name| Key::new(self.key.namespace.clone(), name));
+        match (&self.memory.outside, cluster) {
+            (Some(seat), _) => seat.borrow().clone(),
+            (None, Some(key)) => self.runs.board.seats(&key).borrow().clone(),
+            (None, None) => None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Operations of our runtime for those who run a cluster, rather than a run on it: its state, draining, demand.
 //!
-//! Each names the epoch of the leader that sends it (`lead`): a scheduler that has heard a higher one refuses it with
-//! `StaleLeader`.
+//! Those that watch or change the cluster name its DaskCluster and the leader that sends them: a scheduler refuses a stale one
+//! with `StaleLeader`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,8 +16,14 @@ use crate::limits;
 /// `daskade-cluster`: the state of the cluster, once its version is above `since` or `wait` seconds have passed.
 #[derive(Debug, Clone, Serialize)]
 pub struct WatchCluster {
-    /// Epoch of the leader.
+    /// Uid of the DaskCluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// Epoch of the leader that asks.
     pub lead: u64,
+    /// Uid of its Lease.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<String>,
     /// Version that the caller knows; 0: answer at once.
     pub since: u64,
     /// The runtime instance that `since` is of; another one answers at once.
@@ -103,8 +109,14 @@ pub struct Ask {
 /// `daskade-drain`: the named workers take no further tasks and finish those that they have. Unknown names are ignored.
 #[derive(Debug, Clone, Serialize)]
 pub struct Drain {
-    /// Epoch of the leader.
+    /// Uid of the DaskCluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// Epoch of the leader that asks.
     pub lead: u64,
+    /// Uid of its Lease.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<String>,
     /// Names of workers.
     pub names: Vec<String>,
 }
@@ -112,8 +124,14 @@ pub struct Drain {
 /// `daskade-retire`: closes those of the named workers that drain and have nothing left to do.
 #[derive(Debug, Clone, Serialize)]
 pub struct Retire {
-    /// Epoch of the leader.
+    /// Uid of the DaskCluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// Epoch of the leader that asks.
     pub lead: u64,
+    /// Uid of its Lease.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<String>,
     /// Names of workers.
     pub names: Vec<String>,
 }

@@ -20,9 +20,12 @@ pub struct FetchCode<'a> {
     /// What the archive must have as SHA-256, in hex.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<&'a str>,
-    /// Epoch of the operator's lease, if an operator asks.
+    /// Epoch of the operator's leader that asks, if an operator asks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lead: Option<u64>,
+    /// Uid of its Lease.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<&'a str>,
 }
 
 /// Answer of [`FetchCode`].

@@ -25,9 +25,12 @@ pub struct Earlier<'a> {
     pub pipeline: &'a str,
     /// Name or uid of the only run that is wanted.
     pub wanted: Option<&'a str>,
-    /// Epoch of the operator's lease, if an operator asks: what is read takes the place of what was read for the run before.
+    /// Epoch of the operator's leader that asks, if an operator asks: what is read takes the place of what was read for the run before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lead: Option<u64>,
+    /// Uid of its Lease.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<&'a str>,
 }
 
 /// Answer of [`Earlier`].

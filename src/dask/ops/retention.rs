@@ -1,6 +1,6 @@
 //! Operations about what runs that have ended have left in the storage, and its removal (protocol 1).
 //!
-//! Those that change something name the epoch of the operator's lease (`lead`), as those of a cluster do.
+//! Those that change something name the leader that sends them, as those of a cluster do.
 
 use std::time::Duration;
 
@@ -119,8 +119,11 @@ pub struct MarkRemoved<'a> {
     pub storage: &'a Storage,
     /// Marked already is fine.
     pub what: &'a [Part],
-    /// Epoch of the operator's lease.
+    /// Epoch of the leader that asks.
     pub lead: u64,
+    /// Uid of its Lease.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<&'a str>,
 }
 
 /// `daskade-seal`: closes a journal that was left open, so that nobody writes to it any more.
@@ -133,8 +136,11 @@ pub struct Seal<'a> {
     /// The closing record.
     #[serde(rename = "final")]
     pub closing: &'a Final,
-    /// Epoch of the operator's lease.
+    /// Epoch of the leader that asks.
     pub lead: u64,
+    /// Uid of its Lease.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<&'a str>,
 }
 
 /// `daskade-objects`: what is in a folder of a run, in order.
@@ -171,8 +177,11 @@ pub struct Discard<'a> {
     /// Name of the pipeline whose runs shall not find this one any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pipeline: Option<&'a str>,
-    /// Epoch of the operator's lease.
+    /// Epoch of the leader that asks.
     pub lead: u64,
+    /// Uid of its Lease.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<&'a str>,
 }
 
 /// Operations that read or write storage.

@@ -1,6 +1,6 @@
 //! Operations that our runtime adds to a scheduler (protocol 1).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,6 +38,12 @@ pub struct RuntimeInfo {
     pub python: String,
     /// Live runs and their epochs.
     pub runs: BTreeMap<String, u64>,
+    /// Those of them that an operator opened last. Runtimes of older releases do not tell.
+    #[serde(default)]
+    pub led: Option<BTreeSet<String>>,
+    /// Runs that are being opened.
+    #[serde(default)]
+    pub opening: BTreeSet<String>,
 }
 
 /// `daskade-open`: begins, resumes or takes over a run.
@@ -49,9 +55,12 @@ pub struct Open {
     pub name: String,
     /// Must be higher than any before; `None`: the highest plus one.
     pub epoch: Option<u64>,
-    /// Epoch of the operator that leads, if one drives the run: one with an older epoch than was heard is refused.
+    /// Epoch of the operator's leader, if an operator drives the run. A stale leader is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lead: Option<u64>,
+    /// Uid of its Lease.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<String>,
     /// Whether the run is new: an existing journal is then refused.
     pub create: bool,
     /// Whether a run that was closed may go on; otherwise its closing record is all that is answered.
@@ -253,9 +262,12 @@ pub struct Forget<'a> {
     /// From [`Opened`]: open under another one it stays. None if that is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,
-    /// Epoch of the operator's lease, if an operator asks.
+    /// Epoch of the operator's leader that asks, if an operator asks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lead: Option<u64>,
+    /// Uid of its Lease.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<&'a str>,
 }
 
 /// `daskade-read`: an output.

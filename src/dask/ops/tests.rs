@@ -106,15 +106,28 @@ fn tasks_are_written_as_tuples() {
 /// A runtime of an older release knows no `lead` there and looks at an epoch only if there is one.
 #[test]
 fn epochs_that_are_not_known_are_left_out() {
-    let forget = |epoch, lead| wire(&Forget { run: "u", epoch, lead });
-    assert_eq!(forget(None, None), json!({"run": "u"}));
-    assert_eq!(forget(Some(3), None), json!({"run": "u", "epoch": 3}));
-    assert_eq!(forget(Some(3), Some(7)), json!({"run": "u", "epoch": 3, "lead": 7}));
+    let forget = |epoch, lead, lease| wire(&Forget { run: "u", epoch, lead, lease });
+    assert_eq!(forget(None, None, None), json!({"run": "u"}));
+    assert_eq!(forget(Some(3), None, None), json!({"run": "u", "epoch": 3}));
+    assert_eq!(forget(Some(3), Some(7), None), json!({"run": "u", "epoch": 3, "lead": 7}));
+    assert_eq!(forget(Some(3), Some(7), Some("l")), json!({"run": "u", "epoch": 3, "lead": 7, "lease": "l"}));
     let storage = Storage { url: "file:///s".to_owned(), ..Storage::default() };
-    let earlier = |lead| wire(&Earlier { run: "u", storage: storage.clone(), pipeline: "p", wanted: None, lead });
-    assert_eq!((&earlier(None)["lead"], &earlier(Some(7))["lead"]), (&Value::Null, &json!(7)));
-    let code = |lead| wire(&FetchCode { run: "u", storage: storage.clone(), url: "file:///c.zip", sha256: None, lead });
-    assert_eq!((&code(None)["lead"], &code(Some(7))["lead"]), (&Value::Null, &json!(7)));
+    let earlier =
+        |lead, lease| wire(&Earlier { run: "u", storage: storage.clone(), pipeline: "p", wanted: None, lead, lease });
+    let code = |lead, lease| {
+        let url = "file:///c.zip";
+        wire(&FetchCode { run: "u", storage: storage.clone(), url, sha256: None, lead, lease })
+    };
+    for told in [earlier(None, None), code(None, None)] {
+        assert!(told["lead"].is_null() && told["lease"].is_null(), "{told}");
+    }
+    for told in [earlier(Some(7), Some("l")), code(Some(7), Some("l"))] {
+        assert_eq!((&told["lead"], &told["lease"]), (&json!(7), &json!("l")));
+    }
+    let drain = |cluster, lease| wire(&Drain { cluster, lead: 7, lease, names: vec!["w".to_owned()] });
+    assert_eq!(drain(None, None), json!({"lead": 7, "names": ["w"]}));
+    let text = |text: &str| Some(text.to_owned());
+    assert_eq!(drain(text("c"), text("l")), json!({"cluster": "c", "lead": 7, "lease": "l", "names": ["w"]}));
 }
 
 #[test]
@@ -135,6 +148,7 @@ fn a_run_is_opened_with_exactly_the_agreed_fields() {
         requirements: vec!["pandas>=2".into()],
         same_image: true,
         lead: None,
+        lease: None,
         pipeline: None,
         run: "u".into(),
         name: "n".into(),

@@ -2,6 +2,7 @@
 
 mod admit;
 mod plan;
+mod release;
 mod retention;
 mod status;
 mod support;

@@ -254,7 +254,7 @@ fn a_deleted_run_is_closed_for_a_minute_and_then_let_go() {
     assert_eq!(planned.wake, Some(Duration::from_secs(55)));
     known.now = at(60);
     let planned = plan(&it, &known);
-    assert_eq!((planned.hold, planned.drive), (Hold::Release, DriveStep::Stop { leave: true }));
+    assert_eq!((planned.hold, planned.drive), (Hold::Keep, DriveStep::Stop { leave: false }), "it is released first");
     (known.now, known.drive, known.cluster) = (at(5), DriveFact::None, ClusterFact::Missing);
     assert_eq!(plan(&it, &known).hold, Hold::Release, "there is nowhere to close it");
 }

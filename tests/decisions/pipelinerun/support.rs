@@ -6,6 +6,7 @@ use daskade::cluster::facts::Trouble;
 use daskade::run::{Counts, Report, RunOutcome};
 use daskade::runs::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact, SweepFact};
 use daskade::runs::plan::{Plan, plan};
+use daskade::runs::release::ReleaseFact;
 use daskade::runs::status::build_status;
 use jiff::{SignedDuration, Timestamp};
 
@@ -49,6 +50,7 @@ pub fn facts(spec: SpecFact) -> Facts {
         trouble: None,
         full: None,
         sweep: SweepFact::None,
+        release: ReleaseFact::None,
     }
 }
 

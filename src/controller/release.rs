@@ -1,0 +1,98 @@
+//! Has a scheduler forget a run that the operator has left: a task of its own, and what is remembered of it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::backoff::delay;
+use super::setbacks::trouble;
+use super::queue::{Key, Queue};
+use crate::cluster::facts::Trouble;
+use crate::run::{DriveError, Released, Seat, release};
+use crate::runs::release::ReleaseFact;
+use crate::telemetry::panics::isolate;
+
+/// Longest pause between two tries.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// What is remembered. Without it, the scheduler is asked once more, which does no harm.
+#[derive(Debug, Default)]
+pub(super) struct Releasing {
+    task: Option<Task>,
+    done: Option<Released>,
+    /// How the last try ended, and when the next one may begin.
+    broken: Option<(Trouble, Instant)>,
+    /// Tries in a row that ended so.
+    tries: u32,
+}
+
+type End = Arc<Mutex<Option<Result<Released, Trouble>>>>;
+
+#[derive(Debug)]
+struct Task {
+    end: End,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Who is to forget the run.
+#[derive(Debug)]
+pub(super) enum Whom {
+    Scheduler,
+    /// Nobody: the scheduler is gone.
+    Gone,
+    /// It cannot be asked now.
+    Later(Trouble),
+}
+
+impl Releasing {
+    /// How far it is.
+    pub fn fact(&mut self, key: &Key, whom: Whom) -> ReleaseFact {
+        let ended = self.task.as_ref().and_then(|task| task.end.lock().unwrap_or_else(PoisonError::into_inner).take());
+        match ended {
+            Some(Ok(released)) => (self.done, self.task) = (Some(released), None),
+            Some(Err(trouble)) => {
+                self.tries = self.tries.saturating_add(1);
+                let pause = delay(key, self.tries).min(LONGEST);
+                tracing::info!(reason = trouble.reason, again = ?pause, "the scheduler has not let go of the run: {}", trouble.message);
+                (self.broken, self.task) = (Some((trouble, Instant::now() + pause)), None);
+            }
+            None => {}
+        }
+        if let Some(released) = self.done {
+            return ReleaseFact::Done(released);
+        }
+        let before = self.broken.as_ref().map(|(trouble, _)| trouble.clone());
+        let left = self.broken.as_ref().map(|(_, until)| until.saturating_duration_since(Instant::now()));
+        match (whom, left.filter(|left| !left.is_zero()), before) {
+            (Whom::Gone, ..) => ReleaseFact::Done(Released::Gone),
+            (_, _, before) if self.task.is_some() => ReleaseFact::Live(before),
+            (Whom::Later(trouble), ..) => ReleaseFact::Waits(trouble),
+            (Whom::Scheduler, Some(left), Some(trouble)) => ReleaseFact::Paused { trouble, left },
+            (Whom::Scheduler, _, before) => ReleaseFact::Ready(before),
+        }
+    }
+
+    /// Asks the scheduler. `queue` gets `key` when it has answered, or has not.
+    pub fn start(&mut self, run: String, seat: Seat, key: &Key, queue: Arc<Queue>) {
+        let end = End::default();
+        let (told, key) = (end.clone(), key.clone());
+        let task = tokio::spawn(async move {
+            let ended = match isolate(release(&run, &seat)).await {
+                Ok(ended) => ended,
+                Err(panicked) => Err(DriveError::Cluster(format!("internal error in the operator ({panicked})"))),
+            };
+            let ended = ended.map_err(|error| trouble(&error));
+            *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
+            queue.add(key);
+        });
+        self.task = Some(Task { end, task });
+    }
+}

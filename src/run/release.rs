@@ -1,0 +1,50 @@
+//! Has a scheduler forget a run that its driver has left: it stops the steps of the run, and asks for no workers for them.
+
+use super::driver::DriveError;
+use super::ended::{classify, into_error};
+use super::fabric::Seat;
+use crate::dask::ops::{Forget, Hello};
+use crate::dask::{self, Address, Limits, Peer};
+
+/// Why a run is not open any more on the scheduler that it was left on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Released {
+    /// The scheduler does not have it, or not any more.
+    Forgotten,
+    /// The scheduler itself is gone, and its workers with it.
+    Gone,
+    /// A command has opened it since, and has it now.
+    TakenOver,
+}
+
+/// Has the scheduler forget the run as it is open there, whoever opened it for the operator. May be done twice.
+pub async fn release(run: &str, seat: &Seat) -> Result<Released, DriveError> {
+    let address: Address = seat.address.parse().map_err(|error| DriveError::Dask(Box::new(error)))?;
+    let peer = Peer::new(address, seat.tls.clone(), seat.lines.pool.clone()).within(Limits::operator());
+    let failed = |error: dask::Error| match error.refusal() {
+        Some("StaleEpoch") => again("the run was opened again meanwhile"),
+        Some(_) => into_error(classify(error)),
+        None => DriveError::Cluster(format!("failed to {error}")),
+    };
+    let info = match peer.call(&Hello {}).await {
+        // Runs are open only where our runtime is.
+        Err(dask::Error::UnknownOp { .. }) => return Ok(Released::Forgotten),
+        answer => answer.map_err(failed)?,
+    };
+    if info.opening.contains(run) {
+        return Err(again("the scheduler is opening the run"));
+    }
+    let Some(epoch) = info.runs.get(run).copied() else { return Ok(Released::Forgotten) };
+    if info.led.is_some_and(|led| !led.contains(run)) {
+        return Ok(Released::TakenOver);
+    }
+    // A later opening is not meant.
+    let (lead, lease) = (Some(seat.lead.epoch), seat.lead.lease.as_deref());
+    let forget = Forget { run, epoch: Some(epoch), lead, lease };
+    peer.call(&forget).await.map_err(failed)?;
+    Ok(Released::Forgotten)
+}
+
+fn again(message: &str) -> DriveError {
+    DriveError::Cluster(message.to_owned())
+}
