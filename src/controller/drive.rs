@@ -56,7 +56,7 @@ impl Drive {
                     End::Broken { trouble: trouble(&error), last }
                 }
                 Err(panicked) => {
-                    let message = format!("the operator made a mistake ({panicked}); it is tried again");
+                    let message = format!("internal error in the operator ({panicked}); retrying");
                     End::Broken { trouble: Trouble { reason: "ApiError", message, stalled: false }, last: false }
                 }
             };
@@ -170,7 +170,7 @@ const STALLED: [&str; 4] = ["AccessDenied", "CodeNotFound", "NoSuchBucket", "Sto
 pub(super) fn trouble(error: &DriveError) -> Trouble {
     let (reason, message) = match error {
         DriveError::Fenced { .. } => {
-            ("TakenOver", "another command has taken the run over; the operator goes on with it in a moment".to_owned())
+            ("TakenOver", "another command has taken over the run; the operator continues it soon".to_owned())
         }
         DriveError::Refused { reason, message } => {
             let message = if known_reason(reason).is_some() { message.clone() } else { format!("{reason}: {message}") };
