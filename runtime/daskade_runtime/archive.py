@@ -79,7 +79,7 @@ def fetch(storage: dict[str, Any], url: str, sha256: str | None) -> bytes:
     data = _whole(store, name)
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256.lower():
-        raise Refused("CodeMismatch", f"{clean(url)} has the sha256 {found}, not {clean(sha256)}")
+        raise Refused("CodeMismatch", f"the sha256 of {clean(url)} is {found}, expected {clean(sha256)}")
     return data
 
 

@@ -320,7 +320,7 @@ def _absent_is_final(action: Callable[[], T], run: str, handle: Handle) -> T:
         return action()
     except StorageError as exc:
         if exc.reason == "NotFound":
-            message = f"the input {object_key(run, _path(handle))} is not in storage any more"
+            message = f"the input {object_key(run, _path(handle))} is no longer in storage"
             raise StepFailure("data", "OutputMissing", message) from exc
         raise
 

@@ -225,7 +225,7 @@ class Journal:
                 raise JournalError("RunNotFound", f"there is no journal of run {run}")
             mine = folded.epoch + 1 if epoch is None else epoch
             if mine <= folded.epoch:
-                why = f"the epoch must be higher than {folded.epoch}, the journal's"
+                why = f"the epoch must be higher than the journal's, {folded.epoch}"
                 raise JournalError("StaleEpoch", f"cannot open run {run} under epoch {mine}: {why}")
             known, given = folded.opened.get("spec_digest"), opened.get("spec_digest")
             if known is not None and given is not None and known != given:

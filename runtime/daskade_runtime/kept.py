@@ -61,7 +61,7 @@ def keep(
 
     def check(last: bool) -> None:
         if stopped():
-            raise StepFailure("stopped", "Stopped", "stopped while its output was written")
+            raise StepFailure("stopped", "Stopped", "stopped while writing its output")
         if last:
             current()
 
@@ -81,7 +81,8 @@ def keep(
             return own, there or ""
         if there is not None:
             break
-    message = f"something came to {path} while the step ran, and output.path does not replace it"
+    help = "set output.ifExists: Replace, or choose another output.path"
+    message = f"another object was written to {path} while the step ran; {help}"
     raise StepFailure("data", "OutputExists", message)
 
 
@@ -132,7 +133,7 @@ def _replace(
             digest = functools.partial(_digest, store, path, what.size)
             if patiently(digest, stopped, told=told) == what.digest:
                 return seen.version
-    message = f"others keep writing to {path} while the step writes it; let only this step write there"
+    message = f"other writers keep changing {path}; let only this step write there"
     raise StepFailure("infra", "OutputContended", message)
 
 

@@ -152,7 +152,8 @@ class LiveRun:
         """Withdraws what has not begun and ends what has; ``stopped`` follows for each that is known."""
         for item in items:
             if len(item) != 3:
-                raise Refused("BadRequest", f"cannot stop {reprlib.repr(item)}: an item must have three fields")
+                why = f"expected 3 fields, got {len(item)}"
+                raise Refused("BadRequest", f"cannot stop {reprlib.repr(item)}: {why}")
             attempt = self.state.find(*item)
             if attempt is None or attempt.state == run_.STOPPING:
                 continue
@@ -432,7 +433,7 @@ class LiveRun:
             elif attempt.state == run_.READY:
                 self.runtime.dispatcher.withdraw(attempt)
             self._drop(attempt)
-        self.committer.stop(Refused("Ended", "the run is not open here any more"))
+        self.committer.stop(Refused("Ended", "the run is no longer open on this scheduler"))
         self.journal.close()
 
 

@@ -55,8 +55,8 @@ def removed(store: Store, run: str) -> dict[str, float]:
 def refuse_removed(store: Store, run: str) -> None:
     """Refuses to go on with a run whose outputs or journal are removed."""
     if removed(store, run):
-        message = f"what run {run} has stored was removed when its time was over (spec.retention)"
-        raise Refused(REASON, f"{message}; make another run")
+        message = f"spec.retention removed what run {run} had stored"
+        raise Refused(REASON, f"{message}; create another run")
 
 
 def origin_of(handle: dict[str, Any]) -> str | None:

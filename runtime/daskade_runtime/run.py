@@ -162,7 +162,7 @@ class RunState:
         try:
             s, i, a, priority, values, data, after = item
         except (TypeError, ValueError):
-            why = "an item must have seven fields"
+            why = "expected 7 fields"
             raise Refused("BadRequest", f"cannot submit {reprlib.repr(item)}: {why}") from None
         if not all(type(x) is int for x in (s, i, a, priority)) or i < -1 or a < 1:
             why = "step, item, attempt and priority must be whole numbers, item at least -1, attempt at least 1"

@@ -137,7 +137,7 @@ class ObjectStore(Store):
 
     def _multipart(self, path: str, source: Any, size: int) -> str | None:
         if size > storage.OBJECT_LIMIT:
-            raise StorageError("OutputTooLarge", f"{size} bytes, an object may have {storage.OBJECT_LIMIT}")
+            raise StorageError("OutputTooLarge", f"output has {size} bytes; the limit is {storage.OBJECT_LIMIT}")
         chunk = max(storage.PART, -(-size // (storage.PARTS_LIMIT - 1)))
         options: Any = {"use_multipart": True, "chunk_size": chunk, "max_concurrency": 4}
         return _tag(self._api.put(self._large, path, source, **options))

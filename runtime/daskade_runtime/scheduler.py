@@ -210,7 +210,7 @@ class Runtime:
         code = request["code"] or {}
         data = code.get("zip")
         if data is not None and (found := hashlib.sha256(data).hexdigest()) != code.get("digest"):
-            why = f"its code archive has the sha256 {found}, not {code.get('digest')}"
+            why = f"the sha256 of its code archive is {found}, expected {code.get('digest')}"
             raise Refused("CodeMismatch", f"cannot open run {request['run']}: {why}")
         return {
             "name": request.get("name"),
@@ -266,7 +266,7 @@ class Runtime:
         if digest != live.spec_digest:
             raise Refused("SpecMismatch", f"run {live.uid} was started with another spec")
         if epoch is not None and epoch <= live.epoch:
-            why = f"the epoch must be higher than {live.epoch}, under which it is open"
+            why = f"the epoch must be higher than {live.epoch}, the epoch under which the run is open"
             raise Refused("StaleEpoch", f"cannot open run {live.uid} under epoch {epoch}: {why}")
         await live.take_over(functools.partial(Journal.open, live.store, live.uid, epoch, False, opened))
         return self._opened(live)

@@ -55,7 +55,9 @@ def _find(
         else:
             size = store.head(key)
             if size is None:
-                why = f"it is missing, the next object is {listed[0][0]!r}" if listed else "it was there and is missing"
+                why = "it existed earlier and is missing"
+                if listed:
+                    why = f"it is missing; the next object is {listed[0][0]!r}"
                 raise Missing(seg, why)
             found.append((key, size))
         seg += 1
@@ -67,4 +69,4 @@ def check(store: Store, folder: str, name: Callable[[int], str], last: int) -> N
     listed = {key for key, _ in store.list(folder)}
     for seg in range(last + 1):
         if name(seg) not in listed and store.head(name(seg)) is None:
-            raise Missing(seg, "it was written and is missing now: something has deleted it from the storage")
+            raise Missing(seg, "it was written but is missing; something deleted it from the storage")

@@ -199,7 +199,7 @@ def result_of(value: Any, required: bool) -> list[Any] | None:
     size = len(json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
     if size > RESULT_CAP:
         if required:
-            message = f"the result has {size} bytes as JSON, {RESULT_CAP} are allowed; use the output instead"
+            message = f"the result has {size} bytes as JSON; at most {RESULT_CAP} are allowed; use the output instead"
             raise StepFailure("data", "ResultTooLarge", message)
         return None
     return [plain]

@@ -151,7 +151,7 @@ def check_key(key: str) -> str:
     except UnicodeEncodeError:
         raise StorageError("InvalidKey", f"{key!a:.100}: a key that is not valid text") from None
     if not key or size > KEY_LIMIT:
-        raise StorageError("InvalidKey", f"{key!a:.100}: a key of {size} bytes, allowed are 1 to {KEY_LIMIT}")
+        raise StorageError("InvalidKey", f"{key!a:.100}: key has {size} bytes; it must have 1 to {KEY_LIMIT}")
     if any(ord(c) < 32 or 127 <= ord(c) < 160 or c == "\\" for c in key):
         raise StorageError("InvalidKey", f"{clean(key)}: control character or backslash in a key")
     for part in key.split("/"):
@@ -497,7 +497,7 @@ class DirectoryStore(Store):
     def _check_root(self) -> None:
         # A volume that is not mounted must not look like an empty store.
         if not os.path.isdir(self.root):
-            why = "no volume is mounted there, or the folder has to be made on it first"
+            why = "no volume is mounted there, or you need to create the folder on it"
             raise StorageError("StorageUnreachable", f"{self.root} is not a directory: {why}", transient=True)
 
     def _raise(self, action: str, key: str, error: OSError) -> NoReturn:

@@ -36,7 +36,8 @@ def check(call: Callable[..., Any], task: tuple[str, int, int, int, int], addres
         reply = call("daskade-current", run=run, s=s, i=i, a=a, o=o, w=address)
         known = reply["current"]
     except Exception as error:
-        message = f"the scheduler did not say that the attempt still counts: {type(error).__name__}: {error}"
+        cause = f"{type(error).__name__}: {error}"
+        message = f"could not confirm with the scheduler that this attempt is still current: {cause}"
         raise StepFailure("infra", "SchedulerUnreachable", message) from error
     if known is not True:
-        raise StepFailure("stopped", "Stopped", "the attempt was given up: its output is not written any more")
+        raise StepFailure("stopped", "Stopped", "the attempt was abandoned; its output was not written")

@@ -172,7 +172,7 @@ def test_a_writer_whose_folder_was_deleted_and_made_again_stops_and_names_what_i
     mine.append([committed(0)])
     anew(store)
     for _ in range(2):
-        words = "segment 0 of the journal of run .*: it was written and is missing now"
+        words = "segment 0 of the journal of run .*: it was written but is missing"
         with pytest.raises(JournalError, match=words) as lost:
             mine.append([committed(1)])
         assert lost.value.reason == "RecordUnreadable"
@@ -191,7 +191,7 @@ def test_a_run_does_not_end_well_on_a_journal_that_is_not_whole(
     for step in range(3):
         mine.append([committed(step)])
     store.delete([segment_key(RUN, missing)])
-    with pytest.raises(JournalError, match=f"segment {missing} .*missing now"):
+    with pytest.raises(JournalError, match=f"segment {missing} .*but is missing"):
         mine.append([["final", {"state": "Succeeded"}]])
     assert store.head(segment_key(RUN, 4)) is None
 
@@ -201,7 +201,7 @@ def test_an_idle_writer_notices_that_its_journal_is_gone(store: Store) -> None:
     mine.append([committed(0)])
     mine.check()
     anew(store)
-    with pytest.raises(JournalError, match="segment 0 .*missing now"):
+    with pytest.raises(JournalError, match="segment 0 .*but is missing"):
         mine.check()
 
 
@@ -315,8 +315,9 @@ def test_open_says_what_is_in_the_way(store: Store) -> None:
     assert reason(f"there is no journal of run {RUN}", None, False) == "RunNotFound"
     opened(store, epoch=7)
     assert reason(f"run {RUN} already has a journal", None, True) == "RunExists"
-    assert reason(f"cannot open run {RUN} under epoch 7: the epoch must be higher than 7", 7, False) == "StaleEpoch"
-    assert reason(f"cannot open run {RUN} under epoch 6: the epoch must be higher than 7", 6, False) == "StaleEpoch"
+    higher = "the epoch must be higher than the journal's, 7"
+    assert reason(f"cannot open run {RUN} under epoch 7: {higher}", 7, False) == "StaleEpoch"
+    assert reason(f"cannot open run {RUN} under epoch 6: {higher}", 6, False) == "StaleEpoch"
     words = f"run {RUN} was started with spec aa, not other"
     assert reason(words, None, False, spec_digest="other") == "SpecMismatch"
     assert opened(store, 9, False).epoch == 9

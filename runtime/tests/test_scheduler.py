@@ -65,9 +65,9 @@ def test_a_malformed_request_is_refused_and_harms_nothing(dask: Cluster, storage
     run = Run(dask.address, storage, [step("one", "operator:add", args(1, 2))]).open()
     requests: list[tuple[str, dict[str, Any], str]] = [
         ("submit", {}, "cannot call submit: .*'items'"),
-        ("submit", {"items": [[0]]}, r"cannot submit \(0,\): an item must have seven fields"),
+        ("submit", {"items": [[0]]}, r"cannot submit \(0,\): expected 7 fields"),
         ("record", {"records": [[]]}, r"cannot record \(\): its kind is not length"),
-        ("stop", {"items": [[0]]}, r"cannot stop \(0,\): an item must have three fields"),
+        ("stop", {"items": [[0]]}, r"cannot stop \(0,\): expected 3 fields, got 1"),
     ]
     for op, more, words in requests:
         with pytest.raises(RpcError, match=words) as refused:

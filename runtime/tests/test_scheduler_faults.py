@@ -275,7 +275,7 @@ def test_a_run_whose_folder_was_deleted_and_made_again_fails_and_names_what_is_m
     root.mkdir()
     run.submit((0, 1, values(0)))
     (closing,) = events.wait_for("closing")
-    words = f"segment 0 of the journal of run {run.uid} cannot be read: it was written and is missing now"
+    words = f"segment 0 of the journal of run {run.uid} cannot be read: it was written but is missing"
     assert closing["reason"] == "RecordUnreadable" and words in closing["message"]
     assert committed(events.of("committed")) == 1
     again = Run(dask.address, storage, [SLEEP], uid=run.uid)
@@ -324,7 +324,7 @@ def test_open_says_what_is_wrong_with_the_storage_or_the_run(
     blocked.write_text("")
     words = f"cannot create directory {blocked}/below: "
     assert reason(words, where=f"file://{blocked}/below") in ("InvalidKey", "StorageUnreachable")
-    words = "run UID: its code archive has the sha256 [0-9a-f]{64}, not 00"
+    words = "run UID: the sha256 of its code archive is [0-9a-f]{64}, expected 00"
     assert reason(words, code={"digest": "00", "zip": b"x"}) == "CodeMismatch"
 
 

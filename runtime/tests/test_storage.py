@@ -210,7 +210,7 @@ def test_the_probe_leaves_nothing_behind(store: Store) -> None:
 
 def test_unsafe_keys_are_refused(store: Store) -> None:
     bad = {
-        "": "'': a key of 0 bytes, allowed are 1 to 1024",
+        "": "'': key has 0 bytes; it must have 1 to 1024",
         "/a": "/a: '' is not allowed as a part of a key",
         "a/": "a/: '' is not allowed",
         "a//b": "a//b: '' is not allowed",
@@ -222,7 +222,7 @@ def test_unsafe_keys_are_refused(store: Store) -> None:
         "a\x85b": "a b: control character",
         "a\\b": "a\\b: control character or backslash",
         ".tmp-x": "'.tmp-x' is not allowed",
-        "x" * 1025: "xxx: a key of 1025 bytes",
+        "x" * 1025: "xxx: key has 1025 bytes",
         "\ud800": "'\\ud800': a key that is not valid text",
     }
     for key, words in bad.items():

@@ -141,7 +141,7 @@ async fn serve(options: OperatorOptions, metrics: Arc<Metrics>) -> Result<(), Er
     };
     tokio::select! {
         () = parts.end(&stop_controllers, &stop_lease) => {}
-        name = signals.next() => tracing::warn!(signal = name, "told to end a second time: ending at once"),
+        name = signals.next() => tracing::warn!(signal = name, "received a second signal; exiting immediately"),
     }
     ended
 }

@@ -82,10 +82,10 @@ pub(super) struct OperatorOptions {
         value_parser = subdomain
     )]
     pub default_storage_secret: Option<String>,
-    /// Life of the certificates that are issued, 1m to 365d; each is renewed at half of it
+    /// Lifetime of issued certificates, 1m to 365d; each is renewed at half of it
     #[arg(long, value_name = "TIME", env = "DASKADE_CERTIFICATE_LIFETIME", default_value = "90d", value_parser = lifetime)]
     pub certificate_lifetime: Duration,
-    /// Objects of a kind that are worked on at once, 1 to 256
+    /// Maximum number of objects of a kind to reconcile at once, 1 to 256
     #[arg(
         long,
         value_name = "N",
@@ -104,7 +104,7 @@ pub(super) struct OperatorOptions {
         value_parser = address_pattern
     )]
     pub allow_address: Vec<Regex>,
-    /// Runs that are carried out at once in one namespace; the others wait, the older ones first [default: no limit]
+    /// Maximum number of concurrent runs per namespace; others wait, oldest first [default: no limit]
     #[arg(long, value_name = "N", env = "DASKADE_MAX_RUNS_PER_NAMESPACE", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_runs_per_namespace: Option<u32>,
     /// Workers that the groups of one cluster may ask for together [default: no limit]
@@ -132,7 +132,7 @@ pub(super) struct OperatorOptions {
     /// Address of /health, /ready and /metrics
     #[arg(long, value_name = "ADDRESS:PORT", env = "DASKADE_LISTEN", default_value = "[::]:8080")]
     pub listen: SocketAddr,
-    /// Form of the log, which goes to standard error
+    /// Log format; the log goes to standard error
     #[arg(long, value_enum, env = "DASKADE_LOG_FORMAT", default_value_t)]
     pub log_format: LogFormat,
     /// What is logged: levels by target, for example info,daskade=debug
@@ -256,7 +256,7 @@ fn service(text: &str) -> Result<String, &'static str> {
 
 fn endpoint(text: &str) -> Result<String, &'static str> {
     if !cfg!(feature = "otlp") {
-        return Err("needs OpenTelemetry, which this program was built without; build it with `--features otlp`");
+        return Err("needs OpenTelemetry, but this binary was built without it; rebuild with `--features otlp`");
     }
     match url::Url::parse(text) {
         Ok(url) if ["http", "https"].contains(&url.scheme()) && url.has_host() => Ok(text.to_owned()),

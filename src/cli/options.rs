@@ -26,7 +26,7 @@ pub(super) struct RunOptions {
 pub(super) struct PlanOptions {
     #[command(flatten)]
     pub wanted: WantedOptions,
-    /// Form of the plan on standard output
+    /// Output format
     #[arg(long, short, value_enum, default_value_t, env = "DASKADE_OUTPUT")]
     pub output: Output,
 }
@@ -78,10 +78,10 @@ pub(super) struct PartOptions {
     /// Read this version of an input, in place of what is there (repeatable): NAME is that of an input, or a path
     #[arg(long = "load-version", value_name = "NAME=VERSION", value_parser = version)]
     pub load_versions: Vec<(String, String)>,
-    /// Take outputs of earlier runs where nothing changed; run the rest
+    /// Reuse outputs of earlier runs where nothing changed; run the rest
     #[arg(long, env = "DASKADE_REUSE")]
     pub reuse: bool,
-    /// Take outputs of this earlier run only: its uid or name
+    /// Reuse outputs of this earlier run only: its uid or name
     #[arg(long, value_name = "RUN", env = "DASKADE_REUSE_RUN")]
     pub reuse_run: Option<String>,
 }
@@ -138,10 +138,10 @@ pub(super) struct ClusterOptions {
     /// Certificate authority of a tls:// cluster (PEM)
     #[arg(long, value_name = "FILE", env = "DASKADE_TLS_CA", requires = "tls_cert")]
     pub tls_ca: Option<PathBuf>,
-    /// Our certificate for a tls:// cluster (PEM)
+    /// Client certificate for a tls:// cluster (PEM)
     #[arg(long, value_name = "FILE", env = "DASKADE_TLS_CERT", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
-    /// Our key for a tls:// cluster (PEM)
+    /// Client key for a tls:// cluster (PEM)
     #[arg(long, value_name = "FILE", env = "DASKADE_TLS_KEY", requires = "tls_ca")]
     pub tls_key: Option<PathBuf>,
     /// Number of local workers of a group
@@ -150,14 +150,14 @@ pub(super) struct ClusterOptions {
     /// A Python that has Dask and the pipeline's requirements; nothing is installed then
     #[arg(long, value_name = "PATH")]
     pub python: Option<PathBuf>,
-    /// Run although no worker offers the resources that steps ask for: the requests are dropped
+    /// Ignore the resources and worker groups that steps ask for; each step may run on any worker
     #[arg(long, env = "DASKADE_IGNORE_RESOURCES")]
     pub ignore_resources: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ShowOptions {
-    /// Form of the result on standard output
+    /// Output format
     #[arg(long, short, value_enum, default_value_t, env = "DASKADE_OUTPUT")]
     pub output: Output,
     /// Show the steps' log lines while they run
@@ -174,7 +174,7 @@ pub(super) struct LogsOptions {
     /// Only this item of a mapped step
     #[arg(long)]
     pub item: Option<u32>,
-    /// Go on until the run ends
+    /// Follow until the run ends
     #[arg(long, short)]
     pub follow: bool,
     /// A run in Kubernetes, in the namespace of the kubeconfig
@@ -195,7 +195,7 @@ impl LogsOptions {
 
 #[derive(Debug, Args)]
 pub(super) struct RunsOptions {
-    /// Form of the list
+    /// Output format
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Output,
     /// The runs in Kubernetes, in the namespace of the kubeconfig
@@ -248,7 +248,7 @@ pub(super) struct SubmitOptions {
     /// Wait for the end of the run; the exit code is then the run's
     #[arg(long)]
     pub wait: bool,
-    /// Form of what is told on standard output
+    /// Output format
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Output,
     #[command(flatten)]
@@ -265,7 +265,7 @@ pub(super) struct RetryOptions {
     /// Wait for the end of the run; the exit code is then the run's
     #[arg(long)]
     pub wait: bool,
-    /// Form of what is told on standard output
+    /// Output format
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Output,
     #[command(flatten)]
@@ -276,10 +276,10 @@ pub(super) struct RetryOptions {
 pub(super) struct StatusOptions {
     /// Name of the run [default: all runs of the namespace]
     pub run: Option<String>,
-    /// Tell what changes until the run ends
+    /// Print changes until the run ends
     #[arg(long, short, requires = "run")]
     pub watch: bool,
-    /// Form of what is told on standard output
+    /// Output format
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Output,
     #[command(flatten)]

@@ -137,7 +137,7 @@ fn because_text(because: &Because) -> String {
         Because::NeverFinished => "no earlier run has finished it".to_owned(),
         Because::NoCache => "cache.enabled is false".to_owned(),
         Because::TooOld => "older than cache.maxAge".to_owned(),
-        Because::Gone => "its output is not in storage any more".to_owned(),
+        Because::Gone => "its output is no longer in storage".to_owned(),
         Because::NoResult => "its result was not kept".to_owned(),
         Because::Changed(aspect) => match aspect {
             Aspect::Code => "code changed".to_owned(),

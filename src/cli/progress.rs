@@ -83,7 +83,7 @@ impl Observer for Progress {
                 return;
             }
             Note::AttemptFailed(failure) => {
-                let end = if failure.terminal { "failed" } else { "failed, will be tried again" };
+                let end = if failure.terminal { "failed" } else { "failed, retrying" };
                 let (attempt, class) = (failure.attempt, &failure.class);
                 let task = titled(failure.task(), self.titles.get(&failure.step));
                 let first = failure.message.lines().next().unwrap_or_default();
@@ -91,17 +91,19 @@ impl Observer for Progress {
             }
             Note::WorkerLost { task, worker } => format!("{task} lost its worker {worker}; it runs again"),
             Note::Blocked { step, count, message } => format!("{step}: {count} tasks wait: {message}"),
-            Note::Unblocked { step } => format!("{step}: goes on"),
-            Note::StorageDown { message, .. } => format!("storage is not reachable, the run waits: {message}"),
+            Note::Unblocked { step } => format!("{step}: continues"),
+            Note::StorageDown { message, .. } => format!("storage is not reachable; the run waits: {message}"),
             Note::StorageUp => "storage is reachable again".to_owned(),
             Note::SchedulerLost { cause } => {
-                format!("lost the Dask scheduler ({cause}); starting anew from the journal")
+                format!("lost the Dask scheduler ({cause}); restarting from the journal")
             }
             Note::Log { step, item, stream, text } => {
                 let mark = if stream == "stdout" { String::new() } else { format!(" {stream}") };
                 format!("[{}{mark}] {text}", task_name(&step, item))
             }
-            Note::Cancelling => "cancelling: running steps are ended (once more ends at once)".to_owned(),
+            Note::Cancelling => {
+                "cancelling: stopping running steps (press Ctrl-C again to exit immediately)".to_owned()
+            }
         };
         self.say(&clean(&line));
     }

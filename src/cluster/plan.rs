@@ -187,7 +187,7 @@ impl Pass<'_> {
         live.sort_by_key(|pod| pod.slot.incarnation);
         let Some(pod) = live.pop() else { return self.create(Role::Scheduler) };
         for other in live {
-            self.delete(other, "a newer scheduler is there");
+            self.delete(other, "a newer scheduler exists");
         }
         if pod.phase == Phase::Ended {
             if self.may_replace(pod) {

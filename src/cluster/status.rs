@@ -145,11 +145,14 @@ fn scheduler_word(cluster: &Cluster, facts: &Facts, plan: &Plan) -> Word {
         (SchedulerFact::Answers(_), Some(pod)) => word("True", "Ready", format!("pod {} answers", pod.name)),
         (SchedulerFact::Unreachable { cause, .. }, Some(pod)) if pod.ready => {
             let hint = if cause.starts_with("connect") { "; a NetworkPolicy may forbid it" } else { "" };
-            let message = format!("pod {} does not answer: {cause}{hint}", pod.name);
+            let message = match cause.strip_prefix("read ") {
+                Some(cause) => format!("pod {} sent an answer that the operator refuses: {cause}", pod.name),
+                None => format!("pod {} does not answer: {cause}{hint}", pod.name),
+            };
             word("False", "SchedulerUnreachable", message)
         }
         (_, Some(pod)) => word("False", "SchedulerNotReady", format!("pod {} is starting", pod.name)),
-        (_, None) => word("False", "SchedulerNotReady", "its pod is being made".to_owned()),
+        (_, None) => word("False", "SchedulerNotReady", "its pod is being created".to_owned()),
     }
 }
 
@@ -159,7 +162,7 @@ fn workers_word(cluster: &Cluster, groups: &[GroupStatus], facts: &Facts, plan: 
         return word("False", "Suspended", "spec.suspend is true".to_owned());
     }
     if plan.blind {
-        let message = "workers should go, and the scheduler cannot be asked to drain them: none is taken away";
+        let message = "workers are due for removal, but the scheduler cannot be reached to drain them; none is removed";
         return word("Unknown", "SchedulerUnreachable", message.to_owned());
     }
     if !matches!(facts.scheduler, SchedulerFact::Answers(_)) {
@@ -176,7 +179,7 @@ fn workers_word(cluster: &Cluster, groups: &[GroupStatus], facts: &Facts, plan: 
         (groups.iter().map(|group| group.ready).sum(), groups.iter().filter_map(|group| group.outdated).sum());
     match (ready, outdated) {
         (_, 1..) => word("True", "RollingOut", format!("{outdated} of {ready} workers are of an older spec")),
-        (0, _) => word("True", "Idle", "no worker is wanted now".to_owned()),
+        (0, _) => word("True", "Idle", "no worker is needed now".to_owned()),
         (1, _) => word("True", "Ready", "1 worker is ready".to_owned()),
         _ => word("True", "Ready", format!("{ready} workers are ready")),
     }

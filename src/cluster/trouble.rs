@@ -29,7 +29,7 @@ pub fn find_scheduler(pod: &Pod, now: Timestamp) -> Option<Trouble> {
     Some(match ends {
         None => found,
         Some(ends) => {
-            let message = format!("the scheduler was restarted {ends} times: {}; look at its log", found.message);
+            let message = format!("the scheduler restarted {ends} times: {}; check its log", found.message);
             trouble("SchedulerUnstable", message, found.stalled)
         }
     })
@@ -106,8 +106,8 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Trouble> {
             let age = now.duration_since(created).as_secs();
             if age > CREATING {
                 let why = condition("PodReadyToStartContainers").or(condition("Ready")).map(told).unwrap_or_default();
-                let help = "a volume, a Secret or the network is not there; `kubectl describe pod` has the events";
-                let message = format!("pod {name} is being created for more than a minute: {why}; {help}");
+                let help = "a volume, a Secret or the network is missing; run `kubectl describe pod` to see the events";
+                let message = format!("pod {name} has waited for its containers for more than a minute: {why}; {help}");
                 return Some(trouble("ContainerCreating", message, false));
             }
         }
@@ -123,14 +123,14 @@ fn unscheduled(name: &str, scheduled: &PodCondition, gates: &[&str], queue: Opti
     if scheduled.reason.as_deref() == Some("SchedulingGated") {
         let text = match (gates.iter().find(|gate| !gate.starts_with(KUEUE)), queue) {
             // Whoever put it there is not known.
-            (Some(gate), _) => format!("pod {name} waits until its scheduling gate {} is taken away", quoted(gate)),
+            (Some(gate), _) => format!("pod {name} waits until its scheduling gate {} is removed", quoted(gate)),
             (None, Some(queue)) => format!("pod {name} waits for quota of the queue {}: {message}", quoted(queue)),
             (None, None) => format!("pod {name} waits for quota: {message}"),
         };
         return trouble("Gated", text, false);
     }
     let help = match message.to_lowercase().contains("persistentvolumeclaim") {
-        true => "make the claim, or have a volume bound to it: kubectl describe pvc says what is in the way",
+        true => "create the claim, or bind a volume to it; run `kubectl describe pvc` to see what is wrong",
         false => "change resources, nodeSelector or tolerations, or add nodes",
     };
     trouble("Unschedulable", format!("no node for pod {name}: {message}; {help}"), false)
@@ -156,7 +156,8 @@ fn crashed(name: &str, image: &str, ended: &ContainerStateTerminated, restarts: 
     }
     if ended.reason.as_deref() == Some("OOMKilled") {
         let help = "raise resources.limits.memory, or run fewer threads";
-        return trouble("OutOfMemory", format!("pod {name} was killed at its limit of memory; {help}"), false);
+        let message = format!("pod {name} was killed because it reached its memory limit; {help}");
+        return trouble("OutOfMemory", message, false);
     }
     let last: Vec<&str> = text.trim().lines().rev().take(6).collect();
     let last: Vec<&str> = last.into_iter().rev().collect();
@@ -184,14 +185,14 @@ pub fn from_api_error(code: u16, reason: &str, message: &str) -> Trouble {
         return said("AdmissionFailed", help, false);
     }
     if lower.contains("serviceaccount") && lower.contains("not found") {
-        return said("ServiceAccountNotFound", "make the ServiceAccount, or name another one", false);
+        return said("ServiceAccountNotFound", "create the ServiceAccount, or name another one", false);
     }
     match (code, reason) {
         (401, _) => said("Forbidden", "the API server does not know the operator's account", false),
-        (403, _) if lower.contains("forbidden: user ") => said("Forbidden", "give the operator this right", false),
+        (403, _) if lower.contains("forbidden: user ") => said("Forbidden", "give the operator this permission", false),
         (403 | 422, _) => said("PodRejected", "change the spec, or the policy that refuses it", true),
-        (404, _) if lower.contains("namespace") => said("NamespaceTerminating", "the namespace is going", true),
-        _ => said("ApiError", "it is tried again", false),
+        (404, _) if lower.contains("namespace") => said("NamespaceTerminating", "the namespace is being deleted", true),
+        _ => said("ApiError", "the operator retries", false),
     }
 }
 

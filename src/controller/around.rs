@@ -76,7 +76,7 @@ impl<'a> Around<'a> {
 
 /// Why something cannot be read now.
 fn unread(kind: Kind, name: &str, error: kube::Error) -> Trouble {
-    let message = format!("the {kind} {name} cannot be read now; it is tried again");
+    let message = format!("cannot read the {kind} {name}; retrying");
     let trouble = PassError::api("read", kind, name, error).trouble();
     trouble.unwrap_or(Trouble { reason: "ApiError", message, stalled: false })
 }

@@ -386,7 +386,7 @@ impl Certificates {
             (None, Some(chain)) => {
                 tracing::warn!(
                     uid = cluster.uid,
-                    "the Secret with the authority of the cluster is gone or was changed; it is stored again"
+                    "the Secret with the cluster's certificate authority was deleted or changed; storing it again"
                 );
                 self.note(&cluster.uid, true).await?;
                 (chain, true)
@@ -434,7 +434,7 @@ impl Certificates {
             Authority::from_identity(identity).ok()
         };
         let Some(current) = authority(CA, CA_KEY) else {
-            tracing::warn!(uid, "the stored authority of a cluster cannot be read; it is replaced");
+            tracing::warn!(uid, "cannot read the stored certificate authority of a cluster; replacing it");
             return Ok(None);
         };
         let chain = Chain { current, next: authority(NEXT, NEXT_KEY), old: text(&secret, OLD) };

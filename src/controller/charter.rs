@@ -72,9 +72,7 @@ impl Writer<'_> {
         let found = self.objects(Kind::Revision).get_opt(name).await;
         match found.map_err(|error| PassError::api("read", Kind::Revision, name, error))? {
             Some(found) => Ok(read(name, self.uid, &found)),
-            None => {
-                Ok(Err(format!("is carried out from the ControllerRevision {name}, which is gone; make another run")))
-            }
+            None => Ok(Err(format!("needs ControllerRevision {name}, which was deleted; create another run"))),
         }
     }
 }

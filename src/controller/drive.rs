@@ -59,7 +59,7 @@ impl Drive {
                 Ok(Ok(report)) => End::Done(Box::new(report)),
                 Ok(Err(error)) => End::Broken { trouble: trouble(&error), recurs: bounds.recurs(&error) },
                 Err(panicked) => {
-                    let message = format!("the operator made a mistake ({panicked})");
+                    let message = format!("internal error in the operator ({panicked})");
                     let trouble = Trouble { reason: "ApiError", message, stalled: false };
                     End::Broken { trouble, recurs: bounds.panicked() }
                 }

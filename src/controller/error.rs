@@ -99,7 +99,7 @@ impl PassError {
                     Some(from_api_error(status.code, &status.reason, &message))
                 }
                 _ => {
-                    let message = format!("failed to {error}; it is tried again");
+                    let message = format!("failed to {error}; retrying");
                     Some(Trouble { reason: "ApiError", message, stalled: false })
                 }
             },

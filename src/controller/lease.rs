@@ -71,7 +71,7 @@ enum Holder {
 enum Error {
     #[error("{what} the lease: {}", cause(source))]
     Api { what: &'static str, source: Box<kube::Error> },
-    #[error("{0} the lease: somebody else keeps writing it")]
+    #[error("{0} the lease: another client keeps changing it")]
     Conflict(&'static str),
     #[error("{0} the lease: the API server gave no answer in time")]
     Timeout(&'static str),
@@ -173,18 +173,18 @@ impl Candidate {
             for _ in 0..CONFLICTS {
                 let Some(lease) = self.read().await? else { return Ok(()) };
                 if self.holder(&lease) != Holder::Us
-                    || self.replace(freed(lease, self.clock.now()), "give back").await?.is_some()
+                    || self.replace(freed(lease, self.clock.now()), "release").await?.is_some()
                 {
                     return Ok(());
                 }
             }
-            Err(Error::Conflict("give back"))
+            Err(Error::Conflict("release"))
         });
-        match released.await.unwrap_or(Err(Error::Timeout("give back"))) {
-            Ok(()) => tracing::info!(lease = self.settings.name, "gave the lease back"),
+        match released.await.unwrap_or(Err(Error::Timeout("release"))) {
+            Ok(()) => tracing::info!(lease = self.settings.name, "released the lease"),
             Err(error) => tracing::warn!(
                 lease = self.settings.name,
-                "the lease was not given back, and others wait until it runs out ({:?}): failed to {error}",
+                "could not release the lease; other operators wait until it expires ({:?}): failed to {error}",
                 self.settings.duration
             ),
         }

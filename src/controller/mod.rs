@@ -226,7 +226,7 @@ pub async fn run(
         () = &mut shutdown => return Ok(()),
         () = synced(waits) => tracing::debug!("the first lists are complete"),
         // One namespace of several may give no right to list; the others need not wait for it.
-        () = tokio::time::sleep(pauses.first_lists), if several => tracing::warn!("not all first lists are complete; their namespaces wait"),
+        () = tokio::time::sleep(pauses.first_lists), if several => tracing::warn!("some initial lists are not complete; their namespaces wait"),
         _ = background.join_next() => return Err(Error::Ended("a watch")),
     }
     background.spawn(run::follow_lead(context.clone()));

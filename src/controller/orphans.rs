@@ -53,7 +53,7 @@ impl Certificates {
                 Ok(true) => grace,
                 Ok(false) => SWEEP,
                 Err(error) => {
-                    tracing::warn!("failed to {error}; trying again");
+                    tracing::warn!("failed to {error}; retrying");
                     SWEEP_AGAIN
                 }
             };
@@ -87,7 +87,7 @@ impl Certificates {
             };
             let about = |name: &str| secret.annotations().get(name).cloned();
             let (Some(namespace), Some(name)) = (about(NAMESPACE), about(NAME)) else {
-                tracing::debug!(uid, "the authority does not say of which cluster it is; it stays");
+                tracing::debug!(uid, "the authority does not name its cluster; keeping it");
                 continue;
             };
             // Another operator may serve the cluster, or this one may again.

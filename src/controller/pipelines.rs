@@ -261,12 +261,12 @@ async fn act(writer: &Writer<'_>, action: &Action, facts: &mut Facts) -> Result<
                 let why = match cause {
                     Cause::Change { .. } => "the spec has changed".to_owned(),
                     Cause::Schedule { moment } if *queued => {
-                        format!("the moment {moment} has come; it waits in the queue")
+                        format!("scheduled for {moment}; waiting in the queue")
                     }
-                    Cause::Schedule { moment } => format!("the moment {moment} has come"),
+                    Cause::Schedule { moment } => format!("scheduled for {moment}"),
                 };
-                tracing::info!(run = name, "made: {why}");
-                let text = format!("made run {name}: {why}");
+                tracing::info!(run = name, "created: {why}");
+                let text = format!("created run {name}: {why}");
                 Ok(Some(Note { warning: false, reason: "RunCreated".to_owned(), action: "CreateRun", text }))
             }
             // It is in the cache now, and the next round knows what it is.

@@ -95,7 +95,7 @@ impl Removal {
             let ended = match isolate(sweep(&order, &seat)).await {
                 Ok(ended) => ended.map_err(|error| trouble(&error)),
                 Err(panicked) => {
-                    let message = format!("the operator made a mistake ({panicked})");
+                    let message = format!("internal error in the operator ({panicked})");
                     Err(Trouble { reason: "ApiError", message, stalled: false })
                 }
             };
@@ -113,7 +113,7 @@ impl Removal {
         if let Some(told) = self.repeats.note(trouble.reason, &UNBOUNDED).told(now) {
             trouble.message = format!("{}; {told}", trouble.message);
         }
-        tracing::info!(reason = trouble.reason, again = ?pause, "what the run has stored cannot be removed now: {}", trouble.message);
+        tracing::info!(reason = trouble.reason, again = ?pause, "cannot remove what the run has stored: {}", trouble.message);
         self.broken = Some((trouble, Instant::now() + pause));
         (self.task, self.waits, self.place) = (None, None, None);
         pause

@@ -291,7 +291,7 @@ impl Work<'_> {
             }
             Ok(Err(why)) => SpecFact::Invalid(format!("it {why}")),
             Err(error) => {
-                let message = format!("its ControllerRevision {name} cannot be read now; it is tried again");
+                let message = format!("cannot read ControllerRevision {name}; retrying");
                 let trouble = error.trouble().unwrap_or(Trouble { reason: "ApiError", message, stalled: false });
                 self.error = Some(error);
                 SpecFact::Waits(trouble, None)
@@ -309,7 +309,7 @@ impl Work<'_> {
                 if let Err(Full { most, before }) = turnstile.enter(self.key, run.created) {
                     let before =
                         if before == 0 { String::new() } else { format!("; {before} older ones wait before it") };
-                    let message = format!("the operator carries out {most} runs of a namespace at once{before}");
+                    let message = format!("the operator handles at most {most} runs of a namespace at once{before}");
                     return Some(Trouble { reason: "RunLimit", message, stalled: false });
                 }
             }

@@ -150,7 +150,7 @@ pub(super) const STALLED: [&str; 4] = ["AccessDenied", "CodeNotFound", "NoSuchBu
 pub(super) fn trouble(error: &DriveError) -> Trouble {
     let (reason, message) = match error {
         DriveError::Fenced { .. } => {
-            ("TakenOver", "another command has taken the run over; the operator goes on with it in a moment".to_owned())
+            ("TakenOver", "another command has taken over the run; the operator continues it soon".to_owned())
         }
         DriveError::Refused { reason, message } => {
             let message = if known_reason(reason).is_some() { message.clone() } else { format!("{reason}: {message}") };

@@ -82,7 +82,7 @@ pub enum Error {
     #[error("read a message: {0}")]
     Message(#[from] MessageError),
     /// A message that has more than is taken of its kind.
-    #[error("read {what}: {reason} (docs/limits.md)")]
+    #[error("read {what}: {reason}; see docs/limits.md")]
     Excess {
         /// Which message: an operation, or a stream.
         what: &'static str,

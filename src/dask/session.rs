@@ -170,7 +170,7 @@ impl Session {
                 self.state = State::Idle;
                 self.events.push_back(Event::Ready);
             }),
-            State::Idle => Err(Error::protocol("a message came that nobody asked for")),
+            State::Idle => Err(Error::protocol("received an unexpected message")),
             State::Waiting { id, .. } => {
                 self.events.push_back(Event::Reply(*id, message.clone()));
                 self.state = State::Idle;
@@ -190,7 +190,7 @@ impl Session {
     /// Bytes of a message that is not whole yet are waiting. While nothing is asked for, none may come.
     pub fn handle_partial(&mut self) {
         if matches!(self.state, State::Idle) {
-            self.fail(Error::protocol("bytes came that nobody asked for"));
+            self.fail(Error::protocol("received unexpected bytes"));
         }
     }
 

@@ -73,7 +73,7 @@ pub(crate) fn check_sound(node: &Node, path: &mut Path, findings: &mut Findings)
                 path.push_key(&entry.key);
                 check_text(&entry.key, entry.line, path, findings);
                 if let Some(first) = seen.insert(entry.key.as_str(), entry.line) {
-                    let message = format!("the key is there twice, first on line {first}");
+                    let message = format!("duplicate key, first defined on line {first}");
                     findings.push(entry.line, Problem::new("DuplicateKey", path.as_str(), message));
                 }
                 check_sound(&entry.node, path, findings);
@@ -258,7 +258,7 @@ fn check_list(node: &Node, list: &[Node], shape: &Shape, path: &mut Path, findin
         if let Some(identity) = identity {
             if let Some(first) = seen.get(&identity) {
                 let key = shape.keys.first().map_or(String::new(), |key| format!("{key} "));
-                let message = format!("{key}{identity} is there twice, first as entry {first}");
+                let message = format!("{key}{identity} appears twice, first as entry {first}");
                 findings.push(item.line, Problem::new("Duplicate", path.as_str(), message));
             } else {
                 seen.insert(identity, index);

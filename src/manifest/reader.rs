@@ -243,7 +243,7 @@ fn finish(reading: &mut Reading, paths: &[PathBuf]) {
             continue;
         };
         let message = format!(
-            "{} {} is there twice, first in {} (document {})",
+            "{} {} appears twice, first in {} (document {})",
             object.kind(),
             object.name(),
             earlier.file.display(),

@@ -318,7 +318,8 @@ impl Plan {
             let value = results.result(TaskId::item(step, item));
             room = room.checked_sub(value.as_deref().map_or(1, values_of)).ok_or_else(|| {
                 let (name, most) = (self.step_name(step), limits::GATHERED_VALUES);
-                ExprError::evaluation(format!("the results of {name} have more than {most} values; use its output"))
+                let message = format!("the results of step \"{name}\" have more than {most} values");
+                ExprError::evaluation(format!("{message}; use .output instead of .result"))
             })?;
             match (value.map(Cow::into_owned), gather) {
                 (Some(value), Gather::Whole | Gather::Compact) => list.push(value),
@@ -469,7 +470,7 @@ impl PlanVar {
         match lookup(result, path, "the result")? {
             Value::Array(list) => list.get(item as usize).ok_or_else(|| self.missing(item)),
             other => {
-                let message = format!("item.{} comes from {}, not from a list", self.name, kind(other));
+                let message = format!("item.{} must come from a list, not from {}", self.name, kind(other));
                 Err(ExprError::mismatch(message))
             }
         }

@@ -72,7 +72,7 @@ pub(super) fn weigh(
 fn cleared(run: &EarlierRun) -> Option<String> {
     let at = Timestamp::from_second(run.removed? as i64).unwrap_or_default();
     let name = if run.name.is_empty() { "run" } else { &run.name };
-    Some(format!("what {name} ({}) had stored was removed at {at}, when its time was over (spec.retention)", run.uid))
+    Some(format!("what {name} ({}) had stored was removed at {at} by spec.retention", run.uid))
 }
 
 /// Refuses a new run whose selection needs what nobody has: before anything of it exists.

@@ -89,7 +89,7 @@ impl Fabric {
             Self::Followed(seats) => {
                 let seat = seats.wait_for(Option::is_some).await.ok().and_then(|seat| seat.clone());
                 let Seat { address, generation, .. } =
-                    seat.ok_or_else(|| DriveError::Cluster("nobody looks after the cluster any more".into()))?;
+                    seat.ok_or_else(|| DriveError::Cluster("the cluster's controller has stopped".into()))?;
                 Ok(Endpoint { address, dashboard: None, pid: None, generation })
             }
         }

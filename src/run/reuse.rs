@@ -254,7 +254,7 @@ impl Past {
                 }
                 Some(_) => {}
                 None if item.is_some() && (self.holes.contains(&task) || whole) => {}
-                None => return Some(format!("has no output of {name}, or it is not in storage any more")),
+                None => return Some(format!("has no output of {name}, or it is no longer in storage")),
             }
         }
         // Lengths are told apart by their places.

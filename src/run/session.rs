@@ -142,7 +142,7 @@ impl Session<'_> {
                         && error.refusal() == Some("RunNotFound") =>
                 {
                     let run = &self.spec.uid;
-                    let lost = "it was written and is missing now: something has deleted it from the storage";
+                    let lost = "it was written but is missing; something deleted it from the storage";
                     let message = format!("segment 0 of the journal of run {run} cannot be read: {lost}");
                     return Err(refused("RecordUnreadable", message));
                 }
@@ -568,7 +568,9 @@ fn excess(reason: String) -> Ended {
 /// All results of a run have to fit into a snapshot, from which it goes on.
 fn bounded(facts: &Facts, most: usize) -> Result<(), Ended> {
     match facts.results_bytes() {
-        bytes if bytes > most => Err(excess(format!("the results of the run have {bytes} bytes, {most} are allowed"))),
+        bytes if bytes > most => {
+            Err(excess(format!("the results of the run have {bytes} bytes; at most {most} are allowed")))
+        }
         _ => Ok(()),
     }
 }

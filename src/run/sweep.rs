@@ -132,8 +132,10 @@ impl Sweeper<'_> {
                 }
                 users.tell(run, user);
                 if users.bytes() > limits::USERS_BYTES {
-                    let most = limits::USERS_BYTES;
-                    let reason = format!("the names of objects that other runs use have more than {most} bytes");
+                    let (bytes, most) = (users.bytes(), limits::USERS_BYTES);
+                    let reason = format!(
+                        "the names of objects that other runs use have {bytes} bytes; at most {most} are allowed"
+                    );
                     return Err(classify(dask::Error::excess(LookUser::OP, reason)));
                 }
             }
@@ -149,7 +151,7 @@ impl Sweeper<'_> {
         let mut closing = Final::new();
         closing.insert("state".to_owned(), json!("Failed"));
         closing.insert("reason".to_owned(), json!("Failed"));
-        closing.insert("message".to_owned(), json!("it had ended without saying so here"));
+        closing.insert("message".to_owned(), json!("the run ended without a closing record"));
         let (lead, lease) = self.leader();
         self.call(&Seal { run, storage: &self.storage, closing: &closing, lead, lease }).await?;
         Ok(())

@@ -143,8 +143,9 @@ fn pipeline_of(run: &PipelineRun, world: &dyn World) -> Result<(PipelineSpec, &'
     }
     let name = run.spec.pipeline_ref.as_deref().unwrap_or_default();
     let Some(found) = world.pipeline(name) else {
-        let message =
-            format!("there is no Pipeline {name} in the namespace (spec.pipelineRef); make it, and the run goes on");
+        let message = format!(
+            "Pipeline \"{name}\" does not exist in the namespace (spec.pipelineRef); create it, and the run continues"
+        );
         let trouble = Trouble { reason: "PipelineNotFound", message, stalled: false };
         return Err(Admission::Waits(trouble, patience(run.spec.deadlines.as_ref())));
     };
@@ -186,7 +187,8 @@ fn place(
     if let Some(cluster) = &choice.ref_ {
         let Some(found) = world.cluster(cluster) else {
             let message = format!(
-                "there is no DaskCluster {cluster} in the namespace ({at}.cluster.ref); make it, and the run goes on"
+                "DaskCluster \"{cluster}\" does not exist in the namespace ({at}.cluster.ref); create it, and the run \
+                 continues"
             );
             return Err(Trouble { reason: "ClusterNotFound", message, stalled: false });
         };

@@ -13,19 +13,19 @@ fn advice(reason: &str, frozen: &Frozen) -> Option<String> {
     let is_folder = frozen.storage_url.starts_with("file://");
     let text = match (reason, &frozen.storage_secret) {
         ("AccessDenied", _) if is_folder => {
-            "let user 1000 or group 1000 of the pods write there, and the run goes on by itself".to_owned()
+            "let user 1000 or group 1000 of the pods write there, and the run continues".to_owned()
         }
         ("AccessDenied" | "CredentialsExpired", Some(secret)) => format!(
-            "correct the keys in the Secret {secret} (storage.secretRef) or their rights: the pods take them up within two \
-             minutes, and the run goes on by itself"
+            "correct the keys in the Secret {secret} (storage.secretRef) or their permissions: the pods pick them up \
+             within two minutes, and the run continues"
         ),
         ("AccessDenied" | "CredentialsExpired", None) => {
-            "no storage.secretRef is set, so the pods use their own identity (service account, environment): give it the right \
-             to read, write and list there, and the run goes on by itself"
+            "no storage.secretRef is set, so the pods use their own identity (service account, environment): allow it \
+             to read, write and list there, and the run continues"
                 .to_owned()
         }
-        ("NoSuchBucket", _) => "make the bucket, and the run goes on by itself".to_owned(),
-        ("StorageFull", _) => "make room, and the run goes on by itself".to_owned(),
+        ("NoSuchBucket", _) => "create the bucket, and the run continues".to_owned(),
+        ("StorageFull", _) => "free some space, and the run continues".to_owned(),
         _ => return None,
     };
     Some(text)

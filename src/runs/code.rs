@@ -47,7 +47,9 @@ pub(super) fn resolve(
         ConfigMap::Found { files, binary } => (files, binary),
         ConfigMap::Unread(trouble) => return Err(trouble),
         ConfigMap::Missing => {
-            let message = format!("there is no ConfigMap {name} in the namespace ({at}); make it, and the run goes on");
+            let message = format!(
+                "ConfigMap \"{name}\" does not exist in the namespace ({at}); create it, and the run continues"
+            );
             return Err(Trouble { reason: "ConfigMapNotFound", message, stalled: false });
         }
     };

@@ -143,7 +143,7 @@ fn decide(run: &Run, facts: &Facts) -> Plan {
             let left =
                 SignedDuration::try_from(patience.to_std()).unwrap_or(SignedDuration::MAX).saturating_sub(passed);
             if !left.is_positive() {
-                let message = format!("it waited for {patience} in vain: {}", trouble.message);
+                let message = format!("timed out after {patience}: {}", trouble.message);
                 return end(failed("DeadlineExceeded", message));
             }
             waiting(troubled(State::Pending, trouble), Some(left.unsigned_abs()))
@@ -169,7 +169,7 @@ fn suspend(run: &Run, facts: &Facts) -> Plan {
             "it waits in the queue of the schedule of Pipeline {pipeline} until no other of its runs is active; with \
              spec.suspend set to false it does not wait"
         ),
-        None => "spec.suspend is true; set it to false to go on".to_owned(),
+        None => "spec.suspend is true; set it to false to continue".to_owned(),
     };
     let mut plan = waiting(word(State::Suspended, "Suspended", message.clone()), None);
     (plan.drive, plan.cluster) = (DriveStep::Stop { leave: true }, without(facts));
@@ -312,13 +312,14 @@ fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> W
         ClusterFact::Waits(trouble) => return troubled(state, trouble),
         ClusterFact::Missing => {
             return match &frozen.place {
-                Place::Own => word(state, "Pending", format!("the DaskCluster {} is being made", run.name)),
+                Place::Own => word(state, "Pending", format!("the DaskCluster {} is being created", run.name)),
                 Place::Shared(name) => {
-                    let message =
-                        format!("there is no DaskCluster {name} in the namespace; make it, and the run goes on");
+                    let message = format!(
+                        "DaskCluster \"{name}\" does not exist in the namespace; create it, and the run continues"
+                    );
                     word(state, "ClusterNotFound", message)
                 }
-                Place::Address { .. } => word(state, "Pending", "the address is being looked at".to_owned()),
+                Place::Address { .. } => word(state, "Pending", "checking the address".to_owned()),
             };
         }
         ClusterFact::Answers(_) => {}
@@ -328,7 +329,8 @@ fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> W
             troubled(state, &advised(trouble, frozen))
         }
         (_, Some(Live { lost: Some(cause), .. })) => {
-            word(state, "SchedulerUnreachable", format!("lost the scheduler: {cause}; the run goes on when it is back"))
+            let message = format!("lost the scheduler: {cause}; the run continues when it is back");
+            word(state, "SchedulerUnreachable", message)
         }
         _ => word(state, "Pending", "the run is being opened on the scheduler".to_owned()),
     }
@@ -473,7 +475,7 @@ fn waiting(word: Word, wake: Option<Duration>) -> Plan {
 
 fn ended_word(waited: Option<&str>, report: &Report) -> Word {
     let (reason, message) = match report.outcome {
-        RunOutcome::Succeeded => ("Succeeded".to_owned(), "all steps ended well".to_owned()),
+        RunOutcome::Succeeded => ("Succeeded".to_owned(), "all steps succeeded".to_owned()),
         RunOutcome::Cancelled => return cancelled(),
         RunOutcome::Failed => {
             // `StepFailed` is the command's word for what the condition calls Failed.

@@ -128,14 +128,14 @@ pub(super) fn remove(due: Due, facts: &Facts) -> (Removal, ClusterStep) {
         }
         (None, ClusterFact::Missing, Place::Shared(name)) => {
             let message = format!(
-                "there is no DaskCluster {name} in the namespace any more, by which {}/runs/ was reached; make it again, or \
-                 remove what is there by hand",
+                "DaskCluster \"{name}\", through which {}/runs/ was reached, no longer exists in the namespace; create \
+                 it again, or remove what is there by hand",
                 frozen.storage_url
             );
             Trouble { reason: "ClusterNotFound", message, stalled: true }
         }
         (None, ClusterFact::Missing, Place::Address { .. }) => {
-            Trouble { reason: "Pending", message: "the address is being looked at".to_owned(), stalled: false }
+            Trouble { reason: "Pending", message: "checking the address".to_owned(), stalled: false }
         }
     };
     let left = PROVISION.saturating_sub(waited);

@@ -150,7 +150,7 @@ fn tell_removal(status: &mut PipelineRunStatus, run: &Run, removal: &Removal, no
     let (truth, reason, message) = match &removal.word {
         RemovalWord::Working => ("False", "Removing", format!("its {what} are being removed (spec.retention)")),
         RemovalWord::Waits(Trouble { reason, message, .. }) => {
-            ("False", *reason, format!("its {what} cannot be removed now: {message}; it is tried again"))
+            ("False", *reason, format!("cannot remove its {what}: {message}; retrying"))
         }
         RemovalWord::Done { kept } => {
             let stay = match kept {

@@ -12,7 +12,7 @@ pub enum StoreError {
     Key(#[from] KeyError),
     #[error("there is no journal of run {0}")]
     RunNotFound(String),
-    #[error("what run {0} had stored was removed when its time was over (spec.retention)")]
+    #[error("what run {0} had stored was removed by spec.retention")]
     Removed(String),
     #[error("segment {seg} of the journal of run {run} cannot be read: {why}")]
     Unreadable { run: String, seg: u64, why: SegmentError },

@@ -60,7 +60,7 @@ pub enum SegmentError {
     Epoch { found: u64, before: u64 },
     #[error("epoch {0} begins without an opened record")]
     Unopened(u64),
-    #[error("it is missing, the next object is {0:?}")]
+    #[error("it is missing; the next object is {0:?}")]
     Gap(String),
 }
 

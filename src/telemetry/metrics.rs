@@ -122,7 +122,7 @@ impl Metrics {
         );
         ours.register(
             "clock_skew_seconds",
-            "How far the clock of this machine is ahead of the API server's; alert beyond 30 on either side",
+            "Seconds by which this machine's clock is ahead of the API server's; alert above 30 or below -30",
             self.clock_skew.clone(),
         );
         ours.register(

@@ -167,8 +167,8 @@ fn too_many(subject: &Subject, facts: &Facts, wanted: &str) -> Option<(Trouble, 
     let again = made.get(beyond).and_then(|first| first.checked_add(CHANGES_SPAN).ok());
     let name = names::change_name(&subject.name, wanted, 1);
     let message = format!(
-        "there are {} runs {name}, {name}-2, … of this spec from the last hour, and no more are made; find out who changes \
-         the Pipeline or its runs so often",
+        "{} runs of this spec were created in the last hour ({name}, {name}-2, …), so no more are created; find out \
+         what changes the Pipeline or its runs so often",
         made.len() + others
     );
     Some((Trouble { reason: "TooManyRuns".to_owned(), message, stalled: false }, again))
@@ -205,10 +205,8 @@ fn moments(subject: &Subject, schedule: &Schedule, timing: &Timing, facts: &Fact
         most = most.min(1);
     }
     if due.len() > most {
-        let text = format!(
-            "moments up to {} were missed and are left out (catchUp is {catch_up})",
-            due.get(most).unwrap_or(latest)
-        );
+        let text =
+            format!("skipped missed schedule times up to {} (catchUp is {catch_up})", due.get(most).unwrap_or(latest));
         plan.notes.push(Note { warning: true, reason: "MomentsMissed", text });
     }
     // A run that a change is about to make counts as one that is there.
@@ -216,7 +214,8 @@ fn moments(subject: &Subject, schedule: &Schedule, timing: &Timing, facts: &Fact
     let mut undecided = None;
     let mut queued = facts.runs.iter().filter(|run| run.queued && run.is_active()).count();
     for moment in due.into_iter().take(most).filter(|moment| !facts.has_run(*moment)) {
-        if let Some(text) = too_late(schedule, moment, now) {
+        if let Some(why) = too_late(schedule, moment, now) {
+            let text = format!("skipped {moment}: {why}");
             plan.notes.push(Note { warning: true, reason: "MomentsMissed", text });
             continue;
         }
@@ -225,22 +224,19 @@ fn moments(subject: &Subject, schedule: &Schedule, timing: &Timing, facts: &Fact
             let mut queue = false;
             match (policy, busy) {
                 (ConcurrencyPolicy::Forbid, Some(run)) => {
-                    let text = format!(
-                        "the moment {moment} is left out: run {} is active and concurrencyPolicy is Forbid",
-                        run.name
-                    );
+                    let text = format!("skipped {moment}: run {} is active and concurrencyPolicy is Forbid", run.name);
                     plan.notes.push(Note { warning: false, reason: "MomentSkipped", text });
                     continue;
                 }
                 (ConcurrencyPolicy::Replace, Some(_)) => {
-                    let why = format!("the moment {moment} has come and concurrencyPolicy is Replace");
+                    let why = format!("the run for {moment} is due and concurrencyPolicy is Replace");
                     let old = active(facts).filter(|run| !run.cancelled);
                     plan.actions.extend(old.map(|run| cancel(run, why.clone())));
                 }
                 (ConcurrencyPolicy::Queue, busy) => {
                     queue = busy.is_some() || most > 1;
                     if queue && queued >= QUEUE_MAX {
-                        let text = format!("the moment {moment} is left out: {QUEUE_MAX} runs wait already");
+                        let text = format!("skipped {moment}: {QUEUE_MAX} runs are already waiting");
                         plan.notes.push(Note { warning: true, reason: "MomentSkipped", text });
                         continue;
                     }
@@ -276,7 +272,7 @@ fn first_undecided(subject: &Subject, timing: &Timing, facts: &Facts) -> Option<
 fn too_late(schedule: &Schedule, moment: Timestamp, now: Timestamp) -> Option<String> {
     let limit = schedule.starting_deadline?;
     let late = std::time::Duration::try_from(now.duration_since(moment)).unwrap_or_default();
-    (late > limit.to_std()).then(|| format!("the moment {moment} is left out: startingDeadline ({limit}) has passed"))
+    (late > limit.to_std()).then(|| format!("startingDeadline ({limit}) has passed"))
 }
 
 fn cancel(run: &RunFact, why: String) -> Action {

@@ -52,7 +52,7 @@ def test_code_of_a_config_map_is_fixed_when_a_run_starts(space: Namespace) -> No
     spec = pipeline({"configMap": "flow"}, cluster={"ref": "c"})
     start(space, "one", pipelineSpec=spec)
     until("it waits", lambda: succeeded(space, "one").get("reason") == "ConfigMapNotFound")
-    assert "there is no ConfigMap flow" in succeeded(space, "one")["message"]
+    assert 'ConfigMap "flow" does not exist' in succeeded(space, "one")["message"]
     config_map(space, 1)
     until("it is written down", lambda: status(space, "one").get("revision"))
     config_map(space, 2)

@@ -197,7 +197,7 @@ def test_a_suspended_run_is_resumed_and_an_ended_one_is_not(space: Namespace, op
         told = shown.stderr.read()
         assert "ends the command, not the run" in told and f"daskade cancel s -n {space.name}" in told, told
     code, out, err = person.says("resume", "--kube", "s")
-    assert (code, out) == (0, "s goes on\n"), err
+    assert (code, out) == (0, "s resumed\n"), err
     wait_end(space, "s")
     code, _, err = person.says("resume", "--kube", "s")
     assert (code, "daskade retry" in err) == (2, True), err

@@ -136,7 +136,7 @@ def test_when_the_scheduler_cannot_be_asked_no_worker_is_killed(space: Namespace
     until("it hangs", lambda: "it hangs" in (proxy().get(log) or ""))
     space.cluster("blind", {"name": "a", "replicas": 1})
     message = space.wait_reason("blind", "SchedulerUnreachable", "WorkersReady", 30)
-    assert "none is taken away" in message
+    assert "none is removed" in message
     assert space.workers("blind") == before
     client.output()
     until("one worker is left", lambda: len(space.workers("blind")) == 1, 90)

@@ -101,10 +101,10 @@ async fn state_of(workers: usize, resources: usize, name: usize) -> Result<usize
 async fn the_state_of_a_cluster_has_a_budget_of_its_own() {
     assert_eq!(state_of(1000, 8, 30).await, Ok(1000));
     let values = state_of(1000, 30, 30).await.expect_err("too many values");
-    assert_eq!(values, "read daskade-cluster: there are more than 64000 values (docs/limits.md)");
+    assert_eq!(values, "read daskade-cluster: there are more than 64000 values; see docs/limits.md");
     let bytes = state_of(1000, 8, 3000).await.expect_err("too many bytes");
     assert!(bytes.starts_with("read daskade-cluster: a message of 3"), "{bytes}");
-    assert!(bytes.ends_with("exceeds the limit of 2097152 (docs/limits.md)"), "{bytes}");
+    assert!(bytes.ends_with("exceeds the limit of 2097152; see docs/limits.md"), "{bytes}");
 }
 
 /// Of a snapshot all but results is unpacked, and that is counted.

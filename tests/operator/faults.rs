@@ -249,7 +249,7 @@ async fn a_scheduler_that_does_not_answer_is_told_and_keeps_its_workers() {
     // An open connection goes on; a new one, for a command, is refused.
     eventually("it is told", SOON, || world.condition("team", "c", "WorkersReady")["reason"] == "SchedulerUnreachable")
         .await;
-    world.says("team", "c", "WorkersReady", "the scheduler cannot be asked to drain them: none is taken away");
+    world.says("team", "c", "WorkersReady", "the scheduler cannot be reached to drain them; none is removed");
     assert_eq!(world.pods("team").iter().filter(|pod| pod.starts_with("c-cpu")).count(), 2);
     world.until_ready("team", "d").await;
     assert!(scheduler.calls("daskade-drain").is_empty());
@@ -279,7 +279,7 @@ async fn a_scheduler_that_ends_again_and_again_is_told_by_its_cluster_and_by_the
     let steps = json!({"steps": [{"name": "a", "call": "m:f"}], "cluster": {"ref": "c"}});
     world.create_run("team", "r", &json!({"pipelineSpec": steps}));
     world.until_run("team", "r", "SchedulerUnstable").await;
-    world.run_says("team", "r", "DaskCluster c: the scheduler was restarted 4 times");
+    world.run_says("team", "r", "DaskCluster c: the scheduler restarted 4 times");
     // It comes back, for good.
     world.api.delete(&core_path("team", "pods", &pod));
     world.until_run("team", "r", "Succeeded").await;

@@ -27,7 +27,7 @@ fn a_scheduler_that_says_too_much_costs_only_its_own_cluster() {
         let says = || {
             let condition = world.condition("bad", "c", "SchedulerReady");
             condition["message"].as_str().is_some_and(|message| {
-                message.contains("read daskade-cluster: a message of 125829") && message.contains("docs/limits.md")
+                message.contains("refuses: daskade-cluster: a message of 125829") && message.contains("docs/limits.md")
             })
         };
         eventually_or(|| format!("{:#}", world.object("bad", "c")["status"]), SOON, says).await;

@@ -130,7 +130,7 @@ async fn what_failed_is_run_again_as_it_was_written_down_and_goes_on_from_what_i
     assert!(said.code == Some(2) && said.err.contains("one has not ended (Pending)"), "{}", said.err);
     person.end("one", "False", "Failed");
     let said = person.says(&["retry", "one", "-n", "team"]).await;
-    assert!(said.code == Some(2) && said.err.contains("never began"), "{}", said.err);
+    assert!(said.code == Some(2) && said.err.contains("never started"), "{}", said.err);
     assert!(said.err.contains("daskade submit etl"), "{}", said.err);
 
     // It ran on a cluster of others, which stands in the revision with its groups.

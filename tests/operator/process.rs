@@ -226,7 +226,7 @@ async fn it_tells_what_it_waits_for_then_is_ready_and_gives_the_lease_back_at_th
         }
     }
     assert!(
-        lines.last().is_some_and(|line| line.contains("gave the lease back")),
+        lines.last().is_some_and(|line| line.contains("released the lease")),
         "the last line is not lost: {lines:?}"
     );
 }
@@ -246,7 +246,7 @@ async fn a_lease_that_may_not_be_given_back_is_told_in_the_log() {
         let (_, code) = operator.ended().await;
         assert_eq!(code, Some(0));
         let is_told =
-            |line: &String| ["was not given back", "told to fail", "WARN"].iter().all(|part| line.contains(part));
+            |line: &String| ["could not release", "told to fail", "WARN"].iter().all(|part| line.contains(part));
         let what = || format!("it is told, and why: {:?}", operator.lines());
         eventually_or(what, SOON, || operator.lines().iter().any(is_told)).await;
     }

@@ -448,7 +448,7 @@ async fn an_idle_cluster_loses_its_workers_by_itself_and_gets_them_back_for_work
     }
     eventually("its workers are gone", SOON, || world.pods("team").len() == 1).await;
     world.until_reason("team", "c", "Idle").await;
-    world.says("team", "c", "WorkersReady", "no worker is wanted now");
+    world.says("team", "c", "WorkersReady", "no worker is needed now");
     scheduler.change(|state| state.clients = 1);
     world.until_ready("team", "c").await;
     eventually("they are back", SOON, || world.pods("team").len() == 3).await;
@@ -464,7 +464,7 @@ async fn demand_makes_workers_from_zero() {
     ]});
     world.create("team", "c", &spec);
     world.until_reason("team", "c", "Idle").await;
-    world.says("team", "c", "WorkersReady", "no worker is wanted now");
+    world.says("team", "c", "WorkersReady", "no worker is needed now");
     let scheduler = world.scheduler("team", "c");
     scheduler.change(|state| {
         state.demand = vec![json!({"group": null, "resources": {"GPU": 1.0}, "count": 2})];

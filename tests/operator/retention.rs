@@ -114,7 +114,7 @@ async fn trouble_is_told_on_the_object_and_tried_again_and_holds_up_no_other() {
     world.refuse_storage(Some(("AccessDenied", 0)));
     until_removed(&world, "r", "False", "AccessDenied").await;
     let message = world.run_condition("team", "r", "Removed")["message"].as_str().unwrap().to_owned();
-    assert!(message.contains("does not work") && message.contains("tried again"), "{message}");
+    assert!(message.contains("does not work") && message.contains("retrying"), "{message}");
     eventually("its cluster is given back", SOON, || world.api.object(&cluster_path("team", "r")).is_none()).await;
     assert_eq!(world.succeeded("team", "r")[1], "Succeeded", "the run itself is as it was");
     world.create_run("team", "other", &json!({"pipelineSpec": own()}));

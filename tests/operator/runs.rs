@@ -216,7 +216,7 @@ async fn of_more_runs_than_a_namespace_may_have_at_once_the_younger_wait_also_af
         run["status"]["conditions"][0]["reason"].as_str().unwrap_or_default().to_owned()
     };
     eventually("the second one waits", SOON, || reason("a-second") == "RunLimit").await;
-    world.run_says("team", "a-second", "the operator carries out 1 runs of a namespace at once");
+    world.run_says("team", "a-second", "the operator handles at most 1 runs of a namespace at once");
     first.kill();
     let second = world.operator_with(2, daskade::controller::Namespaces::All);
     eventually("the first one is open anew", SOON, || world.journal("team", "b-first").epoch == 2).await;
@@ -367,7 +367,7 @@ async fn what_is_wrong_or_missing_is_told_and_nothing_is_made() {
     assert!(world.succeeded("team", "wrong")[2].contains("spec.pipelineSpec.storage: MissingField"));
     world.create_run("team", "early", &json!({"pipelineSpec": on_shared()}));
     world.until_run("team", "early", "ClusterNotFound").await;
-    world.run_says("team", "early", "DaskCluster c");
+    world.run_says("team", "early", "DaskCluster \"c\" does not exist");
     // Somebody else's cluster has the name of a run.
     world.create("team", "taken", &plain(0));
     world.until_ready("team", "taken").await;

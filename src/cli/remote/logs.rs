@@ -37,8 +37,7 @@ pub(in crate::cli) async fn logs(options: &LogsOptions) -> Result<(), Failure> {
     let mut run = connection.run(&options.run).await?;
     let removed = word(&run, "/status/removed/logsAt");
     if !removed.is_empty() {
-        let why =
-            format!("the logs of {} were removed at {removed}, when their time was over (spec.retention)", options.run);
+        let why = format!("the logs of {} were removed at {removed} by spec.retention", options.run);
         return Err(Failure::bad_input(why));
     }
     let mut about = About::gather(&connection, &run, &options.storage).await?;
@@ -204,7 +203,7 @@ impl Live {
                 Err(error) if error.refusal() == Some("RunNotFound") => break,
                 // The storage may be away, or the runtime be older; the lines to come are told all the same.
                 Err(error) if error.refusal().is_some() || matches!(error, Error::UnknownOp { .. }) => {
-                    drop(writeln!(io::stderr(), "lines in storage cannot be read now: {error}"));
+                    drop(writeln!(io::stderr(), "cannot read the lines in storage: {error}"));
                     break;
                 }
                 Err(error) => return Err(unheard(&error)),
@@ -217,7 +216,7 @@ impl Live {
             }
             if bytes > limits::LOGS_IN_ALL {
                 let most = limits::LOGS_IN_ALL >> 20;
-                drop(writeln!(io::stderr(), "more lines are in storage; {most} MiB of logs are read at one time"));
+                drop(writeln!(io::stderr(), "stopped after {most} MiB of logs; the storage has more lines"));
                 break;
             }
         }

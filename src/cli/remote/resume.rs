@@ -16,7 +16,7 @@ pub(in crate::cli) async fn resume(kube: &KubeOptions, name: &str) -> Result<(),
     let run = connection.run(name).await?;
     if ended(&run).is_some() {
         return Err(Failure::bad_input(format!(
-            "{name} has ended ({}), and an ended run in Kubernetes stays as it is: another one of the same by daskade retry {name}",
+            "{name} has ended ({}), and a run in Kubernetes that has ended cannot be resumed; use daskade retry {name}",
             state(&run)
         )));
     }
@@ -28,6 +28,6 @@ pub(in crate::cli) async fn resume(kube: &KubeOptions, name: &str) -> Result<(),
     let patch = Patch::Merge(json!({"spec": {"suspend": false}}));
     let patched = connection.runs().patch(name, &PatchParams::default(), &patch).await;
     patched.map_err(|error| failed(&format!("resume run {name}"), &error))?;
-    writeln!(out, "{name} goes on")?;
+    writeln!(out, "{name} resumed")?;
     Ok(())
 }

@@ -60,17 +60,17 @@ fn check(run: &Value) -> Result<(), Failure> {
     };
     let why = match ended(run) {
         None => format!(
-            "{name} has not ended ({}): daskade resume --kube {name} has one that is suspended go on, daskade cancel {name} \
+            "{name} has not ended ({}): daskade resume --kube {name} resumes a suspended run, daskade cancel {name} \
              ends it",
             state(run)
         ),
         Some(true) => format!("{name} has succeeded, there is nothing to retry; for another run: {submit}"),
         Some(false) if word(run, "/status/startedAt").is_empty() => {
-            format!("{name} never began, so there is nothing to go on from; for another run: {submit}")
+            format!("{name} never started, so there is nothing to reuse; for another run: {submit}")
         }
         Some(false) => match removed(run) {
             "" => return Ok(()),
-            at => format!("what {name} had stored was removed at {at} (spec.retention); for another run: {submit}"),
+            at => format!("what {name} had stored was removed at {at} by spec.retention; for another run: {submit}"),
         },
     };
     Err(Failure::bad_input(why))

@@ -82,7 +82,7 @@ impl Work<'_> {
                     },
                     Err(error) => {
                         let error = PassError::Certificates(error);
-                        let message = format!("failed to {error}; it is tried again");
+                        let message = format!("failed to {error}; retrying");
                         let other = Trouble { reason: "ApiError", message, stalled: false };
                         return ClusterFact::Waits(error.trouble().unwrap_or(other));
                     }

@@ -23,7 +23,7 @@ impl Json {
     pub fn kept(&self) -> Result<Json, MessageError> {
         if self.0.len() > limits::RESULT {
             let (bytes, limit) = (self.0.len(), limits::RESULT);
-            return Err(MessageError::Shape(format!("a result has {bytes} bytes, {limit} are allowed")));
+            return Err(MessageError::Shape(format!("a result has {bytes} bytes; at most {limit} are allowed")));
         }
         message::decode(&self.0)
     }

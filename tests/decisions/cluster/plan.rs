@@ -61,7 +61,7 @@ fn what_is_missing_is_made_with_a_number_that_no_pod_had() {
 
 #[test]
 fn of_two_schedulers_the_newer_one_stays() {
-    check(cpu(0), &["scheduler-1", "scheduler-2"], "answers", &["delete scheduler-1: a newer scheduler is there"]);
+    check(cpu(0), &["scheduler-1", "scheduler-2"], "answers", &["delete scheduler-1: a newer scheduler exists"]);
 }
 
 #[test]

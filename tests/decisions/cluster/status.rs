@@ -91,9 +91,15 @@ fn conditions_tell_that_nobody_can_be_asked() {
     let closed = "unreachable=9 keep the connection: the peer closed it";
     let status = check(cpu(1), &pods, closed, [lost, lost, "Unknown SchedulerNotReady", WORKS, FINE]);
     assert_eq!(message(&status, "Ready"), "pod c-scheduler-1 does not answer: keep the connection: the peer closed it");
+    // What cannot be read was an answer.
+    let excess = "unreachable=9 read daskade-cluster: there are more than 64000 values; see docs/limits.md";
+    let status = check(cpu(1), &pods, excess, [lost, lost, "Unknown SchedulerNotReady", WORKS, FINE]);
+    let refused = "pod c-scheduler-1 sent an answer that the operator refuses: daskade-cluster: there are more than 64000 \
+                   values; see docs/limits.md";
+    assert_eq!(message(&status, "Ready"), refused);
     let pods = ["scheduler-1", "cpu-0-2", "cpu-1-3"];
     let status = check(cpu(1), &pods, "unreachable=9", [lost, lost, "Unknown SchedulerUnreachable", WORKS, FINE]);
-    assert!(message(&status, "WorkersReady").contains("none is taken away"));
+    assert!(message(&status, "WorkersReady").contains("none is removed"));
 }
 
 #[test]

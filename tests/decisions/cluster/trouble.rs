@@ -79,7 +79,7 @@ fn pods_without_a_node() {
     let words = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.";
     check(&unscheduled("Unschedulable", words), Some(("Unschedulable", &[words, "kubectl describe pvc"], false)));
     let words = "0/1 nodes are available: persistentvolumeclaim \"data\" not found.";
-    check(&unscheduled("Unschedulable", words), Some(("Unschedulable", &[words, "make the claim"], false)));
+    check(&unscheduled("Unschedulable", words), Some(("Unschedulable", &[words, "create the claim"], false)));
     let words = "Scheduling is blocked due to non-empty scheduling gates";
     let gated = unscheduled("SchedulingGated", words);
     check(&gated, Some(("Gated", &[words, "waits for quota"], false)));
@@ -104,7 +104,7 @@ fn pods_without_a_node() {
 
 #[test]
 fn containers_that_end() {
-    let help = ["limit of memory", "raise resources.limits.memory"];
+    let help = ["memory limit", "raise resources.limits.memory"];
     check(&ended("OOMKilled", 137, "", 2), Some(("OutOfMemory", &help, false)));
     // Between two starts it runs and is not ready.
     let last = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}});

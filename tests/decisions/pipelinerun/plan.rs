@@ -38,7 +38,7 @@ fn a_run_is_written_down_then_given_a_cluster_then_held_and_driven() {
 #[test]
 fn the_end_is_written_before_anything_is_taken_away_and_stays() {
     for (outcome, reason, words) in [
-        (RunOutcome::Succeeded, "Succeeded", "all steps ended well"),
+        (RunOutcome::Succeeded, "Succeeded", "all steps succeeded"),
         (RunOutcome::Failed, "Failed", "a step failed"),
         (RunOutcome::Cancelled, "Cancelled", "cancel"),
     ] {
@@ -228,7 +228,7 @@ fn deadlines_end_a_run_that_nobody_else_can_end() {
     let word = plan(&run(), &known).word;
     assert_eq!(
         (word.reason.as_str(), word.message.as_str()),
-        ("DeadlineExceeded", "it waited for 1m30s in vain: about PipelineNotFound")
+        ("DeadlineExceeded", "timed out after 1m30s: about PipelineNotFound")
     );
 
     // What is written down and cannot be read now, since the API server refuses, is no reason to end anything.
@@ -271,7 +271,7 @@ fn why_a_run_waits_is_told_and_it_is_tried_again_after_a_pause() {
         planned
     };
     let mut known = facts(frozen(Place::Shared("c".into())));
-    check(&known, "ClusterNotFound", "DaskCluster c", "False");
+    check(&known, "ClusterNotFound", "DaskCluster \"c\" does not exist", "False");
     known.cluster = ClusterFact::Answers(None);
     let pause = Some(Duration::from_secs(7));
     known.drive = DriveFact::Broken { trouble: trouble("AccessDenied", true), again: pause };

@@ -156,7 +156,7 @@ fn trouble_gives_the_cluster_back_and_is_tried_again_ever_more_rarely() {
     let planned = pass(&mut it, &known);
     assert_eq!(planned.cluster, ClusterStep::Keep, "nobody makes a cluster of others");
     assert_eq!(condition(&it, "Removed"), ("False".into(), "ClusterNotFound".into()));
-    says(&it, "Removed", "DaskCluster c");
+    says(&it, "Removed", "DaskCluster \"c\", through which");
     known.spec = SpecFact::Invalid("it is carried out from the ControllerRevision r, which is gone".to_owned());
     let planned = pass(&mut it, &known);
     assert!(matches!(planned.removal.unwrap().step, SweepStep::Pause(_)));

@@ -6,7 +6,7 @@ if obj.status ~= nil and obj.status.conditions ~= nil then
 end
 local ready = conditions["Ready"]
 if ready == nil or obj.status.observedGeneration ~= obj.metadata.generation then
-  return {status = "Progressing", message = "the operator of daskade has not dealt with the spec yet"}
+  return {status = "Progressing", message = "waiting for the daskade operator to process the spec"}
 end
 local message = ready.reason or ready.status
 if ready.message ~= nil and ready.message ~= "" then

@@ -10,7 +10,7 @@ local function words(condition)
 end
 local accepted = conditions["Accepted"]
 if accepted == nil or obj.status.observedGeneration ~= obj.metadata.generation then
-  return {status = "Progressing", message = "the operator of daskade has not dealt with the spec yet"}
+  return {status = "Progressing", message = "waiting for the daskade operator to process the spec"}
 end
 if accepted.status == "False" then
   return {status = "Degraded", message = words(accepted)}
@@ -20,7 +20,7 @@ for _, name in ipairs({"Stalled", "Reconciling"}) do
   if trouble ~= nil and trouble.status == "True" then
     return {
       status = name == "Stalled" and "Degraded" or "Progressing",
-      message = "no run can be made: " .. words(trouble),
+      message = "cannot create a run: " .. words(trouble),
     }
   end
 end

@@ -12,7 +12,7 @@ local waits = annotations["daskade.dev/argocd-wait"] == "true" or annotations["a
 local goes_on = waits and "Progressing" or "Healthy"
 local succeeded = conditions["Succeeded"]
 if succeeded == nil then
-  return {status = "Progressing", message = "the operator of daskade has not dealt with the run yet"}
+  return {status = "Progressing", message = "waiting for the daskade operator to process the run"}
 end
 local message = succeeded.reason or succeeded.status
 if succeeded.message ~= nil and succeeded.message ~= "" then

@@ -35,5 +35,5 @@ return {
   suspend = {disabled = ended or cancelled or suspended, displayName = "Suspend"},
   resume = {disabled = ended or cancelled or not suspended, displayName = "Resume"},
   cancel = {disabled = ended or cancelled, displayName = "Cancel"},
-  retry = {disabled = not failed or is_lost(obj.spec), displayName = "Retry what failed"},
+  retry = {disabled = not failed or is_lost(obj.spec), displayName = "Retry failed steps"},
 }
