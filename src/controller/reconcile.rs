@@ -22,6 +22,7 @@ use super::orphans::Word;
 use super::queue::Key;
 use super::run::{Controller, Desk, Done};
 use super::scope::Scope;
+use super::whole::{self, Whole};
 use crate::api::status::DaskClusterStatus;
 use crate::cluster::build::{self, PodTemplates, build_children, build_runtime, build_templates};
 use crate::cluster::facts::{Cluster, Facts, Phase, PodFact, Refusal, Role, SchedulerFact, TlsFact};
@@ -133,7 +134,8 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
             gone: false,
         });
     }
-    let mut object = read_object(key, record);
+    let Whole { record, value, .. } = &whole::read(&context.client, Kind::Cluster, key, record, 0).await?;
+    let mut object = read_object(key, record, value);
     let status = &object.cluster.status;
     let refused = status.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.reason == "Invalid");
     // Who has begun is not judged again when the operator is started with other limits.

@@ -7,12 +7,14 @@ mod clocks;
 mod deployment;
 mod faults;
 mod fence;
+mod large;
 mod lease;
 mod limits;
 #[path = "../support/memory.rs"]
 mod memory;
 mod namespaces;
 mod objects;
+mod pages;
 #[path = "../support/peer.rs"]
 mod peer;
 mod people;
