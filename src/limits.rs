@@ -95,6 +95,8 @@ pub const PAGE_MOST: u32 = 100;
 pub const OBJECT: usize = 32 << 20;
 /// Bytes of pages, and of objects that watches show, that are read at one time.
 pub const LISTED_AT_ONCE: usize = 8 << 20;
+/// Values of the spec of one object: a number of one byte takes a hundred when it is unpacked.
+pub const OBJECT_VALUES: usize = 150_000;
 /// Bytes of memory for objects that are too large to be kept, while they have their turns.
 pub const TURNS_AT_ONCE: usize = 40 << 20;
 /// Bytes of memory for what runs are carried out from, which is kept as long as there is room; beyond that it is read again.

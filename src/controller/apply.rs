@@ -204,12 +204,8 @@ impl Writer<'_> {
         ]);
         let patch = serde_json::from_value(patch).map_err(|error| failed(kube::Error::SerdeError(error)))?;
         let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
-        let request = Request::new(api.resource_url()).patch_subresource(
-            "status",
-            name,
-            &params,
-            &Patch::<()>::Json(patch),
-        );
+        let request =
+            Request::new(api.resource_url()).patch_subresource("status", name, &params, &Patch::<()>::Json(patch));
         self.keep_root(kind, request, failed).await
     }
 

@@ -11,6 +11,7 @@ use super::cache::Kind;
 use super::error::PassError;
 use super::queue::Key;
 use super::runs::Runs;
+use super::shown::Read;
 use super::whole;
 use crate::api::cluster::DaskClusterSpec;
 use crate::api::run::PipelineRunSpec;
@@ -55,8 +56,13 @@ impl<'a> Around<'a> {
     async fn object(&self, kind: Kind, name: &str) -> Result<Option<Value>, Trouble> {
         let key = Key::new(self.key.namespace.clone(), name);
         self.runs.waiters.wait(kind, &key, self.key);
-        let found = whole::fetch(&self.runs.client, kind, &key, None).await;
-        Ok(found.map_err(|error| unread(kind, name, error))?.map(|(_, value)| value))
+        let found = whole::fetch(&self.runs.client, kind, &key).await.map_err(|error| unread(kind, name, error))?;
+        match found {
+            Some(Read { refused: Some(why), .. }) => {
+                Err(Trouble { reason: "Invalid", message: format!("{kind} {name}: {why}"), stalled: true })
+            }
+            found => Ok(found.map(|found| found.value)),
+        }
     }
 
     async fn config_map(&self, name: &str) -> ConfigMap {

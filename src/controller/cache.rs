@@ -485,7 +485,8 @@ mod tests {
     #[test]
     fn what_there_is_no_room_for_is_kept_in_part_and_is_no_news_when_it_is_seen_again() {
         let cache = Cache::default();
-        let text = |suspend: bool| format!(r#"{{"metadata":{{"name":"c"}},"spec":{{"suspend":{suspend}}},"status":null}}"#);
+        let text =
+            |suspend: bool| format!(r#"{{"metadata":{{"name":"c"}},"spec":{{"suspend":{suspend}}},"status":null}}"#);
         let body = || cache.entry(&key()).and_then(|entry| entry.root).expect("it is known").body;
         let is_part = || matches!(body(), Body::Part(_));
         let mut all: Vec<Charge> = Vec::new();

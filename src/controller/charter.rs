@@ -50,21 +50,17 @@ impl Writer<'_> {
     pub async fn store_charter(&self, charter: &Charter) -> Result<Result<Arc<Stored>, Unusable>, PassError> {
         let name = revision_name(&self.key.name, self.uid);
         let failed = |error| PassError::api("create", Kind::Revision, &name, error);
-        let head = json!({
-            "apiVersion": "apps/v1",
-            "kind": "ControllerRevision",
-            "metadata": {
-                "name": name,
-                "labels": {
-                    "app.kubernetes.io/name": "daskade",
-                    names::MANAGED_BY.0: names::MANAGED_BY.1,
-                    "daskade.dev/run": self.key.name,
-                },
-                "ownerReferences": [run_owner(&self.key.name, self.uid)],
+        let metadata = json!({
+            "name": name,
+            "labels": {
+                "app.kubernetes.io/name": "daskade",
+                names::MANAGED_BY.0: names::MANAGED_BY.1,
+                "daskade.dev/run": self.key.name,
             },
-            "revision": 1,
+            "ownerReferences": [run_owner(&self.key.name, self.uid)],
         });
-        let object = serde_json::to_vec(&Made { head, data: charter });
+        let made = Made { api_version: "apps/v1", kind: "ControllerRevision", metadata, revision: 1, data: charter };
+        let object = serde_json::to_vec(&made);
         let object = object.map_err(|error| failed(kube::Error::SerdeError(error)))?;
         let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
         let request = Request::new(self.objects(Kind::Revision).resource_url()).create(&params, object);
@@ -92,9 +88,12 @@ impl Writer<'_> {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Made<'a> {
-    #[serde(flatten)]
-    head: Value,
+    api_version: &'static str,
+    kind: &'static str,
+    metadata: Value,
+    revision: u32,
     data: &'a Charter,
 }
 

@@ -272,7 +272,9 @@ mod tests {
     fn lines_of_a_watch_are_read() {
         let read = |line: &str| News::read(line.as_bytes(), |object| Ok(object.to_owned()));
         let told = |line: &str| read(line).err().map(|trouble| (trouble.to_string(), trouble.is_expired()));
-        assert!(matches!(read(r#"{"type":"ADDED","object":{"a":1}}"#), Ok(News::Applied(text)) if text == r#"{"a":1}"#));
+        assert!(
+            matches!(read(r#"{"type":"ADDED","object":{"a":1}}"#), Ok(News::Applied(text)) if text == r#"{"a":1}"#)
+        );
         assert!(matches!(read(r#"{"object":{"a":1},"type":"MODIFIED"}"#), Ok(News::Applied(_))));
         assert!(matches!(read(r#"{"type":"DELETED","object":{}}"#), Ok(News::Deleted(_))));
         let bookmark = r#"{"type":"BOOKMARK","object":{"kind":"Pod","metadata":{"resourceVersion":"12"}}}"#;

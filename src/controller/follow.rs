@@ -106,5 +106,8 @@ pub(super) fn read(run: &View<'_>, meta: &ObjectMeta, record: &Record) -> Option
 /// Those of the labels or annotations with these names, as far as they are not longer than ours are.
 fn some_of(all: Option<&BTreeMap<String, String>>, names: &[&str]) -> Map<String, Value> {
     let found = names.iter().filter_map(|name| Some((*name, all?.get(*name)?)));
-    found.filter(|(_, value)| value.len() <= limits::WORD).map(|(name, value)| (name.to_owned(), json!(value))).collect()
+    found
+        .filter(|(_, value)| value.len() <= limits::WORD)
+        .map(|(name, value)| (name.to_owned(), json!(value)))
+        .collect()
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::cache::{Entry, LATE, Record};
 use super::queue::Key;
 use super::run_writes::FINALIZER;
+use super::whole::Whole;
 use crate::api::DaskClusterSpec;
 use crate::api::status::DaskClusterStatus;
 use crate::cluster::facts::{Cluster, PodFact};
@@ -34,7 +35,7 @@ pub(super) struct Object {
 }
 
 /// Reads and checks a DaskCluster.
-pub(super) fn read_object(key: &Key, record: &Record, value: &Value) -> Object {
+pub(super) fn read_object(key: &Key, Whole { record, value, refused, .. }: &Whole) -> Object {
     let status = value.get("status").unwrap_or(&Value::Null);
     let owners = value.pointer("/metadata/ownerReferences").and_then(Value::as_array);
     let mut cluster = Cluster {
@@ -56,7 +57,11 @@ pub(super) fn read_object(key: &Key, record: &Record, value: &Value) -> Object {
         let problem = Problem::new("InvalidName", "metadata.name", format!("`{}` {error}", key.name));
         problems.push(problem.help("names of pods, Services and labels are made from it"));
     }
-    let mut has_tls = true;
+    let mut has_tls = refused.is_none();
+    problems.extend(refused.as_ref().map(|why| {
+        let (path, message) = why.split_once(": ").unwrap_or(("spec", why.as_str()));
+        Problem::new("LimitExceeded", path, message)
+    }));
     match read_spec(value) {
         Ok(spec) => cluster.spec = spec,
         Err(problem) => {

@@ -107,14 +107,15 @@ impl Controller for Pipelines {
             return Ok(Done { outcome: Outcome::Settled, again: Some(again), left: None, gone: false });
         }
         memory.settled = None;
-        let Whole { record, value, .. } = &whole::read(&self.client, Kind::Pipeline, key, record, 0).await?;
+        let Whole { record, value, refused, .. } = &whole::read(&self.client, Kind::Pipeline, key, record, 0).await?;
         let mut subject = read_subject(key, record, value);
         tracing::Span::current().record("uid", &subject.uid).record("generation", subject.generation);
         if value.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null()) {
             return Ok(Done { outcome: Outcome::Waiting, again: None, left: None, gone: false });
         }
         let spec = value.get("spec").unwrap_or(&Value::Null);
-        match self.spec(memory, &subject, spec) {
+        let checked = refused.clone().map_or_else(|| self.spec(memory, &subject, spec), Err);
+        match checked {
             Ok(read) => subject.spec = read,
             Err(message) => {
                 let facts = Facts { now: self.clock.now(), runs: runs(&entry), ..Facts::default() };

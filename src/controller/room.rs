@@ -12,8 +12,9 @@ use crate::limits;
 const UNIT: usize = 1024;
 /// What a value takes when an object is unpacked, beside its text.
 const VALUE: usize = 64;
-/// How many times over an object is in memory while it has its turn: its text, its values, its fields, what is made of it.
-const COPIES: usize = 4;
+/// How many times over an object is in memory while it has its turn: its text, its values, its fields, and what is made of
+/// it. Measured: 8 MiB for 1 MiB of code, 45 MiB for ten thousand steps.
+const COPIES: usize = 8;
 
 static LISTED: LazyLock<Arc<Semaphore>> = LazyLock::new(|| semaphore(limits::LISTED_AT_ONCE));
 static TURNS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| semaphore(limits::TURNS_AT_ONCE));
@@ -67,7 +68,7 @@ pub(super) fn weight(json: &str) -> usize {
 }
 
 /// About how many values a JSON text has.
-fn values(json: &[u8]) -> usize {
+pub(super) fn values(json: &[u8]) -> usize {
     let (mut count, mut text, mut escaped) = (1, false, false);
     for byte in json {
         match (text, byte) {
@@ -132,7 +133,7 @@ mod tests {
         ] {
             assert_eq!(values(json.as_bytes()), count, "{json}");
         }
-        assert!(weight("[0,0,0,0]") > 4 * 5 * VALUE, "small values weigh more than their text");
+        assert!(weight("[0,0,0,0]") > COPIES * 5 * VALUE, "small values weigh more than their text");
     }
 
     #[test]

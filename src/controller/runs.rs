@@ -127,7 +127,7 @@ impl Controller for Runs {
             return Ok(gone);
         }
         let more = self.besides(key, &record, memory);
-        let Whole { record, value, room: _room } =
+        let Whole { record, value, refused, room: _room } =
             whole::read(&self.client, Kind::Run, key, &record, more).await?;
         let run = read_run(key, &record, &value);
         tracing::Span::current().record("uid", &run.uid).record("generation", run.generation);
@@ -137,7 +137,8 @@ impl Controller for Runs {
         let Reading { at, trust } = self.clock.read();
         let now = if trust == Trust::Local { at.min(latest(&run, seen)) } else { at };
         let fresh = trust == Trust::Fresh;
-        let work = Work { runs: self, key, memory, writer, record, value, now, fresh, soon: None, error: None };
+        let work =
+            Work { runs: self, key, memory, writer, record, value, refused, now, fresh, soon: None, error: None };
         let ended = work.run(run).await;
         // Who is driven has what it needs; who waits reads it again.
         let stored = memory.stored.take_if(|stored| !stored.is_kept() && memory.drive.is_none());
@@ -205,6 +206,8 @@ struct Work<'a> {
     record: Record,
     /// The run as JSON.
     value: Value,
+    /// Why its spec is not unpacked.
+    refused: Option<String>,
     now: Timestamp,
     /// The API server vouches for that.
     fresh: bool,
@@ -344,6 +347,9 @@ impl Work<'_> {
     }
 
     async fn admit(&mut self, run: &Run) -> (SpecFact, Option<Box<Charter>>) {
+        if let Some(why) = &self.refused {
+            return (SpecFact::Invalid(why.clone()), None);
+        }
         let around = match Around::read(self.runs, self.key, &run.spec).await {
             Ok(around) => around,
             Err(trouble) => {

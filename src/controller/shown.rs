@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use kube::api::DynamicObject;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -70,19 +70,30 @@ struct Slim<'a> {
     frozen: Option<&'a str>,
 }
 
-#[derive(Serialize)]
-#[serde(untagged)]
 enum Part<'a> {
     Text(Option<&'a RawValue>),
     Fields(BTreeMap<String, &'a RawValue>),
 }
 
-impl Part<'_> {
-    fn len(&self) -> usize {
+impl Serialize for Part<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Self::Text(text) => text.map_or(0, |text| text.get().len()),
-            Self::Fields(fields) => fields.values().map(|field| field.get().len()).sum(),
+            Self::Text(text) => text.serialize(serializer),
+            Self::Fields(fields) => fields.serialize(serializer),
         }
+    }
+}
+
+impl Part<'_> {
+    fn sum(&self, of: fn(&str) -> usize) -> usize {
+        match self {
+            Self::Text(text) => text.map_or(0, |text| of(text.get())),
+            Self::Fields(fields) => fields.values().map(|field| of(field.get())).sum(),
+        }
+    }
+
+    fn values(&self) -> usize {
+        self.sum(|text| room::values(text.as_bytes()))
     }
 }
 
@@ -119,7 +130,7 @@ pub(super) fn read_root(kind: Kind, text: &str) -> serde_json::Result<Seen> {
     let Some((key, uid)) = own(&shown.metadata).zip(shown.metadata.uid.clone()) else {
         return Ok(Seen { meta: shown.metadata, kept: None, of: None });
     };
-    let size = slim.spec.len() + shown.status.map_or(0, |status| status.get().len());
+    let size = slim.spec.sum(str::len) + shown.status.map_or(0, |status| status.get().len());
     let body = body(&slim, size, || view.light(kind, &shown.metadata))?;
     let version = shown.metadata.resource_version.clone().unwrap_or_default();
     let record = Record { owner: uid.clone(), uid, version, body, unseen: None, deleted: false };
@@ -132,11 +143,39 @@ pub(super) fn read_object(kind: Kind, object: &DynamicObject) -> Option<Seen> {
     read_root(kind, &serde_json::to_string(object).ok()?).ok()
 }
 
-/// Reads a DaskCluster, Pipeline or PipelineRun as a pass sees it: as what is kept of a small one.
-pub(super) fn read_whole(kind: Kind, text: &str) -> serde_json::Result<(ObjectMeta, Value)> {
+/// An object as a pass sees it: as what is kept of a small one.
+pub(super) struct Read {
+    pub meta: ObjectMeta,
+    pub value: Value,
+    /// Why its spec is not unpacked; then `value` has only those fields of it by which others decide.
+    pub refused: Option<String>,
+}
+
+/// Reads a DaskCluster, Pipeline or PipelineRun for a pass.
+pub(super) fn read_whole(kind: Kind, text: &str) -> serde_json::Result<Read> {
     let shown: Shown = serde_json::from_str(text)?;
-    let value = serde_json::to_value(View::of(kind, &shown).slim(kind, &shown))?;
-    Ok((shown.metadata, value))
+    let view = View::of(kind, &shown);
+    let mut slim = view.slim(kind, &shown);
+    let refused = too_many_values(slim.spec.values());
+    if refused.is_some() {
+        slim.spec = Part::Text(None);
+    }
+    let mut value = serde_json::to_value(slim)?;
+    if refused.is_some() {
+        value["spec"] = view.light_spec(kind);
+    }
+    Ok(Read { meta: shown.metadata, value, refused })
+}
+
+fn too_many_values(values: usize) -> Option<String> {
+    let most = limits::OBJECT_VALUES;
+    let message = || {
+        format!(
+            "spec: it has about {values} values, and the operator reads at most {most} (docs/limits.md); put data into files or \
+             into the storage, or split the object"
+        )
+    };
+    (values > most).then(message)
 }
 
 /// What stays of what is kept as a whole when there is no room for it.
@@ -167,6 +206,8 @@ impl<'a> View<'a> {
         // Only whose label says so has a spec of a Pipeline's of its own.
         let labelled = shown.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(PIPELINE_LABEL));
         let hash = || match spec.pipeline_spec {
+            // What has too many values is refused.
+            Some(spec) if room::values(spec.get().as_bytes()) > limits::OBJECT_VALUES => None,
             Some(spec) => serde_json::from_str::<PipelineSpec>(spec.get()).ok().map(|spec| trigger::hash(&spec)),
             None => shown.frozen.clone(),
         };
@@ -203,7 +244,8 @@ impl<'a> View<'a> {
     /// The fields by which others decide, and nothing that may be large.
     fn light(&self, kind: Kind, meta: &ObjectMeta) -> Value {
         let owners = meta.owner_references.iter().flatten();
-        let owners: Vec<_> = owners.filter(|owner| owner.kind == "PipelineRun" && is_short(owner)).take(OWNERS).collect();
+        let owners: Vec<_> =
+            owners.filter(|owner| owner.kind == "PipelineRun" && is_short(owner)).take(OWNERS).collect();
         let held = meta.finalizers.iter().flatten().filter(|name| *name == FINALIZER).take(1);
         let mut light = json!({
             "metadata": {
@@ -218,17 +260,24 @@ impl<'a> View<'a> {
             },
         });
         if kind == Kind::Run {
-            light["spec"] = json!({
-                "pipelineRef": name(self.spec.pipeline_ref),
-                "suspend": is_true(self.spec.suspend),
-                "cancel": is_true(self.spec.cancel),
-            });
+            light["spec"] = self.light_spec(kind);
             light["status"] = json!({
                 "conditions": self.succeeded().unwrap_or_else(|| json!([])),
                 "revision": name(self.status.revision),
             });
         }
         light
+    }
+
+    fn light_spec(&self, kind: Kind) -> Value {
+        if kind != Kind::Run {
+            return Value::Null;
+        }
+        json!({
+            "pipelineRef": name(self.spec.pipeline_ref),
+            "suspend": is_true(self.spec.suspend),
+            "cancel": is_true(self.spec.cancel),
+        })
     }
 
     /// The condition that tells how the run ended, without its words.
@@ -265,7 +314,11 @@ pub(super) fn name(field: Option<&RawValue>) -> Option<String> {
 /// Which of these fields are given, as an object that has true for each.
 pub(super) fn given(part: Option<&RawValue>, names: [&str; 2]) -> Value {
     let fields: BTreeMap<String, Option<IgnoredAny>> = fields(part);
-    names.into_iter().filter(|name| matches!(fields.get(*name), Some(Some(_)))).map(|name| (name.to_owned(), json!(true))).collect()
+    names
+        .into_iter()
+        .filter(|name| matches!(fields.get(*name), Some(Some(_))))
+        .map(|name| (name.to_owned(), json!(true)))
+        .collect()
 }
 
 fn metadata(kind: Kind, meta: &ObjectMeta) -> Value {
@@ -439,147 +492,5 @@ impl<'de> Deserialize<'de> for Annotations {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(bytes: usize, change: impl FnOnce(&mut Value)) -> String {
-        let mut run = json!({
-            "apiVersion": "daskade.dev/v1alpha1",
-            "kind": "PipelineRun",
-            "metadata": {
-                "name": "r", "namespace": "n", "uid": "u", "resourceVersion": "7", "generation": 2,
-                "creationTimestamp": "2026-01-02T03:04:05Z",
-                "labels": {PIPELINE_LABEL: "etl", "team": "a"},
-                "annotations": {
-                    "kubectl.kubernetes.io/last-applied-configuration": "x".repeat(bytes),
-                    QUEUED_ANNOTATION: "true",
-                },
-                "finalizers": ["others/one", FINALIZER],
-                "managedFields": [{"manager": "kubectl", "fieldsV1": {"f:spec": {}}}],
-            },
-            "spec": {"suspend": true, "pipelineSpec": {
-                "code": {"files": {"flow.py": "y".repeat(bytes)}},
-                "steps": [{"name": "a", "call": "flow:f"}],
-            }},
-            "status": {"conditions": [
-                {"type": "Stalled", "status": "False"},
-                {"type": "Succeeded", "status": "Unknown", "reason": "Suspended", "message": "it waits"},
-            ]},
-        });
-        change(&mut run);
-        run.to_string()
-    }
-
-    fn record(text: &str) -> Record {
-        read_root(Kind::Run, text).expect("it can be read").kept.expect("it is ours").1
-    }
-
-    #[test]
-    fn a_small_object_is_kept_as_a_pass_sees_it() {
-        let text = run(100, |_| {});
-        let Record { version, body, .. } = record(&text);
-        assert_eq!(version, "7");
-        let Body::Json(kept) = body else { panic!("{body:?}") };
-        let (_, whole) = read_whole(Kind::Run, &text).expect("it can be read");
-        assert_eq!(serde_json::from_slice::<Value>(&kept.json).expect("JSON"), whole);
-        assert_eq!(whole["spec"]["pipelineSpec"]["steps"][0]["name"], "a");
-        assert_eq!(whole["metadata"]["annotations"], json!({QUEUED_ANNOTATION: "true"}));
-        assert_eq!(whole["metadata"]["finalizers"], json!(["others/one", FINALIZER]));
-        assert!(whole["metadata"].get("managedFields").is_none());
-    }
-
-    #[test]
-    fn of_a_large_object_no_more_is_kept_than_others_decide_by() {
-        let text = run(1 << 20, |_| {});
-        let kept = record(&text);
-        let Body::Part(part) = &kept.body else { panic!("{:?}", kept.body) };
-        assert!(part.json.len() < 1000, "{}", part.json.len());
-        assert!(kept.weight() > 4 << 20, "{}", kept.weight());
-        let light = super::super::gather::read_run(&Key::new("n", "r"), &kept, &kept.json());
-        assert!(light.held && light.spec.suspend && !light.has_ended());
-        let ended = run(1 << 20, |run| run["status"]["conditions"][1]["status"] = json!("False"));
-        let ended = record(&ended);
-        assert!(super::super::gather::read_run(&Key::new("n", "r"), &ended, &ended.json()).has_ended());
-        // Its pass sees all of it.
-        let (_, whole) = read_whole(Kind::Run, &text).expect("it can be read");
-        assert_eq!(whole["spec"]["pipelineSpec"]["code"]["files"]["flow.py"].as_str().map(str::len), Some(1 << 20));
-    }
-
-    #[test]
-    fn a_large_object_that_others_wrote_to_is_the_same_and_one_that_was_changed_is_not() {
-        let part = |text: &str| match record(text).body {
-            Body::Part(part) => part,
-            body => panic!("{body:?}"),
-        };
-        let known = part(&run(1 << 20, |_| {}));
-        let written = run(1 << 20, |run| {
-            run["metadata"]["resourceVersion"] = json!("8");
-            run["metadata"]["managedFields"] = json!([]);
-            run["metadata"]["annotations"]["theirs"] = json!("b");
-        });
-        assert_eq!(part(&written), known);
-        for (at, value) in [
-            ("/spec/suspend", json!(false)),
-            ("/spec/pipelineSpec/steps/0/call", json!("flow:g")),
-            ("/status/conditions/1/reason", json!("Pending")),
-            ("/metadata/labels/team", json!("b")),
-        ] {
-            let changed = run(1 << 20, |run| *run.pointer_mut(at).expect("it is there") = value);
-            assert_ne!(part(&changed), known, "{at}");
-        }
-    }
-
-    #[test]
-    fn what_makes_an_object_large_does_not_matter() {
-        let names = |n: usize| format!("{n:0200}");
-        let owner = |n| json!({"apiVersion": "v1", "kind": "PipelineRun", "name": names(n), "uid": names(n)});
-        let many: Vec<Value> = (0..5000).map(|n| json!(names(n))).collect();
-        let text = run(10, |run| {
-            run["metadata"]["labels"] = (0..5000).map(|n| (names(n), json!("x"))).collect();
-            run["metadata"]["finalizers"] = json!(many);
-            run["metadata"]["ownerReferences"] = (0..5000).map(owner).collect();
-            run["spec"]["pipelineRef"] = json!("p".repeat(1 << 20));
-            run["status"]["results"] = json!(many);
-        });
-        let seen = read_root(Kind::Run, &text).expect("it can be read");
-        let (_, record) = seen.kept.expect("it is ours");
-        let Body::Part(part) = record.body else { panic!("{:?}", record.body) };
-        assert!(part.json.len() < 8 << 10, "{}", part.json.len());
-        assert!(seen.of.is_none(), "a name that long is that of no Pipeline");
-    }
-
-    #[test]
-    fn a_pipeline_is_told_of_its_runs_alike_whatever_their_size() {
-        let of = |text: &str| {
-            let (key, record) = read_root(Kind::Run, text).expect("it can be read").of.expect("it has a Pipeline");
-            (key, record.json())
-        };
-        let spec = |text: &str| serde_json::from_str::<Value>(text).expect("JSON")["spec"]["pipelineSpec"].clone();
-        for bytes in [10, 1 << 20] {
-            let text = run(bytes, |_| {});
-            let (key, slim) = of(&text);
-            assert_eq!(key, Key::new("n", "etl"));
-            let hash = trigger::hash(&serde_json::from_value(spec(&text)).expect("a spec"));
-            assert_eq!(slim["frozenHash"], json!(hash));
-            assert_eq!(trigger::read_run(&slim).map(|(_, run)| run.queued), Some(true));
-            let size = slim.to_string().len();
-            assert!(size < 1000, "{size}");
-            // Once it has begun its spec is written down elsewhere, and its hash stays.
-            let begun = run(bytes, |run| run["status"]["revision"] = json!("r-1"));
-            assert_eq!(of(&begun).1["frozenHash"], json!(hash));
-            let kept = record(&begun);
-            assert!(matches!(kept.body, Body::Json(_)), "{:?}", kept.body);
-            assert_eq!(kept.json()["frozenHash"], json!(hash));
-        }
-    }
-
-    #[test]
-    fn what_there_is_no_room_for_is_kept_in_part() {
-        let text = run(100, |_| {});
-        let whole = record(&text);
-        let Body::Json(json) = &whole.body else { panic!("{:?}", whole.body) };
-        let reduced = Record { body: reduce(Kind::Run, &json.json).expect("it can be reduced"), ..whole.clone() };
-        assert!(reduced.weight() > 0 && reduced.json()["spec"]["suspend"] == true);
-        assert!(reduced.json()["spec"].get("pipelineSpec").is_none());
-    }
-}
+#[path = "shown_tests.rs"]
+mod tests;

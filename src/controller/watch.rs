@@ -225,7 +225,13 @@ impl Feed {
     }
 
     /// Shows what happens after a version, until everything has to be listed anew.
-    async fn watch(&mut self, collection: &Collection, mut version: String, read: Reader, backoff: &mut DefaultBackoff) {
+    async fn watch(
+        &mut self,
+        collection: &Collection,
+        mut version: String,
+        read: Reader,
+        backoff: &mut DefaultBackoff,
+    ) {
         loop {
             let mut lines = match collection.watch(&version).await {
                 Ok(lines) => lines,

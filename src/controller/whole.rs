@@ -9,12 +9,15 @@ use super::cache::{Body, Kind, Record};
 use super::error::PassError;
 use super::queue::Key;
 use super::room::{self, Held};
-use super::{shown, wire};
+use super::shown::{self, Read};
+use super::wire;
 
 /// An object in hand.
 pub(super) struct Whole {
     pub record: Record,
     pub value: Value,
+    /// Why its spec is not unpacked.
+    pub refused: Option<String>,
     /// To be held until the turn ends.
     pub room: Held,
 }
@@ -29,23 +32,20 @@ pub(super) async fn read(
 ) -> Result<Whole, PassError> {
     let room = room::turn(record.weight().saturating_add(more)).await;
     if !matches!(record.body, Body::Part(_)) {
-        return Ok(Whole { record: record.clone(), value: record.json(), room });
+        return Ok(Whole { record: record.clone(), value: record.json(), refused: None, room });
     }
     let failed = |error| PassError::api("read", kind, &key.name, error);
     // What is gone, or another one by now, the watch will show.
-    let Some((version, value)) = fetch(client, kind, key, Some(&record.uid)).await.map_err(failed)? else {
+    let found = fetch(client, kind, key).await.map_err(failed)?;
+    let Some(Read { meta, value, refused }) = found.filter(|found| found.meta.uid.as_ref() == Some(&record.uid)) else {
         return Err(PassError::Behind);
     };
-    Ok(Whole { record: Record { version, ..record.clone() }, value, room })
+    let version = meta.resource_version.unwrap_or_default();
+    Ok(Whole { record: Record { version, ..record.clone() }, value, refused, room })
 }
 
-/// An object as the API server has it now, and its version; none if it is not there, or not the one with the uid.
-pub(super) async fn fetch(
-    client: &Client,
-    kind: Kind,
-    key: &Key,
-    uid: Option<&str>,
-) -> Result<Option<(String, Value)>, kube::Error> {
+/// An object as the API server has it now; none if it is not there.
+pub(super) async fn fetch(client: &Client, kind: Kind, key: &Key) -> Result<Option<Read>, kube::Error> {
     let url = DynamicObject::url_path(&kind.resource(), Some(&key.namespace));
     let request = Request::new(url).get(&key.name, &GetParams::default()).map_err(kube::Error::BuildRequest)?;
     let text = match wire::text(client, request).await {
@@ -53,9 +53,5 @@ pub(super) async fn fetch(
         Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
         Err(error) => return Err(error),
     };
-    let (meta, value) = shown::read_whole(kind, &text).map_err(kube::Error::SerdeError)?;
-    if uid.is_some_and(|uid| meta.uid.as_deref() != Some(uid)) {
-        return Ok(None);
-    }
-    Ok(Some((meta.resource_version.unwrap_or_default(), value)))
+    shown::read_whole(kind, &text).map(Some).map_err(kube::Error::SerdeError)
 }

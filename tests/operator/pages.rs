@@ -34,12 +34,20 @@ pub fn steps(count: usize) -> String {
     format!("<steps {count}>")
 }
 
-/// An answer with what [`text`] and [`steps`] stand for.
+/// A list of so many zeros in an object.
+pub fn zeros(count: usize) -> String {
+    format!("<zeros {count}>")
+}
+
+/// An answer with what [`text`], [`steps`] and [`zeros`] stand for.
 pub fn fill(answer: String) -> String {
     let lines = |bytes: usize| "value = compute(value)  # one line\\n".repeat(bytes / 35);
     let step = |number: usize| format!(r#"{{"name":"s{number}","call":"flow:f","args":[{number}],"tags":["a"]}}"#);
     let list = |count: usize| format!("[{}]", (0..count).map(step).collect::<Vec<_>>().join(","));
-    replace(replace(answer, "<text ", ">", lines), "\"<steps ", ">\"", list)
+    let zeros = |count: usize| format!("[{}]", vec!["0"; count].join(","));
+    let answer = replace(answer, "<text ", ">", lines);
+    let answer = replace(answer, "\"<steps ", ">\"", list);
+    replace(answer, "\"<zeros ", ">\"", zeros)
 }
 
 /// Puts what is made of a number in place of each mark with that number.

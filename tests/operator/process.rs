@@ -106,8 +106,16 @@ fn command(kubeconfig: &Path) -> Command {
     // Another one, for example one that is optimised.
     let program = std::env::var("DASKADE_TEST_OPERATOR").unwrap_or_else(|_| env!("CARGO_BIN_EXE_daskade").to_owned());
     let mut command = Command::new(program);
-    command.arg("operator").env("KUBECONFIG", kubeconfig);
+    command.arg("operator").env("KUBECONFIG", kubeconfig).envs(environment());
     command
+}
+
+/// What the image sets.
+fn environment() -> Vec<(String, String)> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("Dockerfile");
+    let file = std::fs::read_to_string(file).expect("the Dockerfile");
+    let pairs = file.lines().filter_map(|line| line.strip_prefix("ENV ")).flat_map(str::split_whitespace);
+    pairs.filter_map(|pair| pair.split_once('=')).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// Whether a thread of the process waits for a pipe to take what it writes.

@@ -123,6 +123,7 @@ fn limits_are_as_the_page_says() {
         ("a page of a list", format!("{} at most", limits::PAGE_MOST)),
         ("pages, and long lines", size(limits::LISTED_AT_ONCE)),
         ("one object that is read", size(limits::OBJECT)),
+        ("values in the spec of one object", number(limits::OBJECT_VALUES)),
         ("large objects that are being", size(limits::TURNS_AT_ONCE)),
         ("specs of runs that have begun", size(limits::CHARTERS_KEPT)),
     ] {
