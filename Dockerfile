@@ -25,5 +25,7 @@ RUN cargo auditable rustc --locked --profile "${PROFILE}" --features "${FEATURES
 
 FROM scratch
 COPY --from=build /image /
+# One heap that gives large pieces back. Otherwise what large objects take for a moment stays with the process.
+ENV MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=131072 MALLOC_TRIM_THRESHOLD_=131072
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/daskade"]

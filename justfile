@@ -130,6 +130,8 @@ bench-operator: (_root "to create a network namespace") _dist
     PYTHONPATH=tests "$(just _dask)/bin/python" bench/operator/scale.py unrelated
     PYTHONPATH=tests "$(just _dask)/bin/python" bench/operator/scale.py
     PYTHONPATH=tests "$(just _dask)/bin/python" bench/operator/runs.py
+    DASKADE_TEST_LARGE=1000 DASKADE_TEST_OPERATOR=target/dist/daskade \
+        cargo nextest run {{ locked }} --all-features --no-capture -E 'test(the_memory_of_the_operator_has_a_bound)'
 
 # ------------------------------------------------------------------------------------------ what several stages share
 

@@ -1,7 +1,7 @@
-//! How much is taken from a scheduler, and how often the same error: the numbers, in one place. `docs/limits.md` says the
-//! same for people.
+//! How much is taken from a scheduler and from the API server, and how often the same error: the numbers, in one place.
+//! `docs/limits.md` says the same for people.
 //!
-//! A scheduler belongs to a tenant, and the operator serves all of them. Each number is looked at before memory is taken.
+//! Schedulers and objects belong to tenants, and the operator serves all of them. Each number is looked at before memory is taken.
 
 use std::time::Duration;
 
@@ -108,6 +108,25 @@ pub const REFUSED: Repetition = Repetition { times: 20, span: MINUTE.saturating_
 pub const REFUSED_PAUSE: Duration = MINUTE;
 /// A write to the API server that meets another version of the object: from then on the condition says so.
 pub const CONFLICT: Repetition = Repetition { times: 20, span: MINUTE, quiet: Some(MINUTE.saturating_mul(10)) };
+/// Bytes of one object that the operator keeps as a whole. A larger one is read when its turn comes.
+pub const OBJECT_KEPT: usize = 16 << 10;
+/// Bytes of all objects together that are kept as a whole.
+pub const OBJECTS_KEPT: usize = 24 << 20;
+/// Bytes of one page of a list; one object may have more.
+pub const PAGE: usize = 4 << 20;
+/// Objects of the first page of a list, and most of any.
+pub const PAGE_FIRST: u32 = 4;
+pub const PAGE_MOST: u32 = 100;
+/// Bytes of one object that is read: more than the API server stores.
+pub const OBJECT: usize = 32 << 20;
+/// Bytes of pages, and of objects that watches show, that are read at one time.
+pub const LISTED_AT_ONCE: usize = 8 << 20;
+/// Values of the spec of one object: a number of one byte takes a hundred when it is unpacked.
+pub const OBJECT_VALUES: usize = 150_000;
+/// Bytes of memory for objects that are too large to be kept, while they have their turns.
+pub const TURNS_AT_ONCE: usize = 40 << 20;
+/// Bytes of memory for what runs are carried out from, which is kept as long as there is room; beyond that it is read again.
+pub const CHARTERS_KEPT: usize = 16 << 20;
 
 /// Cuts a text to `most` bytes, between two characters.
 pub fn clip(text: &mut String, most: usize) {

@@ -8,6 +8,7 @@ use http::header::ACCEPT;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, DynamicObject, PartialObjectMeta, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::Request;
 use kube::{Api, Client};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ use super::cache::{Body, Cache, Entry, Kind, Record};
 use super::compare::{contains, is_same};
 use super::error::PassError;
 use super::queue::Key;
-use super::watch;
+use super::{shown, wire};
 use crate::cluster::names;
 
 const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
@@ -47,7 +48,7 @@ impl Writer<'_> {
         let name = built.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
         let known = entry.children.get(&(kind, name.to_owned())).filter(|record| record.owner == self.uid);
         if let Some(known) = known
-            && is_there(kind, known, built)
+            && self.is_there(kind, name, known, built).await?
         {
             return Ok(false);
         }
@@ -63,15 +64,15 @@ impl Writer<'_> {
         let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
         let body = serde_json::to_vec(built).map_err(|error| failed(kube::Error::SerdeError(error)))?;
         let api = self.objects(kind);
-        let request = kube::core::Request::new(api.resource_url()).create(&params, body);
+        let request = Request::new(api.resource_url()).create(&params, body);
         let mut request = request.map_err(|error| failed(kube::Error::BuildRequest(error)))?;
         let answer = if kind == Kind::ConfigMap {
             // Its content need not come back.
             request.headers_mut().insert(ACCEPT, HeaderValue::from_static(METADATA));
             let answer = self.client.request::<PartialObjectMeta<DynamicObject>>(request).await;
-            answer.map(|answer| watch::read_metadata(&answer.metadata, Body::Nothing))
+            answer.map(|answer| shown::read_metadata(&answer.metadata, Body::Nothing))
         } else {
-            self.client.request::<DynamicObject>(request).await.map(|answer| watch::read_child(&answer))
+            self.client.request::<DynamicObject>(request).await.map(|answer| shown::read_child(&answer))
         };
         match answer {
             Ok(answer) => self.keep(kind, name, answer),
@@ -80,7 +81,7 @@ impl Writer<'_> {
                 let uid = self.own(kind, name, &found.metadata)?;
                 if kind == Kind::ConfigMap {
                     // What it holds is in its name, and cannot be changed.
-                    self.keep(kind, name, watch::read_metadata(&found.metadata, Body::Nothing));
+                    self.keep(kind, name, shown::read_metadata(&found.metadata, Body::Nothing));
                     return Ok(false);
                 }
                 self.change(kind, name, built, &uid).await?;
@@ -99,7 +100,7 @@ impl Writer<'_> {
         let params = PatchParams::apply(names::MANAGER).force();
         let answer = self.objects(kind).patch(name, &params, &Patch::Apply(&wanted)).await;
         let answer = answer.map_err(|error| PassError::api("apply", kind, name, error))?;
-        self.keep(kind, name, watch::read_child(&answer));
+        self.keep(kind, name, shown::read_child(&answer));
         Ok(())
     }
 
@@ -119,7 +120,7 @@ impl Writer<'_> {
             answer => answer,
         };
         let pod = answer.map_err(|error| PassError::api("create", Kind::Pod, &name, error))?;
-        self.keep(Kind::Pod, &name, watch::read_pod_record(&pod));
+        self.keep(Kind::Pod, &name, shown::read_pod_record(&pod));
         Ok(())
     }
 
@@ -137,7 +138,7 @@ impl Writer<'_> {
             Ok(answer) => {
                 match answer.left().filter(|pod| pod.metadata.deletion_timestamp.is_some() && !force) {
                     // It takes its time: the answer says since when.
-                    Some(pod) => self.keep(Kind::Pod, name, watch::read_pod_record(&pod)),
+                    Some(pod) => self.keep(Kind::Pod, name, shown::read_pod_record(&pod)),
                     None => drop(self.cache.remove(Kind::Pod, self.key, name, Some(uid))),
                 }
                 Ok(())
@@ -169,7 +170,7 @@ impl Writer<'_> {
         let note = json!({"metadata": {"uid": uid, "annotations": {names::CERTIFICATE_ANNOTATION: fingerprint}}});
         let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
         match self.pods().patch(name, &params, &Patch::Merge(&note)).await {
-            Ok(pod) => self.keep(Kind::Pod, name, watch::read_pod_record(&pod)),
+            Ok(pod) => self.keep(Kind::Pod, name, shown::read_pod_record(&pod)),
             Err(kube::Error::Api(status)) if status.code == 404 => {
                 self.cache.remove(Kind::Pod, self.key, name, Some(uid));
             }
@@ -183,7 +184,7 @@ impl Writer<'_> {
         let patch = json!({"metadata": {"uid": uid, "labels": labels}});
         let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
         match self.pods().patch(name, &params, &Patch::Merge(&patch)).await {
-            Ok(pod) => self.keep(Kind::Pod, name, watch::read_pod_record(&pod)),
+            Ok(pod) => self.keep(Kind::Pod, name, shown::read_pod_record(&pod)),
             Err(kube::Error::Api(status)) if status.code == 404 => {
                 self.cache.remove(Kind::Pod, self.key, name, Some(uid));
             }
@@ -203,13 +204,26 @@ impl Writer<'_> {
         ]);
         let patch = serde_json::from_value(patch).map_err(|error| failed(kube::Error::SerdeError(error)))?;
         let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
-        let object = match api.patch_status(name, &params, &Patch::<()>::Json(patch)).await {
-            Ok(object) => object,
-            // Deleted in the meantime: nobody is left to be told.
+        let request =
+            Request::new(api.resource_url()).patch_subresource("status", name, &params, &Patch::<()>::Json(patch));
+        self.keep_root(kind, request, failed).await
+    }
+
+    /// Has the object itself changed, and keeps the answer. Of one that was deleted in the meantime nobody is left to be told.
+    pub(super) async fn keep_root(
+        &self,
+        kind: Kind,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+        failed: impl Fn(kube::Error) -> PassError,
+    ) -> Result<(), PassError> {
+        let request = request.map_err(|error| failed(kube::Error::BuildRequest(error)))?;
+        let text = match wire::text(self.client, request).await {
+            Ok(text) => text,
             Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
             Err(error) => return Err(failed(error)),
         };
-        self.keep(kind, name, watch::read_root(kind, &object));
+        let seen = shown::read_root(kind, &text).map_err(|error| failed(kube::Error::SerdeError(error)))?;
+        self.keep(kind, &self.key.name, seen.kept);
         Ok(())
     }
 
@@ -238,7 +252,7 @@ impl Writer<'_> {
         let found = match kind {
             Kind::Pod => {
                 let pod = self.pods().get_opt(name).await.map_err(failed)?;
-                pod.as_ref().and_then(watch::read_pod_record)
+                pod.as_ref().and_then(shown::read_pod_record)
             }
             // The others are looked at by name before they are written.
             _ => None,
@@ -252,6 +266,23 @@ impl Writer<'_> {
             _ => drop(self.cache.remove(kind, self.key, name, Some(uid))),
         }
         Ok(())
+    }
+
+    /// Whether a child is as it was built; one that is too large to be kept is read for that.
+    async fn is_there(&self, kind: Kind, name: &str, known: &Record, built: &Value) -> Result<bool, PassError> {
+        match &known.body {
+            // Its content is in its name, and cannot be changed.
+            Body::Nothing => Ok(true),
+            Body::Json(_) => Ok(is_as_built(kind, &known.json(), built)),
+            Body::Part(_) => {
+                let found = self.objects(kind).get_opt(name).await;
+                let found = found.map_err(|error| PassError::api("read", kind, name, error))?;
+                let live = found.filter(|found| found.metadata.uid.as_ref() == Some(&known.uid));
+                let live = live.and_then(|live| serde_json::to_value(live).ok());
+                Ok(live.is_some_and(|live| is_as_built(kind, &live, built)))
+            }
+            Body::Pod(_) => Ok(false),
+        }
     }
 
     fn pods(&self) -> Api<Pod> {
@@ -290,7 +321,7 @@ fn ownership(meta: &ObjectMeta, cluster: &str, uid: &str) -> Ownership {
     if owners.iter().any(|owner| owner.uid == uid) {
         return Ownership::Ours;
     }
-    if owners.iter().any(|owner| watch::is_cluster(owner) && owner.name == cluster) {
+    if owners.iter().any(|owner| shown::is_cluster(owner) && owner.name == cluster) {
         return Ownership::Leftover;
     }
     let owner = owners.first().map(|owner| format!("the {} {}", owner.kind, owner.name));
@@ -298,18 +329,10 @@ fn ownership(meta: &ObjectMeta, cluster: &str, uid: &str) -> Ownership {
 }
 
 /// Whether a child is as it was built.
-fn is_there(kind: Kind, known: &Record, built: &Value) -> bool {
-    match &known.body {
-        // Its content is in its name, and cannot be changed.
-        Body::Nothing => true,
-        Body::Json(json) => {
-            let live: Value = serde_json::from_slice(json).unwrap_or_default();
-            let compare = if kind == Kind::NetworkPolicy { is_same } else { contains };
-            let part = |name: &str, compare: fn(&Value, &Value) -> bool| {
-                built.get(name).is_none_or(|built| compare(&live[name], built))
-            };
-            part("metadata", contains) && part("spec", compare)
-        }
-        Body::Pod(_) => false,
-    }
+fn is_as_built(kind: Kind, live: &Value, built: &Value) -> bool {
+    let compare = if kind == Kind::NetworkPolicy { is_same } else { contains };
+    let part = |name: &str, compare: fn(&Value, &Value) -> bool| {
+        built.get(name).is_none_or(|built| compare(&live[name], built))
+    };
+    part("metadata", contains) && part("spec", compare)
 }

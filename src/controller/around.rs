@@ -3,14 +3,16 @@
 
 use k8s_openapi::api::core::v1::ConfigMap as Object;
 use kube::Api;
-use kube::api::DynamicObject;
 use regex::Regex;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::cache::Kind;
 use super::error::PassError;
 use super::queue::Key;
 use super::runs::Runs;
+use super::shown::Read;
+use super::whole;
 use crate::api::cluster::DaskClusterSpec;
 use crate::api::run::PipelineRunSpec;
 use crate::api::storage::Storage;
@@ -37,7 +39,7 @@ impl<'a> Around<'a> {
         }
         if let Some(name) = admit::cluster(run, &around) {
             let found = around.object(Kind::Cluster, &name).await?;
-            around.cluster = found.and_then(|found| serde_json::from_value(found.get("spec")?.clone()).ok());
+            around.cluster = found.and_then(|found| Deserialize::deserialize(found.get("spec")?).ok());
         }
         if let Some(name) = code::config_map(run, &around) {
             around.code = Some(around.config_map(&name).await);
@@ -52,12 +54,14 @@ impl<'a> Around<'a> {
 
     /// An object of the run's namespace. The run hears of its next change.
     async fn object(&self, kind: Kind, name: &str) -> Result<Option<Value>, Trouble> {
-        self.runs.waiters.wait(kind, &Key::new(self.key.namespace.clone(), name), self.key);
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.runs.client.clone(), &self.key.namespace, &kind.resource());
-        match api.get_opt(name).await {
-            Ok(found) => Ok(found.and_then(|found| serde_json::to_value(found).ok())),
-            Err(error) => Err(unread(kind, name, error)),
+        let key = Key::new(self.key.namespace.clone(), name);
+        self.runs.waiters.wait(kind, &key, self.key);
+        let found = whole::fetch(&self.runs.client, kind, &key).await.map_err(|error| unread(kind, name, error))?;
+        match found {
+            Some(Read { refused: Some(why), .. }) => {
+                Err(Trouble { reason: "Invalid", message: format!("{kind} {name}: {why}"), stalled: true })
+            }
+            found => Ok(found.map(|found| found.value)),
         }
     }
 

@@ -2,13 +2,15 @@
 //! clusters fit into a few megabytes. Each kind that is looked at for itself has a cache of its own.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::queue::Key;
+use super::room::{Charge, OBJECTS};
+use super::shown;
 use crate::cluster::facts::{PodFact, Trouble};
 
 /// How long an object that we wrote may be missing in a list without counting as gone: the list may be older.
@@ -35,11 +37,21 @@ pub enum Kind {
 }
 
 impl Record {
-    /// The object without what is not kept of it; null of what is not kept as JSON.
+    /// The object without what is not kept of it; null of what is not kept as JSON. Of a [`Body::Part`] it is no more than
+    /// what others decide by.
     pub fn json(&self) -> Value {
         match &self.body {
-            Body::Json(json) => serde_json::from_slice(json).unwrap_or_default(),
+            Body::Json(text) => serde_json::from_slice(&text.json).unwrap_or_default(),
+            Body::Part(part) => serde_json::from_slice(&part.json).unwrap_or_default(),
             Body::Pod(_) | Body::Nothing => Value::Null,
+        }
+    }
+
+    /// What it takes to have it as a whole while it has its turn, if it has to be read for that.
+    pub fn weight(&self) -> usize {
+        match &self.body {
+            Body::Part(part) => part.weight,
+            Body::Json(_) | Body::Pod(_) | Body::Nothing => 0,
         }
     }
 }
@@ -71,10 +83,72 @@ pub struct Record {
 pub enum Body {
     /// The object without what others manage, as JSON: a tenth of the size that it has in memory when it is parsed, and
     /// it is parsed only when something is to be decided about it.
-    Json(Box<[u8]>),
+    Json(Arc<Text>),
+    /// Of an object that is too large for that: who decides about it reads it.
+    Part(Arc<Part>),
     Pod(Box<PodBody>),
     /// Its being there is all.
     Nothing,
+}
+
+/// An object as a whole.
+#[derive(Debug)]
+pub struct Text {
+    pub json: Box<[u8]>,
+    /// Of what a cache holds.
+    charge: Option<Charge>,
+}
+
+impl PartialEq for Text {
+    fn eq(&self, other: &Self) -> bool {
+        self.json == other.json
+    }
+}
+
+/// A part of an object.
+#[derive(Debug, PartialEq)]
+pub struct Part {
+    /// The fields by which others decide.
+    pub json: Box<[u8]>,
+    /// Of the whole.
+    digest: [u8; 32],
+    /// What the whole takes while it is looked at.
+    weight: usize,
+}
+
+impl Body {
+    pub fn json(json: Vec<u8>) -> Self {
+        Self::Json(Arc::new(Text { json: json.into_boxed_slice(), charge: None }))
+    }
+
+    pub fn part(json: Box<[u8]>, digest: [u8; 32], weight: usize) -> Self {
+        Self::Part(Arc::new(Part { json, digest, weight }))
+    }
+
+    /// Whether both are of the same object, whatever is kept of it.
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Part(one), Self::Part(other)) => one.digest == other.digest,
+            (Self::Part(part), Self::Json(text)) | (Self::Json(text), Self::Part(part)) => {
+                part.digest == shown::digest_of(&text.json)
+            }
+            (one, other) => one == other,
+        }
+    }
+
+    /// What is kept of it: a part, if there is no room for the whole.
+    fn fit(self, kind: Kind) -> Self {
+        match self {
+            Self::Json(text) if kind != Kind::RunOf && text.charge.is_none() => {
+                let Some(charge) = OBJECTS.charge(text.json.len()) else {
+                    return shown::reduce(kind, &text.json).unwrap_or(Self::Nothing);
+                };
+                let json = Arc::try_unwrap(text).map_or_else(|text| text.json.clone(), |text| text.json);
+                Self::Json(Arc::new(Text { json, charge: Some(charge) }))
+            }
+            kept => kept,
+        }
+    }
 }
 
 /// A pod.
@@ -113,6 +187,11 @@ impl Cache {
     /// Whether anything has changed since a revision.
     pub fn revision(&self, key: &Key) -> u64 {
         self.lock().get(key).map_or(0, |entry| entry.revision)
+    }
+
+    /// What it takes to have an object as a whole, if it has to be read for that.
+    pub fn weight(&self, key: &Key) -> usize {
+        self.lock().get(key).and_then(|entry| entry.root.as_ref()).map_or(0, Record::weight)
     }
 
     /// All objects, and all that something is left of.
@@ -265,23 +344,29 @@ fn store(entry: &mut Entry, kind: Kind, name: &str, record: Record) -> bool {
         if known.uid == record.uid && known.version == record.version {
             return false;
         }
-        let record = Record { deleted: record.deleted || known.deleted && known.uid == record.uid, ..record };
-        let same = known.uid == record.uid && known.owner == record.owner && known.body == record.body;
-        *known = record;
+        let deleted = record.deleted || known.deleted && known.uid == record.uid;
+        let same = known.uid == record.uid && known.owner == record.owner && known.body.is_same(&record.body);
+        // What it was makes room for what it is.
+        let body = if same { std::mem::replace(&mut known.body, Body::Nothing) } else { record.body };
+        known.body = Body::Nothing;
+        *known = Record { deleted, body: body.fit(kind), ..record };
         if same {
             return false;
         }
-    } else if kind.is_root() {
-        entry.root = Some(record);
     } else {
-        entry.children.insert((kind, name.to_owned()), record);
+        let record = Record { body: record.body.fit(kind), ..record };
+        if kind.is_root() {
+            entry.root = Some(record);
+        } else {
+            entry.children.insert((kind, name.to_owned()), record);
+        }
     }
     entry.revision += 1;
     true
 }
 
 /// Versions of one object can be compared as numbers since Kubernetes 1.35, and could be in fact ever since.
-fn is_older(version: &str, known: &str) -> bool {
+pub(super) fn is_older(version: &str, known: &str) -> bool {
     matches!((version.parse::<u64>(), known.parse::<u64>()), (Ok(version), Ok(known)) if version < known)
 }
 
@@ -294,7 +379,7 @@ mod tests {
             uid: uid.to_owned(),
             version: version.to_owned(),
             owner: "u".to_owned(),
-            body: Body::Json(text.as_bytes().into()),
+            body: Body::json(text.as_bytes().to_vec()),
             unseen: None,
             deleted: false,
         }
@@ -395,5 +480,26 @@ mod tests {
         let expected = [(Kind::Service, "here".to_owned()), (Kind::NetworkPolicy, "gone".to_owned())];
         assert_eq!(left.as_deref(), Some(&expected[..]));
         assert!(cache.entry(&other).is_some());
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_kept_in_part_and_is_no_news_when_it_is_seen_again() {
+        let cache = Cache::default();
+        let text =
+            |suspend: bool| format!(r#"{{"metadata":{{"name":"c"}},"spec":{{"suspend":{suspend}}},"status":null}}"#);
+        let body = || cache.entry(&key()).and_then(|entry| entry.root).expect("it is known").body;
+        let is_part = || matches!(body(), Body::Part(_));
+        let mut all: Vec<Charge> = Vec::new();
+        for size in (0..=24).rev().map(|bits| 1 << bits) {
+            all.extend(std::iter::from_fn(|| OBJECTS.charge(size)));
+        }
+        assert!(cache.put(Kind::Cluster, &key(), "c", record("1", "10", &text(false))));
+        assert!(is_part(), "{:?}", body());
+        assert!(!cache.put(Kind::Cluster, &key(), "c", record("1", "11", &text(false))));
+        assert!(cache.put(Kind::Cluster, &key(), "c", record("1", "12", &text(true))));
+        assert!(is_part());
+        all.clear();
+        assert!(cache.put(Kind::Cluster, &key(), "c", record("1", "13", &text(false))));
+        assert!(!is_part(), "there is room again");
     }
 }

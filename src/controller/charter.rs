@@ -5,12 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kube::api::{DynamicObject, PostParams};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{GetParams, PostParams};
+use kube::core::Request;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::apply::Writer;
 use super::cache::Kind;
 use super::error::PassError;
+use super::room::{self, Charge};
+use super::wire;
 use crate::api::cluster::DaskClusterSpec;
 use crate::cluster::names;
 use crate::local::packing;
@@ -27,6 +33,8 @@ pub(super) struct Stored {
     /// Name of the ControllerRevision.
     pub name: String,
     pub since: Timestamp,
+    weight: usize,
+    charge: Option<Charge>,
 }
 
 /// Name of the ControllerRevision of a run: another run of the same name has another one.
@@ -42,25 +50,22 @@ impl Writer<'_> {
     pub async fn store_charter(&self, charter: &Charter) -> Result<Result<Arc<Stored>, Unusable>, PassError> {
         let name = revision_name(&self.key.name, self.uid);
         let failed = |error| PassError::api("create", Kind::Revision, &name, error);
-        let object = json!({
-            "apiVersion": "apps/v1",
-            "kind": "ControllerRevision",
-            "metadata": {
-                "name": name,
-                "labels": {
-                    "app.kubernetes.io/name": "daskade",
-                    names::MANAGED_BY.0: names::MANAGED_BY.1,
-                    "daskade.dev/run": self.key.name,
-                },
-                "ownerReferences": [run_owner(&self.key.name, self.uid)],
+        let metadata = json!({
+            "name": name,
+            "labels": {
+                "app.kubernetes.io/name": "daskade",
+                names::MANAGED_BY.0: names::MANAGED_BY.1,
+                "daskade.dev/run": self.key.name,
             },
-            "revision": 1,
-            "data": charter,
+            "ownerReferences": [run_owner(&self.key.name, self.uid)],
         });
-        let object: DynamicObject =
-            serde_json::from_value(object).map_err(|error| failed(kube::Error::SerdeError(error)))?;
+        let made = Made { api_version: "apps/v1", kind: "ControllerRevision", metadata, revision: 1, data: charter };
+        let object = serde_json::to_vec(&made);
+        let object = object.map_err(|error| failed(kube::Error::SerdeError(error)))?;
         let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
-        match self.objects(Kind::Revision).create(&params, &object).await {
+        let request = Request::new(self.objects(Kind::Revision).resource_url()).create(&params, object);
+        let request = request.map_err(|error| failed(kube::Error::BuildRequest(error)))?;
+        match wire::text(self.client, request).await {
             Ok(stored) => Ok(read(&name, self.uid, &stored)),
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => self.read_charter(&name).await,
             Err(error) => Err(failed(error)),
@@ -69,12 +74,40 @@ impl Writer<'_> {
 
     /// Reads the charter of a run.
     pub async fn read_charter(&self, name: &str) -> Result<Result<Arc<Stored>, Unusable>, PassError> {
-        let found = self.objects(Kind::Revision).get_opt(name).await;
-        match found.map_err(|error| PassError::api("read", Kind::Revision, name, error))? {
-            Some(found) => Ok(read(name, self.uid, &found)),
-            None => Ok(Err(format!("needs ControllerRevision {name}, which was deleted; create another run"))),
+        let failed = |error| PassError::api("read", Kind::Revision, name, error);
+        let request = Request::new(self.objects(Kind::Revision).resource_url()).get(name, &GetParams::default());
+        let request = request.map_err(|error| failed(kube::Error::BuildRequest(error)))?;
+        match wire::text(self.client, request).await {
+            Ok(found) => Ok(read(name, self.uid, &found)),
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                Ok(Err(format!("needs ControllerRevision {name}, which was deleted; create another run")))
+            }
+            Err(error) => Err(failed(error)),
         }
     }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Made<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    metadata: Value,
+    revision: u32,
+    data: &'a Charter,
+}
+
+#[derive(Deserialize)]
+struct Found<'a> {
+    metadata: Stamp,
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Stamp {
+    creation_timestamp: Option<Time>,
 }
 
 /// The reference of what a run owns.
@@ -85,18 +118,31 @@ pub(super) fn run_owner(name: &str, uid: &str) -> Value {
     })
 }
 
-fn read(name: &str, uid: &str, stored: &DynamicObject) -> Result<Arc<Stored>, Unusable> {
-    let data = stored.data.get("data").cloned().unwrap_or_default();
-    let charter: Charter = serde_json::from_value(data)
-        .map_err(|error| format!("has a ControllerRevision {name} that this version cannot read: {error}"))?;
+fn read(name: &str, uid: &str, stored: &str) -> Result<Arc<Stored>, Unusable> {
+    let unread =
+        |error: serde_json::Error| format!("has a ControllerRevision {name} that this version cannot read: {error}");
+    let Found { metadata, data } = serde_json::from_str(stored).map_err(unread)?;
+    let data = data.map_or("null", RawValue::get);
+    let charter: Charter = serde_json::from_str(data).map_err(unread)?;
     if charter.run.uid != uid {
         return Err(format!("has a ControllerRevision {name} that is of another run; it is not touched"));
     }
-    let since = stored.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
-    Ok(Arc::new(Stored { charter, name: name.to_owned(), since }))
+    let since = metadata.creation_timestamp.map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    let charge = room::CHARTERS.charge(room::size(data));
+    Ok(Arc::new(Stored { charter, name: name.to_owned(), since, weight: room::weight(data), charge }))
 }
 
 impl Stored {
+    /// Whether there is room to keep it.
+    pub fn is_kept(&self) -> bool {
+        self.charge.is_some()
+    }
+
+    /// What it takes while it is looked at.
+    pub fn weight(&self) -> usize {
+        self.weight
+    }
+
     /// What decisions need of it.
     pub fn frozen(&self) -> Frozen {
         let deadlines = self.charter.run.pipeline.deadlines.as_ref();

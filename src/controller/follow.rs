@@ -1,16 +1,24 @@
 //! Runs, as what belongs to their Pipeline: what the watch of runs shows is told to Pipelines too, reduced to what they
 //! decide by, so that the progress of a run is no news to its Pipeline.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
 
-use super::cache::{Kind, Listed, Record};
+use super::cache::{Body, Kind, Listed, Record};
 use super::queue::Key;
-use super::watch::{Sink, json_body};
-use crate::trigger::{self, FROZEN_HASH, PIPELINE_LABEL};
+use super::shown::{self, View};
+use super::watch::Sink;
+use crate::limits;
+use crate::trigger::{
+    self, FROZEN_HASH, GENERATION_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL,
+    UID_ANNOTATION,
+};
 
-/// Annotations that are kept.
-const OURS: &str = "daskade.dev/";
+/// Labels and annotations by which a Pipeline decides.
+const LABELS: [&str; 2] = [PIPELINE_LABEL, TRIGGER_LABEL];
+const ANNOTATIONS: [&str; 4] = [UID_ANNOTATION, GENERATION_ANNOTATION, MOMENT_ANNOTATION, QUEUED_ANNOTATION];
 
 /// Tells Pipelines of their runs.
 pub(super) struct Follow {
@@ -30,10 +38,8 @@ impl Follow {
         self.listed = Some(Listed::new());
     }
 
-    /// A run is as its record says.
-    pub fn put(&mut self, meta: &ObjectMeta, record: &Record) {
-        let name = meta.name.clone().unwrap_or_default();
-        let Some((key, slim)) = read(&record.json(), meta, record) else { return };
+    /// A run is like this, of the Pipeline with this key.
+    pub fn put(&mut self, name: String, (key, slim): (Key, Record)) {
         if let Some(listed) = &mut self.listed {
             listed.insert((key.clone(), name.clone()));
         }
@@ -69,43 +75,39 @@ impl Follow {
 }
 
 /// The Pipeline of a run, and the run as that Pipeline's entry keeps it; none if it belongs to no Pipeline.
-pub(super) fn read(run: &Value, meta: &ObjectMeta, record: &Record) -> Option<(Key, Record)> {
-    let annotations: Map<String, Value> = meta
-        .annotations
-        .iter()
-        .flatten()
-        .filter(|(name, _)| name.starts_with(OURS))
-        .map(|(name, value)| (name.clone(), json!(value)))
-        .collect();
-    let conditions = run.pointer("/status/conditions").and_then(Value::as_array);
-    let succeeded = conditions.into_iter().flatten().find(|condition| condition["type"] == "Succeeded");
-    // Only whose label says so has a spec of a Pipeline's of its own.
-    let labelled = meta.labels.as_ref().is_some_and(|labels| labels.contains_key(PIPELINE_LABEL));
+pub(super) fn read(run: &View<'_>, meta: &ObjectMeta, record: &Record) -> Option<(Key, Record)> {
     let slim = json!({
-        FROZEN_HASH: labelled.then(|| trigger::frozen_hash(run)).flatten(),
+        FROZEN_HASH: run.frozen,
         "metadata": {
             "name": meta.name,
             "uid": meta.uid,
             "creationTimestamp": meta.creation_timestamp,
             "deletionTimestamp": meta.deletion_timestamp,
-            "labels": meta.labels,
-            "annotations": annotations,
+            "labels": some_of(meta.labels.as_ref(), &LABELS),
+            "annotations": some_of(meta.annotations.as_ref(), &ANNOTATIONS),
         },
         "spec": {
-            "pipelineRef": run.pointer("/spec/pipelineRef"),
-            "suspend": run.pointer("/spec/suspend"),
-            "cancel": run.pointer("/spec/cancel"),
-            "retention": run.pointer("/spec/retention"),
+            "pipelineRef": shown::name(run.spec.pipeline_ref),
+            "suspend": shown::is_true(run.spec.suspend),
+            "cancel": shown::is_true(run.spec.cancel),
+            "retention": shown::given(run.spec.retention, ["outputs", "logs"]),
         },
         "status": {
-            "conditions": succeeded.map(|condition| {
-                json!([{"type": condition["type"], "status": condition["status"]}])
-            }),
-            "revision": run.pointer("/status/revision"),
-            "removed": run.pointer("/status/removed"),
+            "conditions": run.succeeded(),
+            "revision": run.status.revision.map(|_| true),
+            "removed": shown::given(run.status.removed, ["outputsAt", "logsAt"]),
         },
     });
     let (pipeline, _) = trigger::read_run(&slim)?;
     let key = Key::new(meta.namespace.clone()?, pipeline);
-    Some((key, Record { body: json_body(&slim)?, ..record.clone() }))
+    Some((key, Record { body: Body::json(serde_json::to_vec(&slim).ok()?), ..record.clone() }))
+}
+
+/// Those of the labels or annotations with these names, as far as they are not longer than ours are.
+fn some_of(all: Option<&BTreeMap<String, String>>, names: &[&str]) -> Map<String, Value> {
+    let found = names.iter().filter_map(|name| Some((*name, all?.get(*name)?)));
+    found
+        .filter(|(_, value)| value.len() <= limits::WORD)
+        .map(|(name, value)| (name.to_owned(), json!(value)))
+        .collect()
 }

@@ -1,11 +1,13 @@
 //! From what the watches have shown to facts.
 
 use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::cache::{Entry, LATE, Record};
 use super::queue::Key;
 use super::run_writes::FINALIZER;
+use super::whole::Whole;
 use crate::api::DaskClusterSpec;
 use crate::api::status::DaskClusterStatus;
 use crate::cluster::facts::{Cluster, PodFact};
@@ -33,9 +35,8 @@ pub(super) struct Object {
 }
 
 /// Reads and checks a DaskCluster.
-pub(super) fn read_object(key: &Key, record: &Record) -> Object {
-    let value = record.json();
-    let status = value.get("status").cloned().unwrap_or_default();
+pub(super) fn read_object(key: &Key, Whole { record, value, refused, .. }: &Whole) -> Object {
+    let status = value.get("status").unwrap_or(&Value::Null);
     let owners = value.pointer("/metadata/ownerReferences").and_then(Value::as_array);
     let mut cluster = Cluster {
         name: key.name.clone(),
@@ -45,7 +46,7 @@ pub(super) fn read_object(key: &Key, record: &Record) -> Object {
         of_run: owners.into_iter().flatten().any(|owner| owner["kind"] == "PipelineRun" && owner["controller"] == true),
         spec: DaskClusterSpec::default(),
         // A status that cannot be read is written anew.
-        status: serde_json::from_value::<Option<DaskClusterStatus>>(status).ok().flatten().unwrap_or_default(),
+        status: Option::<DaskClusterStatus>::deserialize(status).ok().flatten().unwrap_or_default(),
     };
     let text = |path: &str| value.pointer(path).and_then(Value::as_str).map(ToOwned::to_owned);
     let queue = value.pointer("/metadata/labels").and_then(|labels| labels.get(names::QUEUE_LABEL));
@@ -56,8 +57,12 @@ pub(super) fn read_object(key: &Key, record: &Record) -> Object {
         let problem = Problem::new("InvalidName", "metadata.name", format!("`{}` {error}", key.name));
         problems.push(problem.help("names of pods, Services and labels are made from it"));
     }
-    let mut has_tls = true;
-    match read_spec(&value) {
+    let mut has_tls = refused.is_none();
+    problems.extend(refused.as_ref().map(|why| {
+        let (path, message) = why.split_once(": ").unwrap_or(("spec", why.as_str()));
+        Problem::new("LimitExceeded", path, message)
+    }));
+    match read_spec(value) {
         Ok(spec) => cluster.spec = spec,
         Err(problem) => {
             let tls = value.pointer("/spec/tls").cloned().unwrap_or_default();
@@ -86,9 +91,9 @@ pub(super) fn read_run(key: &Key, record: &Record, value: &Value) -> Run {
         deleting: at("/metadata/deletionTimestamp"),
         held: finalizers.is_some_and(|list| list.iter().any(|name| name == FINALIZER)),
         queue: mark("annotations", QUEUED_ANNOTATION).and_then(|_| mark("labels", PIPELINE_LABEL)),
-        spec: value.get("spec").cloned().and_then(|spec| serde_json::from_value(spec).ok()).unwrap_or_default(),
+        spec: value.get("spec").and_then(|spec| Deserialize::deserialize(spec).ok()).unwrap_or_default(),
         // A status that cannot be read is written anew.
-        status: value.get("status").cloned().and_then(|status| serde_json::from_value(status).ok()).unwrap_or_default(),
+        status: value.get("status").and_then(|status| Deserialize::deserialize(status).ok()).unwrap_or_default(),
     }
 }
 

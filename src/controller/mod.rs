@@ -10,6 +10,7 @@ pub mod cause;
 pub mod certificates;
 mod charter;
 pub mod clock;
+mod collection;
 mod compare;
 pub mod crds;
 mod drive;
@@ -30,13 +31,17 @@ mod queue;
 mod reconcile;
 mod release;
 mod removal;
+mod room;
 mod run;
 mod run_writes;
 mod runs;
 mod scope;
 mod setbacks;
+mod shown;
 mod turnstile;
 mod watch;
+mod whole;
+mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -192,6 +197,7 @@ pub async fn run(
         client: client.clone(),
         desk: Desk::new(sinks.runs.clone(), lead.clone(), metrics.clone()),
         clusters: sinks.clusters.clone(),
+        pipelines: sinks.pipelines.clone(),
         waiters: sinks.waiters.clone(),
         board: board.clone(),
         certificates: certificates.clone(),

@@ -1,7 +1,8 @@
 //! Writes of a Pipeline's controller about its runs. Each is harmless if done twice, and its answer goes
 //! into the cache, so that the next round knows of it even if the watch lags.
 
-use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, DynamicObject, GetParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::Request;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -9,7 +10,8 @@ use tokio::time::Instant;
 use super::cache::{Cache, Kind, Record};
 use super::error::PassError;
 use super::queue::Key;
-use super::{follow, watch};
+use super::shown::{self, Seen};
+use super::wire;
 use crate::cluster::names::MANAGER;
 use crate::trigger::{Cause, PIPELINE_LABEL, QUEUED_ANNOTATION, Subject, build_run};
 
@@ -39,21 +41,25 @@ impl Writer<'_> {
     pub async fn create(&self, name: &str, cause: &Cause, queued: bool) -> Result<Made, PassError> {
         let built = build_run(self.subject, self.spec, name, cause, queued);
         let failed = |verb: &'static str, error| PassError::api(verb, Kind::Run, name, error);
-        let run: DynamicObject =
-            serde_json::from_value(built).map_err(|error| failed("build", kube::Error::SerdeError(error)))?;
+        let run = serde_json::to_vec(&built).map_err(|error| failed("build", kube::Error::SerdeError(error)))?;
+        drop(built);
         let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-        match self.runs().create(&params, &run).await {
-            Ok(run) => {
-                self.keep(&run);
+        let runs = self.runs();
+        match self.ask(Request::new(runs.resource_url()).create(&params, run)).await {
+            Ok(seen) => {
+                self.keep(seen);
                 Ok(Made::Ours)
             }
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
-                let found = self.runs().get_opt(name).await.map_err(|error| failed("read", error))?;
-                // Gone again: the next round makes it.
-                let Some(found) = found else { return Ok(Made::Known) };
-                let labels = found.metadata.labels.as_ref();
+                let found = match self.ask(Request::new(runs.resource_url()).get(name, &GetParams::default())).await {
+                    Ok(found) => found,
+                    // Gone again: the next round makes it.
+                    Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Made::Known),
+                    Err(error) => return Err(failed("read", error)),
+                };
+                let labels = found.meta.labels.as_ref();
                 let is_ours = labels.and_then(|labels| labels.get(PIPELINE_LABEL)) == Some(&self.key.name);
-                self.keep(&found);
+                self.keep(found);
                 Ok(if is_ours { Made::Known } else { Made::Foreign })
             }
             Err(error) => Err(failed("create", error)),
@@ -69,8 +75,9 @@ impl Writer<'_> {
         if cancel {
             patch["spec"]["cancel"] = json!(true);
         }
-        match self.runs().patch(name, &params(), &Patch::Merge(&patch)).await {
-            Ok(run) => self.keep(&run),
+        let runs = self.runs();
+        match self.ask(Request::new(runs.resource_url()).patch(name, &params(), &Patch::Merge(&patch))).await {
+            Ok(seen) => self.keep(seen),
             Err(kube::Error::Api(status)) if status.code == 404 => self.forget(name, uid),
             Err(error) => return Err(PassError::api("patch", Kind::Run, name, error)),
         }
@@ -84,7 +91,7 @@ impl Writer<'_> {
         match self.runs().delete(name, &params).await {
             Ok(answer) => match answer.left().filter(|run| run.metadata.deletion_timestamp.is_some()) {
                 // A finalizer holds it for a while.
-                Some(run) => self.keep(&run),
+                Some(run) => shown::read_object(Kind::Run, &run).into_iter().for_each(|seen| self.keep(seen)),
                 None => self.forget(name, uid),
             },
             Err(kube::Error::Api(status)) if status.code == 404 => self.forget(name, uid),
@@ -97,10 +104,18 @@ impl Writer<'_> {
         objects(self.client, self.key, Kind::Run)
     }
 
-    fn keep(&self, run: &DynamicObject) {
-        let read = watch::read_run(run).and_then(|(_, record)| follow::read(&run.data, &run.metadata, &record));
-        let name = run.metadata.name.as_deref().unwrap_or_default();
-        if let Some((key, record)) = read.filter(|(key, _)| key == self.key) {
+    /// Sends a request that a run answers.
+    async fn ask(
+        &self,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+    ) -> Result<Seen, kube::Error> {
+        let text = wire::text(self.client, request.map_err(kube::Error::BuildRequest)?).await?;
+        shown::read_root(Kind::Run, &text).map_err(kube::Error::SerdeError)
+    }
+
+    fn keep(&self, seen: Seen) {
+        let name = seen.meta.name.as_deref().unwrap_or_default();
+        if let Some((key, record)) = seen.of.filter(|(key, _)| key == self.key) {
             self.cache.put(Kind::RunOf, &key, name, Record { unseen: Some(Instant::now()), ..record });
         }
     }

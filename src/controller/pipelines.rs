@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use kube::Client;
 use regex::Regex;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::apply;
@@ -19,6 +21,7 @@ use super::pipeline_writes::{Made, Writer};
 use super::queue::Key;
 use super::run::{Controller, Desk, Done};
 use super::scope::Scope;
+use super::whole::{self, Whole};
 use crate::api::status::PipelineStatus;
 use crate::cluster::names::QUEUE_LABEL;
 use crate::pipeline::allowed::RunLimits;
@@ -53,6 +56,8 @@ pub(super) struct Memory {
     /// What the checks said of a uid and generation.
     checked: Option<(String, i64, Result<(), String>)>,
     deeds: Deeds,
+    /// What a pass saw that left nothing to do: the cache's revision, and the moment until which that holds.
+    settled: Option<(u64, Option<Timestamp>)>,
 }
 
 /// What was done for one generation of a Pipeline. Runs may be changed by others, also so that they do not look like its own
@@ -98,19 +103,25 @@ impl Controller for Pipelines {
         if !self.scope.has(&key.namespace) {
             return Ok(Done { outcome: Outcome::Settled, again: None, left: None, gone: false });
         }
-        let value = record.json();
-        let mut subject = read_subject(key, record, &value);
+        if let Some(again) = self.rests(key, record, &entry, memory) {
+            return Ok(Done { outcome: Outcome::Settled, again: Some(again), left: None, gone: false });
+        }
+        memory.settled = None;
+        let Whole { record, value, refused, .. } = &whole::read(&self.client, Kind::Pipeline, key, record, 0).await?;
+        let mut subject = read_subject(key, record, value);
         tracing::Span::current().record("uid", &subject.uid).record("generation", subject.generation);
         if value.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null()) {
             return Ok(Done { outcome: Outcome::Waiting, again: None, left: None, gone: false });
         }
-        let spec = value.get("spec").cloned().unwrap_or_default();
-        match self.spec(memory, &subject, &spec) {
+        let spec = value.get("spec").unwrap_or(&Value::Null);
+        let checked = refused.clone().map_or_else(|| self.spec(memory, &subject, spec), Err);
+        match checked {
             Ok(read) => subject.spec = read,
             Err(message) => {
                 let facts = Facts { now: self.clock.now(), runs: runs(&entry), ..Facts::default() };
                 let status = trigger::invalid_status(&subject, &facts, &message);
                 self.tell(key, &subject, &status, Vec::new()).await?;
+                memory.settled = self.is_still(key, &entry).then_some((entry.revision, None));
                 return Ok(Done {
                     outcome: Outcome::Invalid,
                     again: Some(jittered(PERIOD, key)),
@@ -119,7 +130,7 @@ impl Controller for Pipelines {
                 });
             }
         }
-        let writer = Writer { client: &self.client, cache: &self.desk.sink.cache, key, subject: &subject, spec: &spec };
+        let writer = Writer { client: &self.client, cache: &self.desk.sink.cache, key, subject: &subject, spec };
         let timing = subject.spec.schedule.as_ref().and_then(|schedule| Timing::read(schedule, subject.created).ok());
         let mut facts = memory.deeds.begin(&subject);
         let mut made: Vec<Note> = Vec::new();
@@ -168,6 +179,7 @@ impl Controller for Pipelines {
         let wake = planned.wake.map(|wake| Duration::try_from(wake.duration_since(facts.now)).unwrap_or_default());
         let period = jittered(PERIOD, key);
         let again = wake.map_or(period, |wake| wake.min(period));
+        memory.settled = (!left && self.is_still(key, &entry)).then_some((entry.revision, planned.wake));
         let left = left.then_some(Duration::ZERO);
         Ok(Done { outcome: Outcome::Settled, again: Some(again), left, gone: false })
     }
@@ -178,6 +190,21 @@ impl Controller for Pipelines {
 }
 
 impl Pipelines {
+    /// When to look again at a Pipeline for which nothing has changed and nothing is due, if it would have to be read for
+    /// that.
+    fn rests(&self, key: &Key, record: &Record, entry: &Entry, memory: &Memory) -> Option<Duration> {
+        let (_, wake) = memory.settled.filter(|(revision, _)| *revision == entry.revision)?;
+        let left = wake.map(|wake| Duration::try_from(wake.duration_since(self.clock.now())).unwrap_or_default());
+        let period = jittered(PERIOD, key);
+        let again = left.map_or(period, |left| left.min(period));
+        (record.weight() > 0 && !again.is_zero()).then_some(again)
+    }
+
+    /// Nothing has come in during a pass.
+    fn is_still(&self, key: &Key, entry: &Entry) -> bool {
+        self.desk.sink.cache.revision(key) == entry.revision
+    }
+
     /// Writes of the Pipeline itself.
     fn own<'a>(&'a self, key: &'a Key, uid: &'a str) -> apply::Writer<'a> {
         apply::Writer { client: &self.client, cache: &self.desk.sink.cache, key, uid }
@@ -211,7 +238,7 @@ fn runs(entry: &Entry) -> Vec<trigger::RunFact> {
 
 /// The Pipeline with an empty spec.
 fn read_subject(key: &Key, record: &Record, value: &Value) -> Subject {
-    let status = value.get("status").cloned().unwrap_or_default();
+    let status = value.get("status").unwrap_or(&Value::Null);
     let created = value.pointer("/metadata/creationTimestamp").and_then(Value::as_str);
     let labels = value.pointer("/metadata/labels");
     Subject {
@@ -221,7 +248,7 @@ fn read_subject(key: &Key, record: &Record, value: &Value) -> Subject {
         generation: value.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default(),
         created: created.and_then(|time| time.parse().ok()).unwrap_or_default(),
         // A status that cannot be read is written anew.
-        status: serde_json::from_value::<Option<PipelineStatus>>(status).ok().flatten().unwrap_or_default(),
+        status: Option::<PipelineStatus>::deserialize(status).ok().flatten().unwrap_or_default(),
         queue: labels.and_then(|labels| labels.get(QUEUE_LABEL)?.as_str()).map(ToOwned::to_owned),
         ..Subject::default()
     }
@@ -237,7 +264,7 @@ impl Pipelines {
         match memory.checked.as_ref().filter(is_known) {
             Some((.., Err(message))) => return Err(message.clone()),
             Some((.., Ok(()))) => {
-                if let Ok(read) = serde_json::from_value(spec.clone()) {
+                if let Ok(read) = Deserialize::deserialize(spec) {
                     return Ok(read);
                 }
             }

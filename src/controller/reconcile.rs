@@ -23,6 +23,7 @@ use super::queue::Key;
 use super::run::{Controller, Desk, Done};
 use super::scope::Scope;
 use super::setbacks::Bounds;
+use super::whole;
 use crate::api::status::DaskClusterStatus;
 use crate::cluster::build::{self, PodTemplates, build_children, build_runtime, build_templates};
 use crate::cluster::facts::{Cluster, Facts, Phase, PodFact, Refusal, Role, SchedulerFact, TlsFact};
@@ -135,7 +136,8 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
             gone: false,
         });
     }
-    let mut object = read_object(key, record);
+    let whole = whole::read(&context.client, Kind::Cluster, key, record, 0).await?;
+    let mut object = read_object(key, &whole);
     let status = &object.cluster.status;
     let refused = status.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.reason == "Invalid");
     // Who has begun is not judged again when the operator is started with other limits.
@@ -149,7 +151,7 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
         context.board.forget(key);
         return Ok(Done { outcome: Outcome::Waiting, again: None, left: None, gone: false });
     }
-    let uid = record.uid.clone();
+    let uid = whole.record.uid.clone();
     let work = Work {
         context,
         key,

@@ -1,6 +1,7 @@
 //! Writes about a run: its cluster, its finalizer, and its end.
 
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::Request;
 use serde_json::json;
 
 use super::apply::Writer;
@@ -8,7 +9,7 @@ use super::cache::{Cache, Kind};
 use super::charter::run_owner;
 use super::error::PassError;
 use super::queue::Key;
-use super::watch;
+use super::shown;
 use crate::api::cluster::DaskClusterSpec;
 use crate::cluster::names;
 
@@ -50,7 +51,7 @@ impl Writer<'_> {
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => return Ok(()),
             made => made.map_err(failed)?,
         };
-        if let Some((key, record)) = watch::read_cluster(&made) {
+        if let Some((key, record)) = shown::read_object(Kind::Cluster, &made).and_then(|seen| seen.kept) {
             clusters.put(Kind::Cluster, &key, name, record);
         }
         Ok(())
@@ -89,14 +90,9 @@ impl Writer<'_> {
         }
         let patch = json!({"metadata": {"uid": self.uid, "resourceVersion": version, "finalizers": finalizers}});
         let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
-        match self.objects(Kind::Run).patch(name, &params, &Patch::Merge(&patch)).await {
-            Ok(object) => {
-                self.keep(Kind::Run, name, watch::read_run(&object));
-                Ok(())
-            }
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            Err(error) => Err(PassError::api("patch", Kind::Run, name, error)),
-        }
+        let api = self.objects(Kind::Run);
+        let request = Request::new(api.resource_url()).patch(name, &params, &Patch::Merge(&patch));
+        self.keep_root(Kind::Run, request, |error| PassError::api("patch", Kind::Run, name, error)).await
     }
 }
 

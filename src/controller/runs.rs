@@ -16,7 +16,7 @@ use super::apply::Writer;
 use super::around::Around;
 use super::backoff::jittered;
 use super::board::{Board, Waiters};
-use super::cache::{Kind, Record};
+use super::cache::{Kind, Record, is_older};
 use super::certificates::Certificates;
 use super::charter::{Stored, revision_name};
 use super::clock::{Clock, Reading, Trust};
@@ -33,6 +33,7 @@ use super::scope::Scope;
 use super::setbacks::{Bounds, Setbacks, Try};
 use super::turnstile::{Full, Turnstile};
 use super::watch::Sink;
+use super::whole::{self, Whole};
 use crate::api::storage::Storage;
 use crate::cluster::facts::Trouble;
 use crate::cluster::names;
@@ -53,12 +54,15 @@ const COUNTS: Duration = Duration::from_secs(5);
 const OPENING: Duration = Duration::from_secs(1);
 /// Problems that a status tells of; more would only hide them.
 const PROBLEMS: usize = 10;
+/// What the charter of a run counts for that was not read yet.
+const UNREAD: usize = 2 << 20;
 
 /// What passes share.
 pub(super) struct Runs {
     pub client: Client,
     pub desk: Desk<Memory>,
     pub clusters: Sink,
+    pub pipelines: Sink,
     pub waiters: Arc<Waiters>,
     pub board: Arc<Board>,
     pub certificates: Arc<Certificates>,
@@ -86,6 +90,8 @@ pub(super) struct Memory {
     /// When this process saw it first.
     seen: Option<Instant>,
     stored: Option<Arc<Stored>>,
+    /// What the charter takes that there was no room to keep.
+    heavy: Option<usize>,
     drive: Option<Drive>,
     /// How the last try ended, and when the next one may begin.
     broken: Option<(Trouble, Option<Instant>)>,
@@ -123,7 +129,9 @@ impl Controller for Runs {
         if !self.scope.has(&key.namespace) {
             return Ok(gone);
         }
-        let value = record.json();
+        let more = self.besides(key, &record, memory);
+        let Whole { record, value, refused, room: _room } =
+            whole::read(&self.client, Kind::Run, key, &record, more).await?;
         let run = read_run(key, &record, &value);
         tracing::Span::current().record("uid", &run.uid).record("generation", run.generation);
         let uid = record.uid.clone();
@@ -132,8 +140,13 @@ impl Controller for Runs {
         let Reading { at, trust } = self.clock.read();
         let now = if trust == Trust::Local { at.min(latest(&run, seen)) } else { at };
         let fresh = trust == Trust::Fresh;
-        let work = Work { runs: self, key, memory, writer, record, value, now, fresh, soon: None, error: None };
-        work.run(run).await
+        let work =
+            Work { runs: self, key, memory, writer, record, value, refused, now, fresh, soon: None, error: None };
+        let ended = work.run(run).await;
+        // Who is driven has what it needs; who waits reads it again.
+        let stored = memory.stored.take_if(|stored| !stored.is_kept() && memory.drive.is_none());
+        memory.heavy = stored.map(|stored| stored.weight()).or(memory.heavy);
+        ended
     }
 
     /// Runs that have begun have their places before any other asks for one.
@@ -164,6 +177,21 @@ fn latest(run: &Run, seen: Duration) -> Timestamp {
 }
 
 impl Runs {
+    /// The weight of what a pass has in hand besides the run: what it is carried out from, or the Pipeline that it names.
+    fn besides(&self, key: &Key, record: &Record, memory: &Memory) -> usize {
+        if memory.stored.is_some() {
+            return 0;
+        }
+        let run = record.json();
+        let text = |path: &str| run.pointer(path).and_then(Value::as_str);
+        match text("/spec/pipelineRef") {
+            _ if text("/status/finishedAt").is_some() => 0,
+            _ if text("/status/revision").is_some() => memory.heavy.unwrap_or(UNREAD),
+            Some(name) => self.pipelines.cache.weight(&Key::new(key.namespace.clone(), name)),
+            None => 0,
+        }
+    }
+
     /// A run needs its place no more: the next ones have their turn.
     fn leave(&self, key: &Key) {
         for next in self.turnstile.leave(key) {
@@ -181,6 +209,8 @@ struct Work<'a> {
     record: Record,
     /// The run as JSON.
     value: Value,
+    /// Why its spec is not unpacked.
+    refused: Option<String>,
     now: Timestamp,
     /// The API server vouches for that.
     fresh: bool,
@@ -319,6 +349,9 @@ impl Work<'_> {
     }
 
     async fn admit(&mut self, run: &Run) -> (SpecFact, Option<Box<Charter>>) {
+        if let Some(why) = &self.refused {
+            return (SpecFact::Invalid(why.clone()), None);
+        }
         let around = match Around::read(self.runs, self.key, &run.spec).await {
             Ok(around) => around,
             Err(trouble) => {
@@ -487,7 +520,8 @@ impl Work<'_> {
         let names: Vec<String> = names.into_iter().flatten().filter_map(Value::as_str).map(ToOwned::to_owned).collect();
         // A write of this pass has made another version.
         let entry = self.runs.desk.sink.cache.entry(self.key).and_then(|entry| entry.root);
-        let version = entry.map_or_else(|| self.record.version.clone(), |record| record.version);
+        let version = entry.map(|record| record.version).filter(|version| !is_older(version, &self.record.version));
+        let version = version.unwrap_or_else(|| self.record.version.clone());
         self.writer.hold(hold, &names, &version).await
     }
 

@@ -13,6 +13,9 @@ use tokio::sync::oneshot;
 
 use super::watch::Sinks;
 
+/// Namespaces per page of a list: their annotations may be large.
+const PAGE: u32 = 50;
+
 /// Namespaces that are named, that a selector matches, or all.
 #[derive(Debug, Clone)]
 pub(super) enum Scope {
@@ -50,7 +53,7 @@ pub(super) async fn follow_selector(
     sinks: Sinks,
     synced: oneshot::Sender<()>,
 ) {
-    let config = Config::default().labels(&selector);
+    let config = Config::default().labels(&selector).page_size(PAGE);
     let events = watcher(Api::<PartialObjectMeta<Namespace>>::all(client), config);
     let mut events = std::pin::pin!(StreamBackoff::new(events, DefaultBackoff::default()));
     let (mut synced, mut listed, mut broken) = (Some(synced), BTreeSet::new(), false);

@@ -4,40 +4,31 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
-use jiff::SignedDuration;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Client;
 use kube::api::{ApiResource, DynamicObject};
-use kube::core::PartialObjectMeta;
-use kube::runtime::utils::StreamBackoff;
-use kube::runtime::watcher::{self, Config, Event, watcher};
-use kube::{Api, Client, Resource};
-use serde::Serialize;
-use serde_json::{Value, json};
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::DefaultBackoff;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::backoff::jittered;
 use super::board::Waiters;
-use super::cache::{Body, Cache, Kind, LATE, Listed, PodBody, Record};
+use super::cache::{Body, Cache, Kind, Listed};
+use super::collection::{Collection, News, SILENCE, Trouble};
 use super::follow::Follow;
 use super::queue::{Key, Queue};
-use crate::api::{DaskCluster, GROUP, Pipeline, PipelineRun};
+use super::shown::{self, Seen, labelled, own, owner, read_child, read_metadata, read_pod_record};
+use crate::api::{DaskCluster, Pipeline, PipelineRun};
 use crate::cluster::names;
-use crate::cluster::pods::read_pod;
-use crate::cluster::trouble;
 use crate::telemetry::metrics::{self, Backlog, Metrics};
-use crate::trigger::{FROZEN_HASH, PIPELINE_LABEL, QUEUED_ANNOTATION, frozen_hash};
 
-/// Objects per page of a list: bounds the memory that a list takes.
-const PAGE: u32 = 100;
-/// A watch that is silent for so long (and five seconds) is opened anew, in seconds: the longest time for which a dead
-/// connection goes unnoticed.
-const SILENCE: u32 = 120;
+/// A watch may be silent for so long before it is opened anew: a little longer than the API server keeps it open.
+const SILENT: Duration = Duration::from_secs(SILENCE as u64 + 5);
 /// Everything is listed anew after about this time: repairs what a watch may have left out. At a thousand clusters a list
 /// takes a tenth of a second.
 const RESYNC: Duration = Duration::from_secs(15 * 60);
@@ -98,8 +89,8 @@ impl Sinks {
     }
 }
 
-/// What the cache keeps of an object; nothing of one that is not ours.
-type Reader<T> = fn(&T) -> Option<(Key, Record)>;
+/// Reads an object from its text.
+type Reader = fn(&str) -> serde_json::Result<Seen>;
 
 /// One kind in one namespace, or in all.
 struct Feed {
@@ -131,41 +122,43 @@ pub(super) fn start(
         let follow = (kind == Kind::Run).then(|| Follow::new(sinks.pipelines.clone(), namespace.clone()));
         Feed { sink: sinks.of(kind).clone(), follow, waiters, kind, namespace, synced: Some(synced), broken: false }
     };
-    let config = Config::default().page_size(PAGE).timeout(SILENCE);
     let (label, value) = names::MANAGED_BY;
-    let ours = config.clone().labels(&format!("{label}={value}"));
-
-    let objects = |kind: Kind| -> Api<DynamicObject> {
-        match namespace {
-            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &kind.resource()),
-            None => Api::all_with(client.clone(), &kind.resource()),
-        }
-    };
-    let roots: [(Kind, Reader<DynamicObject>); 3] =
-        [(Kind::Cluster, read_cluster), (Kind::Pipeline, read_pipeline), (Kind::Run, read_run)];
+    let ours = format!("{label}={value}");
+    let collection = |kind: Kind, labels| Collection::new(client, &kind.resource(), namespace, labels);
+    let roots: [(Kind, Reader); 3] = [
+        (Kind::Cluster, |text| shown::read_root(Kind::Cluster, text)),
+        (Kind::Pipeline, |text| shown::read_root(Kind::Pipeline, text)),
+        (Kind::Run, |text| shown::read_root(Kind::Run, text)),
+    ];
     for (kind, read) in roots {
-        let (api, config) = (objects(kind), config.clone());
-        tasks.spawn(feed(kind).run(move || watcher(api.clone(), config.clone()), read));
+        tasks.spawn(feed(kind).run(collection(kind, None), read));
     }
-    let pods: Api<Pod> = match namespace {
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
-        None => Api::all(client.clone()),
-    };
-    let wanted = ours.clone();
-    tasks.spawn(feed(Kind::Pod).run(move || watcher(pods.clone(), wanted.clone()), read_pod_record));
-    for kind in [Kind::Service, Kind::NetworkPolicy] {
-        let (api, wanted) = (objects(kind), ours.clone());
-        tasks.spawn(feed(kind).run(move || watcher(api.clone(), wanted.clone()), read_child));
+    let children: [(Kind, Reader); 3] =
+        [(Kind::Pod, read_pod), (Kind::Service, read_other), (Kind::NetworkPolicy, read_other)];
+    for (kind, read) in children {
+        tasks.spawn(feed(kind).run(collection(kind, Some(&ours)), read));
     }
-    let maps: Api<PartialObjectMeta<ConfigMap>> = match namespace {
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
-        None => Api::all(client.clone()),
-    };
-    tasks.spawn(
-        feed(Kind::ConfigMap)
-            .run(move || watcher(maps.clone(), ours.clone()), |map| read_metadata(&map.metadata, Body::Nothing)),
-    );
+    tasks.spawn(feed(Kind::ConfigMap).run(collection(Kind::ConfigMap, Some(&ours)).metadata(), read_mark));
     waits
+}
+
+fn read_pod(text: &str) -> serde_json::Result<Seen> {
+    let pod: Pod = serde_json::from_str(text)?;
+    let kept = read_pod_record(&pod);
+    Ok(Seen { meta: pod.metadata, kept, of: None })
+}
+
+fn read_other(text: &str) -> serde_json::Result<Seen> {
+    let object: DynamicObject = serde_json::from_str(text)?;
+    let kept = read_child(&object);
+    Ok(Seen { meta: object.metadata, kept, of: None })
+}
+
+/// Of what is known by its name alone.
+fn read_mark(text: &str) -> serde_json::Result<Seen> {
+    let object: DynamicObject = serde_json::from_str(text)?;
+    let kept = read_metadata(&object.metadata, Body::Nothing);
+    Ok(Seen { meta: object.metadata, kept, of: None })
 }
 
 impl Kind {
@@ -187,95 +180,142 @@ impl Kind {
 
 impl Feed {
     /// Never ends; what goes wrong is told once and tried again.
-    async fn run<T, S>(mut self, open: impl Fn() -> S, read: Reader<T>)
-    where
-        T: Resource,
-        S: Stream<Item = watcher::Result<Event<T>>> + Send,
-    {
+    async fn run(mut self, collection: Collection, read: Reader) {
+        let mut backoff = DefaultBackoff::default();
         loop {
             let end = Instant::now() + jittered(RESYNC, &(self.kind, Instant::now()));
-            let mut events = std::pin::pin!(StreamBackoff::new(open(), watcher::DefaultBackoff::default()));
-            let mut listed: Option<Listed> = None;
-            loop {
-                let event = tokio::select! {
-                    event = events.next() => event,
-                    // Not in the middle of a list, which may take longer than that.
-                    () = sleep_until(end), if listed.is_none() => break,
+            backoff.reset();
+            match self.list(&collection, read).await {
+                Ok(version) => tokio::select! {
+                    () = self.watch(&collection, version, read, &mut backoff) => {}
+                    () = sleep_until(end) => {}
+                },
+                Err(trouble) => self.failed(&trouble, &mut backoff).await,
+            }
+        }
+    }
+
+    /// Shows all that there is; the version up to which that is so.
+    async fn list(&mut self, collection: &Collection, read: Reader) -> Result<String, Trouble> {
+        let mut listed = Listed::new();
+        if let Some(follow) = &mut self.follow {
+            follow.begin();
+        }
+        let mut walk = collection.walk();
+        while walk
+            .next(|text| {
+                listed.extend(self.put(read(text)?));
+                Ok(())
+            })
+            .await?
+        {}
+        let version = walk.version()?;
+        self.works();
+        for key in self.sink.cache.complete(self.kind, self.namespace.as_deref(), &listed) {
+            self.sink.queue.add_soon(key, BUNDLE);
+        }
+        if let Some(follow) = &mut self.follow {
+            follow.complete();
+        }
+        if let Some(synced) = self.synced.take() {
+            // Nobody waits any more when the controllers end.
+            let _ = synced.send(());
+        }
+        Ok(version)
+    }
+
+    /// Shows what happens after a version, until everything has to be listed anew.
+    async fn watch(
+        &mut self,
+        collection: &Collection,
+        mut version: String,
+        read: Reader,
+        backoff: &mut DefaultBackoff,
+    ) {
+        loop {
+            let mut lines = match collection.watch(&version).await {
+                Ok(lines) => lines,
+                Err(trouble) => {
+                    self.failed(&trouble, backoff).await;
+                    if trouble.is_expired() {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            while let Ok(got) = timeout(SILENT, lines.next(|line| News::read(line, read))).await {
+                let trouble = match got {
+                    Ok(None) => break,
+                    Ok(Some(Ok(news))) => match self.take(news) {
+                        Some(shown) => {
+                            version = shown;
+                            backoff.reset();
+                            continue;
+                        }
+                        None => Trouble::NoVersion,
+                    },
+                    Ok(Some(Err(trouble))) => trouble,
+                    Err(error) => {
+                        self.failed(&Trouble::Watch(error), backoff).await;
+                        break;
+                    }
                 };
-                match event {
-                    Some(Ok(event)) => self.take(event, &mut listed, read),
-                    Some(Err(error)) => self.failed(&error),
-                    None => break,
+                self.failed(&trouble, backoff).await;
+                if trouble.is_expired() {
+                    return;
                 }
             }
         }
     }
 
-    fn take<T: Resource>(&mut self, event: Event<T>, listed: &mut Option<Listed>, read: Reader<T>) {
-        match event {
-            Event::Init => {
-                *listed = Some(Listed::new());
-                if let Some(follow) = &mut self.follow {
-                    follow.begin();
-                }
-            }
-            Event::InitApply(object) => {
-                if let Some(at) = self.put(&object, read)
-                    && let Some(listed) = listed
-                {
-                    listed.insert(at);
-                }
-            }
-            Event::InitDone => {
+    /// Takes what a watch shows; the version up to which that is, if it has one.
+    fn take(&mut self, news: News<Seen>) -> Option<String> {
+        let given = |version: Option<String>| version.filter(|version| !version.is_empty());
+        match news {
+            News::Bookmark(version) => given(Some(version)),
+            News::Applied(seen) => {
+                let version = given(seen.meta.resource_version.clone())?;
                 self.works();
-                let listed = listed.take().unwrap_or_default();
-                for key in self.sink.cache.complete(self.kind, self.namespace.as_deref(), &listed) {
-                    self.sink.queue.add_soon(key, BUNDLE);
-                }
-                if let Some(follow) = &mut self.follow {
-                    follow.complete();
-                }
-                if let Some(synced) = self.synced.take() {
-                    // Nobody waits any more when the controllers end.
-                    let _ = synced.send(());
-                }
+                self.put(seen);
+                Some(version)
             }
-            Event::Apply(object) => {
+            News::Deleted(Seen { meta, .. }) => {
+                let version = given(meta.resource_version.clone())?;
                 self.works();
-                self.put(&object, read);
-            }
-            Event::Delete(object) => {
-                self.works();
-                let meta = object.meta();
-                if let Some(follow) = &self.follow {
-                    follow.remove(meta);
-                }
-                let key = if self.kind.is_root() { own(meta) } else { owner(meta).or_else(|| labelled(meta)) };
-                let Some(key) = key else { return };
-                // A pod that lost the label by which it is watched looks as if it was deleted.
-                let name = meta.name.as_deref().unwrap_or_default();
-                let doubtful = self.kind == Kind::Pod && meta.deletion_timestamp.is_none();
-                if doubtful && self.sink.cache.doubt(self.kind, &key, name, meta.uid.as_deref()) {
-                    return self.sink.queue.add_soon(key, self.bundle());
-                }
-                self.remove(key, meta);
+                self.gone(&meta);
+                Some(version)
             }
         }
     }
 
-    fn put<T: Resource>(&mut self, object: &T, read: Reader<T>) -> Option<(Key, String)> {
-        let meta = object.meta();
-        let Some((key, record)) = read(object) else {
+    fn gone(&self, meta: &ObjectMeta) {
+        if let Some(follow) = &self.follow {
+            follow.remove(meta);
+        }
+        let key = if self.kind.is_root() { own(meta) } else { owner(meta).or_else(|| labelled(meta)) };
+        let Some(key) = key else { return };
+        // A pod that lost the label by which it is watched looks as if it was deleted.
+        let name = meta.name.as_deref().unwrap_or_default();
+        let doubtful = self.kind == Kind::Pod && meta.deletion_timestamp.is_none();
+        if doubtful && self.sink.cache.doubt(self.kind, &key, name, meta.uid.as_deref()) {
+            return self.sink.queue.add_soon(key, self.bundle());
+        }
+        self.remove(key, meta);
+    }
+
+    fn put(&mut self, seen: Seen) -> Option<(Key, String)> {
+        let Seen { meta, kept, of } = seen;
+        let Some((key, record)) = kept else {
             // Not, or no longer, of a cluster.
-            if let Some(key) = labelled(meta) {
-                self.remove(key, meta);
+            if let Some(key) = labelled(&meta) {
+                self.remove(key, &meta);
             }
             return None;
         };
-        if let Some(follow) = &mut self.follow {
-            follow.put(meta, &record);
+        let name = meta.name.unwrap_or_default();
+        if let (Some(follow), Some(of)) = (&mut self.follow, of) {
+            follow.put(name.clone(), of);
         }
-        let name = meta.name.clone().unwrap_or_default();
         if self.sink.cache.put(self.kind, &key, &name, record) {
             self.sink.queue.add_soon(key.clone(), self.bundle());
             if let Some(waiters) = &self.waiters {
@@ -299,31 +339,19 @@ impl Feed {
         if self.kind.is_root() { Duration::ZERO } else { BUNDLE }
     }
 
-    fn failed(&mut self, error: &watcher::Error) {
+    /// Tells what went wrong, unless it is known, and waits a while.
+    async fn failed(&mut self, trouble: &Trouble, backoff: &mut DefaultBackoff) {
         if !std::mem::replace(&mut self.broken, true) {
             let namespace = self.namespace.as_deref().unwrap_or("*");
-            tracing::warn!(kind = %self.kind, namespace, "failed to watch; trying again: {}", WatchText(error));
+            tracing::warn!(kind = %self.kind, namespace, "failed to watch; trying again: {trouble}");
         }
+        sleep(backoff.next().unwrap_or(SILENT)).await;
     }
 
     fn works(&mut self) {
         if std::mem::replace(&mut self.broken, false) {
             let namespace = self.namespace.as_deref().unwrap_or("*");
             tracing::info!(kind = %self.kind, namespace, "the watch works again");
-        }
-    }
-}
-
-/// What an error of a watch says, without the object that it may quote.
-struct WatchText<'a>(&'a watcher::Error);
-
-impl fmt::Display for WatchText<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            watcher::Error::InitialListFailed(error) => write!(f, "list: {error}"),
-            watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => write!(f, "watch: {error}"),
-            watcher::Error::WatchError(status) => write!(f, "watch: {} ({})", status.message, status.code),
-            watcher::Error::NoResourceVersion => f.write_str("the answer has no resource version"),
         }
     }
 }
@@ -341,131 +369,4 @@ impl fmt::Display for Kind {
             Self::Revision => "ControllerRevision",
         })
     }
-}
-
-/// A DaskCluster as the cache keeps it.
-pub(super) fn read_cluster(object: &DynamicObject) -> Option<(Key, Record)> {
-    read_root(Kind::Cluster, object)
-}
-
-/// A Pipeline as the cache keeps it.
-pub(super) fn read_pipeline(object: &DynamicObject) -> Option<(Key, Record)> {
-    read_root(Kind::Pipeline, object)
-}
-
-/// A PipelineRun as the cache keeps it.
-pub(super) fn read_run(object: &DynamicObject) -> Option<(Key, Record)> {
-    read_root(Kind::Run, object)
-}
-
-/// What is looked at for itself, as the cache keeps it. A run is kept without a pipeline of its own once that is written
-/// down elsewhere, or the run has ended: it may be large.
-pub(super) fn read_root(kind: Kind, object: &DynamicObject) -> Option<(Key, Record)> {
-    let meta = &object.metadata;
-    let mut spec = object.data.get("spec").cloned();
-    let mut frozen = None;
-    let is_over = ["/status/revision", "/status/finishedAt"].iter().any(|at| object.data.pointer(at).is_some());
-    if kind == Kind::Run
-        && is_over
-        && let Some(spec) = spec.as_mut().and_then(Value::as_object_mut)
-    {
-        spec.remove("pipelineSpec");
-        // What its Pipeline decides by is kept.
-        let labelled = meta.labels.as_ref().is_some_and(|labels| labels.contains_key(PIPELINE_LABEL));
-        frozen = labelled.then(|| frozen_hash(&object.data)).flatten();
-    }
-    let mut slim = json!({
-        "apiVersion": crate::api::API_VERSION,
-        "kind": kind.to_string(),
-        "metadata": {
-            "name": meta.name,
-            "namespace": meta.namespace,
-            "uid": meta.uid,
-            "generation": meta.generation,
-            "labels": meta.labels.as_ref().map_or_else(Default::default, |labels| labels.clone()),
-            "deletionTimestamp": meta.deletion_timestamp,
-        },
-        "spec": spec,
-        "status": object.data.get("status"),
-    });
-    if let Some(frozen) = frozen {
-        slim[FROZEN_HASH] = json!(frozen);
-    }
-    if let Some(owners) = &meta.owner_references {
-        slim["metadata"]["ownerReferences"] = json!(owners);
-    }
-    if kind == Kind::Run
-        && let Some(queued) = meta.annotations.as_ref().and_then(|all| all.get(QUEUED_ANNOTATION))
-    {
-        slim["metadata"]["annotations"] = json!({QUEUED_ANNOTATION: queued});
-    }
-    if kind != Kind::Cluster {
-        slim["metadata"]["creationTimestamp"] = json!(meta.creation_timestamp);
-        slim["metadata"]["finalizers"] = json!(meta.finalizers.as_deref().unwrap_or_default());
-    }
-    let uid = meta.uid.clone()?;
-    let version = meta.resource_version.clone().unwrap_or_default();
-    Some((
-        own(meta)?,
-        Record { owner: uid.clone(), uid, version, body: json_body(&slim)?, unseen: None, deleted: false },
-    ))
-}
-
-/// A Service or NetworkPolicy as the cache keeps it.
-pub(super) fn read_child(object: &DynamicObject) -> Option<(Key, Record)> {
-    let DynamicObject { metadata, data, .. } = object;
-    let slim = json!({
-        "metadata": {
-            "name": metadata.name,
-            "namespace": metadata.namespace,
-            "labels": metadata.labels,
-            "ownerReferences": metadata.owner_references,
-        },
-        "spec": data.get("spec"),
-    });
-    read_metadata(metadata, json_body(&slim)?)
-}
-
-/// A pod as the cache keeps it: as if it were just made. What only its age tells is added when it is looked at.
-pub(super) fn read_pod_record(pod: &Pod) -> Option<(Key, Record)> {
-    let made = pod.metadata.creation_timestamp.as_ref()?.0;
-    let fact = read_pod(pod, made)?;
-    let old = fact.created.checked_add(SignedDuration::from_secs(LATE)).ok()?;
-    let late = trouble::find(pod, old);
-    read_metadata(&pod.metadata, Body::Pod(Box::new(PodBody { fact, late })))
-}
-
-pub(super) fn read_metadata(meta: &ObjectMeta, body: Body) -> Option<(Key, Record)> {
-    let owner = meta.owner_references.iter().flatten().find(|owner| is_cluster(owner))?;
-    let key = Key::new(meta.namespace.clone()?, owner.name.clone());
-    let version = meta.resource_version.clone().unwrap_or_default();
-    Some((
-        key,
-        Record { uid: meta.uid.clone()?, version, owner: owner.uid.clone(), body, unseen: None, deleted: false },
-    ))
-}
-
-pub(super) fn json_body(object: &impl Serialize) -> Option<Body> {
-    // What came as JSON can be written as JSON.
-    serde_json::to_vec(object).ok().map(|json| Body::Json(json.into_boxed_slice()))
-}
-
-fn own(meta: &ObjectMeta) -> Option<Key> {
-    Some(Key::new(meta.namespace.clone()?, meta.name.clone()?))
-}
-
-/// The DaskCluster that owns an object.
-fn owner(meta: &ObjectMeta) -> Option<Key> {
-    let owner = meta.owner_references.iter().flatten().find(|owner| is_cluster(owner))?;
-    Some(Key::new(meta.namespace.clone()?, owner.name.clone()))
-}
-
-/// The DaskCluster that an object names in its labels.
-fn labelled(meta: &ObjectMeta) -> Option<Key> {
-    let name = meta.labels.as_ref()?.get(names::CLUSTER_LABEL)?;
-    Some(Key::new(meta.namespace.clone()?, name.clone()))
-}
-
-pub(super) fn is_cluster(owner: &OwnerReference) -> bool {
-    owner.kind == "DaskCluster" && owner.api_version.split('/').next() == Some(GROUP)
 }

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tower::{BoxError, Service};
 
 use crate::objects::{self, merge};
-use crate::{wait, watches};
+use crate::{pages, wait, watches};
 
 /// Plurals of the kinds of ours.
 pub const KINDS: [&str; 3] = ["daskclusters", "pipelines", "pipelineruns"];
@@ -43,7 +43,7 @@ pub struct Recorded {
 pub struct Fault {
     /// Any if it is none.
     pub method: Option<Method>,
-    /// Part of the path.
+    /// Part of the path, or of the query if it has a `=`.
     pub part: String,
     pub status: u16,
     pub message: String,
@@ -242,8 +242,10 @@ impl Inner {
     }
 
     fn handle(&mut self, method: &Method, path: &str, query: &str, headers: &HeaderMap, body: &Value) -> (u16, Value) {
-        let hits =
-            |fault: &Fault| path.contains(&fault.part) && fault.method.as_ref().is_none_or(|wanted| wanted == method);
+        let hits = |fault: &Fault| {
+            let at = if fault.part.contains('=') { query } else { path };
+            at.contains(&fault.part) && fault.method.as_ref().is_none_or(|wanted| wanted == method)
+        };
         if let Some(at) = self.faults.iter().position(hits) {
             let fault = self.faults[at].clone();
             if fault.times == 1 {
@@ -333,9 +335,7 @@ impl Inner {
                 && !self.hidden.contains(*at)
                 && objects::matches(&object["metadata"]["labels"], &selector)
         });
-        let items: Vec<Value> = items.map(|(_, object)| object.clone()).collect();
-        let version = self.version.to_string();
-        json!({ "kind": "List", "apiVersion": "v1", "metadata": { "resourceVersion": version }, "items": items })
+        pages::page(items, query, self.version)
     }
 
     fn patch(&mut self, path: &str, query: &str, headers: &HeaderMap, body: &Value) -> (u16, Value) {
@@ -539,7 +539,7 @@ async fn answer(State(api): State<Api>, request: Request<Body>) -> Response {
         Some(seconds) => builder.header("retry-after", seconds.to_string()),
         None => builder,
     };
-    builder.body(Body::from(document.to_string())).expect("an answer")
+    builder.body(Body::from(pages::fill(document.to_string()))).expect("an answer")
 }
 
 impl Api {

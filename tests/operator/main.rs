@@ -7,6 +7,7 @@ mod clocks;
 mod deployment;
 mod faults;
 mod fence;
+mod large;
 mod lease;
 mod limits;
 mod loops;
@@ -14,6 +15,7 @@ mod loops;
 mod memory;
 mod namespaces;
 mod objects;
+mod pages;
 #[path = "../support/peer.rs"]
 mod peer;
 mod people;

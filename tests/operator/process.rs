@@ -21,7 +21,7 @@ use crate::world::{World, plain};
 const SOON: Duration = Duration::from_secs(20);
 
 /// A running operator, killed when it goes out of scope.
-struct Operator {
+pub struct Operator {
     child: Child,
     listen: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
@@ -29,7 +29,7 @@ struct Operator {
 }
 
 impl Operator {
-    fn start(api: &Api, arguments: &[&str]) -> Self {
+    pub fn start(api: &Api, arguments: &[&str]) -> Self {
         let mut operator = Self::start_logging_to(api, arguments, Stdio::piped());
         let stderr = operator.child.stderr.take().expect("its standard error");
         let stderr = File::from(stderr.into_owned_fd().expect("a file"));
@@ -72,7 +72,7 @@ impl Operator {
         self.get("/ready").and_then(|(_, body)| serde_json::from_str(&body).ok()).unwrap_or_default()
     }
 
-    fn leads(&self) -> bool {
+    pub fn leads(&self) -> bool {
         self.ready()["role"] == "leader"
     }
 
@@ -81,7 +81,7 @@ impl Operator {
         text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
     }
 
-    fn process(&self) -> u32 {
+    pub fn process(&self) -> u32 {
         self.child.id().expect("it runs")
     }
 
@@ -90,7 +90,7 @@ impl Operator {
         assert!(sent.expect("run kill").success());
     }
 
-    fn lines(&self) -> Vec<String> {
+    pub fn lines(&self) -> Vec<String> {
         self.log.lock().expect("no panic").clone()
     }
 
@@ -103,9 +103,19 @@ impl Operator {
 }
 
 fn command(kubeconfig: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_daskade"));
-    command.arg("operator").env("KUBECONFIG", kubeconfig);
+    // Another one, for example one that is optimised.
+    let program = std::env::var("DASKADE_TEST_OPERATOR").unwrap_or_else(|_| env!("CARGO_BIN_EXE_daskade").to_owned());
+    let mut command = Command::new(program);
+    command.arg("operator").env("KUBECONFIG", kubeconfig).envs(environment());
     command
+}
+
+/// What the image sets.
+fn environment() -> Vec<(String, String)> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("Dockerfile");
+    let file = std::fs::read_to_string(file).expect("the Dockerfile");
+    let pairs = file.lines().filter_map(|line| line.strip_prefix("ENV ")).flat_map(str::split_whitespace);
+    pairs.filter_map(|pair| pair.split_once('=')).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// Whether a thread of the process waits for a pipe to take what it writes.

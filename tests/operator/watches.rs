@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::api::{Api, failure};
-use crate::{objects, wait};
+use crate::{objects, pages, wait};
+
+/// Bytes after which a reader has to ask for more.
+const BURST: usize = 4 << 20;
 
 /// Moves all watches.
 #[derive(Debug)]
@@ -254,7 +257,12 @@ impl Watch {
             }
             let mut object: Value = if self.metadata { objects::metadata_of(object.clone()) } else { object.clone() };
             object["metadata"]["resourceVersion"] = json!(version.to_string());
-            lines.push_str(&format!("{}\n", json!({ "type": kind, "object": object })));
+            let line = json!({ "type": kind, "object": object });
+            lines.push_str(&format!("{}\n", pages::fill(line.to_string())));
+            if lines.len() > BURST {
+                self.since = *version;
+                return lines;
+            }
         }
         self.since = inner.version;
         lines

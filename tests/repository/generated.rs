@@ -125,6 +125,16 @@ fn limits_are_as_the_page_says() {
         ("workers of one cluster", number(limits::WORKERS)),
         ("kinds of demand", number(limits::ASKS)),
         ("log objects of one", size(limits::LOGS_IN_ALL)),
+        ("one object that is kept", size(limits::OBJECT_KEPT)),
+        ("all objects that are kept", size(limits::OBJECTS_KEPT)),
+        ("a page of a list", size(limits::PAGE)),
+        ("a page of a list", format!("{} objects", limits::PAGE_FIRST)),
+        ("a page of a list", format!("{} at most", limits::PAGE_MOST)),
+        ("pages, and long lines", size(limits::LISTED_AT_ONCE)),
+        ("one object that is read", size(limits::OBJECT)),
+        ("values in the spec of one object", number(limits::OBJECT_VALUES)),
+        ("large objects that are being", size(limits::TURNS_AT_ONCE)),
+        ("specs of runs that have begun", size(limits::CHARTERS_KEPT)),
     ] {
         let row = page.lines().find(|line| line.starts_with(&format!("| {what}"))).unwrap_or_else(|| panic!("{what}"));
         assert!(row.contains(&limit), "{limit}: {row}");
