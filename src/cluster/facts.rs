@@ -92,6 +92,8 @@ pub struct Base {
     pub image: String,
     /// Name of the ConfigMap with the runtime.
     pub runtime: String,
+    /// The runtime has the option `--health-port`, and answers probes there.
+    pub health: bool,
 }
 
 /// A pod's phase.

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::Pod;
 
 use super::{
-    build::RUNTIME_VOLUME,
+    build::{HEALTH_OPTION, RUNTIME_VOLUME},
     facts::{Base, Phase, PodFact, Role},
     names, trouble,
 };
@@ -58,9 +58,11 @@ pub fn read_pod(pod: &Pod, now: jiff::Timestamp) -> Option<PodFact> {
 fn read_base(pod: &Pod) -> Base {
     let Some(spec) = &pod.spec else { return Base::default() };
     let mut volumes = spec.volumes.iter().flatten().filter(|volume| volume.name == RUNTIME_VOLUME);
+    let container = spec.containers.first();
     Base {
-        image: spec.containers.first().and_then(|container| container.image.clone()).unwrap_or_default(),
+        image: container.and_then(|container| container.image.clone()).unwrap_or_default(),
         runtime: volumes.next().and_then(|volume| Some(volume.config_map.as_ref()?.name.clone())).unwrap_or_default(),
+        health: container.iter().flat_map(|container| container.args.iter().flatten()).any(|arg| arg == HEALTH_OPTION),
     }
 }
 

@@ -23,6 +23,7 @@ mod retention;
 mod runs;
 mod scheduler;
 mod trap;
+mod upgrade;
 mod wait;
 mod watches;
 mod world;
