@@ -20,6 +20,7 @@ mod pipelines;
 mod process;
 mod reconcile;
 mod retention;
+mod room;
 mod runs;
 mod scheduler;
 mod trap;

@@ -8,13 +8,14 @@ use sha2::{Digest, Sha256};
 use super::{Settings, metadata};
 use crate::{
     api::{
-        cluster::{ClusterTls, GPU_RESOURCE_DEFAULT, Gpu, TlsMode, WorkerGroup},
+        cluster::{ClusterTls, TlsMode, WorkerGroup},
         pod::{EnvVar, Resources, Volume},
         storage::Storage,
     },
     cluster::{
         effective_groups,
         facts::{Base, Cluster, Role, Slot},
+        group::gpu_resource,
         memory_bytes, names, offers, threads,
     },
 };
@@ -216,10 +217,6 @@ fn worker(cluster: &Cluster, settings: &Settings, group: &WorkerGroup) -> Value 
         pod["priorityClassName"] = json!(class);
     }
     pod
-}
-
-fn gpu_resource(gpu: &Gpu) -> &str {
-    gpu.resource_name.as_deref().unwrap_or(GPU_RESOURCE_DEFAULT)
 }
 
 /// Limits are also what is requested, unless requests say otherwise: Kubernetes' own default, written down.
