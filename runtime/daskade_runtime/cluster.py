@@ -161,10 +161,10 @@ class ClusterView:
         if began < self._next_look:
             return
         self._asks = {run: asks for run, asks in self._asks.items() if run in self._runtime.runs}
-        wanted = demand.wanted(self._s, self._runtime.dispatcher, self._asks)
+        found, later = demand.wanted(self._s, self._runtime.dispatcher, self._asks)
         state = {
             "workers": [self._worker(worker) for worker in self._s.workers.values()],
-            "demand": demand.rows(wanted),
+            "demand": demand.rows(found, later),
             "runs": len(self._runtime.runs),
             "clients": self._clients(),
             "tasks": demand.unfinished(self._s),
@@ -192,9 +192,10 @@ def _checked(ask: Any) -> dict[str, Any]:
     try:
         group = ask.get("group")
         resources = {str(k): float(v) for k, v in (ask.get("resources") or {}).items()}
-        count = int(ask["count"])
+        count, later = int(ask["count"]), int(ask.get("later", 0))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Refused("BadRequest", f"an ask is malformed: {error}") from None
-    if count < 0:
-        raise Refused("BadRequest", f"an ask is for {count} tasks")
-    return {"group": None if group is None else str(group), "resources": resources, "count": count}
+    if not 0 <= later <= count:
+        raise Refused("BadRequest", f"an ask is for {count} tasks, {later} of them later")
+    told = {"group": None if group is None else str(group), "resources": resources}
+    return {**told, "count": count, "later": later}

@@ -8,7 +8,8 @@ from collections import Counter
 from typing import Any
 
 Amounts = tuple[tuple[str, float], ...]
-Wanted = Counter[tuple[str | None, Amounts]]
+Asked = tuple[str | None, Amounts]
+Wanted = Counter[Asked]
 UNFINISHED = ("waiting", "queued", "no-worker", "processing")
 
 
@@ -23,9 +24,12 @@ def unfinished(scheduler: Any) -> int:
     return sum(group.states.get(state, 0) for group in groups for state in UNFINISHED)
 
 
-def wanted(scheduler: Any, dispatcher: Any, told: dict[str, list[dict[str, Any]]]) -> Wanted:
+def wanted(
+    scheduler: Any, dispatcher: Any, told: dict[str, list[dict[str, Any]]]
+) -> tuple[Wanted, Wanted]:
     """Worker group and resources, and how many tasks with these could run at once: those that could begin
-    now, those that run, and of runs what was ``told`` of them if that is more.
+    now, those that run, and of runs what was ``told`` of them if that is more. Also how many of them come
+    later, as was told.
     """
     found: Wanted = Counter()
     # Dask queues only what may run anywhere.
@@ -40,20 +44,27 @@ def wanted(scheduler: Any, dispatcher: Any, told: dict[str, list[dict[str, Any]]
         for task in worker.processing:
             if task.key not in flying:
                 found[None, amounts(task.resource_restrictions)] += 1
-    runs: Counter[tuple[str, tuple[str | None, Amounts]]] = Counter()
+    runs: Counter[tuple[str, Asked]] = Counter()
     for run, group, resources, count in dispatcher.demand():
         runs[run, (group, amounts(resources))] += count
+    soon = runs.copy()
     for run, asks in told.items():
         for ask in asks:
             # What was told counts what was handed over, too: a task is in one of them before the other.
             key = run, (ask["group"], amounts(ask["resources"]))
             runs[key] = max(runs[key], ask["count"])
-    for (_, asked), count in runs.items():
-        found[asked] += count
-    return found
+            soon[key] = max(soon[key], ask["count"] - ask["later"])
+    later: Wanted = Counter()
+    for key, count in runs.items():
+        found[key[1]] += count
+        later[key[1]] += count - soon[key]
+    return found, later
 
 
-def rows(found: Wanted) -> list[dict[str, Any]]:
+def rows(found: Wanted, later: Wanted) -> list[dict[str, Any]]:
     """As they travel, in an order that depends on nothing else."""
     ordered = sorted((item for item in found.items() if item[1] > 0), key=repr)
-    return [{"group": group, "resources": dict(asked), "count": n} for (group, asked), n in ordered]
+    return [
+        {"group": group, "resources": dict(asked), "count": n, "later": later[group, asked]}
+        for (group, asked), n in ordered
+    ]

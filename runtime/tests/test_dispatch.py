@@ -501,8 +501,10 @@ def test_of_what_a_run_told_and_what_was_handed_over_the_larger_counts() -> None
     cpu: dict[str, Any] = {"group": "cpu", "resources": {}}
     told = {
         # One that was told of became ready: it is not counted twice.
-        "one": [{**gpu, "count": 1}, {**cpu, "count": 6}],
-        "two": [{**gpu, "count": 1}],
-        "three": [{**gpu, "count": 5}],
+        "one": [{**gpu, "count": 1, "later": 1}, {**cpu, "count": 6, "later": 1}],
+        "two": [{**gpu, "count": 1, "later": 0}],
+        "three": [{**gpu, "count": 5, "later": 3}],
     }
-    assert rows(wanted(Idle(), Handed(), told)) == [{**cpu, "count": 6}, {**gpu, "count": 1 + 2 + 5}]
+    # Of what was told to come later, nothing that was handed over already comes later.
+    expected = [{**cpu, "count": 6, "later": 1}, {**gpu, "count": 1 + 2 + 5, "later": 3}]
+    assert rows(*wanted(Idle(), Handed(), told)) == expected

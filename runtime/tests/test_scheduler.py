@@ -330,6 +330,25 @@ def test_an_attempt_is_told_whether_it_is_still_the_one_that_its_task_waits_for(
     assert not current()
 
 
+def test_what_a_run_needs_only_later_is_told_apart(dask: Cluster, storage: str) -> None:
+    run = Run(dask.address, storage, [step("sleep", "time:sleep", args(ref(2, 0)))]).open()
+    plain: dict[str, Any] = {"group": None, "resources": {"LATER": 1.0}}
+
+    def demand() -> list[dict[str, Any]]:
+        told = run.conn.rpc("daskade-cluster", lead=0, since=0, wait=0.0, fresh=True)["demand"]
+        return [ask for ask in told if ask["resources"] == plain["resources"]]
+
+    run.rpc("demand", asks=[{**plain, "count": 3, "later": 2}])
+    assert demand() == [{**plain, "count": 3, "later": 2}]
+    # A driver of an earlier release does not tell.
+    run.rpc("demand", asks=[{**plain, "count": 3}])
+    assert demand() == [{**plain, "count": 3, "later": 0}]
+    for wrong in ({"count": 1, "later": 2}, {"count": 1, "later": -1}, {"count": -1}):
+        with pytest.raises(RpcError, match="BadRequest"):
+            run.rpc("demand", asks=[{**plain, **wrong}])
+    run.close()
+
+
 def test_a_kept_output_is_replaced_by_the_attempt_that_counts(dask: Cluster, storage: str) -> None:
     place = {"place": msgpack.packb(["models/x.json", False]), "replace": True}
     run = Run(dask.address, storage, [step("one", "operator:add", args(1, 2), target=place, serializer="json")]).open()

@@ -84,6 +84,7 @@ pub const CONDITION_REASONS: &[Reason] = &[
     ("ServiceAccountNotFound", "The ServiceAccount that a spec names does not exist; waiting for it."),
     ("NoWorkers", "No worker can run the waiting steps now; waiting."),
     ("Unschedulable", "Kubernetes finds no node for a pod; the message quotes it."),
+    ("HeldByCluster", "Other workers of the cluster hold the room that a pod needs; the message names their groups."),
     ("ImagePull", "An image cannot be pulled; the message quotes the registry."),
     ("ImageLacks", "The image lacks something that daskade needs; the message names it."),
     (

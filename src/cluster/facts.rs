@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use super::room::Shortage;
 use crate::api::{cluster::DaskClusterSpec, status::DaskClusterStatus};
 
 /// A DaskCluster whose spec is valid.
@@ -30,6 +31,8 @@ pub struct Facts {
     /// Writes that Kubernetes refused in the pass before, per pod role.
     pub refused: Vec<Refusal>,
     pub tls: TlsFact,
+    /// Pods that wait for room, and for which workers gave way already, each with their node.
+    pub gave: BTreeMap<String, Option<String>>,
 }
 
 /// Which pod of a cluster.
@@ -78,8 +81,12 @@ pub struct PodFact {
     pub created: Timestamp,
     /// When its deletion was asked for, and how long it may take, in seconds.
     pub deleting: Option<(Timestamp, i64)>,
+    /// The node that it was given.
+    pub node: Option<String>,
     /// Why it is not there yet, or ended.
     pub trouble: Option<Trouble>,
+    /// What no node has enough of for it.
+    pub shortage: Option<Shortage>,
     /// Restarts of its container.
     pub restarts: u32,
     /// It has the labels that it was made with: by them it is found by the Service, by policies and by watches.
@@ -92,6 +99,8 @@ pub struct Base {
     pub image: String,
     /// Name of the ConfigMap with the runtime.
     pub runtime: String,
+    /// The runtime has the option `--health-port`, and answers probes there.
+    pub health: bool,
 }
 
 /// A pod's phase.
@@ -170,6 +179,15 @@ pub struct Ask {
     pub group: Option<String>,
     pub resources: BTreeMap<String, f64>,
     pub count: u64,
+    /// Those of them that come only after a step that itself waits for a worker.
+    pub later: u64,
+}
+
+impl Ask {
+    /// Without what comes only after a step that itself waits for a worker.
+    pub fn without_later(&self) -> Self {
+        Self { count: self.count.saturating_sub(self.later), later: 0, ..self.clone() }
+    }
 }
 
 /// A demand that has ended.

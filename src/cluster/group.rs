@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::api::cluster::{DaskClusterSpec, WorkerGroup};
+use crate::api::cluster::{DaskClusterSpec, GPU_RESOURCE_DEFAULT, Gpu, WorkerGroup};
+use crate::api::pod::Resources;
 
 /// Name of the one group of a cluster that names none.
 pub const DEFAULT_GROUP: &str = "default";
@@ -39,6 +40,44 @@ pub fn offers(group: &WorkerGroup) -> BTreeMap<String, f64> {
     offers
 }
 
+/// Amounts of resources by their names.
+pub type Amounts = BTreeMap<String, f64>;
+
+/// The resource of Kubernetes that a group's GPUs are.
+pub fn gpu_resource(gpu: &Gpu) -> &str {
+    gpu.resource_name.as_deref().unwrap_or(GPU_RESOURCE_DEFAULT)
+}
+
+/// What a worker's pod takes of its node, itself counted as one of `pods`.
+pub fn requests(group: &WorkerGroup) -> Amounts {
+    let mut amounts = match &group.resources {
+        Some(resources) => requested(resources),
+        None => usual(0.5 * f64::from(threads(group)), 2.0),
+    };
+    amounts.extend(group.gpu.iter().map(|gpu| (gpu_resource(gpu).to_owned(), f64::from(gpu.count))));
+    amounts
+}
+
+/// What a scheduler's pod takes of its node.
+pub fn scheduler_requests(spec: &DaskClusterSpec) -> Amounts {
+    let resources = spec.scheduler.as_ref().and_then(|scheduler| scheduler.resources.as_ref());
+    resources.map_or_else(|| usual(0.5, 1.0), requested)
+}
+
+/// Without `requests` Kubernetes takes the limits.
+fn requested(resources: &Resources) -> Amounts {
+    let all = resources.limits.iter().chain(&resources.requests);
+    let mut amounts: Amounts = all.map(|(name, quantity)| (name.clone(), quantity.amount())).collect();
+    amounts.insert("pods".to_owned(), 1.0);
+    amounts
+}
+
+/// Of pods whose spec names no resources, as they are built.
+fn usual(cpu: f64, gibibytes: f64) -> Amounts {
+    let memory = gibibytes * f64::from(1 << 30);
+    [("cpu", cpu), ("memory", memory), ("pods", 1.0)].map(|(name, amount)| (name.to_owned(), amount)).into()
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -59,6 +98,14 @@ mod tests {
         }));
         assert_eq!((threads(&full), memory_bytes(&full)), (2, Some(1 << 30)));
         assert_eq!(offers(&full), BTreeMap::from([("GPU".to_owned(), 2.0), ("SSD".to_owned(), 1.0)]));
+        let amounts = |found: Amounts| -> Vec<(String, f64)> { found.into_iter().collect() };
+        let wanted = [("cpu", 1.5), ("memory", f64::from(1 << 30)), ("nvidia.com/gpu", 2.0), ("pods", 1.0)];
+        assert_eq!(amounts(requests(&full)), wanted.map(|(name, amount)| (name.to_owned(), amount)));
+        let wanted = [("cpu", 0.5), ("memory", 2.0 * f64::from(1 << 30)), ("pods", 1.0)];
+        assert_eq!(amounts(requests(&bare)), wanted.map(|(name, amount)| (name.to_owned(), amount)));
+        let resources = json!({"limits": {"cpu": 4}, "requests": {"cpu": "100m"}});
+        assert_eq!(requests(&group(json!({"name": "a", "resources": resources})))["cpu"], 0.1);
+        assert_eq!(scheduler_requests(&DaskClusterSpec::default())["cpu"], 0.5);
         assert_eq!(threads(&group(json!({"name": "a", "threads": 3, "resources": {"limits": {"cpu": 1}}}))), 3);
     }
 }

@@ -8,6 +8,7 @@ use std::{
 use super::{
     effective_groups,
     facts::{Base, Cluster, Facts, Phase, PodFact, Role, SchedulerFact, SchedulerState, Slot},
+    room::Giving,
     scale::{Desired, desired},
 };
 use crate::api::cluster::SchedulerRollout;
@@ -54,6 +55,15 @@ pub struct Plan {
     pub scheduler_unused: bool,
     /// Workers should go, and the scheduler cannot be asked.
     pub blind: bool,
+    /// Workers that go since others of the cluster need their room.
+    pub giving: Giving,
+}
+
+impl Plan {
+    /// Whether it takes something away.
+    pub fn is_destructive(&self) -> bool {
+        !self.delete.is_empty() || !self.drain.is_empty() || !self.retire.is_empty()
+    }
 }
 
 /// A pod to be deleted, now.
@@ -217,7 +227,8 @@ impl Pass<'_> {
 
     fn groups(&mut self) {
         let groups = effective_groups(&self.cluster.spec);
-        let Desired { workers, until } = desired(self.cluster, &groups, self.facts);
+        let Desired { workers, until, giving } = desired(self.cluster, &groups, self.facts);
+        self.plan.giving = giving;
         if let Some(until) = until {
             self.wake(until);
         }
@@ -281,13 +292,15 @@ impl Pass<'_> {
         self.state()?.workers.get(&pod.name)
     }
 
-    /// Those that may go most easily at the end: outdated, not known to the scheduler, idle, of a high number.
+    /// Those that may go most easily at the end: those that give way, outdated, not known to the scheduler, idle, of a high
+    /// number.
     fn sort_victims_last(&self, pods: &mut [&PodFact], hash: Option<&String>) {
         pods.sort_by_key(|pod| {
             let worker = self.worker(pod);
             let current = hash.is_some_and(|hash| pod.template == *hash);
             let tasks = worker.map_or(0, |worker| worker.tasks);
-            (std::cmp::Reverse((current, worker.is_some(), pod.ready, tasks)), number(pod), pod.slot.incarnation)
+            let stays = !self.plan.giving.workers.contains_key(&pod.name);
+            (std::cmp::Reverse((stays, current, worker.is_some(), pod.ready, tasks)), number(pod), pod.slot.incarnation)
         });
     }
 
@@ -313,6 +326,8 @@ impl Pass<'_> {
             for pod in victims {
                 if suspended {
                     self.delete(pod, "the cluster is suspended");
+                } else if !pod.ready && self.plan.giving.workers.contains_key(&pod.name) {
+                    self.delete(pod, "its scheduler waits for room");
                 } else if pod.ip.is_none() && !pod.ready {
                     self.delete(pod, "it has not started and is not wanted any more");
                 } else {

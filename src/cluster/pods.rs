@@ -1,11 +1,13 @@
 //! Pods as decisions need them.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use super::{
-    build::RUNTIME_VOLUME,
+    build::{HEALTH_OPTION, RUNTIME_VOLUME},
     facts::{Base, Phase, PodFact, Role},
-    names, trouble,
+    names,
+    room::Shortage,
+    trouble,
 };
 
 /// Reads a pod; none for one that is not a DaskCluster's, or has no name of ours. What it is does not depend on its labels:
@@ -44,7 +46,9 @@ pub fn read_pod(pod: &Pod, now: jiff::Timestamp) -> Option<PodFact> {
         ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
         created,
         deleting: meta.deletion_timestamp.as_ref().map(|time| deletion(time.0, meta.deletion_grace_period_seconds)),
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).filter(|node| !node.is_empty()),
         trouble,
+        shortage: read_shortage(&status),
         restarts: status
             .container_statuses
             .iter()
@@ -55,12 +59,21 @@ pub fn read_pod(pod: &Pod, now: jiff::Timestamp) -> Option<PodFact> {
     })
 }
 
+fn read_shortage(status: &PodStatus) -> Option<Shortage> {
+    let mut conditions = status.conditions.iter().flatten();
+    let scheduled = conditions.find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?;
+    let message = scheduled.message.as_deref().filter(|_| scheduled.reason.as_deref() == Some("Unschedulable"))?;
+    Shortage::read(message)
+}
+
 fn read_base(pod: &Pod) -> Base {
     let Some(spec) = &pod.spec else { return Base::default() };
     let mut volumes = spec.volumes.iter().flatten().filter(|volume| volume.name == RUNTIME_VOLUME);
+    let container = spec.containers.first();
     Base {
-        image: spec.containers.first().and_then(|container| container.image.clone()).unwrap_or_default(),
+        image: container.and_then(|container| container.image.clone()).unwrap_or_default(),
         runtime: volumes.next().and_then(|volume| Some(volume.config_map.as_ref()?.name.clone())).unwrap_or_default(),
+        health: container.iter().flat_map(|container| container.args.iter().flatten()).any(|arg| arg == HEALTH_OPTION),
     }
 }
 

@@ -6,7 +6,9 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     facts::{Ask, Cluster, Facts, Recent, SchedulerFact, SchedulerState},
-    offers, threads,
+    offers,
+    room::{Giving, give_way, give_way_to_scheduler, waiting},
+    threads,
 };
 use crate::api::cluster::WorkerGroup;
 
@@ -16,60 +18,80 @@ const KEEP_IDLE: Duration = Duration::from_secs(30);
 const RECENT: usize = 64;
 
 /// What is wanted now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Desired {
     /// Workers per group, in the order of the groups.
     pub workers: Vec<u32>,
     /// After this time it is another number even if nothing happens.
     pub until: Option<Duration>,
+    /// Workers that are not among them any more, since others of the cluster need their room.
+    pub giving: Giving,
 }
 
 /// The number of workers wanted per group, in the order of `groups`.
 pub fn desired(cluster: &Cluster, groups: &[WorkerGroup], facts: &Facts) -> Desired {
     if cluster.spec.suspend {
-        return Desired { workers: vec![0; groups.len()], until: None };
+        return Desired { workers: vec![0; groups.len()], ..Desired::default() };
     }
     let asked = matches!(&facts.scheduler, SchedulerFact::Answers(state) if !state.demand.is_empty());
     if cluster.of_run && !asked && groups.iter().all(|group| before(group, cluster) == 0) {
         // A run that finds nothing to do needs nobody: its first demand starts also the groups that do not scale.
-        return Desired { workers: vec![0; groups.len()], until: None };
+        return Desired { workers: vec![0; groups.len()], ..Desired::default() };
     }
     let SchedulerFact::Answers(state) = &facts.scheduler else {
-        return Desired { workers: groups.iter().map(|group| without_word(group, cluster)).collect(), until: None };
+        let mut workers: Vec<u32> = groups.iter().map(|group| without_word(group, cluster)).collect();
+        let giving = give_way_to_scheduler(&cluster.spec, groups, &mut workers, facts);
+        return Desired { workers, until: None, giving };
     };
     let mut waits = Vec::new();
     if let (Some(timeout), Some(since)) = (&cluster.spec.idle_timeout, state.idle_since) {
         match left(timeout.to_std(), since, facts.now) {
-            None => return Desired { workers: vec![0; groups.len()], until: None },
+            None => return Desired { workers: vec![0; groups.len()], ..Desired::default() },
             Some(left) => waits.push(left),
         }
     }
-    let now = needed(groups, &state.demand);
     let recent: Vec<&Recent> =
         state.recent.iter().filter(|recent| left(KEEP_IDLE, recent.until, facts.now).is_some()).collect();
-    let most = needed(groups, &most(&state.demand, &recent));
+    let soon: Vec<Ask> = state.demand.iter().map(Ask::without_later).collect();
+    let least: Vec<u32> = groups.iter().zip(needed(groups, &soon)).map(|(group, now)| bounded(group, now)).collect();
+    let waiting = waiting(groups, &least, facts);
+    // What comes only after a step that waits for a worker comes after the pods that wait for room.
+    let (now, most) = if waiting.is_empty() {
+        (needed(groups, &state.demand), needed(groups, &most(&state.demand, &recent)))
+    } else {
+        let recent: Vec<Recent> =
+            recent.iter().map(|recent| Recent { ask: recent.ask.without_later(), until: recent.until }).collect();
+        (needed(groups, &soon), needed(groups, &most(&soon, &recent.iter().collect::<Vec<_>>())))
+    };
     let workers = groups.iter().zip(now.into_iter().zip(most)).map(|(group, (now, most))| {
         let before = before(group, cluster);
-        match &group.autoscale {
-            None => group.replicas.unwrap_or(1),
-            Some(scale) => {
-                let (min, max) = (scale.min.unwrap_or(0).min(scale.max), scale.max);
-                let wanted = now.clamp(min, max);
-                let kept = most.clamp(min, max).min(before);
-                // An operator that has just begun knows of no demand before.
-                let rests = state.idle_since.and_then(|since| left(KEEP_IDLE, since, facts.now));
-                if before > wanted && rests.is_some() {
-                    waits.extend(rests);
-                    return before.clamp(min, max);
-                }
-                if kept > wanted {
-                    waits.extend(recent.iter().filter_map(|recent| left(KEEP_IDLE, recent.until, facts.now)));
-                }
-                wanted.max(kept)
-            }
+        let wanted = bounded(group, now);
+        if group.autoscale.is_none() {
+            return wanted;
         }
+        let kept = bounded(group, most).min(before);
+        // An operator that has just begun knows of no demand before.
+        let rests = state.idle_since.and_then(|since| left(KEEP_IDLE, since, facts.now));
+        if before > wanted && rests.is_some() {
+            waits.extend(rests);
+            return bounded(group, before);
+        }
+        if kept > wanted {
+            waits.extend(recent.iter().filter_map(|recent| left(KEEP_IDLE, recent.until, facts.now)));
+        }
+        wanted.max(kept)
     });
-    Desired { workers: workers.collect(), until: waits.into_iter().min() }
+    let mut workers: Vec<u32> = workers.collect();
+    let giving = give_way(groups, &least, &mut workers, &waiting, facts);
+    Desired { workers, until: waits.into_iter().min(), giving }
+}
+
+/// Within what the spec allows.
+fn bounded(group: &WorkerGroup, workers: u32) -> u32 {
+    match &group.autoscale {
+        None => group.replicas.unwrap_or(1),
+        Some(scale) => workers.clamp(scale.min.unwrap_or(0).min(scale.max), scale.max),
+    }
 }
 
 /// What of demands before is still remembered, when there is another one now.
@@ -120,8 +142,7 @@ fn without_word(group: &WorkerGroup, cluster: &Cluster) -> u32 {
     let known = cluster.status.groups.iter().find(|status| status.name == group.name);
     match &group.autoscale {
         None if cluster.spec.idle_timeout.is_some() && known.is_some_and(|known| known.desired == 0) => 0,
-        None => group.replicas.unwrap_or(1),
-        Some(scale) => before(group, cluster).clamp(scale.min.unwrap_or(0).min(scale.max), scale.max),
+        _ => bounded(group, before(group, cluster)),
     }
 }
 

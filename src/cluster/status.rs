@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::{
     effective_groups,
     facts::{Cluster, Facts, PodFact, Role, SchedulerFact, Trouble},
+    held::with_holders,
     names,
     plan::{Plan, Templates},
 };
@@ -33,6 +34,7 @@ struct Word {
 /// Builds the status.
 pub fn build_status(cluster: &Cluster, templates: &Templates, facts: &Facts, plan: &Plan) -> DaskClusterStatus {
     let before = &cluster.status;
+    let facts = &*with_holders(cluster, facts, plan);
     let groups: Vec<GroupStatus> = effective_groups(&cluster.spec)
         .iter()
         .zip(&plan.groups)

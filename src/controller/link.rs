@@ -339,9 +339,9 @@ fn read_worker(worker: ClusterWorker) -> (String, WorkerFact) {
 }
 
 fn read_ask(ask: crate::dask::ops::Ask) -> Ask {
-    let crate::dask::ops::Ask { group, resources, count } = ask;
+    let crate::dask::ops::Ask { group, resources, count, later } = ask;
     let resources: BTreeMap<String, f64> = resources;
-    Ask { group, resources, count }
+    Ask { group, resources, count, later }
 }
 
 #[cfg(test)]
@@ -359,7 +359,7 @@ mod tests {
             tasks: 0,
             certificate: None,
         };
-        let ask = crate::dask::ops::Ask { group: None, resources: BTreeMap::new(), count: 1 };
+        let ask = crate::dask::ops::Ask { group: None, resources: BTreeMap::new(), count: 1, later: 0 };
         let info = |workers: usize, asks: usize| ClusterInfo {
             version: 1,
             instance: "me".to_owned(),

@@ -1,7 +1,7 @@
 //! What the operator remembers of an object from one pass to the next. Nothing in it is needed: without it, everything is
 //! found out again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use super::error::{Class, PassError};
 use super::link::Link;
 use super::queue::Key;
-use crate::cluster::facts::{SchedulerFact, TlsFact, Trouble};
+use crate::cluster::facts::{Facts, SchedulerFact, TlsFact, Trouble};
+use crate::cluster::plan::Plan;
 use crate::limits::Repetition;
 use crate::repeats::Repeats;
 
@@ -37,6 +38,8 @@ pub(super) struct Memory {
     pub tally: Tally,
     /// Errors that pass by themselves, unless they do not.
     pub conflicts: Repeats,
+    /// Pods that wait for room, and for which workers gave way, each with their node.
+    pub gave: BTreeMap<String, Option<String>>,
 }
 
 impl Memory {
@@ -59,6 +62,16 @@ impl Memory {
     /// Time until the work is due that the last pass left undone.
     pub fn left(&self) -> Option<Duration> {
         self.left.map(|left| left.saturating_duration_since(Instant::now()))
+    }
+
+    /// Notes for which pods workers gave way in a pass, if the scheduler could be asked to drain them. Pods that do not wait
+    /// any more are forgotten.
+    pub fn note_giving(&mut self, facts: &Facts, plan: &Plan) {
+        let waits = |name: &String| facts.pods.iter().any(|pod| pod.name == *name && pod.shortage.is_some());
+        self.gave.retain(|name, _| waits(name));
+        if !plan.blind {
+            self.gave.extend(plan.giving.to.clone());
+        }
     }
 }
 

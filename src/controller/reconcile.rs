@@ -250,10 +250,11 @@ impl Work<'_> {
         }
         // Numbers of pods that are not made are not used up.
         planned.incarnation -= all as u64;
-        if is_destructive(&planned) {
+        if planned.is_destructive() {
             self.confirm(&cluster).await?;
         }
         planned.blind |= !self.scale_down(&planned, &facts).await;
+        self.memory.note_giving(&facts, &planned);
         if !planned.create.is_empty() && complete {
             if !self.secrets_are_fresh() {
                 credentials = self.credentials(&cluster, true).await;
@@ -390,7 +391,8 @@ impl Work<'_> {
         self.waits.extend(late.map(|late| late.unsigned_abs()));
         self.aim(cluster, &pods, credentials).await;
         let (scheduler, heard) = self.memory.link.as_ref().map_or((SchedulerFact::Unknown, 0), Link::state);
-        (Facts { now: self.now, pods, scheduler, refused: Vec::new(), tls: credentials.fact.clone() }, heard)
+        let (gave, tls) = (self.memory.gave.clone(), credentials.fact.clone());
+        (Facts { now: self.now, pods, scheduler, refused: Vec::new(), tls, gave }, heard)
     }
 
     /// Has the link ask the scheduler's pod that is there now.
@@ -454,7 +456,8 @@ impl Work<'_> {
             match link.command(drain, retire).await {
                 Ok(retired) => {
                     if !drain.is_empty() {
-                        tracing::info!(workers = ?drain, "the scheduler drains workers");
+                        let room_for = planned.giving.to.keys().next();
+                        tracing::info!(workers = ?drain, room_for, "the scheduler drains workers");
                     }
                     let closed = facts.pods.iter().filter(|pod| retired.closed.contains(&pod.name));
                     for pod in closed.filter(|pod| pod.deleting.is_none()) {
@@ -583,10 +586,6 @@ impl Work<'_> {
         }
         Ok(())
     }
-}
-
-fn is_destructive(planned: &Plan) -> bool {
-    !planned.delete.is_empty() || !planned.drain.is_empty() || !planned.retire.is_empty()
 }
 
 fn is_about_secrets(error: &PassError) -> bool {

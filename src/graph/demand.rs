@@ -10,12 +10,15 @@ pub struct Demand {
     pub step: StepIx,
     /// They run, or could: their inputs are there.
     pub now: u32,
-    /// What they wait for runs, or is next.
+    /// What they wait for runs.
     pub soon: u32,
+    /// What they wait for is next, and waits for a worker itself.
+    pub later: u32,
 }
 
-/// Steps with tasks that could run now, or soon. A task counts as soon when each of its inputs is there, runs, or waits only
-/// for a worker; of those that wait for a worker at most as many as run (or one), since a long queue is not soon over. A
+/// Steps with tasks that could run now, soon or later. A task counts when each of its inputs is there, runs, or waits only
+/// for a worker; of those that wait for a worker at most as many as run (or one), since a long queue is not soon over. It
+/// comes soon if its inputs run, and later if one of them waits for a worker. A
 /// condition that was not evaluated yet may keep its step from running at all: such a step counts for nothing. A map whose
 /// length is not known yet counts as one task. Costs what there is, not what has changed: ask now and then.
 pub fn demand(dag: &Dag, state: &RunState, limits: &Limits) -> Vec<Demand> {
@@ -28,10 +31,11 @@ pub fn demand(dag: &Dag, state: &RunState, limits: &Limits) -> Vec<Demand> {
         let most = most_at_once(dag, state, limits, ix);
         let now = step.tasks.iter().filter(|task| is_now(task)).count();
         let now = u32::try_from(now).unwrap_or(u32::MAX).min(most);
-        let soon = if may_come(dag, state, ix) { soon(dag, state, &ahead, ix) } else { 0 };
-        Demand { step: StepIx(ix), now, soon: soon.min(most - now) }
+        let (soon, later) = if may_come(dag, state, ix) { soon(dag, state, &ahead, ix) } else { (0, 0) };
+        let soon = soon.min(most - now);
+        Demand { step: StepIx(ix), now, soon, later: later.min(most - now - soon) }
     });
-    steps.filter(|demand| demand.now > 0 || demand.soon > 0).collect()
+    steps.filter(|demand| demand.now > 0 || demand.soon > 0 || demand.later > 0).collect()
 }
 
 /// What has to end before what needs it.
@@ -101,15 +105,16 @@ fn may_come(dag: &Dag, state: &RunState, ix: u32) -> bool {
         && state.halt(dag, ix).is_none()
 }
 
-fn soon(dag: &Dag, state: &RunState, ahead: &[Ahead], ix: u32) -> u32 {
+fn soon(dag: &Dag, state: &RunState, ahead: &[Ahead], ix: u32) -> (u32, u32) {
     let (node, step) = (&dag.nodes[ix as usize], &state.steps[ix as usize]);
     let whole = node.gates.iter().fold(Ahead::default(), |sum, gate| sum.and(ahead[gate.step.0 as usize]));
+    let sorted = |soon: u32, later: u32| if whole.queued == 0 { (soon, later) } else { (0, soon + later) };
     if !whole.is_short() {
-        return 0;
+        return (0, 0);
     }
     if !step.allocated {
         // Over a list that is being made.
-        return u32::from(node.item_sources.is_empty());
+        return sorted(u32::from(node.item_sources.is_empty()), 0);
     }
     let (mut next, mut later) = (0_u32, 0_u32);
     for (slot, task) in step.tasks.iter().enumerate() {
@@ -130,7 +135,7 @@ fn soon(dag: &Dag, state: &RunState, ahead: &[Ahead], ix: u32) -> u32 {
             _ => later += 1,
         }
     }
-    next + later.min(next.max(1))
+    sorted(next, later.min(next.max(1)))
 }
 
 /// Tasks of the step that limits let run at once.

@@ -57,7 +57,7 @@ impl Teller {
 /// In all, by what is asked for; without what the runtime knows by itself, since all of it was handed over.
 pub(super) fn asks(plan: &Plan, demand: &[graph::Demand]) -> Vec<Ask> {
     let mut sums: BTreeMap<Like, (Ask, bool)> = BTreeMap::new();
-    for graph::Demand { step, now, soon } in demand {
+    for graph::Demand { step, now, soon, later } in demand {
         let Some(def) = plan.step_def(*step) else { continue };
         let resources: BTreeMap<String, f64> = def
             .resources
@@ -67,12 +67,18 @@ pub(super) fn asks(plan: &Plan, demand: &[graph::Demand]) -> Vec<Ask> {
             .collect();
         let bits = resources.iter().map(|(name, amount)| (name.clone(), amount.to_bits())).collect();
         let entry = sums.entry((def.group.clone(), bits));
-        let (ask, any) = entry.or_insert_with(|| (Ask { group: def.group.clone(), resources, count: 0 }, false));
-        ask.count += u64::from(*now) + u64::from(*soon);
-        *any |= *soon > 0;
+        let (ask, any) =
+            entry.or_insert_with(|| (Ask { group: def.group.clone(), resources, count: 0, later: 0 }, false));
+        ask.count += u64::from(*now) + u64::from(*soon) + u64::from(*later);
+        ask.later += u64::from(*later);
+        *any |= *soon > 0 || *later > 0;
     }
     let told = sums.into_values().filter(|(_, any)| *any);
-    told.map(|(ask, _)| Ask { count: coarse(ask.count), ..ask }).collect()
+    let rounded = told.map(|(ask, _)| {
+        let (count, rest) = (coarse(ask.count), coarse(ask.count - ask.later));
+        Ask { count, later: count.saturating_sub(rest), ..ask }
+    });
+    rounded.collect()
 }
 
 /// Rounded up, so that not every task that ends is news.
@@ -114,14 +120,17 @@ mod tests {
         .expect("a spec");
         let info = RunInfo { name: "run".to_owned(), uid: "uid".to_owned() };
         let plan = validate(&spec, "spec").and_then(|flow| flow.bind(&Map::new(), &info)).expect("no mistakes");
-        let of = |step, now, soon| Demand { step: StepIx(step), now, soon };
-        let told = asks(&plan, &[of(0, 5, 0), of(1, 2, 0), of(2, 0, 1), of(3, 0, 2)]);
+        let of = |step, now, soon, later| Demand { step: StepIx(step), now, soon, later };
+        let told = asks(&plan, &[of(0, 5, 0, 0), of(1, 2, 0, 0), of(2, 0, 1, 0), of(3, 0, 2, 3)]);
         let gpu = BTreeMap::from([("GPU".to_owned(), 1.0)]);
         let wanted = [
-            Ask { group: None, resources: gpu, count: 3 },
-            Ask { group: Some("big".to_owned()), resources: BTreeMap::new(), count: 2 },
+            Ask { group: None, resources: gpu, count: 3, later: 0 },
+            Ask { group: Some("big".to_owned()), resources: BTreeMap::new(), count: 5, later: 3 },
         ];
         assert_eq!(told, wanted);
-        assert!(asks(&plan, &[of(0, 5, 0)]).is_empty());
+        assert!(asks(&plan, &[of(0, 5, 0, 0)]).is_empty());
+        // Numbers are rounded up, and what is needed before the others never down.
+        let told = asks(&plan, &[of(0, 100, 1, 1000)]);
+        assert!(told[0].count >= 1101 && told[0].count - told[0].later >= 101, "{told:?}");
     }
 }

@@ -605,8 +605,11 @@ impl Sim {
             all.filter_map(|task| self.state.task_view(&self.dag, task)).map(|view| view.status).collect::<Vec<_>>()
         };
         for (step, spec) in self.dag.steps() {
-            let Demand { now, soon, .. } =
-                told.iter().find(|demand| demand.step == step).copied().unwrap_or(Demand { step, now: 0, soon: 0 });
+            let none = Demand { step, now: 0, soon: 0, later: 0 };
+            let Demand { now, soon, later, .. } =
+                told.iter().find(|demand| demand.step == step).copied().unwrap_or(none);
+            let sure = soon;
+            let soon = soon + later;
             let running = tasks(step).iter().filter(|status| **status == TaskStatus::Started).count();
             assert!(now as usize >= running, "{running} of {step:?} run, {now} are told");
             let has_ended = |status: &TaskStatus| {
@@ -636,6 +639,12 @@ impl Sim {
                         || matches!(status, TaskStatus::Ready | TaskStatus::Submitted | TaskStatus::Started)
                 };
                 assert!(tasks(up).iter().all(near), "{soon} of {step:?} soon, and {up:?} is {:?}", tasks(up));
+                let waits = |status: &TaskStatus| matches!(status, TaskStatus::Ready | TaskStatus::Submitted);
+                assert!(
+                    sure == 0 || !tasks(up).iter().any(waits),
+                    "{sure} of {step:?} need no other worker first, and {up:?} is {:?}",
+                    tasks(up)
+                );
             }
         }
     }

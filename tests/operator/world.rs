@@ -73,6 +73,8 @@ struct Kubelet {
     collects: AtomicBool,
     /// Of all storages.
     refusal: Refusal,
+    /// CPUs of the one node, in thousandths; none if it has as many as are asked for.
+    cpus: Mutex<Option<u64>>,
     /// Pods that never end.
     hung: Mutex<BTreeSet<String>>,
     /// The news up to which it has dealt with everything.
@@ -146,6 +148,12 @@ impl World {
     /// Has what a DaskCluster owned go soon after it, as Kubernetes does.
     pub fn collect(&self) {
         self.kubelet.collects.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on there is one node with so many CPUs, and pods for which it has no room wait, as Kubernetes says it.
+    pub fn set_cpus(&self, thousandths: u64) {
+        *self.kubelet.cpus.lock().unwrap() = Some(thousandths);
+        self.api.watches.tell();
     }
 
     /// A pod whose node is dead.
@@ -449,6 +457,16 @@ async fn step(api: &Api, kubelet: &Kubelet, path: &str, pod: &Value) {
     if pod["status"]["phase"] != "Pending" {
         return;
     }
+    let cpus = *kubelet.cpus.lock().unwrap();
+    if cpus.is_some_and(|cpus| taken(api) + asked(pod) > cpus) {
+        let told = json!([{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+            "message": "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 No preemption \
+            victims found for incoming pod."}]);
+        if pod["status"]["conditions"] != told {
+            api.edit(path, |pod| pod["status"]["conditions"] = told);
+        }
+        return;
+    }
     let mut ip = "127.0.0.2".to_owned();
     if meta["labels"]["dask.org/component"] == "scheduler" {
         let scheduler = Scheduler::start(kubelet.journals.clone(), kubelet.refusal.clone()).await;
@@ -462,8 +480,22 @@ async fn step(api: &Api, kubelet: &Kubelet, path: &str, pod: &Value) {
         return;
     }
     api.edit(path, |pod| {
+        pod["spec"]["nodeName"] = json!("node");
         pod["status"] = json!({"phase": "Running", "podIP": ip, "conditions": [{"type": "Ready", "status": "True"}]});
     });
+}
+
+/// CPUs that a pod asks for, in thousandths.
+fn asked(pod: &Value) -> u64 {
+    let text = pod["spec"]["containers"][0]["resources"]["requests"]["cpu"].as_str().unwrap_or("0");
+    let (number, unit) = text.strip_suffix('m').map_or((text, 1000), |number| (number, 1));
+    number.parse::<u64>().expect("whole CPUs, or thousandths") * unit
+}
+
+/// What pods that have a node ask for.
+fn taken(api: &Api) -> u64 {
+    let pods = api.paths("/pods/").into_iter().filter_map(|path| api.object(&path));
+    pods.filter(|pod| !pod["spec"]["nodeName"].is_null()).map(|pod| asked(&pod)).sum()
 }
 
 impl Kubelet {

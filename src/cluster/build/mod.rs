@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{facts::Cluster, plan::Templates};
 pub use children::{Children, build_children, build_runtime};
-pub use pod::{PodTemplates, RUNTIME_VOLUME, build_templates};
+pub use pod::{HEALTH_OPTION, PodTemplates, RUNTIME_VOLUME, build_templates};
 
 /// What the operator was started with, as far as objects depend on it.
 #[derive(Debug, Clone)]

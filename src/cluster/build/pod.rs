@@ -8,13 +8,14 @@ use sha2::{Digest, Sha256};
 use super::{Settings, metadata};
 use crate::{
     api::{
-        cluster::{ClusterTls, GPU_RESOURCE_DEFAULT, Gpu, TlsMode, WorkerGroup},
+        cluster::{ClusterTls, TlsMode, WorkerGroup},
         pod::{EnvVar, Resources, Volume},
         storage::Storage,
     },
     cluster::{
         effective_groups,
         facts::{Base, Cluster, Role, Slot},
+        group::gpu_resource,
         memory_bytes, names, offers, threads,
     },
 };
@@ -27,6 +28,8 @@ const WORKER_GRACE: i64 = 300;
 const CLOSING: i64 = 5;
 /// The volume with the runtime.
 pub const RUNTIME_VOLUME: &str = "daskade-runtime";
+/// Option of the runtime: the port at which it answers the kubelet's probes.
+pub const HEALTH_OPTION: &str = "--health-port";
 /// Life of a token of a service account, unless the volume says otherwise.
 const TOKEN_SECONDS: u32 = 3600;
 const RUNTIME_FOLDER: &str = "/opt/daskade";
@@ -83,7 +86,7 @@ impl Template {
 
 impl PodTemplates {
     /// With workers as they have to be beside a scheduler of an earlier template that cannot be replaced yet: with its
-    /// runtime, and with its image unless they have one of their own.
+    /// runtime, with the options and probes that this runtime knows, and with its image unless they have one of their own.
     pub fn beside(mut self, scheduler: &Base) -> PodTemplates {
         let common = self.scheduler.image().cloned();
         for template in self.groups.values_mut() {
@@ -94,6 +97,9 @@ impl PodTemplates {
                 if volume["name"] == RUNTIME_VOLUME {
                     volume["configMap"]["name"] = json!(scheduler.runtime);
                 }
+            }
+            if !scheduler.health {
+                look_at_the_port(&mut template.spec["containers"][0]);
             }
             *template = Template::new(template.spec.take(), std::mem::take(&mut template.labels));
         }
@@ -213,10 +219,6 @@ fn worker(cluster: &Cluster, settings: &Settings, group: &WorkerGroup) -> Value 
     pod
 }
 
-fn gpu_resource(gpu: &Gpu) -> &str {
-    gpu.resource_name.as_deref().unwrap_or(GPU_RESOURCE_DEFAULT)
-}
-
 /// Limits are also what is requested, unless requests say otherwise: Kubernetes' own default, written down.
 fn amounts(resources: &Resources) -> Value {
     let mut requests = resources.limits.clone();
@@ -241,6 +243,20 @@ fn probes() -> Value {
     })
 }
 
+/// A worker with a runtime from before health.py: without its option, and with probes that look whether the port is open.
+fn look_at_the_port(worker: &mut Value) {
+    if let Some(args) = worker["args"].as_array_mut()
+        && let Some(at) = args.iter().position(|arg| arg == HEALTH_OPTION)
+    {
+        args.drain(at..args.len().min(at + 2));
+    }
+    let socket = json!({"port": names::WORKER_PORT});
+    worker["startupProbe"] = json!({"tcpSocket": socket, "periodSeconds": 1, "failureThreshold": 300});
+    worker["readinessProbe"] = json!({"tcpSocket": socket, "periodSeconds": 10, "timeoutSeconds": 3});
+    worker["livenessProbe"] =
+        json!({"tcpSocket": socket, "periodSeconds": 20, "timeoutSeconds": 10, "failureThreshold": 6});
+}
+
 fn base(cluster: &Cluster, settings: &Settings, parts: Parts<'_>) -> Value {
     let Parts { component, image, mut args, env, volumes, resources, grace, service_account, ports } = parts;
     let storage = cluster.spec.storage.as_ref();
@@ -253,7 +269,7 @@ fn base(cluster: &Cluster, settings: &Settings, parts: Parts<'_>) -> Value {
         mounts.push(json!({"name": "daskade-tmp", "mountPath": TMP}));
         sources.push(json!({"name": "daskade-tmp", "emptyDir": {}}));
     }
-    args.extend(["--health-port".to_owned(), names::HEALTH_PORT.to_string()]);
+    args.extend([HEALTH_OPTION.to_owned(), names::HEALTH_PORT.to_string()]);
     if let Some(secret) = &secret {
         args.extend(["--tls".to_owned(), TLS_FOLDER.to_owned()]);
         mounts.push(json!({"name": "daskade-tls", "mountPath": TLS_FOLDER, "readOnly": true}));

@@ -104,6 +104,10 @@ pub struct Ask {
     pub resources: BTreeMap<String, f64>,
     /// How many could run at once if there were workers for all: those that wait and those that run.
     pub count: u64,
+    /// Those of them that come only after a step that itself waits for a worker: none is needed before that one has started.
+    /// Schedulers with an earlier runtime do not tell.
+    #[serde(default)]
+    pub later: u64,
 }
 
 /// `daskade-drain`: the named workers take no further tasks and finish those that they have. Unknown names are ignored.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use daskade::cluster::build::{Peer, Settings, build_children, build_runtime, build_templates};
-use daskade::cluster::facts::{Cluster, Role, Slot};
+use daskade::cluster::build::{Peer, PodTemplates, Settings, build_children, build_runtime, build_templates};
+use daskade::cluster::facts::{Base, Cluster, Role, Slot};
 use daskade::cluster::pods::read_pod;
 use daskade::cluster::{effective_groups, names, validate_named};
 use daskade::manifest::to_yaml;
@@ -317,6 +317,43 @@ fn workers_beside_an_earlier_scheduler_have_its_runtime_and_its_image_unless_the
     assert_eq!(new.clone().beside(&base).hashes().groups, old.hashes().groups);
     assert_ne!(new.hashes().groups, old.hashes().groups);
     assert_eq!(new.clone().beside(&base).hashes().scheduler, new.hashes().scheduler);
+}
+
+/// The pod of a scheduler as releases made it whose runtime had no `--health-port`.
+fn before_health(templates: &PodTemplates) -> Base {
+    let mut pod = templates.pod(&Slot { role: Role::Scheduler, incarnation: 1 }, None).unwrap();
+    pod["metadata"]["uid"] = json!("as the API server gives it");
+    let args = pod["spec"]["containers"][0]["args"].as_array_mut().unwrap();
+    let at = args.iter().position(|arg| arg == "--health-port").unwrap();
+    args.drain(at..at + 2);
+    read_pod(&serde_json::from_value(pod).unwrap(), jiff::Timestamp::UNIX_EPOCH).unwrap().base
+}
+
+#[test]
+fn workers_beside_a_scheduler_whose_runtime_answers_no_probes_get_neither_its_option_nor_its_probes() {
+    for tls in ["Auto", "Disabled"] {
+        let spec = json!({"tls": {"mode": tls}, "workers": [{"name": "x", "replicas": 1}]});
+        let templates = build_templates(&cluster(spec), &settings(true), None);
+        let base = before_health(&templates);
+        let slot = Slot { role: Role::Worker { group: "x".to_owned(), number: 0 }, incarnation: 2 };
+        let now = templates.pod(&slot, None).unwrap();
+        let beside = templates.clone().beside(&base).pod(&slot, None).unwrap();
+        let container = |pod: &Value| pod["spec"]["containers"][0].clone();
+        let (mut expected, found) = (container(&now), container(&beside));
+        let args = expected["args"].as_array_mut().unwrap();
+        args.retain(|arg| arg != "--health-port" && arg != "8789");
+        let socket = json!({"port": 8788});
+        expected["startupProbe"] = json!({"tcpSocket": socket, "periodSeconds": 1, "failureThreshold": 300});
+        expected["readinessProbe"] = json!({"tcpSocket": socket, "periodSeconds": 10, "timeoutSeconds": 3});
+        expected["livenessProbe"] =
+            json!({"tcpSocket": socket, "periodSeconds": 20, "timeoutSeconds": 10, "failureThreshold": 6});
+        assert_eq!(found, expected, "{tls}");
+        assert_eq!((option(&now, "--health-port"), option(&beside, "--health-port")), (Some("8789"), None));
+        // A scheduler that answers them has workers that do.
+        let mut base = base;
+        base.health = true;
+        assert_eq!(container(&templates.beside(&base).pod(&slot, None).unwrap()), container(&now));
+    }
 }
 
 #[test]

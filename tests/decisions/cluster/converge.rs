@@ -129,6 +129,7 @@ impl World {
             scheduler,
             refused: Vec::new(),
             tls: TlsFact::default(),
+            gave: BTreeMap::new(),
         }
     }
 
@@ -204,7 +205,9 @@ impl Pod {
             ip: None,
             created: now - SignedDuration::from_secs(age),
             deleting: None,
+            node: None,
             trouble: None,
+            shortage: None,
             restarts: 0,
             labelled: true,
         };

@@ -3,6 +3,7 @@
 mod build;
 mod converge;
 mod plan;
+mod room;
 mod scale;
 mod status;
 mod support;

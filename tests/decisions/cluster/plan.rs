@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::support::{cluster, cluster_with, facts, templates};
 
 /// A plan as lines, without the cluster's name.
-fn lines(plan: &Plan) -> Vec<String> {
+pub fn lines(plan: &Plan) -> Vec<String> {
     let short = |name: &str| name.trim_start_matches("c-").to_owned();
     let mut lines: Vec<String> = Vec::new();
     for deletion in &plan.delete {

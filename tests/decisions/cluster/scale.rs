@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use daskade::cluster::effective_groups;
 use daskade::cluster::facts::Recent;
+use daskade::cluster::room::Giving;
 use daskade::cluster::scale::{Desired, desired, remember};
 use jiff::SignedDuration;
 use serde_json::{Value, json};
@@ -21,7 +22,9 @@ fn check(spec: &Value, before: &[u32], scheduler: &str, expected: &[u32], until:
         .collect();
     let cluster = cluster_with(spec.clone(), json!({ "groups": groups }));
     let found = desired(&cluster, &effective_groups(&cluster.spec), &facts(&[], scheduler));
-    assert_eq!(found, Desired { workers: expected.to_vec(), until: until.map(Duration::from_secs) }, "{scheduler}");
+    let (workers, until) = (expected.to_vec(), until.map(Duration::from_secs));
+    let wanted = Desired { workers, until, giving: Giving::default() };
+    assert_eq!(found, wanted, "{scheduler}");
 }
 
 /// A group for everything, one with GPUs, one with disks.

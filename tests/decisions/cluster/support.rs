@@ -2,18 +2,21 @@
 //!
 //! A pod is `<pod> <word>...`, named without its cluster: `scheduler-1`, `cpu-0-7`. It is ready and of the current template,
 //! and a worker is known to the scheduler, unless words say otherwise: `old`, `starting` (no address yet), `unready` (has
-//! one), `unknown`, `ended`, `draining`, `tasks=2`, `restarts=3`, `age=5` (seconds), `going=40` (deleted so long ago, with 30 s of grace).
+//! one), `unknown`, `ended`, `draining`, `tasks=2`, `restarts=3`, `age=5` (seconds), `going=40` (deleted so long ago, with 30 s of grace),
+//! `on=a` (its node), `lacks=cpu` (no node has room for it).
 //!
 //! A scheduler is `unknown`, `unreachable=5` (for so long) or `answers <word>...` with `runs=1`, `clients=1`, `tasks=1`,
-//! `idle=60`, `ask=3` (tasks), `ask=3*gpu` (of a group), `ask=3*GPU:1,SSD:2` (by resources), `was=5@10` (asked for until 10 s ago).
+//! `idle=60`, `ask=3` (tasks), `ask=3-1` (of which one comes later), `ask=3*gpu` (of a group), `ask=3*GPU:1,SSD:2` (by resources), `was=5@10` (asked for until 10 s ago).
 
 use std::collections::BTreeMap;
 
 use daskade::cluster::effective_groups;
 use daskade::cluster::facts::{
-    Ask, Base, Cluster, Facts, Phase, PodFact, Recent, Role, SchedulerFact, SchedulerState, Slot, TlsFact, WorkerFact,
+    Ask, Base, Cluster, Facts, Phase, PodFact, Recent, Role, SchedulerFact, SchedulerState, Slot, TlsFact, Trouble,
+    WorkerFact,
 };
 use daskade::cluster::plan::Templates;
+use daskade::cluster::room::Shortage;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
@@ -56,7 +59,8 @@ pub fn facts(pods: &[&str], scheduler: &str) -> Facts {
         }
         facts.push(pod);
     }
-    Facts { now: now(), pods: facts, scheduler, refused: Vec::new(), tls: TlsFact::default() }
+    let (refused, tls, gave) = (Vec::new(), TlsFact::default(), BTreeMap::new());
+    Facts { now: now(), pods: facts, scheduler, refused, tls, gave }
 }
 
 fn slot(name: &str) -> Slot {
@@ -84,7 +88,9 @@ fn pod_fact(text: &str) -> (PodFact, Option<WorkerFact>) {
         ip: Some("10.0.0.1".to_owned()),
         created: ago(3600),
         deleting: None,
+        node: None,
         trouble: None,
+        shortage: None,
         restarts: 0,
         labelled: true,
         slot,
@@ -93,6 +99,17 @@ fn pod_fact(text: &str) -> (PodFact, Option<WorkerFact>) {
     let mut known = pod.slot.role != Role::Scheduler;
     for word in words {
         let (word, value) = word.split_once('=').unwrap_or((word, "0"));
+        if word == "on" {
+            pod.node = Some(value.to_owned());
+            continue;
+        }
+        if word == "lacks" {
+            let message = format!("no node for pod {}: 0/1 nodes are available: 1 Insufficient {value}.", pod.name);
+            pod.trouble = Some(Trouble { reason: "Unschedulable", message, stalled: false });
+            pod.shortage = Some(Shortage { of: vec![value.to_owned()], all: true });
+            (pod.phase, pod.ready, pod.ip, known) = (Phase::Pending, false, None, false);
+            continue;
+        }
         let value: i64 = value.parse().unwrap();
         match word {
             "old" => pod.template = "old".to_owned(),
@@ -162,7 +179,9 @@ pub fn answers() -> SchedulerState {
 
 pub fn ask(text: &str) -> Ask {
     let (count, what) = text.split_once('*').unwrap_or((text, ""));
-    let mut ask = Ask { group: None, resources: BTreeMap::new(), count: count.parse().unwrap() };
+    let (count, later) = count.split_once('-').unwrap_or((count, "0"));
+    let (count, later) = (count.parse().unwrap(), later.parse().unwrap());
+    let mut ask = Ask { group: None, resources: BTreeMap::new(), count, later };
     for part in what.split(',').filter(|part| !part.is_empty()) {
         match part.split_once(':') {
             Some((name, amount)) => drop(ask.resources.insert(name.to_owned(), amount.parse().unwrap())),
