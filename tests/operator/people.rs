@@ -215,6 +215,16 @@ async fn runs_are_listed_told_and_cancelled() {
     let told = person.says(&["status", "one", "-n", "team", "-o", "json"]).await;
     let told: Value = serde_json::from_str(&told.out).unwrap();
     assert_eq!((&told["state"], &told["pipeline"]), (&json!("Cancelled"), &json!("etl")));
+    // What may still run is shown as long as it may.
+    for (truth, is_shown) in [("False", true), ("True", false)] {
+        person.api.edit(&path("pipelineruns", "one"), |run| {
+            let conditions = run["status"]["conditions"].as_array_mut().expect("conditions");
+            conditions.truncate(1);
+            conditions.push(json!({"type": "Released", "status": truth, "message": "steps may still run"}));
+        });
+        let shown = person.says(&["status", "one", "-n", "team"]).await.out;
+        assert_eq!(shown.contains("released  steps may still run"), is_shown, "{shown}");
+    }
     let said = person.says(&["status", "onee", "-n", "team"]).await;
     assert_eq!(said.code, Some(2));
     assert!(said.err.contains("there is no run onee in the namespace team; did you mean one?"), "{}", said.err);
