@@ -22,8 +22,8 @@ use crate::peer::{greet, receive, send};
 /// A scheduler's behaviour: what it answers to an operation; `None` hangs up.
 type Script = dyn Fn(&str, &Value) -> Option<Value> + Send + Sync;
 
-struct Scheduler {
-    address: String,
+pub struct Scheduler {
+    pub address: String,
     task: JoinHandle<()>,
     asked: watch::Sender<Vec<Value>>,
     /// Connections that are open.
@@ -31,7 +31,7 @@ struct Scheduler {
 }
 
 impl Scheduler {
-    async fn new(script: impl Fn(&str, &Value) -> Option<Value> + Send + Sync + 'static) -> Scheduler {
+    pub async fn new(script: impl Fn(&str, &Value) -> Option<Value> + Send + Sync + 'static) -> Scheduler {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = format!("tcp://{}", listener.local_addr().expect("an address"));
         let script: Arc<Script> = Arc::new(script);
@@ -54,7 +54,7 @@ impl Scheduler {
     }
 
     /// The requests for an operation, in order.
-    fn asked(&self, op: &str) -> Vec<Value> {
+    pub fn asked(&self, op: &str) -> Vec<Value> {
         self.asked.borrow().iter().filter(|request| request["op"] == op).cloned().collect()
     }
 
@@ -149,7 +149,11 @@ pub fn run_of_one_step(start: Start, patience: Patience) -> RunSpec {
 }
 
 pub fn run_of(step: &Value, start: Start, patience: Patience) -> RunSpec {
-    let spec: PipelineSpec = serde_json::from_value(json!({ "steps": [step] })).expect("a spec");
+    run_of_pipeline(json!({ "steps": [step] }), start, patience)
+}
+
+pub fn run_of_pipeline(spec: Value, start: Start, patience: Patience) -> RunSpec {
+    let spec: PipelineSpec = serde_json::from_value(spec).expect("a spec");
     let info = RunInfo { name: "run".to_owned(), uid: "uid".to_owned() };
     let plan = validate(&spec, "spec").and_then(|flow| flow.bind(&Map::new(), &info)).expect("no mistakes");
     RunSpec {
@@ -176,7 +180,7 @@ pub fn run_of(step: &Value, start: Start, patience: Patience) -> RunSpec {
     }
 }
 
-async fn driven(spec: &RunSpec, address: &str) -> (Result<Report, DriveError>, Vec<Note>, Duration) {
+pub async fn driven(spec: &RunSpec, address: &str) -> (Result<Report, DriveError>, Vec<Note>, Duration) {
     driven_on(spec, Fabric::Remote { address: address.to_owned(), tls: None }).await
 }
 

@@ -18,7 +18,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("trigger", &["names", "problem", "api", "manifest", "cluster", "pipeline"]),
     ("dask", &["limits"]),
     ("tls", &[]),
-    ("store", &["names"]),
+    ("store", &["names", "limits"]),
     ("local", &["names"]),
     ("run", &["names", "problem", "api", "graph", "limits", "pipeline", "dask", "store", "local"]),
     ("runs", &["names", "problem", "api", "cluster", "manifest", "pipeline", "run"]),
