@@ -1,5 +1,5 @@
-//! How much is taken from a scheduler and from the API server, and how often the same error: the numbers, in one place.
-//! `docs/limits.md` says the same for people.
+//! How much is taken from a scheduler and from the API server, what a run may have, and how often the same error may come: the
+//! numbers, in one place. `docs/limits.md` says the same for people, and `runtime/daskade_runtime/limits.py` has those of [`shared`].
 //!
 //! Schedulers and objects belong to tenants, and the operator serves all of them. Each number is looked at before memory is taken.
 
@@ -30,7 +30,10 @@ pub const NAMES: Budget = Budget { bytes: 16 << 20, values: 256_000 };
 pub const LOGS: Budget = Budget { bytes: 66 << 20, values: 64_000 };
 /// What a scheduler without our runtime reports about itself and its workers.
 pub const DASK: Budget = Budget { bytes: 16 << 20, values: 1_000_000 };
-/// The snapshot of a run that is opened, and what earlier runs have: for a command, which serves one person.
+/// A page of the snapshot of a run, or of results of its steps. The runtime ends a page at about 1 MiB.
+pub const PAGE: Budget = Budget { bytes: 8 << 20, values: 256_000 };
+/// The snapshot of a run in one message, of a runtime that knows no pages, and what earlier runs have: for a command, which
+/// serves one person.
 pub const SNAPSHOT: Budget = Budget { bytes: 256 << 20, values: 4 << 20 };
 /// The same for the operator: enough for a run of 100 000 tasks.
 pub const SNAPSHOT_OF_OPERATOR: Budget = Budget { bytes: 24 << 20, values: 1_500_000 };
@@ -58,12 +61,20 @@ pub const ASKS: usize = 256;
 /// Characters of a name or a version that a scheduler tells.
 pub const WORD: usize = 253;
 
-/// Bytes of one result: 16 KiB as JSON take no more than this. All results of a run together have as many as a snapshot.
+/// Bytes of one result: 16 KiB as JSON take no more than this.
 pub const RESULT: usize = 64 << 10;
 /// Bytes of results that are kept unpacked while expressions look at them; unpacked they take up to seventy times as much.
 pub const RESULTS_UNPACKED: usize = 256 << 10;
 /// Values of results that expressions gather from the items of a step, and of all results that a run ends with.
 pub const GATHERED_VALUES: usize = 200_000;
+/// Bytes of results, packed, that expressions gather from the items of a step.
+pub const GATHERED_BYTES: usize = 32 << 20;
+/// Bytes of results that were fetched because expressions look at them.
+pub const RESULTS_LENT: usize = 48 << 20;
+/// Pages of one snapshot.
+pub const PAGES: usize = 100_000;
+/// Bytes of names of objects that tasks of one run have read and kept.
+pub const NAMED: usize = 24 << 20;
 /// Bytes of the message of a failure, a loss or a trouble.
 pub const FAILURE_MESSAGE: usize = 16 << 10;
 /// Bytes of the traceback of a failure.
@@ -79,6 +90,8 @@ pub const BLOCKED_MESSAGE: usize = 1 << 10;
 /// Bytes of the specification of an earlier run, and values in it: of a larger one nothing is reused.
 pub const EARLIER_SPEC: usize = 4 << 20;
 pub const EARLIER_SPEC_VALUES: usize = 256_000;
+/// Bytes of results of all earlier runs together whose outputs are offered to a new run of a command.
+pub const EARLIER_RESULTS_OF_COMMAND: usize = 64 << 20;
 /// Bytes of names of objects of one run that others use.
 pub const USERS_BYTES: usize = 24 << 20;
 /// Bytes of log objects that `daskade logs` reads at one time.
@@ -113,10 +126,10 @@ pub const OBJECT_KEPT: usize = 16 << 10;
 /// Bytes of all objects together that are kept as a whole.
 pub const OBJECTS_KEPT: usize = 24 << 20;
 /// Bytes of one page of a list; one object may have more.
-pub const PAGE: usize = 4 << 20;
+pub const LIST_PAGE: usize = 4 << 20;
 /// Objects of the first page of a list, and most of any.
-pub const PAGE_FIRST: u32 = 4;
-pub const PAGE_MOST: u32 = 100;
+pub const LIST_FIRST: u32 = 4;
+pub const LIST_MOST: u32 = 100;
 /// Bytes of one object that is read: more than the API server stores.
 pub const OBJECT: usize = 32 << 20;
 /// Bytes of pages, and of objects that watches show, that are read at one time.
@@ -127,6 +140,32 @@ pub const OBJECT_VALUES: usize = 150_000;
 pub const TURNS_AT_ONCE: usize = 40 << 20;
 /// Bytes of memory for what runs are carried out from, which is kept as long as there is room; beyond that it is read again.
 pub const CHARTERS_KEPT: usize = 16 << 20;
+
+pub use shared::*;
+
+/// What the runtime keeps to as well.
+mod shared {
+    /// Bytes of the result of one step, as JSON.
+    pub const RESULT_JSON: usize = 16 << 10;
+    /// Nesting of lists and mappings in it.
+    pub const RESULT_DEPTH: usize = 60;
+    /// Elements of an output that steps map over: the index of it takes 40 bytes for each, in one record.
+    pub const MAPPED_ELEMENTS: usize = 1_000_000;
+    /// Bytes of the results of one run that are kept in memory; the others are read from the journal when somebody asks.
+    pub const RESULTS_KEPT: usize = 32 << 20;
+    /// Bytes of results of all earlier runs together whose outputs are offered to a new run of the operator.
+    pub const EARLIER_RESULTS: usize = 8 << 20;
+    /// Bytes of a segment of a journal, of its header, and its records.
+    pub const SEGMENT: usize = 64 << 20;
+    pub const SEGMENT_HEADER: usize = 64 << 10;
+    pub const SEGMENT_RECORDS: usize = 1_000_000;
+    /// Nesting of one field of a record.
+    pub const RECORD_DEPTH: usize = 64;
+    /// Values of the results in a record that closes a run.
+    pub const FINAL_VALUES: usize = 1_000_000;
+    /// Bytes of the results that a run ends with, as JSON.
+    pub const CLOSING_RESULTS: usize = 32 << 20;
+}
 
 /// Cuts a text to `most` bytes, between two characters.
 pub fn clip(text: &mut String, most: usize) {

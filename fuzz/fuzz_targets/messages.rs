@@ -7,7 +7,8 @@ use bytes::Bytes;
 use daskade::dask::Limits;
 use daskade::dask::message::Message;
 use daskade::dask::ops::{
-    Accepted, FollowEvents, FunctionResult, Opened, Output, RuntimeInfo, SchedulerIdentity, VersionInfo, read_reply,
+    Accepted, FollowEvents, FunctionResult, Opened, Output, ResultsPage, RuntimeInfo, SchedulerIdentity, SnapshotPage,
+    VersionInfo, read_reply,
 };
 use daskade::dask::session::{Command, Deadlines, Session};
 use libfuzzer_sys::fuzz_target;
@@ -19,6 +20,8 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = read_reply::<Accepted>("op", &message);
     let _ = read_reply::<RuntimeInfo>("op", &message);
     let _ = read_reply::<Opened>("op", &message);
+    let _ = read_reply::<SnapshotPage>("op", &message);
+    let _ = read_reply::<ResultsPage>("op", &message);
     let _ = read_reply::<Output>("op", &message);
     let _ = read_reply::<SchedulerIdentity>("op", &message);
     let _ = read_reply::<VersionInfo>("op", &message);

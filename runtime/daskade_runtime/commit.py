@@ -123,7 +123,7 @@ class Committer:
         self.failed: BaseException | None = None
 
     def add(self, record: list[Any], task: Address | None = None, size: int = 200) -> None:
-        """Queues a record; ``task`` is told as committed once it is durable."""
+        """Queues a record of so many bytes; ``task`` is told as committed once it is durable."""
         if self.failed is not None:
             return
         self._queue.append((record, task, size))

@@ -14,8 +14,11 @@ from daskade_runtime.commit import in_thread
 from daskade_runtime.events import now
 from daskade_runtime.fetch import object_key
 from daskade_runtime.journal import Folded, JournalError, check_run, read_all
-from daskade_runtime.live import LiveRun, json_value
+from daskade_runtime.limits import EARLIER_RESULTS
+from daskade_runtime.live import LiveRun
 from daskade_runtime.operation import Reply, operation
+from daskade_runtime.pages import value_of
+from daskade_runtime.results import Away, size_of
 from daskade_runtime.retention import origin_of, refer, removed
 from daskade_runtime.run import Refused
 from daskade_runtime.storage import Store, open_store
@@ -50,7 +53,8 @@ def _short(text: str) -> str:
 
 @dataclass
 class Past:
-    """An earlier run as its journal tells, and which of its outputs are not in storage any more."""
+    """An earlier run as its journal tells, and which of its outputs cannot be taken over: they are not in storage
+    any more, or their results are more than is told."""
 
     uid: str
     folded: Folded
@@ -67,7 +71,10 @@ class Past:
             "name": opened.get("name") or "",
             "spec": spec.encode() if isinstance(spec, str) else spec,
             "code": (opened.get("code") or {}).get("digest") or "",
-            "committed": [[s, i, v[0], v[5], json_value(v[6])] for (s, i), v in folded.committed.items()],
+            "committed": [
+                [*task, v[0], v[5], None if task in self.gone else value_of(v[6])]
+                for task, v in folded.committed.items()
+            ],
             "lengths": [[s, n] for s, n in folded.lengths.items()],
             "skipped": [[s, i, why[0], why[1] or ""] for (s, i), why in folded.skipped.items()],
             "gone": [list(task) for task in self.gone],
@@ -77,8 +84,11 @@ class Past:
         }
 
 
-def read_past(store: Store, run: str, pipeline: str, wanted: str | None) -> list[Past]:
+def read_past(
+    store: Store, run: str, pipeline: str, wanted: str | None, results: int = EARLIER_RESULTS
+) -> list[Past]:
     """Earlier runs of ``pipeline``, newest first; with ``wanted`` the newest of that name or uid alone.
+    ``results``: bytes of results that are told of all of them.
 
     Of runs whose outputs were removed the newest is told, without outputs.
     """
@@ -118,6 +128,7 @@ def read_past(store: Store, run: str, pipeline: str, wanted: str | None) -> list
             outputs = max(0, outputs - count)
             found.append(past)
     _look_for_objects(store, found)
+    _leave_results_out(found, results)
     return found + cleared
 
 
@@ -142,6 +153,18 @@ def _look_for_objects(store: Store, found: list[Past]) -> None:
             if folder not in sizes:
                 sizes[folder] = dict(store.list(folder))
             if sizes[folder].get(key) != handle["z"]:
+                past.gone.add(task)
+
+
+def _leave_results_out(found: list[Past], room: int) -> None:
+    """Notes outputs whose results, with those of newer runs, are more than there is room for; and those that are
+    too many to be kept of one run.
+    """
+    for past in found:
+        for task, committed in past.folded.committed.items():
+            json = committed[6]
+            room -= size_of(json)
+            if json is not None and (room < 0 or isinstance(json, Away)):
                 past.gone.add(task)
 
 
@@ -171,13 +194,14 @@ class Earlier:
         storage: Any,
         pipeline: str,
         wanted: str | None = None,
+        results: int = EARLIER_RESULTS,
         lead: int | None = None,
         lease: str | None = None,
         **_: Any,
     ) -> Reply:
         """What earlier runs have committed."""
         self.runtime.leaders.of_run(run, lead, lease)
-        found = await in_thread(read_past, open_store(storage), run, pipeline, wanted)
+        found = await in_thread(read_past, open_store(storage), run, pipeline, wanted, results)
         self._known.pop(run, None)
         for waiting in [uid for uid in self._known if uid not in self.runtime.runs][:-KEPT]:
             del self._known[waiting]
@@ -193,7 +217,8 @@ class Earlier:
         for s, i, uid, past_s, past_i in items:
             past = known.get(uid)
             committed = past.folded.committed.get((past_s, past_i)) if past is not None else None
-            if past is None or committed is None or not 0 <= s < len(live.state.steps):
+            told = committed is not None and not isinstance(committed[6], Away)
+            if past is None or committed is None or not told or not 0 <= s < len(live.state.steps):
                 raise Refused(
                     "NotFound", f"no output of step {past_s}, item {past_i} of run {uid} is known here"
                 )

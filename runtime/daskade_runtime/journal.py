@@ -24,7 +24,13 @@ from typing import Any, TypeVar
 import msgpack
 
 from . import segments
-from .records import DEPTH_LIMIT, DIGEST, INT_MAX, check_map, check_record, is_plain
+from .closing import Parts
+from .limits import RECORD_DEPTH, RESULTS_KEPT
+from .limits import SEGMENT as SEGMENT_LIMIT
+from .limits import SEGMENT_HEADER as HEADER_LIMIT
+from .limits import SEGMENT_RECORDS as RECORDS_LIMIT
+from .records import DIGEST, INT_MAX, check_map, check_record, is_plain, too_many_values
+from .results import Away, size_of
 from .storage import Exists, StorageError, Store
 
 T = TypeVar("T")
@@ -32,11 +38,8 @@ T = TypeVar("T")
 MAGIC = b"DSKJ"
 VERSION = 1
 NONCE = 16
-# A reader refuses larger ones before it allocates; the writer splits before it gets there.
-SEGMENT_LIMIT = 64 << 20
+# The writer begins a new segment here.
 SEGMENT_TARGET = 16 << 20
-HEADER_LIMIT = 64 << 10
-RECORDS_LIMIT = 1_000_000
 # Backoff of a write that storage does not take: from, to, in seconds.
 BACKOFF_FIRST = 0.2
 BACKOFF_CAP = 30.0
@@ -97,7 +100,8 @@ class Folded:
     """The first ``opened`` record (spec, code); ``epoch``, ``runtime``, ``dask``, ``python``, ``t`` of the
     last."""
     committed: dict[tuple[int, int], tuple[Any, ...]] = field(default_factory=dict)
-    """(step, item) → (attempt, handle, worker, t0, t1, lens, json) of the first commit."""
+    """(step, item) → (attempt, handle, worker, t0, t1, lens, json) of the first commit. Of results beyond
+    ``RESULTS_KEPT`` bytes ``json`` is an ``Away``, which says in which segment it is."""
     adopted: dict[tuple[int, int], str] = field(default_factory=dict)
     """(step, item) → run that made the output, for those of ``committed`` that an earlier run made."""
     lengths: dict[int, int] = field(default_factory=dict)
@@ -114,6 +118,10 @@ class Folded:
     """Number of the last segment, -1 for none."""
     digest: bytes | None = None
     """Digest of the last segment."""
+    parts: Parts = field(default_factory=Parts, compare=False)
+    """Results of an end that has not come yet."""
+    room: int = RESULTS_KEPT
+    """Bytes of results that may still be kept."""
 
     def apply(self, records: Iterable[Any]) -> None:
         """Adds records in journal order. They must have passed ``check_record``; unknown kinds are left out.
@@ -126,6 +134,9 @@ class Folded:
             if kind == "committed":
                 _, step, item, attempt, handle, worker, t0, t1, lens, json = record[:10]
                 if (step, item) not in self.committed:
+                    self.room -= size_of(json)
+                    if json is not None and self.room < 0:
+                        json = Away(self.seg, size_of(json))
                     self.committed[step, item] = (attempt, handle, worker, t0, t1, lens, json)
                     if len(record) > 10 and type(record[10]) is str:
                         self.adopted[step, item] = record[10]
@@ -139,10 +150,14 @@ class Folded:
                 self.skipped.setdefault((record[1], record[2]), (record[3], record[4]))
             elif kind == "refused":
                 self.refused.setdefault((record[1], record[2]), (record[3], record[4]))
+            elif kind == "result":
+                self.parts.add(*record[1:5])
             elif kind == "final":
                 if self.final is None:
-                    self.final = record[1]
+                    self.final = self.parts.into(record[1])
+                self.parts = Parts()
             elif kind == "opened":
+                self.parts = Parts()
                 if self.final is not None:
                     self.final = None
                     self.failed, self.lost = [], []
@@ -217,8 +232,7 @@ class Journal:
         deadline = time.monotonic() + OPEN_DEADLINE
         folded, met = Folded(), -1
         while True:
-            for segment in _patient(deadline, partial(_read_from, store, run, folded, met)):
-                folded.apply(segment.records)
+            _patient(deadline, partial(_read_on, store, run, folded, met))
             if create and folded.seg >= 0:
                 raise JournalError("RunExists", f"run {run} already has a journal")
             if not create and folded.seg < 0:
@@ -240,9 +254,9 @@ class Journal:
             )
             claimed = _patient(deadline, partial(_claim, store, run, folded.seg + 1, data))
             if claimed is None:
-                folded.apply([["opened", record]])
                 folded.epoch, folded.seg = mine, folded.seg + 1
                 folded.digest = hashlib.sha256(data).digest()
+                folded.apply([["opened", record]])
                 return cls(store, run, folded), folded
             # Somebody else was faster: read on from there.
             met = folded.seg + 1
@@ -327,7 +341,7 @@ class Journal:
         if self._dead is not None:
             raise self._dead
         if self.store.head(segment_key(self.run, self._seg + 1)) is not None:
-            self._dead = Fenced(_read_segment(self.store, self.run, self._seg + 1).epoch)
+            self._dead = Fenced(read_segment(self.store, self.run, self._seg + 1).epoch)
             raise self._dead
         if self._seg >= 0 and self.store.head(segment_key(self.run, self._seg)) is None:
             self._check_whole()
@@ -345,8 +359,7 @@ def read_all(store: Store, run: str) -> Folded:
     """The journal of ``run``, verified and folded, without claiming anything. ``RunNotFound`` if there is
     none."""
     folded = Folded()
-    for segment in _read_from(store, run, folded):
-        folded.apply(segment.records)
+    _read_on(store, run, folded)
     if folded.seg < 0:
         raise JournalError("RunNotFound", f"there is no journal of run {run}")
     return folded
@@ -361,7 +374,7 @@ def _claim(store: Store, run: str, seg: int, data: bytes) -> Segment | None:
     except Exists:
         pass
     try:
-        other = _read_segment(store, run, seg)
+        other = read_segment(store, run, seg)
     except StorageError as error:
         if error.reason == "NotFound":
             # Said to exist, yet not there: a write that was being decided. Ask again.
@@ -383,9 +396,9 @@ def _patient(deadline: float, call: Callable[[], Any]) -> Any:
         wait = min(wait * 2, 5.0)
 
 
-def _read_from(store: Store, run: str, folded: Folded, known: int = -1) -> list[Segment]:
-    """The segments after ``folded``'s last, in order and verified; ``folded`` moves its position, not its
-    facts. ``known`` is the number of a segment that is there."""
+def _read_on(store: Store, run: str, folded: Folded, known: int = -1) -> None:
+    """Adds the segments after ``folded``'s last, in order and verified. ``known`` is the number of a segment
+    that is there. After an error ``folded`` has what was read before it."""
     check_run(run)
     try:
         listed = segments.find(store, _folder(run), partial(segment_key, run), folded.seg, known)
@@ -394,26 +407,23 @@ def _read_from(store: Store, run: str, folded: Folded, known: int = -1) -> list[
     for seg, (_, size) in enumerate(listed, folded.seg + 1):
         if size > SEGMENT_LIMIT:
             raise unreadable(run, seg, f"{size} bytes, the limit is {SEGMENT_LIMIT}")
-    found = []
-    seg, prev, epoch = folded.seg, folded.digest, folded.epoch
     with ThreadPoolExecutor(AHEAD) as pool:
         for start in range(0, len(listed), AHEAD):
             for data in pool.map(store.get, [key for key, _ in listed[start : start + AHEAD]]):
-                seg += 1
+                seg = folded.seg + 1
                 segment = decode_segment(data, run, seg)
-                if segment.prev != prev:
+                if segment.prev != folded.digest:
                     raise unreadable(run, seg, "broken chain: it does not follow the segment before it")
-                if segment.epoch < epoch:
-                    raise unreadable(run, seg, f"epoch {segment.epoch} after epoch {epoch}")
-                if segment.epoch > epoch and not (segment.records and segment.records[0][0] == "opened"):
+                if segment.epoch < folded.epoch:
+                    raise unreadable(run, seg, f"epoch {segment.epoch} after epoch {folded.epoch}")
+                if segment.epoch > folded.epoch and not (segment.records and segment.records[0][0] == "opened"):
                     raise unreadable(run, seg, f"epoch {segment.epoch} begins without an opened record")
-                prev, epoch = segment.digest, segment.epoch
-                found.append(segment)
-    folded.seg, folded.digest, folded.epoch = seg, prev, epoch
-    return found
+                folded.seg, folded.digest, folded.epoch = seg, segment.digest, segment.epoch
+                folded.apply(segment.records)
 
 
-def _read_segment(store: Store, run: str, seg: int) -> Segment:
+def read_segment(store: Store, run: str, seg: int) -> Segment:
+    """One segment, verified by itself."""
     return decode_segment(store.get(segment_key(run, seg)), run, seg)
 
 
@@ -429,13 +439,14 @@ def encode_segment(
 
 def pack_record(record: Any) -> bytes:
     """The bytes of one record, ``ValueError`` if a reader would refuse it."""
-    problem = check_record(record)
+    problem = check_record(record) or too_many_values(record)
     if problem:
         raise ValueError(f"bad journal record: {problem}")
     # Text of steps may hold lone surrogates; they must not keep a commit out of the journal.
     data: bytes = msgpack.packb(record, use_bin_type=True, unicode_errors="replace")
     if len(data) > SEGMENT_LIMIT - HEADER_LIMIT:
-        raise ValueError(f"a {record[0]} record of {len(data)} bytes does not fit into a segment")
+        most = SEGMENT_LIMIT - HEADER_LIMIT
+        raise ValueError(f"a {record[0]} record of {len(data)} bytes does not fit into a segment, which has {most}")
     return data
 
 
@@ -505,7 +516,7 @@ def _decode(data: bytes, run: str, seg: int) -> Segment:
     if length > HEADER_LIMIT or start > len(body):
         raise _Bad("the header is wrong: its length")
     header = _unpack(body[_PREFIX.size : start], 1)[0]
-    if type(header) is not dict or "prev" not in header or not is_plain(header, DEPTH_LIMIT, texts=False):
+    if type(header) is not dict or "prev" not in header or not is_plain(header, RECORD_DEPTH, texts=False):
         raise _Bad("the header is wrong: it is not a plain map")
     problem = check_map(header, _HEADER)
     if problem:

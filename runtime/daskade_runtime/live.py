@@ -12,14 +12,21 @@ from typing import Any
 import msgpack
 
 from daskade_runtime import run as run_
+from daskade_runtime.closing import closing
 from daskade_runtime.commit import Committer, in_thread
 from daskade_runtime.events import EventLog, now
-from daskade_runtime.journal import Fenced, Folded, Journal, JournalError
+from daskade_runtime.journal import Fenced, Folded, Journal, JournalError, pack_record
+from daskade_runtime.limits import RESULT_JSON, RESULTS_KEPT
+from daskade_runtime.pages import Snapshot
+from daskade_runtime.recall import Recalled
+from daskade_runtime.results import Away, size_of
 from daskade_runtime.run import Address, Attempt, Output, Refused, RunState
 from daskade_runtime.storage import StorageError
 
 log = logging.getLogger("distributed.daskade")
 
+# Characters of one text of a decision.
+RECORD_TEXT = 1 << 20
 CLASSES = frozenset({"app", "oom", "timeout", "data", "infra", "preempted"})
 # How long a stopped step may take to end before it is reported as stopped anyway.
 STOP_PATIENCE = 30.0
@@ -59,6 +66,9 @@ class LiveRun:
         self.parked: list[Attempt] = []
         self.state = RunState(self.uid, request["steps"], self._ready, self.epoch)
         store.owner = (self.uid, self.state.opening)
+        # Bytes of results that are in memory; others are read again.
+        self.results = 0
+        self.recalled = Recalled()
         self.adopted: dict[run_.Task, None] = {}
         self.lengths: dict[int, int] = {}
         self.skipped: dict[run_.Task, tuple[str, str | None]] = {}
@@ -87,7 +97,9 @@ class LiveRun:
                 code["zip"] = stored.get("zip")
         for (s, i), (a, handle, _w, _t0, _t1, lens, json) in folded.committed.items():
             if (s, i) not in self.state.outputs:
-                self.state.finish(s, i, Output(a, handle, lens, json_value(json), True))
+                text = text_of(json)
+                self._keep(text)
+                self.state.finish(s, i, Output(a, handle, lens, text, True))
         self.adopted.update(dict.fromkeys(folded.adopted))
         self.lengths.update(folded.lengths)
         for (s, i), why in folded.skipped.items():
@@ -121,25 +133,21 @@ class LiveRun:
         finally:
             self.committer.release()
 
-    def snapshot(self) -> dict[str, Any]:
-        """All that a driver needs to go on from here."""
-        committed: list[Any] = []
-        finished: list[Any] = []
-        for (s, i), out in self.state.outputs.items():
-            (committed if out.committed else finished).append([s, i, out.a, out.lens, out.json])
-        return {
-            "committed": committed,
-            "finished": finished,
-            "submitted": [[a.s, a.i, a.a] for a in self.state.current.values() if a.state != run_.GONE],
-            "adopted": [list(task) for task in self.adopted],
-            "named": [[*task, out.named] for task in self.adopted if (out := self.state.outputs[task]).named],
-            "lengths": [[s, n] for s, n in self.lengths.items()],
-            "skipped": [[s, i, *why] for (s, i), why in self.skipped.items()],
-            "refused": [[s, i, *why] for (s, i), why in self.refused.items()],
-            "failed": [list(f) for f in self.failed],
-            "lost": [list(x) for x in self.lost],
-            "final": None,
-        }
+    def snapshot(self) -> Snapshot:
+        """All that a driver needs to go on from here, as it is now."""
+        outputs = [(task, out, out.committed) for task, out in self.state.outputs.items()]
+        return Snapshot(
+            adopted=list(self.adopted),
+            named=[(*task, out.named) for task in self.adopted if (out := self.state.outputs[task]).named],
+            lengths=list(self.lengths.items()),
+            committed=[(task, out) for task, out, committed in outputs if committed],
+            finished=[(task, out) for task, out, committed in outputs if not committed],
+            skipped=[(*task, *why) for task, why in sorted(self.skipped.items(), key=_items_first)],
+            refused=[(*task, *why) for task, why in sorted(self.refused.items(), key=_items_first)],
+            failed=list(self.failed),
+            lost=list(self.lost),
+            submitted=[a.address for a in self.state.current.values() if a.state != run_.GONE],
+        )
 
     # ------------------------------------------------- what the driver says
 
@@ -204,6 +212,10 @@ class LiveRun:
         """Queues decisions of the driver for the journal, in order with everything else. All or nothing."""
         checked = [_checked(record, len(self.state.steps)) for record in records]
         for record in checked:
+            if len(str(record[-1])) > RECORD_TEXT:
+                why = f"its text has more than {RECORD_TEXT} characters"
+                raise Refused("BadRequest", f"cannot record {record[0]}: {why}")
+        for record in checked:
             kind = record[0]
             if kind == "length":
                 if self.lengths.setdefault(record[1], record[2]) != record[2]:
@@ -215,17 +227,17 @@ class LiveRun:
                 if (record[1], record[2]) in known:
                     continue
                 known[record[1], record[2]] = (record[3], record[4])
-            self.committer.add(record, size=100)
+            self._queue(record)
             if kind != "length":
                 self.state.hole(record[1], record[2])
 
     def adopt(self, s: int, i: int, handle: Any, lens: Any, json: str | bytes | None, origin: str) -> None:
         """The output of an earlier run, ``origin``, is this task's."""
-        t = now()
-        size = 200 + len(handle.get("b") or b"") + len(handle.get("x") or b"") + 40 * (handle.get("n") or 0)
-        self.committer.add(["committed", s, i, 1, handle, None, t, t, lens, json, origin], (s, i, 1), size)
+        t, text = now(), text_of(json)
+        self._queue(["committed", s, i, 1, handle, None, t, t, lens, text, origin], (s, i, 1))
+        self._keep(text)
         self.adopted[s, i] = None
-        self.state.finish(s, i, Output(1, handle, lens, json_value(json), False))
+        self.state.finish(s, i, Output(1, handle, lens, text, False))
 
     # ------------------------------------------------ what the workers say
 
@@ -300,19 +312,33 @@ class LiveRun:
         s, i, a = attempt.address
         handle = {**_NO_HANDLE, **answer["handle"]}
         lens, json = answer.get("lens"), answer.get("json")
-        lens = None if lens is None else list(lens)
+        lens, text = None if lens is None else list(lens), json_text(json)
+        try:
+            if size_of(text) > RESULT_JSON:
+                raise ValueError(f"the result has {size_of(text)} bytes as JSON, {RESULT_JSON} are allowed")
+            # Queued before a dependent can start: nothing is committed before its inputs.
+            self._queue(["committed", s, i, a, handle, name, t0, t1, lens, text], (s, i, a))
+        except ValueError as error:
+            # What no reader would take must not come into the journal, and nothing else waits for it.
+            failure = {"class": "data", "type": "OutputNotRecorded", "message": f"cannot record the output: {error}"}
+            self._failed(attempt, failure, t0, t1, name)
+            return
         fields = {"s": s, "i": i, "a": a, "w": name, "t0": t0, "t1": t1, "z": handle.get("z") or 0}
         if lens is not None:
             fields["lens"] = lens
         if json is not None:
             fields["json"] = json[0]
         self.events.add("finished", **fields)
-        # Queued before a dependent can start: nothing is committed before its inputs.
-        size = 200 + len(handle.get("b") or b"") + len(handle.get("x") or b"") + 40 * (handle.get("n") or 0)
-        self.committer.add(
-            ["committed", s, i, a, handle, name, t0, t1, lens, json_text(json)], (s, i, a), size
-        )
-        self.state.finish(s, i, Output(a, handle, lens, json, False))
+        self._keep(text)
+        self.state.finish(s, i, Output(a, handle, lens, text, False))
+
+    def _queue(self, record: list[Any], task: Address | None = None) -> None:
+        """Hands a record to the journal; ``ValueError`` if a reader would refuse it."""
+        self.committer.add(record, task, len(pack_record(record)))
+
+    def _keep(self, json: str | Away | None) -> None:
+        if isinstance(json, str):
+            self.results += size_of(json)
 
     def _failed(self, attempt: Attempt, answer: dict[str, Any], t0: float, t1: float, name: str) -> None:
         s, i, a = attempt.address
@@ -338,7 +364,7 @@ class LiveRun:
             tail=[str(line)[:TEXT_CAP] for line in list(answer.get("tail") or ())[-TAIL_LINES:]],
         )
         self.failed.append((s, i, a, class_))
-        self.committer.add(["failed", s, i, a, class_, type_, message, name, t0, t1], size=300 + len(message))
+        self._queue(["failed", s, i, a, class_, type_, message, name, t0, t1])
 
     def worker_gone(self, attempt: Attempt, name: str | None, message: str) -> None:
         """The attempt ended with its worker."""
@@ -354,7 +380,7 @@ class LiveRun:
         s, i, a = attempt.address
         self.events.add("lost", s=s, i=i, a=a, w=name, message=message)
         self.lost.append((s, i, a))
-        self.committer.add(["lost", s, i, a, name, now()])
+        self._queue(["lost", s, i, a, name, now()])
 
     def broken(self, attempt: Attempt, message: str, name: str | None) -> None:
         """Dask could not run the task at all."""
@@ -387,8 +413,22 @@ class LiveRun:
             output = self.state.outputs.get((s, i))
             if output is not None:
                 output.committed = True
+                if self.results > RESULTS_KEPT and isinstance(output.json, str):
+                    self.results -= size_of(output.json)
+                    output.json = Away(segment, size_of(output.json))
         if tasks and not self.ended:
             self.events.add("committed", tasks=[list(t) for t in tasks], seg=segment)
+
+    async def close(self, final: dict[str, Any]) -> None:
+        """Writes the end of the run, after everything else."""
+        records = closing({**final, "t": now()}, f"{self.storage['url']}/runs/{self.uid}/journal")
+        try:
+            sizes = [len(pack_record(record)) for record in records]
+        except ValueError as error:
+            raise Refused("BadRequest", f"cannot close run {self.uid}: {error}") from None
+        for record, size in zip(records, sizes, strict=True):
+            self.committer.add(record, size=size)
+        await self.committer.flush()
 
     def storage_told(self, who: str, reason: str, message: str) -> None:
         """The journal or a worker waits for storage, or (no message) does not any more."""
@@ -437,19 +477,9 @@ class LiveRun:
         self.journal.close()
 
 
-def closed_snapshot(folded: Folded) -> dict[str, Any]:
-    """As ``LiveRun.snapshot``, of a run that has ended."""
-    return {
-        "committed": [[s, i, v[0], v[5], json_value(v[6])] for (s, i), v in folded.committed.items()],
-        "finished": [],
-        "submitted": [],
-        "lengths": [[s, n] for s, n in folded.lengths.items()],
-        "skipped": [[s, i, *why] for (s, i), why in folded.skipped.items()],
-        "refused": [[s, i, *why] for (s, i), why in folded.refused.items()],
-        "failed": [list(f[:4]) for f in folded.failed],
-        "lost": [list(x[:3]) for x in folded.lost],
-        "final": folded.final,
-    }
+def _items_first(decided: tuple[run_.Task, Any]) -> bool:
+    """The decision on a step ends those of its items that have not ended."""
+    return decided[0][1] < 0
 
 
 def json_text(json: list[Any] | None) -> str | None:
@@ -457,9 +487,9 @@ def json_text(json: list[Any] | None) -> str | None:
     return None if json is None else json_.dumps(json[0], ensure_ascii=False, separators=(",", ":"))
 
 
-def json_value(text: str | bytes | None) -> list[Any] | None:
-    """A step's small result as it goes over the wire: a list of it alone."""
-    return None if text is None else [json_.loads(text)]
+def text_of(json: str | bytes | Away | None) -> str | Away | None:
+    """A step's small result as this module keeps it."""
+    return json.decode("utf-8", "replace") if isinstance(json, bytes) else json
 
 
 def _checked(record: Any, steps: int) -> list[Any]:

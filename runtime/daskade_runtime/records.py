@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from daskade_runtime.limits import FINAL_VALUES, RECORD_DEPTH
+
 #: Length of a sha256.
 DIGEST = 32
-#: Deepest nesting of a record's values.
-DEPTH_LIMIT = 64
 
 _NONE = type(None)
 _NUMBER = (int, float)
@@ -26,6 +26,7 @@ _SHAPES: dict[str, tuple[tuple[type, ...], ...]] = {
     ),
     "skipped": (_INT, _INT, _TEXT, _TEXT_OR_NONE),
     "refused": (_INT, _INT, _TEXT, _TEXT_OR_NONE),
+    "result": (_TEXT, _INT, _INT, _TEXT),
     "final": ((dict,),),
 }
 _OPENED: dict[str, tuple[type, ...]] = {
@@ -69,7 +70,7 @@ def check_record(record: Any) -> str | None:
             return f"field {place} of a {kind} record is {type(record[place]).__name__}"
     problem = _check_values(kind, record) if shape else None
     texts = kind == "final"
-    if problem is None and not all(is_plain(value, DEPTH_LIMIT, texts) for value in record[1:]):
+    if problem is None and not all(is_plain(value, RECORD_DEPTH, texts) for value in record[1:]):
         problem = f"a {kind} record is nested too deep or holds what does not belong there"
     return problem
 
@@ -79,6 +80,8 @@ def _check_values(kind: str, record: Any) -> str | None:
         return check_map(record[1], _OPENED) or check_map(record[1].get("code") or {}, _CODE)
     if kind == "final":
         return None
+    if kind == "result":
+        return None if 0 <= record[2] < record[3] <= INT_MAX else "a result record is out of range"
     fine = 0 <= record[1] <= _STEP_MAX
     if kind == "length":
         fine = fine and 0 <= record[2] <= INT_MAX
@@ -119,6 +122,23 @@ def _check_handle(handle: dict[str, Any]) -> str | None:
     return None
 
 
+def too_many_values(record: Any) -> str | None:
+    """What is wrong with a record that readers refuse for its size, though its shape is right."""
+    if record[0] != "final":
+        return None
+    count, rest = 0, [record[1]]
+    while rest:
+        value = rest.pop()
+        count += 1
+        if type(value) is dict:
+            rest.extend(value.values())
+        elif type(value) in (list, tuple):
+            rest.extend(value)
+        if count > FINAL_VALUES:
+            return f"a final record has more than {FINAL_VALUES} values"
+    return None
+
+
 _SCALARS = (_NONE, bool, int, float, str, bytes)
 
 
@@ -131,7 +151,7 @@ def is_plain(value: Any, depth: int, texts: bool) -> bool:
         return False
     if kind is dict:
         if not all(
-            type(key) is str if texts or depth == DEPTH_LIMIT else type(key) in _SCALARS for key in value
+            type(key) is str if texts or depth == RECORD_DEPTH else type(key) in _SCALARS for key in value
         ):
             return False
         return all(is_plain(inner, depth - 1, texts) for inner in value.values())

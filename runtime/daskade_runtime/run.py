@@ -15,6 +15,8 @@ from typing import Any
 
 import msgpack
 
+from daskade_runtime.results import Away
+
 Task = tuple[int, int]
 Address = tuple[int, int, int]
 
@@ -87,7 +89,7 @@ class Attempt:
 
 class Output:
     """A finished output: the handle packed as it goes to workers, and what the driver wants to know of it.
-    ``json`` is a list of its JSON result alone, or None.
+    ``json`` is its result as JSON text, where that is in the journal, or None if it has none.
 
     The index of a long list output (40 bytes per element) would otherwise travel with each of its consumers:
     workers fetch it once instead.
@@ -95,7 +97,7 @@ class Output:
 
     __slots__ = ("a", "handle", "full", "lens", "json", "committed", "holder", "size", "named")
 
-    def __init__(self, a: int, handle: Any, lens: Any, json: Any, committed: bool) -> None:
+    def __init__(self, a: int, handle: Any, lens: Any, json: str | Away | None, committed: bool) -> None:
         self.a = a
         # The worker that has it as a file.
         self.holder: str | None = handle.get("w")

@@ -23,14 +23,15 @@ from daskade_runtime.cluster import ClusterView
 from daskade_runtime.commit import in_thread
 from daskade_runtime.dispatch import Dispatcher
 from daskade_runtime.earlier import Earlier, mark
-from daskade_runtime.events import Subscriber, now
+from daskade_runtime.events import Subscriber
 from daskade_runtime.fetch import object_key
 from daskade_runtime.heard import heard
 from daskade_runtime.journal import Journal, JournalError, read_all
 from daskade_runtime.leaders import Leaders
-from daskade_runtime.live import LiveRun, closed_snapshot
+from daskade_runtime.live import LiveRun
 from daskade_runtime.looks import Looks
 from daskade_runtime.operation import Reply, operation
+from daskade_runtime.pages import Snapshots, closed, closed_whole, value_of
 from daskade_runtime.retention import Retention, refuse_removed
 from daskade_runtime.run import Address, Attempt, Refused
 from daskade_runtime.storage import open_store
@@ -74,6 +75,7 @@ class Runtime:
         self.leaders = Leaders(self.runs.__contains__)
         self.earlier = Earlier(self)
         self.retention = Retention(self)
+        self.snapshots = Snapshots(self)
         self.closing = False
 
     async def start(self) -> None:
@@ -112,7 +114,8 @@ class Runtime:
             }
         )
         self.cluster = ClusterView(self)
-        for part in (self.cluster, self.earlier, self.retention, Looks(), Turns(self), WorkerOps(self)):
+        parts = (self.cluster, self.earlier, self.retention, self.snapshots, Looks(), Turns(self), WorkerOps(self))
+        for part in parts:
             self.s.handlers.update(part.handlers())
         self._background(self.cluster.note_use())
         self._background(fence.watch(self))
@@ -196,7 +199,8 @@ class Runtime:
                 opened = await self._opened_record(request, spec)
                 live = self.runs.get(run)
                 if live is not None:
-                    reply = await self._take_over(live, epoch, create, spec_digest, opened)
+                    await self._take_over(live, epoch, create, spec_digest, opened)
+                    reply = await self._opened(live, bool(rest.get("pages")))
                 else:
                     reply = await self._open(request, epoch, create, opened, bool(rest.get("reopen")))
                 if run in self.runs:
@@ -234,13 +238,11 @@ class Runtime:
         if not create and not reopen:
             known = await in_thread(read_all, store, uid)
             if known.final is not None and known.opened.get("spec_digest") == request["spec_digest"]:
-                return {
-                    "status": "OK",
-                    "epoch": known.epoch,
-                    "instance": self.instance,
-                    "cursor": 0,
-                    "snapshot": closed_snapshot(known),
-                }
+                paged = bool(request.get("pages"))
+                where = f"{request['storage']['url']}/runs/{uid}/journal"
+                ended = closed(known, where) if paged else closed_whole(known)
+                told = await self.snapshots.first(uid, ended, paged, store)
+                return {"status": "OK", "epoch": known.epoch, "instance": self.instance, "cursor": 0, **told}
         code, data = request["code"] or {}, (request["code"] or {}).get("zip")
         code_key = f"runs/{uid}/code/{code.get('digest')}.zip"
         if data is not None and len(data) > CODE_INLINE:
@@ -256,11 +258,11 @@ class Runtime:
             live.code["zip"] = await in_thread(store.get, code_key)
         self.runs[uid] = live
         self.closed.pop(uid, None)
-        return self._opened(live)
+        return await self._opened(live, bool(request.get("pages")))
 
     async def _take_over(
         self, live: LiveRun, epoch: int | None, create: bool, digest: str, opened: Any
-    ) -> Reply:
+    ) -> None:
         if create:
             raise Refused("RunExists", f"run {live.uid} is open here under epoch {live.epoch}")
         if digest != live.spec_digest:
@@ -269,20 +271,14 @@ class Runtime:
             why = f"the epoch must be higher than {live.epoch}, the epoch under which the run is open"
             raise Refused("StaleEpoch", f"cannot open run {live.uid} under epoch {epoch}: {why}")
         await live.take_over(functools.partial(Journal.open, live.store, live.uid, epoch, False, opened))
-        return self._opened(live)
 
-    def _opened(self, live: LiveRun) -> Reply:
-        cursor = live.events.seq
+    async def _opened(self, live: LiveRun, paged: bool) -> Reply:
+        cursor, epoch, snapshot = live.events.seq, live.epoch, live.snapshot()
         for worker in list(self.s.workers.values()):
             live.events.add("worker", state="added", **describe(worker))
         self.dispatcher.retell_blocked(live.uid)
-        return {
-            "status": "OK",
-            "epoch": live.epoch,
-            "instance": self.instance,
-            "cursor": cursor,
-            "snapshot": live.snapshot(),
-        }
+        told = await self.snapshots.first(live.uid, snapshot, paged, live.store)
+        return {"status": "OK", "epoch": epoch, "instance": self.instance, "cursor": cursor, **told}
 
     def live(self, run: str, epoch: int) -> LiveRun:
         live = self.runs.get(run)
@@ -323,8 +319,7 @@ class Runtime:
         await self.workers.flush(live.uid)
         if live.ended:
             raise Refused("StaleEpoch", f"run {live.uid} was taken over")
-        live.committer.add(["final", {**final, "t": now()}], size=1000)
-        await live.committer.flush()
+        await live.close(final)
         # No attempt of this epoch counts any more, and no writer of it.
         sweep = in_thread(live.store.sweep, f"runs/{live.uid}", (live.uid, live.epoch))
         await asyncio.wait([heard(sweep)], timeout=SWEEP_WAIT)
@@ -354,6 +349,8 @@ class Runtime:
         output = live.state.outputs.get((step, item)) if live is not None else None
         if live is None or output is None:
             raise Refused("NotFound", f"run {run} has no output of step {step}, item {item} here")
+        texts = await self.snapshots.texts(live, {(step, item): output.json})
+        result = value_of(texts[step, item])
         handle = msgpack.unpackb(output.handle, raw=False, strict_map_key=False)
         data = handle.get("b")
         if data is None and handle["z"] <= max:
@@ -369,7 +366,7 @@ class Runtime:
             "digest": handle["d"].hex(),
             "path": handle.get("u"),
             "bytes": data if data is not None and len(data) <= max else None,
-            "json": None if output.json is None else output.json[0],
+            "json": None if result is None else result[0],
         }
 
     @operation
@@ -546,6 +543,7 @@ class Runtime:
             del self.runs[live.uid]
         self._locks.pop(live.uid, None)
         self.earlier.forget(live.uid)
+        self.snapshots.forget(live.uid)
         live.end()
         self.workers.listen(live)
         self.workers.tell_all({"op": "daskade-drop", "run": live.uid})

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from daskade_runtime.errors import StepFailure, text_of, type_name
+from daskade_runtime.limits import MAPPED_ELEMENTS, RESULT_DEPTH, RESULT_JSON
 
 SERIALIZERS = ("pickle", "json", "parquet", "numpy")
-RESULT_CAP = 16 * 1024
+# Nesting of an output that is written as JSON.
 DEPTH_CAP = 100
 
 
@@ -129,6 +130,9 @@ def dump(value: Any, serializer: str, container: bool, inline_max: int, path: st
                 "TypeMismatch",
                 f"steps map over this output, which must be a list, not {_what(value)}",
             )
+        if len(value) > MAPPED_ELEMENTS:
+            message = f"steps map over this output, which has {len(value)} elements, {MAPPED_ELEMENTS} are allowed"
+            raise StepFailure("data", "TooManyElements", f"{message}; return several lists, or larger elements")
         offsets = [0]
         digests = []
         for index, element in enumerate(value):
@@ -181,9 +185,11 @@ def load_container(serializer: str, data: Any, n: int, offsets: bytes) -> list[A
     return [load(serializer, view[marks[k] : marks[k + 1]]) for k in range(n)]
 
 
-def plain_json(value: Any) -> Any:
-    """``value`` as exact JSON data; raises ValueError with the place and reason otherwise."""
-    return _plain(value, "", 0)
+def plain_json(value: Any, depth: int = DEPTH_CAP) -> Any:
+    """``value`` as exact JSON data, nested at most ``depth`` deep; raises ValueError with the place and reason
+    otherwise.
+    """
+    return _plain(value, "", depth, depth)
 
 
 def result_of(value: Any, required: bool) -> list[Any] | None:
@@ -191,15 +197,15 @@ def result_of(value: Any, required: bool) -> list[Any] | None:
     none is required.
     """
     try:
-        plain = plain_json(value)
+        plain = plain_json(value, RESULT_DEPTH)
     except ValueError as exc:
         if required:
             raise StepFailure("data", "NotJson", f"the result must be plain JSON data: {exc}") from None
         return None
-    size = len(json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
-    if size > RESULT_CAP:
+    size = len(json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode())
+    if size > RESULT_JSON:
         if required:
-            message = f"the result has {size} bytes as JSON; at most {RESULT_CAP} are allowed; use the output instead"
+            message = f"the result has {size} bytes as JSON; at most {RESULT_JSON} are allowed; use the output instead"
             raise StepFailure("data", "ResultTooLarge", message)
         return None
     return [plain]
@@ -293,7 +299,7 @@ def _load_parquet(data: Any) -> Any:
     return table.to_pandas() if b"pandas" in (table.schema.metadata or {}) else table
 
 
-def _plain(value: Any, where: str, depth: int) -> Any:
+def _plain(value: Any, where: str, left: int, most: int) -> Any:
     if value is None or value is True or value is False:
         return value
     kind = type(value)
@@ -311,27 +317,28 @@ def _plain(value: Any, where: str, depth: int) -> Any:
         if not math.isfinite(value):
             raise ValueError(f"{where or 'it'} is {value}, which JSON cannot hold")
         return value
-    if depth > DEPTH_CAP:
-        raise ValueError(f"it is nested more than {DEPTH_CAP} deep")
+    if left < 0 or (left == 0 and isinstance(value, (dict, list, tuple))):
+        raise ValueError(f"it is nested more than {most} deep")
     if isinstance(value, dict):
         out = {}
         for key, inner in value.items():
             if type(key) is not str:
                 shown, kind_name = str(key)[:60], type(key).__name__
                 raise ValueError(f"{where or 'it'} has the key {shown!r} of type {kind_name}, not a string")
-            out[key] = _plain(inner, f"{where}.{key[:60]}", depth + 1)
+            _plain(key, f"a key of {where or 'it'}", left, most)
+            out[key] = _plain(inner, f"{where}.{key[:60]}", left - 1, most)
         return out
     if isinstance(value, (list, tuple)):
-        return [_plain(inner, f"{where}[{k}]", depth + 1) for k, inner in enumerate(value)]
+        return [_plain(inner, f"{where}[{k}]", left - 1, most) for k, inner in enumerate(value)]
     # Subclasses (enums, numpy.float64) as what they are, not as what their own __str__ or __int__ says.
     if isinstance(value, str):
-        return _plain(str.__str__(value), where, depth + 1)
+        return _plain(str.__str__(value), where, left - 1, most)
     if isinstance(value, int):
-        return _plain(int.__int__(value), where, depth + 1)
+        return _plain(int.__int__(value), where, left - 1, most)
     if isinstance(value, float):
-        return _plain(float.__float__(value), where, depth + 1)
+        return _plain(float.__float__(value), where, left - 1, most)
     if kind.__module__ == "numpy" and getattr(value, "shape", None) == () and hasattr(value, "item"):
-        return _plain(value.item(), where, depth + 1)
+        return _plain(value.item(), where, left - 1, most)
     raise ValueError(f"{where or 'it'} is {_what(value)}")
 
 

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from daskade_runtime.earlier import mark_key
+from daskade_runtime import earlier as earlier_
+from daskade_runtime.earlier import Past, mark_key
+from daskade_runtime.journal import Folded
+from daskade_runtime.results import Away
 from support.dask.local import Cluster
 from support.dask.run import Run
 from support.dask.wire import RpcError
@@ -91,3 +94,31 @@ def test_a_broken_journal_keeps_nobody_from_running(dask: Cluster, store: Path) 
 def test_marks_are_in_order_newest_first() -> None:
     keys = [mark_key("p", "n", "u", t) for t in (2e9, 1.7e9 + 0.001, 1.7e9)]
     assert keys == sorted(keys) and len({len(key) for key in keys}) == 1
+
+
+def test_outputs_whose_results_are_more_than_is_told_are_not_offered() -> None:
+    """A run must not fail to begin because earlier runs have large results."""
+
+    def past(uid: str, *results: str | None | Away) -> Past:
+        handle = {"u": None, "z": 1, "d": bytes(32), "s": "json", "b": b"1"}
+        committed = {(0, i): (1, handle, None, 1.0, 2.0, None, result) for i, result in enumerate(results)}
+        return Past(uid, Folded(committed=committed))
+
+    text = '"' + "x" * 398 + '"'
+    runs = [past("new", text, None, text), past("old", None, text, Away(3, 400), "1", None)]
+    earlier_._leave_results_out(runs, 1000)
+    told = {run.uid: run.told() for run in runs}
+    assert told["new"]["gone"] == []
+    assert sorted(told["old"]["gone"]) == [[0, 1], [0, 2], [0, 3]], "no result is told after one that is left out"
+    assert [row[4] for row in told["old"]["committed"]] == [None] * 5
+    assert [row[4] for row in told["new"]["committed"]] == [["x" * 398], None, ["x" * 398]]
+    (kept,) = [past("r", text, Away(3, 400), text)]
+    earlier_._leave_results_out([kept], 10_000)
+    assert kept.told()["gone"] == [[0, 1]]
+
+
+def test_a_driver_says_how_many_results_it_takes(dask: Cluster, store: Path) -> None:
+    run = a_run(dask, store)
+    fields = {"run": "another", "storage": run.request["storage"], "pipeline": "p", "wanted": None}
+    told = {room: run.conn.rpc("daskade-earlier", results=room, **fields)["runs"][0] for room in (5, 6)}
+    assert (told[5]["gone"], told[6]["gone"]) == ([[1, -1]], []), "the result is 100000"

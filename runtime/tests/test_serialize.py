@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from daskade_runtime import serialize
+from daskade_runtime import limits, serialize
 from daskade_runtime.errors import StepFailure
 
 
@@ -161,9 +161,40 @@ def test_results_are_small_plain_data() -> None:
         serialize.result_of({"a": object()}, True)
     assert (caught.value.class_, caught.value.type_) == ("data", "NotJson")
     with pytest.raises(StepFailure) as caught:
-        serialize.result_of("x" * (serialize.RESULT_CAP - 1), True)
+        serialize.result_of("x" * (limits.RESULT_JSON - 1), True)
     assert caught.value.type_ == "ResultTooLarge" and "16385 bytes" in caught.value.message
-    assert serialize.result_of("x" * (serialize.RESULT_CAP - 2), True)
+    assert serialize.result_of("x" * (limits.RESULT_JSON - 2), True)
+
+
+def nested(depth: int) -> Any:
+    value: Any = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+def test_a_result_is_nested_as_deep_as_all_readers_take() -> None:
+    deepest = nested(limits.RESULT_DEPTH)
+    assert serialize.result_of(deepest, True) == [deepest]
+    assert serialize.result_of([deepest], False) is None
+    with pytest.raises(StepFailure, match=f"nested more than {limits.RESULT_DEPTH} deep") as caught:
+        serialize.result_of({"a": deepest}, True)
+    assert caught.value.class_ == "data"
+
+
+def test_keys_of_a_result_are_text_that_can_be_written() -> None:
+    with pytest.raises(StepFailure, match="a key of .a holds a lone surrogate") as caught:
+        serialize.result_of({"a": {"\ud800": 1}}, True)
+    assert caught.value.class_ == "data"
+
+
+def test_a_mapped_over_output_has_as_many_elements_as_one_record_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serialize, "MAPPED_ELEMENTS", 1000)
+    assert dump([0] * 1000, tmp_path, container=True).n == 1000
+    message = refused([0] * 1001, tmp_path, "TooManyElements", container=True)
+    assert "1001 elements, 1000 are allowed" in message
 
 
 def test_numpy_scalars_are_results() -> None:

@@ -87,8 +87,8 @@ impl Pace {
     /// After a page with so many objects and bytes: pages grow while they are small, and shrink when they are large.
     fn after(self, objects: usize, bytes: usize) -> Self {
         let each = bytes / objects.max(1);
-        let fit = u32::try_from(limits::PAGE / 2 / each.max(1)).unwrap_or(u32::MAX);
-        Self(fit.min(self.0.saturating_mul(4)).clamp(1, limits::PAGE_MOST))
+        let fit = u32::try_from(limits::LIST_PAGE / 2 / each.max(1)).unwrap_or(u32::MAX);
+        Self(fit.min(self.0.saturating_mul(4)).clamp(1, limits::LIST_MOST))
     }
 
     /// After a page that was too large; none if it had one object.
@@ -110,7 +110,7 @@ impl Collection {
 
     /// Begins a list.
     pub fn walk(&self) -> Walk<'_> {
-        let pace = Pace(limits::PAGE_FIRST);
+        let pace = Pace(limits::LIST_FIRST);
         Walk { collection: self, pace, next: None, version: None, ended: false }
     }
 
@@ -144,8 +144,8 @@ impl Collection {
             false => request.list(&params),
         };
         let request = request.map_err(|error| Trouble::List(kube::Error::BuildRequest(error)))?;
-        let room = room::listed(limits::PAGE).await;
-        let most = if limit == 1 { limits::OBJECT } else { limits::PAGE };
+        let room = room::listed(limits::LIST_PAGE).await;
+        let most = if limit == 1 { limits::OBJECT } else { limits::LIST_PAGE };
         let read = async { wire::ask(&self.client, request).await?.read(most).await };
         let Some(bytes) = read.await.map_err(Trouble::List)? else { return Ok(None) };
         let text = String::from_utf8(bytes).map_err(|error| Trouble::List(kube::Error::FromUtf8(error)))?;
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn pages_grow_while_they_are_small_and_shrink_with_their_objects() {
-        let mut pace = Pace(limits::PAGE_FIRST);
+        let mut pace = Pace(limits::LIST_FIRST);
         let mut seen = Vec::new();
         for each in [2_000, 2_000, 2_000, 1 << 20, 1 << 20, 3 << 20, 900, 0] {
             let objects = pace.0 as usize;
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_page_that_was_too_large_is_asked_for_in_smaller_ones() {
-        let mut pace = Pace(limits::PAGE_MOST);
+        let mut pace = Pace(limits::LIST_MOST);
         let mut seen = Vec::new();
         while let Some(slower) = pace.slower() {
             pace = slower;

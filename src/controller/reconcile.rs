@@ -259,7 +259,9 @@ impl Work<'_> {
             if !self.secrets_are_fresh() {
                 credentials = self.credentials(&cluster, true).await;
             }
-            if credentials.fact.trouble.is_none() && self.error.as_ref().is_none_or(|error| !is_about_secrets(error)) {
+            if credentials.fact.trouble.is_none()
+                && self.error.as_ref().is_none_or(|error| !matches!(error, PassError::Certificates(_)))
+            {
                 let templates = match &planned.scheduler_waits {
                     Some(base) => templates.beside(base),
                     None => templates,
@@ -586,10 +588,6 @@ impl Work<'_> {
         }
         Ok(())
     }
-}
-
-fn is_about_secrets(error: &PassError) -> bool {
-    matches!(error, PassError::Certificates(_))
 }
 
 /// Whether two statuses differ in counts only.

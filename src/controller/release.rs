@@ -7,8 +7,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::backoff::delay;
-use super::setbacks::trouble;
 use super::queue::{Key, Queue};
+use super::setbacks::trouble;
 use crate::cluster::facts::Trouble;
 use crate::run::{DriveError, Released, Seat, release};
 use crate::runs::release::ReleaseFact;

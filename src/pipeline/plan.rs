@@ -39,6 +39,14 @@ pub struct Plan {
 pub trait Results {
     /// The output of a finished task as JSON, where it was wanted and can be had.
     fn result(&self, task: TaskId) -> Option<Cow<'_, Value>>;
+    /// Whether the task has a result that there was no room to fetch.
+    fn is_away(&self, _task: TaskId) -> bool {
+        false
+    }
+    /// Bytes that the results of all tasks of a step take.
+    fn result_bytes(&self, _step: StepIx) -> usize {
+        0
+    }
     /// Whether the task has an output, JSON or not; else it failed or was skipped.
     fn has_output(&self, task: TaskId) -> bool;
     /// Number of items of a mapped step, once known.
@@ -312,7 +320,12 @@ impl Plan {
         if !self.is_mapped(step) {
             return self.result_of(TaskId::whole(step), results);
         }
-        let count = results.items(step).ok_or_else(|| self.no_result(step))?;
+        let count = results.items(step).ok_or_else(|| self.no_result(TaskId::whole(step), results))?;
+        if results.result_bytes(step) > limits::GATHERED_BYTES {
+            let (name, most) = (self.step_name(step), limits::GATHERED_BYTES >> 20);
+            let message = format!("the results of {name} have more than {most} MiB together; use its output");
+            return Err(ExprError::evaluation(message));
+        }
         let (mut list, mut room) = (Vec::new(), limits::GATHERED_VALUES);
         for item in 0..count {
             let value = results.result(TaskId::item(step, item));
@@ -323,7 +336,9 @@ impl Plan {
             })?;
             match (value.map(Cow::into_owned), gather) {
                 (Some(value), Gather::Whole | Gather::Compact) => list.push(value),
-                (None, _) if results.has_output(TaskId::item(step, item)) => return Err(self.no_result(step)),
+                (None, _) if results.has_output(TaskId::item(step, item)) => {
+                    return Err(self.no_result(TaskId::item(step, item), results));
+                }
                 (None, Gather::Whole) => list.push(Value::Null),
                 (Some(Value::Array(entries)), Gather::Flatten) => list.extend(entries),
                 (Some(other), Gather::Flatten) => {
@@ -337,11 +352,18 @@ impl Plan {
     }
 
     fn result_of(&self, task: TaskId, results: &dyn Results) -> Result<Value, ExprError> {
-        results.result(task).map(Cow::into_owned).ok_or_else(|| self.no_result(task.step))
+        results.result(task).map(Cow::into_owned).ok_or_else(|| self.no_result(task, results))
     }
 
-    fn no_result(&self, step: StepIx) -> ExprError {
-        ExprError::evaluation(format!("steps.{} has no result (JSON of at most 16 KiB)", self.step_name(step)))
+    fn no_result(&self, task: TaskId, results: &dyn Results) -> ExprError {
+        let name = self.step_name(task.step);
+        if results.is_away(task) {
+            let most = limits::RESULTS_LENT >> 20;
+            let message =
+                format!("the results that it looks at, of {name} and others, have more than {most} MiB together");
+            return ExprError::evaluation(message);
+        }
+        ExprError::evaluation(format!("steps.{name} has no result (JSON of at most 16 KiB)"))
     }
 
     fn computed(&self, node: &Node, results: &dyn Results) -> Result<Value, ExprError> {

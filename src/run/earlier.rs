@@ -5,10 +5,12 @@ use jiff::Timestamp;
 use super::driver::RunSpec;
 use super::facts::{Facts, View};
 use super::reuse::{Reusable, Taken, Wish};
+use super::supply::{Supplier, look_at};
 use super::wire::{decision, storage};
 use crate::dask::ops::{Adopt, AdoptItem, Earlier, EarlierRun, EarlierRuns, Item, Leader, Opened, Record, Records};
 use crate::dask::{self, Peer};
 use crate::graph::{Event, RunState, SkipReason, StepIx, TaskId};
+use crate::limits;
 use crate::pipeline::{Keyring, Part, Plan};
 
 /// Outputs per message to the runtime.
@@ -31,6 +33,7 @@ pub(super) async fn ask(
         wanted: spec.reuse.run.as_deref(),
         lead: lead.map(|lead| lead.epoch),
         lease: lead.and_then(|lead| lead.lease.as_deref()),
+        results: results(peer.limits()),
     };
     let earlier = match peer.call(&ask).await {
         Err(dask::Error::UnknownOp { .. }) => {
@@ -40,6 +43,12 @@ pub(super) async fn ask(
         answer => answer?,
     };
     weigh(spec, code, earlier, false).map(Some)
+}
+
+/// Bytes of results that fit into a message of this size.
+fn results(limits: &dask::Limits) -> usize {
+    let of_command = limits.message_bytes >= limits::SNAPSHOT.bytes;
+    if of_command { limits::EARLIER_RESULTS_OF_COMMAND } else { limits::EARLIER_RESULTS }
 }
 
 /// Whether `spec` wants anything of earlier runs.
@@ -153,6 +162,7 @@ pub(super) async fn settle(
     adopted: &[Item],
     (state, facts): (&mut RunState, &mut Facts),
 ) -> Result<(), dask::Error> {
+    let dag = &spec.plan.dag;
     let rest = rest(spec, reusable, (state, facts))?;
     let (run, epoch) = (spec.uid.as_str(), opened.epoch);
     if !rest.records.is_empty() {
@@ -161,8 +171,16 @@ pub(super) async fn settle(
     let items: Vec<AdoptItem> = rest.taken.iter().map(|taken| taken.item.clone()).collect();
     adopt(peer, opened, spec, &items).await?;
     rest.apply(&spec.plan, state);
-    if let Some(reusable) = reusable {
-        reusable.restore(&spec.plan, adopted, &View { facts, state, dag: &spec.plan.dag });
+    let Some(reusable) = reusable else { return Ok(()) };
+    if !facts.results().any_away() {
+        reusable.restore(&spec.plan, adopted, &View { facts, state, dag });
+        return Ok(());
+    }
+    let supplier = Supplier { peer, run, epoch };
+    for item in adopted {
+        let task = TaskId { step: StepIx(item.step), item: item.item };
+        supplier.supply((state, facts), dag, |view| look_at(&spec.plan, task, view)).await?;
+        reusable.restore(&spec.plan, &[*item], &View { facts, state, dag });
     }
     Ok(())
 }

@@ -29,6 +29,8 @@ pub(super) struct Facts {
     pub versions: Versions,
     /// Those that tasks have read or kept: path and version.
     named: HashMap<TaskId, Vec<(String, String)>>,
+    /// Bytes of these texts.
+    named_bytes: usize,
     /// Tasks that the journal had when the run was opened.
     pub resumed: u64,
     /// A step has started, in this session or before it.
@@ -63,7 +65,17 @@ impl Facts {
         }
     }
 
-    /// Bytes of all results.
+    /// The result of a finished task is with the runtime alone, and has so many bytes.
+    pub fn result_away(&mut self, task: TaskId, bytes: usize) {
+        self.results.insert_away(task, bytes);
+    }
+
+    /// What is known of results, and how to get at those that are not here.
+    pub fn results(&mut self) -> &mut Kept {
+        &mut self.results
+    }
+
+    /// Bytes of all results that are here.
     pub fn results_bytes(&self) -> usize {
         self.results.bytes()
     }
@@ -76,7 +88,18 @@ impl Facts {
     /// The task has read and kept objects in these versions.
     pub fn named(&mut self, named: NamedObjects) {
         let task = TaskId { step: StepIx(named.task.step), item: named.task.item };
-        self.named.insert(task, named.versions);
+        let bytes = |versions: &Vec<(String, String)>| versions.iter().map(|(path, of)| path.len() + of.len()).sum();
+        let size: usize = bytes(&named.versions);
+        self.named_bytes += size;
+        if let Some(old) = self.named.insert(task, named.versions) {
+            let before: usize = bytes(&old);
+            self.named_bytes -= before;
+        }
+    }
+
+    /// Bytes of names of objects, and of their versions.
+    pub fn named_bytes(&self) -> usize {
+        self.named_bytes
     }
 
     pub fn lens(&self, task: TaskId) -> Vec<u32> {
@@ -157,6 +180,14 @@ impl Facts {
 impl Results for View<'_> {
     fn result(&self, task: TaskId) -> Option<Cow<'_, Value>> {
         self.facts.results.get(task)
+    }
+
+    fn is_away(&self, task: TaskId) -> bool {
+        self.facts.results.is_away(task)
+    }
+
+    fn result_bytes(&self, step: StepIx) -> usize {
+        self.facts.results.bytes_of(step)
     }
 
     fn has_output(&self, task: TaskId) -> bool {

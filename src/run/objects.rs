@@ -7,9 +7,9 @@ use super::driver::RunSpec;
 use super::facts::{Facts, View};
 use super::wire::storage;
 use crate::api::step::IfExists;
-use crate::dask::ops::{Item, Kept, LookAt, Seen, SeenObjects, Snapshot};
+use crate::dask::ops::{Item, Kept, LookAt, Seen, SeenObjects};
 use crate::dask::{self, Peer};
-use crate::graph::{RunState, StepIx, TaskId};
+use crate::graph::{RunState, TaskId};
 use crate::pipeline::Plan;
 
 /// Paths per message to the runtime, which makes a request to the storage for each.
@@ -54,17 +54,10 @@ impl Objects {
         Self { any: plan.names_objects(), kept: HashMap::new(), seen: HashMap::new() }
     }
 
-    /// Knows again which paths the tasks of an earlier session have.
-    pub fn restore(&mut self, plan: &Plan, snapshot: &Snapshot, view: &View<'_>) {
-        if !self.any {
-            return;
-        }
-        let done = snapshot.committed.iter().chain(&snapshot.finished).map(|done| done.task);
-        for addr in done.chain(snapshot.submitted.iter().copied()) {
-            let task = TaskId { step: StepIx(addr.step), item: addr.item };
-            if let Ok(Some((path, _))) = plan.objects_of(task, view).map(|named| named.keeps) {
-                self.kept.entry(path).or_insert(task);
-            }
+    /// Knows again which path a task of an earlier session has.
+    pub fn restore(&mut self, plan: &Plan, task: TaskId, view: &View<'_>) {
+        if let Ok(Some((path, _))) = plan.objects_of(task, view).map(|named| named.keeps) {
+            self.kept.entry(path).or_insert(task);
         }
     }
 
@@ -216,6 +209,7 @@ mod tests {
     use serde_json::{Map, Value, json};
 
     use super::*;
+    use crate::graph::StepIx;
     use crate::pipeline::{RunInfo, validate};
 
     fn plan(steps: Value) -> Plan {
@@ -257,10 +251,8 @@ mod tests {
         facts.finished(names, vec![2], Some(json!(["a", "a"]).into()));
         state.apply(&plan.dag, &crate::graph::Event::MapLength { step: StepIx(1), len: 2 }, 0).unwrap();
         let view = View { facts: &facts, state: &state, dag: &plan.dag };
-        let done = |task: TaskId| serde_json::from_value(json!([task.step.0, task.item, 1, null, null])).unwrap();
-        let snapshot = Snapshot { committed: vec![done(each(0))], ..Snapshot::default() };
         let mut objects = Objects::new(&plan);
-        objects.restore(&plan, &snapshot, &view);
+        objects.restore(&plan, each(0), &view);
         assert_eq!(objects.meet(&plan, each(0), &view), Meeting::Call);
         let refused = objects.meet(&plan, each(1), &view);
         assert!(matches!(&refused, Meeting::Refuse(why) if why.contains("items 0 and 1 of each")), "{refused:?}");

@@ -1,5 +1,7 @@
 //! Earlier runs as the runtime tells of them, read from the storage without one.
 
+use std::collections::HashSet;
+
 use crate::dask::ops::{Decided, Done, EarlierRun, EarlierRuns, Item, NamedObjects, TaskAddr};
 use crate::store::{PastRun, Reader, StorageConfig, StoreError, TaskKey, folder_of};
 
@@ -20,13 +22,21 @@ pub(super) async fn read(
 fn told(past: PastRun) -> Option<EarlierRun> {
     let PastRun { uid, folded, gone, removed } = past;
     let (mut committed, mut named, mut made) = (Vec::new(), Vec::new(), Vec::new());
+    let without: HashSet<TaskKey> = gone.iter().copied().collect();
     for done in folded.order.iter().filter_map(|task| folded.committed.get(task)) {
         let task = item((done.step, done.item))?;
         let lens = done.lens.as_ref().map(|lens| lens.iter().map(|len| u32::try_from(*len)).collect());
         committed.push(Done {
             task: TaskAddr::new(task.step, task.item, done.attempt),
             lens: lens.transpose().ok()?,
-            json: done.json.as_ref().map(|text| serde_json::from_slice(text)).transpose().ok()?,
+            json: done
+                .json
+                .as_ref()
+                .filter(|_| !without.contains(&(done.step, done.item)))
+                .map(|text| serde_json::from_slice(text))
+                .transpose()
+                .ok()?,
+            away: None,
         });
         if !done.handle.named.is_empty() {
             named.push(NamedObjects { task, versions: done.handle.named.clone() });

@@ -2,17 +2,105 @@
 
 use std::collections::HashSet;
 
-use crate::dask::ops::{Item, Snapshot};
-use crate::graph::{Event, SkipReason, StepIx, TaskId};
-
+use super::facts::Facts;
 use super::wire::{failure_class, task_id};
+use crate::dask::ops::{Item, Snapshot};
+use crate::graph::{Event, RunState, SkipReason, StepIx, TaskId};
+use crate::limits;
+use crate::pipeline::Plan;
 
-/// The events of `snapshot`, in an order that the engine accepts. Failures of a run that had ended and was opened again
-/// are not in the snapshot: they are tried anew.
-pub(super) fn events(snapshot: &Snapshot) -> Vec<Event> {
+/// What is to be remembered of a snapshot besides the engine's state and the facts. Read page by page, so that nothing
+/// else grows with it.
+#[derive(Debug, Default)]
+pub(super) struct Restored {
+    /// Tasks whose output is an earlier run's, in the order of the journal.
+    pub adopted: Vec<Item>,
+    is_adopted: HashSet<Item>,
+    /// Tasks that were handed over, where it matters which objects they name.
+    pub naming: Vec<TaskId>,
+    is_naming: HashSet<TaskId>,
+    committed: u64,
+}
+
+impl Restored {
+    /// Brings the engine and the facts on by a page. Of tasks that the run does not have nothing is taken; fails if there is
+    /// more of something than any run has.
+    pub fn take(
+        &mut self,
+        plan: &Plan,
+        mut page: Snapshot,
+        (state, facts): (&mut RunState, &mut Facts),
+        now: u64,
+    ) -> Result<(), String> {
+        let apply = |state: &mut RunState, event: &Event| {
+            if let Err(error) = state.apply(&plan.dag, event, now) {
+                // A late or doubled report; the engine's facts stand.
+                tracing::debug!(%error, "an event contradicts what is known");
+            }
+        };
+        // No other length is ever written down.
+        page.lengths.retain(|(_, len)| *len <= plan.limits.max_items);
+        for event in lengths(&page) {
+            apply(state, &event);
+        }
+        let is_task = |state: &RunState, task: TaskId| state.task_view(&plan.dag, task).is_some();
+        for item in std::mem::take(&mut page.adopted) {
+            let task = TaskId { step: StepIx(item.step), item: item.item };
+            if is_task(state, task) && self.is_adopted.insert(item) {
+                self.adopted.push(item);
+            }
+        }
+        for named in std::mem::take(&mut page.named) {
+            if is_task(state, TaskId { step: StepIx(named.task.step), item: named.task.item }) {
+                facts.named(named);
+            }
+        }
+        if facts.named_bytes() > limits::NAMED {
+            return Err(format!("tasks name objects with more than {} MiB of text", limits::NAMED >> 20));
+        }
+        for event in events(&page, &self.is_adopted) {
+            apply(state, &event);
+        }
+        self.committed += page.committed.len() as u64;
+        for done in page.committed.into_iter().chain(page.finished) {
+            let task = task_id(done.task);
+            if !is_task(state, task) {
+                continue;
+            }
+            facts.finished(task, done.lens.unwrap_or_default(), done.json);
+            if let Some(bytes) = done.away {
+                facts.result_away(task, bytes.min(limits::RESULT));
+            }
+            self.names(plan, task);
+        }
+        for task in page.submitted.iter().map(|task| task_id(*task)) {
+            if is_task(state, task) {
+                self.names(plan, task);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tasks that the journal had, but for those of earlier runs.
+    pub fn resumed(&self) -> u64 {
+        self.committed.saturating_sub(self.adopted.len() as u64)
+    }
+
+    fn names(&mut self, plan: &Plan, task: TaskId) {
+        if plan.names_objects() && self.is_naming.insert(task) {
+            self.naming.push(task);
+        }
+    }
+}
+
+fn lengths(snapshot: &Snapshot) -> Vec<Event> {
+    snapshot.lengths.iter().map(|(step, len)| Event::MapLength { step: StepIx(*step), len: *len }).collect()
+}
+
+/// The events of `snapshot` after those of its lengths, in an order that the engine accepts. Failures of a run that had ended
+/// and was opened again are not in the snapshot: they are tried anew.
+fn events(snapshot: &Snapshot, adopted: &HashSet<Item>) -> Vec<Event> {
     let mut events = Vec::new();
-    events.extend(snapshot.lengths.iter().map(|(step, len)| Event::MapLength { step: StepIx(*step), len: *len }));
-    let adopted: HashSet<Item> = snapshot.adopted.iter().copied().collect();
     for done in &snapshot.committed {
         let (task, lens) = (task_id(done.task), done.lens.clone().unwrap_or_default());
         let cached = adopted.contains(&Item { step: done.task.step, item: done.task.item });
@@ -68,7 +156,7 @@ mod tests {
         let decided = |step, reason: &str| Decided { step, item: None, reason: reason.into(), message: String::new() };
         let at = |step, attempt| TaskAddr::new(step, None, attempt);
         let snapshot = Snapshot {
-            committed: vec![Done { task: at(0, 1), lens: None, json: None }],
+            committed: vec![Done { task: at(0, 1), lens: None, json: None, away: None }],
             skipped: vec![decided(1, "WhenFalse")],
             refused: vec![decided(2, "StepError")],
             failed: vec![
@@ -80,7 +168,7 @@ mod tests {
             ..Snapshot::default()
         };
         let mut state = RunState::new(&dag, 1);
-        for event in events(&snapshot) {
+        for event in events(&snapshot, &HashSet::new()) {
             state.apply(&dag, &event, 0).unwrap_or_else(|error| panic!("{event:?}: {error}"));
         }
         let view = |step| state.task_view(&dag, TaskId::whole(StepIx(step))).unwrap();

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -13,21 +12,23 @@ use super::driver::{DriveError, RunSpec};
 use super::ended::{Ended, Loss, classify, fatal, lost, refused, stopped};
 use super::fabric::Access;
 use super::facts::{Facts, View};
+use super::finish::counts;
 use super::install::runtime;
 use super::intake::admitted;
 use super::objects::{Objects, Versions};
-use super::report::{Counts, Deadline, Failure, Note, Observer, Report, ResultValue, read_closing, summary, task_name};
-use super::results::within;
+use super::report::{Deadline, Failure, Note, Observer, Report, task_name};
+use super::restore::Restored;
+use super::resume::Pages;
 use super::reuse::Reusable;
+use super::supply::{Supplier, portions, rehearse};
 use super::turn::{Turn, handed_over};
 use super::wire::{failure_class, step_def, storage, task_id};
-use super::{Fabric, Start, earlier, objects, restore};
-use crate::dask::ops::{Close, Code, FollowEvents, Leader, Open, Opened, ReadOutput, Records, Settings, Stop, Submit};
+use super::{Fabric, Start, earlier, objects};
+use crate::dask::ops::{Code, FollowEvents, Leader, Open, Opened, Records, Settings, Stop, Submit};
 use crate::dask::{self, Address, EventBatch, Peer, RuntimeEvent};
 use crate::graph::{self, Event, RunState, SkipReason, StepIx, TaskId, TaskStatus};
 use crate::limits;
 use crate::local::Endpoint;
-use crate::pipeline::{ExprError, Part, ResultSource, ResultSpec};
 
 /// The runtime protocol that this version speaks.
 const PROTOCOL: u32 = 1;
@@ -37,8 +38,6 @@ const SUBMIT_CHUNK: usize = 2000;
 const BEAT: f64 = 3.0;
 /// Workers come and go: only what is blocked for longer is worth a word.
 const BLOCKED_PATIENCE: Duration = Duration::from_secs(8);
-/// Failures kept for the report.
-const MAX_FAILURES: usize = 20;
 
 /// Outputs up to this size travel in the journal, in bytes: a segment then holds many of them.
 const INLINE_MAX: u64 = 64 << 10;
@@ -92,18 +91,34 @@ impl Session<'_> {
         let mut reusable = earlier::ask(peer, self.spec, &code.digest, lead).await.map_err(classify)?;
         let opened = self.open(peer, lead, reusable.as_ref(), code).await?;
         *self.opened_before = true;
-        if let Some(closed) = &opened.snapshot.closed {
-            let known = self.closing.take().or_else(|| read_closing(closed).filter(|_| !self.spec.reopen));
-            if let Some(report) = known {
-                return Ok(report);
-            }
-        }
-        self.follow(peer, opened, &mut reusable, versions).await.map_err(|ended| match ended {
+        self.go_on(peer, opened, &mut reusable, versions).await.map_err(|ended| match ended {
             Ended::Fatal(DriveError::Refused { reason, message }) if AGAIN.contains(&reason.as_str()) => {
                 Ended::Again { reason, message, limit: limits::REOPENED }
             }
             other => other,
         })
+    }
+
+    /// From the opening to the end of the run, which may have come before.
+    async fn go_on(
+        &mut self,
+        peer: &Peer,
+        mut opened: Opened,
+        reusable: &mut Option<Reusable>,
+        versions: Versions,
+    ) -> Result<Report, Ended> {
+        let spec = self.spec;
+        let mut pages = Pages::new(peer, &spec.uid, &mut opened);
+        if pages.is_closed() {
+            let known = match self.closing.take() {
+                Some(report) => Some(report),
+                None => pages.closing().await.map_err(classify)?.filter(|_| !self.spec.reopen),
+            };
+            if let Some(report) = known {
+                return Ok(report);
+            }
+        }
+        self.follow(peer, opened, pages, reusable, versions).await
     }
 
     /// Makes sure that the scheduler has a runtime that this version understands.
@@ -158,7 +173,7 @@ impl Session<'_> {
     }
 
     /// Until the journal was opened once, an unreachable storage is told at once; then it is waited for.
-    fn troubled(&self, error: dask::Error) -> Ended {
+    pub(super) fn troubled(&self, error: dask::Error) -> Ended {
         match error {
             dask::Error::Refused { reason, message, .. } if reason == "StorageUnreachable" && *self.opened_before => {
                 Ended::Lost { cause: format!("{reason}: {message}"), loss: Loss::Busy }
@@ -188,6 +203,7 @@ impl Session<'_> {
             reopen: self.spec.reopen && self.closing.is_none(),
             spec: spec.spec.clone(),
             spec_digest: spec.spec_digest.clone(),
+            pages: true,
             storage: storage(&spec.storage),
             pipeline: spec.pipeline.clone(),
             code,
@@ -208,31 +224,34 @@ impl Session<'_> {
     async fn follow(
         &mut self,
         peer: &Peer,
-        mut opened: Opened,
+        opened: Opened,
+        mut pages: Pages<'_>,
         reusable: &mut Option<Reusable>,
         versions: Versions,
     ) -> Result<Report, Ended> {
         let plan = &self.spec.plan;
         let (mut facts, mut objects) = (Facts::default(), Objects::new(plan));
         facts.versions = versions;
+        if opened.keeps {
+            facts.results().elsewhere();
+        }
         let mut state = RunState::new(&plan.dag, seed(&self.spec.uid));
-        let mut snapshot = std::mem::take(&mut opened.snapshot);
-        std::mem::take(&mut snapshot.named).into_iter().for_each(|named| facts.named(named));
-        // No other length is ever written down.
-        snapshot.lengths.retain(|(_, len)| *len <= plan.limits.max_items);
-        let restored = restore::events(&snapshot);
-        facts.resumed = snapshot.committed.len().saturating_sub(snapshot.adopted.len()) as u64;
-        for done in snapshot.committed.iter().chain(&snapshot.finished) {
-            facts.finished(task_id(done.task), done.lens.clone().unwrap_or_default(), done.json.clone());
+        let mut restored = Restored::default();
+        while let Some(page) = pages.next().await.map_err(classify)? {
+            let known = (&mut state, &mut facts);
+            restored.take(plan, page, known, self.now()).map_err(excess)?;
         }
-        for event in restored {
-            self.apply(&mut state, &event);
+        facts.resumed = restored.resumed();
+        let supplier = Supplier { peer, run: &self.spec.uid, epoch: opened.epoch };
+        for task in &restored.naming {
+            let known = (&state, &mut facts);
+            supplier.supply(known, &plan.dag, |view| drop(plan.objects_of(*task, view))).await.map_err(classify)?;
+            objects.restore(plan, *task, &View { facts: &facts, state: &state, dag: &plan.dag });
         }
-        objects.restore(plan, &snapshot, &View { facts: &facts, state: &state, dag: &plan.dag });
         let known = (&mut state, &mut facts);
-        let settled = earlier::settle(peer, &opened, self.spec, reusable, &snapshot.adopted, known).await;
+        let settled = earlier::settle(peer, &opened, self.spec, reusable, &restored.adopted, known).await;
         settled.map_err(|error| self.missed(error))?;
-        drop(snapshot);
+        drop(restored);
         self.observer.note(Note::Opened { epoch: opened.epoch, resumed: facts.resumed });
 
         let mut follow = FollowEvents::new(&self.spec.uid, opened.epoch, opened.cursor, &opened.instance);
@@ -259,7 +278,7 @@ impl Session<'_> {
                 facts.passed = facts.passed.or(next.map(|(_, deadline)| deadline));
             }
             if let Some(outcome) = finish {
-                return self.close(peer, &opened, &state, &facts, outcome).await;
+                return self.close(peer, &opened, (&state, &mut facts), outcome).await;
             }
             for (step, count, message) in facts.blocked_for(BLOCKED_PATIENCE) {
                 let step = plan.step_name(StepIx(step)).to_owned();
@@ -278,7 +297,9 @@ impl Session<'_> {
                 batch = events.next() => {
                     let batch = batch.map_err(classify)?;
                     self.take(&mut state, &mut facts, batch)?;
-                    bounded(&facts, peer.limits().message_bytes)?;
+                    if !opened.keeps {
+                        bounded(&facts, peer.limits().message_bytes)?;
+                    }
                 }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
                 asked = asked_to_cancel(&mut cancel), if !cancelled => {
@@ -306,10 +327,14 @@ impl Session<'_> {
         let mut finish = None;
         loop {
             let planned = graph::plan(&plan.dag, state, limits, self.now());
-            let ready = handed_over(&planned.actions);
-            let looked = objects.look(peer, self.spec, &ready, (state, facts)).await;
-            looked.map_err(|error| self.troubled(error))?;
-            let turn = Turn::new(plan, planned.actions, (state, facts), reusable, objects);
+            let (supplier, mut turn) = (Supplier { peer, run, epoch }, Turn::default());
+            for actions in portions(planned.actions, facts) {
+                let rehearsed = supplier.supply((state, facts), &plan.dag, |view| rehearse(plan, &actions, view)).await;
+                rehearsed.map_err(|error| self.troubled(error))?;
+                let looked = objects.look(peer, self.spec, &handed_over(&actions), (state, facts)).await;
+                looked.map_err(|error| self.troubled(error))?;
+                turn.add(Turn::new(plan, actions, (state, facts), reusable, objects));
+            }
             finish = turn.finish.or(finish);
             // What must not start is taken back before the runtime hears of the failure that it would take for a hole; and
             // it hears of holes before it gets tasks that wait for them.
@@ -444,80 +469,6 @@ impl Session<'_> {
         self.spec.storage.url.starts_with("file://")
     }
 
-    /// Writes the final record and makes the report.
-    async fn close(
-        &mut self,
-        peer: &Peer,
-        opened: &Opened,
-        state: &RunState,
-        facts: &Facts,
-        outcome: graph::RunOutcome,
-    ) -> Result<Report, Ended> {
-        let plan = &self.spec.plan;
-        let (mut results, mut room) = (Vec::new(), limits::GATHERED_VALUES);
-        for result in plan.results() {
-            let view = View { facts, state, dag: &plan.dag };
-            let value = match plan.computed_result(result, &view).and_then(|value| within(&mut room, value)) {
-                Ok(value) => ResultValue::Json(value),
-                Err(error) => self.stored_result(peer, &view, result, &error).await?,
-            };
-            results.push((result.name.clone(), value));
-        }
-        let failures = facts.terminal_failures(MAX_FAILURES);
-        let (outcome, reason, message) = summary(outcome, &failures, facts.passed);
-        let counts = counts(state, facts);
-        let mut closing = serde_json::Map::new();
-        closing.insert("state".into(), outcome.as_str().into());
-        closing.insert("reason".into(), reason.clone().into());
-        closing.insert("message".into(), message.clone().into());
-        closing.insert("steps".into(), serde_json::json!(counts));
-        let named = results.iter().map(|(name, value)| (name.clone(), value.to_json())).collect();
-        closing.insert("results".into(), Value::Object(named));
-        let report = Report { outcome, reason, message, counts, results, failures, duration: self.started.elapsed() };
-        *self.closing = Some(report.clone());
-        let close = Close { run: &self.spec.uid, epoch: opened.epoch, closed: &closing };
-        peer.call(&close).await.map_err(classify)?;
-        Ok(Report { duration: self.started.elapsed(), ..report })
-    }
-
-    /// Where a result is that is no small JSON; `error` says why it could not be computed.
-    async fn stored_result(
-        &mut self,
-        peer: &Peer,
-        View { facts, state, dag }: &View<'_>,
-        result: &ResultSpec,
-        error: &ExprError,
-    ) -> Result<ResultValue, Ended> {
-        let missing = || Ok(ResultValue::Missing { why: Some(error.to_string()) });
-        let ResultSource::Step { step, item, path, .. } = &result.source else { return missing() };
-        let plan = &self.spec.plan;
-        if plan.part(*step) == Part::LeftOut {
-            return Ok(ResultValue::Missing { why: None });
-        }
-        let run = format!("{}/runs/{}", self.spec.storage.url, self.spec.uid);
-        if plan.is_mapped(*step) && item.is_none() {
-            return Ok(ResultValue::Stored { uri: run, size: 0, serializer: "list".to_owned() });
-        }
-        let task = TaskId { step: *step, item: *item };
-        let committed =
-            state.task_view(dag, task).is_some_and(|view| matches!(view.status, TaskStatus::Committed { .. }));
-        if !committed {
-            return Ok(ResultValue::Missing { why: None });
-        }
-        if !path.is_empty() && facts.has_result(task) {
-            return missing();
-        }
-        let read = ReadOutput::new(&self.spec.uid, step.0, *item, 0);
-        let output = peer.call(&read).await.map_err(classify)?;
-        let uri = match output.path {
-            None => format!("{run}/journal"),
-            // Of an earlier run.
-            Some(path) if path.starts_with('/') => format!("{}{path}", self.spec.storage.url),
-            Some(path) => format!("{run}/{path}"),
-        };
-        Ok(ResultValue::Stored { uri, size: output.size, serializer: output.serializer })
-    }
-
     fn apply(&mut self, state: &mut RunState, event: &Event) {
         if let Err(error) = state.apply(&self.spec.plan.dag, event, self.now()) {
             // A late or doubled report; the engine's facts stand.
@@ -527,21 +478,6 @@ impl Session<'_> {
 
     fn now(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
-    }
-}
-
-/// Tasks counted for progress and reports.
-fn counts(state: &RunState, facts: &Facts) -> Counts {
-    let counts = state.counts();
-    Counts {
-        total: counts.total.into(),
-        done: (counts.done + counts.failed + counts.skipped + counts.cancelled).into(),
-        running: counts.running.into(),
-        cached: u64::from(counts.cached) + facts.resumed,
-        failed: counts.failed.into(),
-        skipped: (counts.skipped + counts.cancelled).into(),
-        kept_back: counts.cancelled.into(),
-        finalizing: state.is_finalizing(),
     }
 }
 

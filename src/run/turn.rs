@@ -31,6 +31,17 @@ pub(super) fn handed_over(actions: &[Action]) -> Vec<TaskId> {
 }
 
 impl Turn {
+    /// What follows it.
+    pub fn add(&mut self, next: Self) {
+        let Self { submits, stops, records, adopted, decided, finish } = next;
+        self.submits.extend(submits);
+        self.stops.extend(stops);
+        self.records.extend(records);
+        self.adopted.extend(adopted);
+        self.decided.extend(decided);
+        self.finish = finish.or(self.finish.take());
+    }
+
     /// Carries out `actions`; `objects` has looked at what they hand over.
     pub fn new(
         plan: &Plan,

@@ -11,6 +11,7 @@ use super::error::StoreError;
 use super::fold::{Folded, TaskKey};
 use super::layout::Layout;
 use super::reader::Reader;
+use crate::limits;
 
 /// Earlier runs that are read at most, newest first.
 const RUNS: usize = 16;
@@ -28,7 +29,8 @@ const MARK_LIMIT: u64 = 4096;
 pub struct PastRun {
     pub uid: String,
     pub folded: Folded,
-    /// Tasks whose object is not there any more or has another size.
+    /// Tasks whose output cannot be taken over: its object is not there any more or has another size, or its result, with
+    /// those of newer runs, is more than is told of earlier runs.
     pub gone: Vec<TaskKey>,
     /// When its outputs were removed, in seconds since 1970: nothing is told of them then.
     pub removed: Option<f64>,
@@ -67,6 +69,7 @@ impl Reader {
             }
         }
         self.look_for_objects(&mut found).await?;
+        leave_results_out(&mut found);
         found.extend(cleared);
         Ok(found)
     }
@@ -139,6 +142,22 @@ impl Reader {
     }
 }
 
+/// Notes outputs whose results are more than is told: of all runs, or of one.
+fn leave_results_out(found: &mut [PastRun]) {
+    let mut told = 0;
+    for PastRun { folded, gone, .. } in found {
+        let mut of_run = 0;
+        for task in &folded.order {
+            let Some(json) = folded.committed.get(task).and_then(|committed| committed.json.as_ref()) else { continue };
+            told += json.len();
+            of_run += json.len();
+            if told > limits::EARLIER_RESULTS_OF_COMMAND || of_run > limits::RESULTS_KEPT {
+                gone.push(*task);
+            }
+        }
+    }
+}
+
 /// `None` for a journal that is no reason not to run.
 fn readable(read: Result<Folded, StoreError>) -> Result<Option<Folded>, StoreError> {
     match read {
@@ -151,4 +170,48 @@ fn readable(read: Result<Folded, StoreError>) -> Result<Option<Folded>, StoreErr
 /// As names stand in the keys of marks.
 fn short(text: &str) -> String {
     hex::encode(&Sha256::digest(text.as_bytes())[..8])
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::store::{Committed, Handle};
+
+    fn committed(item: i64, result: Option<usize>) -> Committed {
+        let handle = Handle {
+            path: None,
+            size: 1,
+            digest: [0; 32],
+            serializer: "json".to_owned(),
+            bytes: Some(Bytes::from_static(b"1")),
+            worker: None,
+            container: None,
+            named: Vec::new(),
+            made: None,
+        };
+        let json = result.map(|size| Bytes::from(vec![b'1'; size]));
+        Committed { step: 0, item, attempt: 1, handle, worker: None, t0: 1.0, t1: 2.0, lens: None, json }
+    }
+
+    fn past(results: &[Option<usize>]) -> PastRun {
+        let mut folded = Folded::default();
+        for (item, result) in results.iter().enumerate() {
+            let committed = committed(item as i64, *result);
+            folded.order.push((0, committed.item));
+            folded.committed.insert((0, committed.item), committed);
+        }
+        PastRun { uid: "u".to_owned(), folded, gone: Vec::new(), removed: None }
+    }
+
+    #[test]
+    fn results_of_earlier_runs_are_told_up_to_a_limit_the_newest_first() {
+        let most = limits::RESULTS_KEPT;
+        assert_eq!(limits::EARLIER_RESULTS_OF_COMMAND, 2 * most);
+        let mut runs = [past(&[Some(most), None, Some(1), Some(2)]), past(&[Some(most - 4), Some(1), Some(1), None])];
+        leave_results_out(&mut runs);
+        assert_eq!(runs[0].gone, [(0, 2), (0, 3)], "no result of a run is told after one that is left out");
+        assert_eq!(runs[1].gone, [(0, 2)], "nor more of all than fit");
+    }
 }

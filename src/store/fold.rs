@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
+use serde_json::Value;
+
+use super::closing::Parts;
 use super::segment::{Committed, Failed, Final, Lost, Opened, Record, Segment, SegmentError};
 
 /// (step, item); item -1 for an unmapped step.
@@ -33,6 +36,8 @@ pub struct Folded {
     pub lost: Vec<Lost>,
     /// None while the run is open.
     pub finished: Option<Final>,
+    /// Results of an end that has not come yet.
+    parts: Parts,
     /// None before the first segment.
     pub last: Option<Position>,
 }
@@ -67,6 +72,7 @@ impl Folded {
     fn apply(&mut self, record: Record) {
         match record {
             Record::Opened(opened) => {
+                self.parts = Parts::default();
                 if self.finished.take().is_some() {
                     self.failed.clear();
                     self.lost.clear();
@@ -97,7 +103,12 @@ impl Folded {
             Record::Refused { step, item, reason, message } => {
                 self.refused.entry((step, item)).or_insert((reason, message));
             }
-            Record::Final(finished) => {
+            Record::Result { name, index, count, text } => self.parts.add(name, index, count, &text),
+            Record::Final(mut finished) => {
+                let parts = std::mem::take(&mut self.parts);
+                if let Value::Object(fields) = &mut finished.fields {
+                    parts.put_into(fields);
+                }
                 self.finished.get_or_insert(*finished);
             }
             Record::Unknown(_) => {}

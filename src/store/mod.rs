@@ -4,6 +4,7 @@
 //! `config`. The byte format is documented in `docs/storage.md`; golden files in `tests/golden/journal` are read by the
 //! tests of both sides. All input is hostile: sizes are checked before anything is allocated for them.
 
+mod closing;
 mod config;
 mod cursor;
 mod earlier;
@@ -15,6 +16,7 @@ mod objects;
 mod reader;
 mod segment;
 
+pub use closing::Parts;
 pub use config::{StorageConfig, check_url, folder_of, folder_url};
 pub use earlier::PastRun;
 pub use error::StoreError;

@@ -5,12 +5,13 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::cursor::{Bad, Cursor, DEPTH_LIMIT};
+use crate::limits;
 
 const MAGIC: &[u8; 4] = b"DSKJ";
 const VERSION: u8 = 1;
 const DIGEST: usize = 32;
 const NONCE: usize = 16;
-const HEADER_LIMIT: usize = 64 << 10;
+const HEADER_LIMIT: usize = limits::SEGMENT_HEADER;
 const PREFIX: usize = 9;
 
 /// What a reader accepts.
@@ -27,7 +28,7 @@ pub struct Limits {
 impl Default for Limits {
     /// The writer's limits.
     fn default() -> Self {
-        Self { bytes: 64 << 20, records: 1_000_000, values: 1_000_000 }
+        Self { bytes: limits::SEGMENT as u64, records: limits::SEGMENT_RECORDS, values: limits::FINAL_VALUES }
     }
 }
 
@@ -102,6 +103,13 @@ pub enum Record {
         item: i64,
         reason: String,
         message: Option<String>,
+    },
+    /// A part of a result that is too large for the `final` record, as JSON text.
+    Result {
+        name: String,
+        index: u64,
+        count: u64,
+        text: String,
     },
     Final(Box<Final>),
     /// A kind that a newer writer added, and that may be left out.
@@ -332,7 +340,7 @@ fn decode_record(cursor: &mut Cursor, limits: &Limits, values: &mut usize) -> Re
     let known = match kind.as_str() {
         "opened" | "final" => 1,
         "length" => 2,
-        "skipped" | "refused" => 4,
+        "skipped" | "refused" | "result" => 4,
         "lost" => 5,
         "failed" | "committed" => 9,
         _ => 0,
@@ -370,6 +378,14 @@ fn fields_of(cursor: &mut Cursor, kind: &str, limits: &Limits, values: &mut usiz
                 "skipped" => Record::Skipped { step, item, reason, message },
                 _ => Record::Refused { step, item, reason, message },
             }
+        }
+        "result" => {
+            let name = cursor.text().map_err(text)?;
+            let (index, count) = (cursor.number().map_err(text)?, cursor.number().map_err(text)?);
+            if index >= count {
+                return Err(Bad::Range.to_string());
+            }
+            Record::Result { name, index, count, text: cursor.text().map_err(text)? }
         }
         "final" => Record::Final(Box::new(decode_final(cursor, limits, values)?)),
         _ => Record::Unknown(kind.to_owned()),

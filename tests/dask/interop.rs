@@ -220,6 +220,7 @@ async fn a_run_goes_from_installation_to_its_closing_record() {
         reopen: false,
         spec: b"{}".to_vec(),
         spec_digest: "d".into(),
+        pages: false,
         storage: Storage { url: format!("file://{}", folder.path().join("store").display()), ..Storage::default() },
         code: empty_code(),
         steps: vec![step("square", "builtins:pow", slot, 0), step("total", "builtins:sum", list, 2)],

@@ -149,7 +149,11 @@ pub fn run_of_one_step(start: Start, patience: Patience) -> RunSpec {
 }
 
 pub fn run_of(step: &Value, start: Start, patience: Patience) -> RunSpec {
-    let spec: PipelineSpec = serde_json::from_value(json!({ "steps": [step] })).expect("a spec");
+    run_of_pipeline(json!({ "steps": [step] }), start, patience)
+}
+
+pub fn run_of_pipeline(spec: Value, start: Start, patience: Patience) -> RunSpec {
+    let spec: PipelineSpec = serde_json::from_value(spec).expect("a spec");
     let info = RunInfo { name: "run".to_owned(), uid: "uid".to_owned() };
     let plan = validate(&spec, "spec").and_then(|flow| flow.bind(&Map::new(), &info)).expect("no mistakes");
     RunSpec {

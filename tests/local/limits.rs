@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use daskade::dask::frame;
@@ -14,22 +15,27 @@ use crate::driver::{self, driven_on, finished, ok, run_of, run_of_one_step};
 use crate::memory::{Flood, alone, assert_bounded, forget_peak, peak};
 use crate::peer::{greet, packed, receive};
 
-/// What is answered to each operation; `OK` to others.
+/// What is answered to each operation; `OK` to others. Pages are answered one after the other.
 type Answers = HashMap<&'static str, Vec<Flood>>;
+const PAGES: &str = "daskade-snapshot";
 
 /// A scheduler that answers with bytes, made beforehand. Its address.
 async fn scheduler(answers: Answers) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = format!("tcp://{}", listener.local_addr().expect("an address"));
-    let answers = Arc::new(answers);
+    let (answers, page) = (Arc::new(answers), Arc::new(AtomicUsize::new(0)));
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            let answers = answers.clone();
+            let (answers, page) = (answers.clone(), page.clone());
             tokio::spawn(async move {
                 greet(&mut stream).await;
                 while let Some(request) = receive(&mut stream).await {
                     let Some(op) = request["op"].as_str() else { continue }; // an acknowledgement
                     match answers.get(op) {
+                        Some(pages) if op == PAGES => {
+                            let page = page.fetch_add(1, Ordering::Relaxed) % pages.len();
+                            pages[page].send(&mut stream).await;
+                        }
                         Some(answers) => {
                             for answer in answers {
                                 answer.send(&mut stream).await;
@@ -171,9 +177,13 @@ fn a_hello_of_120_mib_is_not_read() {
 
 /// An answer to `daskade-open` with the rows of a packed list in its snapshot.
 fn opened_with(field: &str, rows: &[Vec<u8>]) -> Flood {
-    let mut body =
-        rmp_serde::to_vec(&json!({"status": "OK", "epoch": 1, "instance": "me", "cursor": 0, "snapshot": null}))
-            .expect("it can be packed");
+    with_rows(json!({"status": "OK", "epoch": 1, "instance": "me", "cursor": 0}), field, rows)
+}
+
+/// An answer with a snapshot that has one list of packed rows.
+fn with_rows(mut answer: Value, field: &str, rows: &[Vec<u8>]) -> Flood {
+    answer["snapshot"] = Value::Null;
+    let mut body = rmp_serde::to_vec(&answer).expect("it can be packed");
     assert_eq!(body.pop(), Some(0xc0));
     body.push(0x81);
     rmp_serde::encode::write(&mut body, field).expect("it can be packed");
@@ -232,6 +242,63 @@ fn results_in_a_snapshot_stay_packed() {
         let (ended, _, _) = driven_on(&spec, fabric).await;
         let report = ended.expect("it ends");
         assert_eq!((report.outcome, report.counts.done), (RunOutcome::Succeeded, 2000));
+        assert_bounded(before);
+    });
+}
+
+/// A task with a result of 16 KiB.
+fn large_row(item: u32) -> Vec<u8> {
+    let result = json!(["x".repeat(16_000)]);
+    rmp_serde::to_vec(&json!([0, item, 1, null, result])).expect("it can be packed")
+}
+
+/// The operator goes on with a run whose snapshot is larger than it takes in one message, and holds no more than a part of it.
+#[test]
+fn a_snapshot_of_any_size_is_read_in_pages() {
+    alone("limits::a_snapshot_of_any_size_is_read_in_pages", async {
+        const ITEMS: u32 = 6000;
+        let rows: Vec<Vec<u8>> = (0..ITEMS).map(large_row).collect();
+        let mut pages: Vec<Flood> = Vec::new();
+        for (number, rows) in rows.chunks(100).enumerate() {
+            let more = if number < ITEMS as usize / 100 - 1 { json!("token") } else { Value::Null };
+            pages.push(with_rows(json!({"status": "OK", "more": more}), "committed", rows));
+        }
+        drop(rows);
+        let mut answers = usual();
+        let first = json!({"status": "OK", "epoch": 1, "instance": "me", "cursor": 0, "more": "token", "keeps": true});
+        answers.insert("daskade-open", vec![with_rows(first, "committed", &[])]);
+        answers.insert(PAGES, pages);
+        answers.insert("daskade-events", vec![stream(&[], 0)]);
+        let address = scheduler(answers).await;
+        let step = json!({"name": "a", "call": "m:f", "map": {"x": format!("$(range({ITEMS}))")}});
+        let spec = run_of(&step, Start::Again, Patience::default());
+        forget_peak();
+        let before = peak();
+        let (_keep, fabric) = followed(&address);
+        let (ended, _, _) = driven_on(&spec, fabric).await;
+        let report = ended.expect("it ends");
+        assert_eq!((report.outcome, report.counts.done), (RunOutcome::Succeeded, u64::from(ITEMS)));
+        assert_bounded(before);
+    });
+}
+
+/// A scheduler of an earlier release answers all at once; what is more than one message may have is not read.
+#[test]
+fn a_snapshot_of_96_mib_in_one_message_is_not_read() {
+    alone("limits::a_snapshot_of_96_mib_in_one_message_is_not_read", async {
+        let rows: Vec<Vec<u8>> = (0..6000).map(large_row).collect();
+        let mut answers = usual();
+        answers.insert("daskade-open", vec![opened_with("committed", &rows)]);
+        drop(rows);
+        let address = scheduler(answers).await;
+        let step = json!({"name": "a", "call": "m:f", "map": {"x": "$(range(6000))"}});
+        let spec = run_of(&step, Start::Again, Patience { open: Duration::ZERO, first: Duration::ZERO });
+        forget_peak();
+        let before = peak();
+        let (_keep, fabric) = followed(&address);
+        let (ended, _, _) = driven_on(&spec, fabric).await;
+        let error = ended.expect_err("nothing of it is read").to_string();
+        assert!(error.contains("read daskade-open: a message of") && error.contains("25165824"), "{error}");
         assert_bounded(before);
     });
 }

@@ -9,6 +9,7 @@ mod manifest;
 mod manifest_properties;
 #[path = "../support/memory.rs"]
 mod memory;
+mod pages;
 #[path = "../support/peer.rs"]
 mod peer;
 mod release;

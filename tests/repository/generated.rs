@@ -96,6 +96,7 @@ fn limits_are_as_the_page_says() {
         ("log objects, for", limits::LOGS),
         ("the snapshot of a run", limits::SNAPSHOT_OF_OPERATOR),
         ("the same, read by a command", limits::SNAPSHOT),
+        ("a page of a snapshot", limits::PAGE),
         ("identity and workers", limits::DASK),
         ("events of a run", limits::Budget { values: limits::EVENTS_UNPACKED, ..limits::EVENTS }),
     ] {
@@ -108,11 +109,26 @@ fn limits_are_as_the_page_says() {
         ("messages of more than", size(limits::FREE_BYTES)),
         ("messages of more than", size(limits::PEER_BYTES)),
         ("messages of more than", size(limits::PROCESS_BYTES)),
-        ("results of one run", size(limits::SNAPSHOT_OF_OPERATOR.bytes)),
-        ("results of one run", size(limits::SNAPSHOT.bytes)),
+        ("results of one run", size(limits::RESULTS_KEPT)),
+        ("results that were fetched", size(limits::RESULTS_LENT)),
+        ("names and versions of objects", size(limits::NAMED)),
+        ("pages of one snapshot", number(limits::PAGES)),
         ("one result", size(limits::RESULT)),
         ("results that are unpacked", size(limits::RESULTS_UNPACKED)),
         ("values of results that an", number(limits::GATHERED_VALUES)),
+        ("bytes of results that an", size(limits::GATHERED_BYTES)),
+        ("the result of a step", size(limits::RESULT_JSON)),
+        ("nesting of the result", number(limits::RESULT_DEPTH)),
+        ("elements of an output", number(limits::MAPPED_ELEMENTS)),
+        ("results that a run ends with", size(limits::CLOSING_RESULTS)),
+        ("results that a run ends with", number(limits::GATHERED_VALUES)),
+        ("results of earlier runs", size(limits::EARLIER_RESULTS)),
+        ("results of earlier runs", size(limits::EARLIER_RESULTS_OF_COMMAND)),
+        ("a segment of the journal", size(limits::SEGMENT)),
+        ("a segment of the journal", number(limits::SEGMENT_RECORDS)),
+        ("the header of a segment", size(limits::SEGMENT_HEADER)),
+        ("nesting of a field", number(limits::RECORD_DEPTH)),
+        ("values of a `final` record", number(limits::FINAL_VALUES)),
         ("text of the failures", size(limits::FAILURES)),
         ("text of the failures", format!("{} bytes", limits::FAILURE_WORDS)),
         ("text of one failure", size(limits::FAILURE_MESSAGE)),
@@ -127,9 +143,9 @@ fn limits_are_as_the_page_says() {
         ("log objects of one", size(limits::LOGS_IN_ALL)),
         ("one object that is kept", size(limits::OBJECT_KEPT)),
         ("all objects that are kept", size(limits::OBJECTS_KEPT)),
-        ("a page of a list", size(limits::PAGE)),
-        ("a page of a list", format!("{} objects", limits::PAGE_FIRST)),
-        ("a page of a list", format!("{} at most", limits::PAGE_MOST)),
+        ("a page of a list", size(limits::LIST_PAGE)),
+        ("a page of a list", format!("{} objects", limits::LIST_FIRST)),
+        ("a page of a list", format!("{} at most", limits::LIST_MOST)),
         ("pages, and long lines", size(limits::LISTED_AT_ONCE)),
         ("one object that is read", size(limits::OBJECT)),
         ("values in the spec of one object", number(limits::OBJECT_VALUES)),
@@ -162,6 +178,33 @@ fn repetitions_are_as_the_page_says() {
     for text in [Some(pause), quiet] {
         assert!(text.as_deref().is_some_and(|text| page.contains(text)), "{text:?}");
     }
+}
+
+/// The runtime enforces what the readers of both sides take.
+#[test]
+fn limits_of_the_runtime_are_those_of_the_program() {
+    let text = fs::read_to_string(in_repository("runtime/daskade_runtime/limits.py")).unwrap();
+    let line = regex::Regex::new(r"(?m)^([A-Z_]+) = ([0-9_]+)(?: << ([0-9]+))?$").unwrap();
+    let number = |text: &str| text.replace('_', "").parse::<usize>().unwrap();
+    let theirs: Vec<(String, usize)> = line
+        .captures_iter(&text)
+        .map(|found| (found[1].to_owned(), number(&found[2]) << found.get(3).map_or(0, |by| number(by.as_str()))))
+        .collect();
+    let ours = [
+        ("RESULT_JSON", limits::RESULT_JSON),
+        ("RESULT_DEPTH", limits::RESULT_DEPTH),
+        ("MAPPED_ELEMENTS", limits::MAPPED_ELEMENTS),
+        ("RESULTS_KEPT", limits::RESULTS_KEPT),
+        ("EARLIER_RESULTS", limits::EARLIER_RESULTS),
+        ("SEGMENT", limits::SEGMENT),
+        ("SEGMENT_HEADER", limits::SEGMENT_HEADER),
+        ("SEGMENT_RECORDS", limits::SEGMENT_RECORDS),
+        ("RECORD_DEPTH", limits::RECORD_DEPTH),
+        ("FINAL_VALUES", limits::FINAL_VALUES),
+        ("CLOSING_RESULTS", limits::CLOSING_RESULTS),
+    ];
+    assert_eq!(theirs, ours.map(|(name, value)| (name.to_owned(), value)));
+    assert_eq!(theirs.len(), text.lines().filter(|line| line.contains(" = ")).count(), "every number is compared");
 }
 
 /// What to do about each reason that an object may have, and about no other.

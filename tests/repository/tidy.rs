@@ -19,7 +19,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("trigger", &["names", "problem", "api", "manifest", "cluster", "pipeline"]),
     ("dask", &["limits"]),
     ("tls", &[]),
-    ("store", &["names"]),
+    ("store", &["names", "limits"]),
     ("local", &["names"]),
     ("run", &["names", "problem", "api", "graph", "limits", "repeats", "pipeline", "dask", "store", "local"]),
     ("runs", &["names", "problem", "api", "cluster", "manifest", "pipeline", "run"]),

@@ -1,6 +1,7 @@
-//! A run's storage: golden journals, damaged ones, and a real S3 server.
+//! A run's storage: golden journals, damaged ones, what the runtime accepts, and a real S3 server.
 
 mod golden;
 mod listing;
 mod reader;
 mod s3;
+mod written;

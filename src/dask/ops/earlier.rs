@@ -25,6 +25,8 @@ pub struct Earlier<'a> {
     pub pipeline: &'a str,
     /// Name or uid of the only run that is wanted.
     pub wanted: Option<&'a str>,
+    /// Bytes of results, as JSON, that are taken of all of them: outputs whose results are more are not offered.
+    pub results: usize,
     /// Epoch of the operator's leader that asks, if an operator asks: what is read takes the place of what was read for the run before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lead: Option<u64>,

@@ -1,7 +1,10 @@
 //! What is known about a run, and what the engine adds to it.
 
+use std::fmt;
+
+use serde::de::{self, SeqAccess, Visitor};
 use serde::ser::SerializeTuple;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::values::{item_from_wire, item_to_wire};
 use super::{Json, TaskAddr};
@@ -39,6 +42,21 @@ pub struct Snapshot {
     /// The closing record, if the run was closed.
     #[serde(rename = "final")]
     pub closed: Option<Final>,
+    /// Results that are too large to stand in it.
+    pub results: Vec<ResultPart>,
+}
+
+/// `[name, index, count, text]`: a part of a result that the run ended with, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ResultPart {
+    /// Of the result.
+    pub name: String,
+    /// Which part.
+    pub index: u64,
+    /// How many parts it has.
+    pub count: u64,
+    /// JSON text.
+    pub text: String,
 }
 
 /// Checks how much is to be unpacked of a snapshot, or of what an earlier run has: results of steps are not.
@@ -81,9 +99,10 @@ fn weigh_done(reader: &mut Reader<'_>, sum: &mut usize) -> Result<(), MessageErr
     Ok(())
 }
 
-/// A task that has an output: `[step, item, attempt, lens, [json]]`; the last is nil without a result.
+/// A task that has an output: `[step, item, attempt, lens, [json]]`; the last is nil without a result, and its number of
+/// bytes if it has to be asked for.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(try_from = "(u32, i64, u32, Option<Vec<u32>>, Option<(Json,)>)")]
+#[serde(try_from = "DoneRow")]
 pub struct Done {
     /// Which attempt.
     pub task: TaskAddr,
@@ -91,6 +110,40 @@ pub struct Done {
     pub lens: Option<Vec<u32>>,
     /// The result, if it was wanted.
     pub json: Option<Json>,
+    /// Bytes of the result that stays with the runtime.
+    pub away: Option<usize>,
+}
+
+/// As it comes.
+type DoneRow = (u32, i64, u32, Option<Vec<u32>>, Option<Told>);
+
+/// A result, or its number of bytes.
+enum Told {
+    Here(Json),
+    Away(usize),
+}
+
+impl<'de> Deserialize<'de> for Told {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Told, D::Error> {
+        struct V;
+        impl<'de> Visitor<'de> for V {
+            type Value = Told;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("[result] or a number of bytes")
+            }
+            fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Told, E> {
+                usize::try_from(bytes).map(Told::Away).map_err(de::Error::custom)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Told, A::Error> {
+                let json = seq.next_element()?.ok_or_else(|| de::Error::invalid_length(0, &self))?;
+                match seq.next_element::<de::IgnoredAny>()? {
+                    None => Ok(Told::Here(json)),
+                    Some(_) => Err(de::Error::invalid_length(2, &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(V)
+    }
 }
 
 /// A task: `[step, item]`.
@@ -169,12 +222,16 @@ pub enum Record {
     Refused(Decided),
 }
 
-impl TryFrom<(u32, i64, u32, Option<Vec<u32>>, Option<(Json,)>)> for Done {
+impl TryFrom<DoneRow> for Done {
     type Error = String;
 
-    fn try_from(wire: (u32, i64, u32, Option<Vec<u32>>, Option<(Json,)>)) -> Result<Done, String> {
-        let (step, item, attempt, lens, json) = wire;
-        Ok(Done { task: TaskAddr { step, item: item_from_wire(item)?, attempt }, lens, json: json.map(|(json,)| json) })
+    fn try_from((step, item, attempt, lens, result): DoneRow) -> Result<Done, String> {
+        let (json, away) = match result {
+            None => (None, None),
+            Some(Told::Here(json)) => (Some(json), None),
+            Some(Told::Away(bytes)) => (None, Some(bytes)),
+        };
+        Ok(Done { task: TaskAddr { step, item: item_from_wire(item)?, attempt }, lens, json, away })
     }
 }
 
@@ -191,6 +248,12 @@ impl TryFrom<(u32, i64, u32, String)> for FailedAttempt {
 
     fn try_from((step, item, attempt, class): (u32, i64, u32, String)) -> Result<FailedAttempt, String> {
         Ok(FailedAttempt { task: TaskAddr { step, item: item_from_wire(item)?, attempt }, class })
+    }
+}
+
+impl Serialize for Item {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.step, item_to_wire(self.item)).serialize(serializer)
     }
 }
 

@@ -70,6 +70,8 @@ pub struct Open {
     pub spec: Vec<u8>,
     /// Digest of `spec`.
     pub spec_digest: String,
+    /// Whether the snapshot may come page by page; a runtime of an earlier release sends all of it at once.
+    pub pages: bool,
     /// Where the journal and the data go.
     pub storage: Storage,
     /// The user's code.
@@ -190,8 +192,14 @@ pub struct Opened {
     pub instance: String,
     /// Follow events from here.
     pub cursor: u64,
-    /// All that is known up to the cursor.
+    /// All that is known up to the cursor, or the first page of it.
     pub snapshot: Snapshot,
+    /// With this the next page is asked for ([`NextPage`](super::NextPage)).
+    #[serde(default)]
+    pub more: Option<String>,
+    /// The runtime keeps the results of steps, and answers [`ReadResults`](super::ReadResults).
+    #[serde(default)]
+    pub keeps: bool,
 }
 
 /// `daskade-submit`: tasks to start when what they depend on is there. Doing it twice changes nothing.

@@ -112,8 +112,9 @@ fn epochs_that_are_not_known_are_left_out() {
     assert_eq!(forget(Some(3), Some(7), None), json!({"run": "u", "epoch": 3, "lead": 7}));
     assert_eq!(forget(Some(3), Some(7), Some("l")), json!({"run": "u", "epoch": 3, "lead": 7, "lease": "l"}));
     let storage = Storage { url: "file:///s".to_owned(), ..Storage::default() };
-    let earlier =
-        |lead, lease| wire(&Earlier { run: "u", storage: storage.clone(), pipeline: "p", wanted: None, lead, lease });
+    let earlier = |lead, lease| {
+        wire(&Earlier { run: "u", storage: storage.clone(), pipeline: "p", wanted: None, results: 9, lead, lease })
+    };
     let code = |lead, lease| {
         let url = "file:///c.zip";
         wire(&FetchCode { run: "u", storage: storage.clone(), url, sha256: None, lead, lease })
@@ -157,6 +158,7 @@ fn a_run_is_opened_with_exactly_the_agreed_fields() {
         reopen: false,
         spec: b"{}".to_vec(),
         spec_digest: "d".into(),
+        pages: true,
         storage: Storage { url: "s3://b/p".into(), region: Some("r".into()), ..Storage::default() },
         code: Code { digest: "c".into(), zip: Some(vec![1, 2, 3]) },
         steps: vec![StepDef {
@@ -183,6 +185,7 @@ fn a_run_is_opened_with_exactly_the_agreed_fields() {
         wire(&open),
         json!({
             "run": "u", "name": "n", "epoch": null, "create": true, "reopen": false, "spec": {"bin": 2}, "spec_digest": "d",
+            "pages": true,
             "storage": {"url": "s3://b/p", "region": "r"}, "code": {"digest": "c", "zip": {"bin": 3}},
             "requirements": ["pandas>=2"], "same_image": true,
             "steps": [{
@@ -212,7 +215,7 @@ fn a_snapshot_is_read() {
     assert_eq!((opened.epoch, opened.cursor), (2, 7));
     assert_eq!(snapshot.committed[0].lens.as_deref(), Some(&[3][..]));
     assert_eq!(snapshot.committed[0].json, Some(json!({"x": 1}).into()));
-    assert_eq!(snapshot.committed[1], Done { task: TaskAddr::new(1, Some(0), 2), lens: None, json: None });
+    assert_eq!(snapshot.committed[1], Done { task: TaskAddr::new(1, Some(0), 2), lens: None, json: None, away: None });
     assert_eq!(snapshot.committed[2].json, Some(serde_json::Value::Null.into()), "a result that is null");
     assert_eq!(snapshot.submitted, [TaskAddr::new(1, Some(1), 1)]);
     assert_eq!(snapshot.lost, [TaskAddr::new(1, Some(2), 2)]);
@@ -220,6 +223,30 @@ fn a_snapshot_is_read() {
     assert_eq!(snapshot.skipped[0].item, None);
     assert_eq!(snapshot.refused[0].item, Some(0));
     assert_eq!(snapshot.closed.and_then(|f| f.get("state").cloned()), Some(json!("Succeeded")));
+}
+
+#[test]
+fn a_snapshot_is_read_page_by_page() {
+    let opened =
+        json!({"status": "OK", "epoch": 2, "instance": "i", "cursor": 7, "snapshot": {}, "more": "t", "keeps": true});
+    let opened: Opened = read_reply("daskade-open", &message(&opened)).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((opened.more.as_deref(), opened.keeps), (Some("t"), true));
+    assert_eq!(wire(&NextPage { run: "u", token: "t", page: 1 }), json!({"run": "u", "token": "t", "page": 1}));
+    let page = json!({
+        "status": "OK", "more": null,
+        "snapshot": {"committed": [[0, 3, 1, null, 70_000]], "results": [["r", 1, 2, "text"]]},
+    });
+    let page: SnapshotPage = read_reply("daskade-snapshot", &message(&page)).unwrap_or_else(|e| panic!("{e}"));
+    let away = Done { task: TaskAddr::new(0, Some(3), 1), lens: None, json: None, away: Some(70_000) };
+    assert_eq!((page.more, page.snapshot.committed), (None, vec![away]));
+    assert_eq!(page.snapshot.results[0], ResultPart { name: "r".into(), index: 1, count: 2, text: "text".into() });
+
+    let tasks = [Item { step: 0, item: Some(3) }, Item { step: 1, item: None }];
+    let ask = ReadResults { run: "u", epoch: 2, tasks: &tasks };
+    assert_eq!(wire(&ask), json!({"run": "u", "epoch": 2, "tasks": [[0, 3], [1, -1]]}));
+    let results = json!({"status": "OK", "results": [[0, 3, [{"x": 1}]]]});
+    let results: ResultsPage = read_reply("daskade-results", &message(&results)).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(results.results, [TaskResult { task: tasks[0], json: json!({"x": 1}).into() }]);
 }
 
 #[test]
