@@ -5,8 +5,9 @@ outputs.
 from __future__ import annotations
 
 import collections
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from daskade_runtime import template
@@ -15,9 +16,20 @@ from daskade_runtime.definitions import Run
 from daskade_runtime.errors import StepFailure
 from daskade_runtime.execute import Descriptor
 from daskade_runtime.fetch import Fetcher, Handle
+from daskade_runtime.lost import LostOutput
 
 # Indexes of list outputs that a worker keeps; one has 40 bytes per element.
 _INDEXES_KEPT = 64
+
+
+@contextlib.contextmanager
+def _made_by(task: tuple[int, int]) -> Iterator[None]:
+    """Says of an output that is lost whose it is."""
+    try:
+        yield
+    except LostOutput as lost:
+        lost.task = task
+        raise
 
 
 class Gatherer:
@@ -48,9 +60,10 @@ class Gatherer:
                     continue
                 ranged.add(task)
                 handle = self._indexed(run, task, handles[task])
-                elements[(task[0], task[1], ref[3])] = self._fetcher.element(
-                    run.uid, run.store, handle, ref[3], pins, stopped
-                )
+                with _made_by(task):
+                    elements[(task[0], task[1], ref[3])] = self._fetcher.element(
+                        run.uid, run.store, handle, ref[3], pins, stopped
+                    )
             ranged.difference_update((ref[1], ref[2]) for ref in refs if ref[0] == template.OUTPUT)
         whole = [
             [*task, self._whole(run, task, handle, pins, stopped)]
@@ -66,7 +79,9 @@ class Gatherer:
     def _whole(
         self, run: Run, task: tuple[int, int], handle: Handle, pins: list[Entry], stopped: Callable[[], bool]
     ) -> Descriptor:
-        return self._fetcher.whole(run.uid, run.store, self._indexed(run, task, handle), pins, stopped)
+        handle = self._indexed(run, task, handle)
+        with _made_by(task):
+            return self._fetcher.whole(run.uid, run.store, handle, pins, stopped)
 
     def _indexed(self, run: Run, task: tuple[int, int], handle: Handle) -> Handle:
         """A list output's handle with its index, which the scheduler leaves out of most messages."""

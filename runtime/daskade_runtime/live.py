@@ -20,7 +20,7 @@ from daskade_runtime.storage import StorageError
 
 log = logging.getLogger("distributed.daskade")
 
-CLASSES = frozenset({"app", "oom", "timeout", "data", "infra", "preempted"})
+CLASSES = frozenset({"app", "oom", "timeout", "data", "infra", "preempted", "input"})
 # How long a stopped step may take to end before it is reported as stopped anyway.
 STOP_PATIENCE = 30.0
 # How long an open waits for a write that is under way.
@@ -57,6 +57,8 @@ class LiveRun:
         self.parked: list[Attempt] = []
         self.state = RunState(self.uid, request["steps"], self._ready, self.epoch)
         store.owner = (self.uid, self.state.opening)
+        self.reruns = folded.reruns
+        self._changing: set[Address] = set()
         self.adopted: dict[run_.Task, None] = {}
         self.lengths: dict[int, int] = {}
         self.skipped: dict[run_.Task, tuple[str, str | None]] = {}
@@ -83,17 +85,18 @@ class LiveRun:
             stored = folded.opened.get("code") or {}
             if stored.get("digest") == code.get("digest"):
                 code["zip"] = stored.get("zip")
-        for (s, i), (a, handle, _w, _t0, _t1, lens, json) in folded.committed.items():
-            if (s, i) not in self.state.outputs:
+        # Of a run that is open here already the journal may not know yet what was invalidated.
+        gone = () if self.reruns is folded.reruns else self.reruns.invalidated
+        for (s, i), (a, handle, _w, _t0, _t1, lens, json) in folded.in_order():
+            if (s, i) not in self.state.outputs and (s, i) not in gone:
                 self.state.finish(s, i, Output(a, handle, lens, json_value(json), True))
-        self.adopted.update(dict.fromkeys(folded.adopted))
-        self.lengths.update(folded.lengths)
-        for (s, i), why in folded.skipped.items():
-            self.skipped[s, i] = why
-            self.state.hole(s, i)
-        for (s, i), why in folded.refused.items():
-            self.refused[s, i] = why
-            self.state.hole(s, i)
+        self.adopted.update(dict.fromkeys(task for task in folded.adopted if task not in gone))
+        self.lengths.update({s: n for s, n in folded.lengths.items() if (s, -1) not in gone})
+        for known, decided in ((self.skipped, folded.skipped), (self.refused, folded.refused)):
+            for task, why in decided.items():
+                if task not in gone:
+                    known[task] = why  # type: ignore[assignment]
+                    self.state.hole(*task)
         if not self.failed:
             self.failed = [(f[0], f[1], f[2], f[3]) for f in folded.failed]
             self.lost = [(x[0], x[1], x[2]) for x in folded.lost]
@@ -123,12 +126,14 @@ class LiveRun:
         """All that a driver needs to go on from here."""
         committed: list[Any] = []
         finished: list[Any] = []
-        for (s, i), out in self.state.outputs.items():
+        for (s, i), out in self.reruns.in_order(self.state.outputs):
             (committed if out.committed else finished).append([s, i, out.a, out.lens, out.json])
         return {
             "committed": committed,
             "finished": finished,
             "submitted": [[a.s, a.i, a.a] for a in self.state.current.values() if a.state != run_.GONE],
+            "invalidated": [[*task, *was] for task, was in self.reruns.invalidated.items()],
+            "changed": [list(task) for task in self.reruns.changed],
             "adopted": [list(task) for task in self.adopted],
             "named": [[*task, out.named] for task in self.adopted if (out := self.state.outputs[task]).named],
             "lengths": [[s, n] for s, n in self.lengths.items()],
@@ -207,14 +212,28 @@ class LiveRun:
                     raise Refused(
                         "Conflict", f"the length of step {record[1]} is already {self.lengths[record[1]]}"
                     )
+            elif kind == "invalidated":
+                record = self._invalidated(*record[1:])
             else:
                 known = self.skipped if kind == "skipped" else self.refused
                 if (record[1], record[2]) in known:
                     continue
                 known[record[1], record[2]] = (record[3], record[4])
             self.committer.add(record, size=100)
-            if kind != "length":
+            if kind in ("skipped", "refused"):
                 self.state.hole(record[1], record[2])
+
+    def _invalidated(self, s: int, i: int, reason: str, message: str) -> list[Any]:
+        """What was committed of the task counts no more; the record that says so."""
+        task, output = (s, i), self.state.outputs.get((s, i))
+        attempt, digest = (output.a, output.digest) if output is not None else (0, None)
+        self.reruns.invalidate(task, attempt, digest, reason, self.state.outputs)
+        self.state.forget(s, i)
+        for facts in (self.adopted, self.skipped, self.refused):
+            facts.pop(task, None)
+        if i < 0:
+            self.lengths.pop(s, None)
+        return ["invalidated", s, i, attempt, reason, message[:TEXT_CAP], now()]
 
     def adopt(self, s: int, i: int, handle: Any, lens: Any, json: str | bytes | None, origin: str) -> None:
         """The output of an earlier run, ``origin``, is this task's."""
@@ -222,7 +241,9 @@ class LiveRun:
         size = 200 + len(handle.get("b") or b"") + len(handle.get("x") or b"") + 40 * (handle.get("n") or 0)
         self.committer.add(["committed", s, i, 1, handle, None, t, t, lens, json, origin], (s, i, 1), size)
         self.adopted[s, i] = None
-        self.state.finish(s, i, Output(1, handle, lens, json_value(json), False))
+        output = Output(1, handle, lens, json_value(json), False)
+        self.reruns.committed((s, i), output.digest)
+        self.state.finish(s, i, output)
 
     # ------------------------------------------------ what the workers say
 
@@ -309,7 +330,10 @@ class LiveRun:
         self.committer.add(
             ["committed", s, i, a, handle, name, t0, t1, lens, json_text(json)], (s, i, a), size
         )
-        self.state.finish(s, i, Output(a, handle, lens, json, False))
+        output = Output(a, handle, lens, json, False)
+        if self.reruns.committed((s, i), output.digest):
+            self._changing.add((s, i, a))
+        self.state.finish(s, i, output)
 
     def _failed(self, attempt: Attempt, answer: dict[str, Any], t0: float, t1: float, name: str) -> None:
         s, i, a = attempt.address
@@ -330,12 +354,22 @@ class LiveRun:
                 "class": class_,
                 "type": type_,
                 "message": message,
+                **({"lost": self._lost_output(answer)} if class_ == "input" else {}),
             },
             traceback=str(answer.get("traceback") or "")[-TRACE_CAP:],
             tail=[str(line)[:TEXT_CAP] for line in list(answer.get("tail") or ())[-TAIL_LINES:]],
         )
         self.failed.append((s, i, a, class_))
         self.committer.add(["failed", s, i, a, class_, type_, message, name, t0, t1], size=300 + len(message))
+
+    def _lost_output(self, answer: dict[str, Any]) -> list[int] | None:
+        """The task whose output the attempt could not read; None if the task has another one by now, or none."""
+        lost = answer.get("lost")
+        s, i, digest, path = lost if isinstance(lost, list) and len(lost) == 4 else (-1, -1, None, None)
+        output = self.state.outputs.get((s, i))
+        if output is None or (output.digest, output.path) != (digest, path):
+            return None
+        return [s, i]
 
     def worker_gone(self, attempt: Attempt, name: str | None, message: str) -> None:
         """The attempt ended with its worker."""
@@ -380,12 +414,15 @@ class LiveRun:
                 self._ready(attempt)
 
     def _on_committed(self, tasks: list[Address], segment: Any) -> None:
-        for s, i, _ in tasks:
-            output = self.state.outputs.get((s, i))
-            if output is not None:
-                output.committed = True
-        if tasks and not self.ended:
-            self.events.add("committed", tasks=[list(t) for t in tasks], seg=segment)
+        # What was invalidated meanwhile is committed no more.
+        done = [(s, i, a) for s, i, a in tasks if (output := self.state.outputs.get((s, i))) and output.a == a]
+        for s, i, _ in done:
+            self.state.outputs[s, i].committed = True
+        changed = [[s, i] for s, i, a in done if (s, i, a) in self._changing]
+        self._changing.difference_update(tasks)
+        if done and not self.ended:
+            more = {"changed": changed} if changed else {}
+            self.events.add("committed", tasks=[list(t) for t in done], seg=segment, **more)
 
     def storage_told(self, who: str, reason: str, message: str) -> None:
         """The journal or a worker waits for storage, or (no message) does not any more."""
@@ -437,7 +474,7 @@ class LiveRun:
 def closed_snapshot(folded: Folded) -> dict[str, Any]:
     """As ``LiveRun.snapshot``, of a run that has ended."""
     return {
-        "committed": [[s, i, v[0], v[5], json_value(v[6])] for (s, i), v in folded.committed.items()],
+        "committed": [[s, i, v[0], v[5], json_value(v[6])] for (s, i), v in folded.in_order()],
         "finished": [],
         "submitted": [],
         "lengths": [[s, n] for s, n in folded.lengths.items()],
@@ -464,9 +501,10 @@ def _checked(record: Any, steps: int) -> list[Any]:
         return Refused("BadRequest", f"cannot record {reprlib.repr(record)}: {why}")
 
     kind = str(record[0]) if record else ""
-    shape = {"length": (int, int), "skipped": (int, int, str, str), "refused": (int, int, str, str)}.get(kind)
+    decided = (int, int, str, str)
+    shape = {"length": (int, int), "skipped": decided, "refused": decided, "invalidated": decided}.get(kind)
     if shape is None:
-        raise refused("its kind is not length, skipped or refused")
+        raise refused("its kind is not length, skipped, refused or invalidated")
     fields = list(record[1:])
     if len(fields) == 3 and len(shape) == 4:
         fields.append("")

@@ -79,6 +79,11 @@ pub enum Note {
         added: bool,
     },
     AttemptFailed(Failure),
+    /// A committed output cannot be read any more; its task runs again.
+    OutputLost {
+        task: String,
+        message: String,
+    },
     WorkerLost {
         task: String,
         worker: String,

@@ -12,10 +12,21 @@ use super::wire::{failure_class, task_id};
 pub(super) fn events(snapshot: &Snapshot) -> Vec<Event> {
     let mut events = Vec::new();
     events.extend(snapshot.lengths.iter().map(|(step, len)| Event::MapLength { step: StepIx(*step), len: *len }));
+    let invalidated = snapshot.invalidated.iter().map(|invalid| {
+        let (task, attempt) = (task_id(invalid.task), invalid.task.attempt);
+        Event::Invalidated { task, attempt, lost: invalid.lost }
+    });
+    events.extend(invalidated);
+    let changed: HashSet<Item> = snapshot.changed.iter().copied().collect();
     let adopted: HashSet<Item> = snapshot.adopted.iter().copied().collect();
     for done in &snapshot.committed {
         let (task, lens) = (task_id(done.task), done.lens.clone().unwrap_or_default());
-        let cached = adopted.contains(&Item { step: done.task.step, item: done.task.item });
+        let item = Item { step: done.task.step, item: done.task.item };
+        // What stands before it was committed before it had changed.
+        if changed.contains(&item) {
+            events.push(Event::Changed { task });
+        }
+        let cached = adopted.contains(&item);
         events.push(if cached { Event::Cached { task, lens } } else { Event::Committed { task, lens } });
     }
     // Items before whole steps: the decision on a step ends those of its items that have not ended.
@@ -50,6 +61,13 @@ pub(super) fn events(snapshot: &Snapshot) -> Vec<Event> {
         events.push(Event::Finished { task: task_id(done.task), attempt: done.task.attempt, lens });
     }
     events
+}
+
+/// Tasks that this run has committed itself before it was opened.
+pub(super) fn resumed(snapshot: &Snapshot) -> HashSet<TaskId> {
+    let adopted: HashSet<TaskId> =
+        snapshot.adopted.iter().map(|item| TaskId { step: StepIx(item.step), item: item.item }).collect();
+    snapshot.committed.iter().map(|done| task_id(done.task)).filter(|task| !adopted.contains(task)).collect()
 }
 
 #[cfg(test)]

@@ -22,9 +22,9 @@ use super::reuse::Reusable;
 use super::turn::{Turn, handed_over};
 use super::wire::{failure_class, step_def, storage, task_id};
 use super::{Fabric, Start, earlier, objects, restore};
-use crate::dask::ops::{Close, Code, FollowEvents, Open, Opened, ReadOutput, Records, Settings, Stop, Submit};
+use crate::dask::ops::{Close, Code, FollowEvents, Item, Open, Opened, ReadOutput, Records, Settings, Stop, Submit};
 use crate::dask::{self, Address, EventBatch, Peer, RuntimeEvent};
-use crate::graph::{self, Event, RunState, StepIx, TaskId, TaskStatus};
+use crate::graph::{self, Event, FailReason, FailureClass, RunState, StepIx, TaskId, TaskStatus};
 use crate::limits;
 use crate::local::Endpoint;
 use crate::pipeline::{ExprError, Part, ResultSource, ResultSpec};
@@ -220,7 +220,10 @@ impl Session<'_> {
         // No other length is ever written down.
         snapshot.lengths.retain(|(_, len)| *len <= plan.limits.max_items);
         let restored = restore::events(&snapshot);
-        facts.resumed = snapshot.committed.len().saturating_sub(snapshot.adopted.len()) as u64;
+        facts.resumed = restore::resumed(&snapshot);
+        if let Some(reusable) = reusable {
+            snapshot.invalidated.iter().for_each(|invalid| reusable.refuse(task_id(invalid.task)));
+        }
         for done in snapshot.committed.iter().chain(&snapshot.finished) {
             facts.finished(task_id(done.task), done.lens.clone().unwrap_or_default(), done.json.clone());
         }
@@ -232,14 +235,14 @@ impl Session<'_> {
         let settled = earlier::settle(peer, &opened, self.spec, reusable, &snapshot.adopted, known).await;
         settled.map_err(|error| self.missed(error))?;
         drop(snapshot);
-        self.observer.note(Note::Opened { epoch: opened.epoch, resumed: facts.resumed });
+        self.observer.note(Note::Opened { epoch: opened.epoch, resumed: facts.resumed.len() as u64 });
 
         let mut follow = FollowEvents::new(&self.spec.uid, opened.epoch, opened.cursor, &opened.instance);
         follow.beat = BEAT;
         follow.window = self.window;
         follow.logs = self.spec.logs;
         let mut events = peer.follow(&follow).await.map_err(classify)?;
-        facts.begun = facts.resumed > 0;
+        facts.begun = !facts.resumed.is_empty();
         let mut demand = self.scaled.then(Teller::new);
         let mut limits = plan.limits.clone();
         limits.finally_ms = self.spec.finally_deadline.map(|deadline| deadline.as_millis() as u64);
@@ -343,22 +346,39 @@ impl Session<'_> {
                     facts.finished(id, lens.clone(), result);
                     self.apply(state, &Event::Finished { task: id, attempt: task.attempt, lens });
                 }
-                RuntimeEvent::Committed { tasks, .. } => {
+                RuntimeEvent::Committed { tasks, changed, .. } => {
                     for task in tasks {
                         let id = task_id(task);
+                        if changed.contains(&Item { step: task.step, item: task.item }) {
+                            self.apply(state, &Event::Changed { task: id });
+                        }
                         let lens = facts.lens(id);
                         self.apply(state, &Event::Committed { task: id, lens });
                     }
                 }
-                RuntimeEvent::Failed { task, worker, class, kind, message, traceback, tail, .. } => {
-                    let id = task_id(task);
-                    let event = Event::Failed { task: id, attempt: task.attempt, class: failure_class(&class) };
-                    self.apply(state, &event);
+                RuntimeEvent::Failed { task, worker, mut class, lost, kind, mut message, traceback, tail, .. } => {
+                    let (id, attempt) = (task_id(task), task.attempt);
+                    let class_ = failure_class(&class);
+                    let input = lost.map(|lost| TaskId { step: StepIx(lost.step), item: lost.item });
+                    self.apply(
+                        state,
+                        &match class_ {
+                            FailureClass::Input => Event::InputLost { task: id, attempt, input },
+                            class => Event::Failed { task: id, attempt, class },
+                        },
+                    );
                     let terminal = is_failed(state, &self.spec.plan.dag, id);
+                    if let Some(reason @ FailReason::OutputLost { .. }) = state.failure(id) {
+                        message = format!("{message}; {reason}");
+                        class = FailureClass::Data.name().to_owned();
+                    } else if let Some(lost) = input.filter(|_| class_ == FailureClass::Input) {
+                        let task = task_name(self.spec.plan.step_name(lost.step), lost.item);
+                        self.observer.note(Note::OutputLost { task, message: message.clone() });
+                    }
                     let failure = Failure {
                         step: self.spec.plan.step_name(id.step).to_owned(),
                         item: id.item,
-                        attempt: task.attempt,
+                        attempt,
                         class,
                         kind,
                         message,
@@ -367,7 +387,9 @@ impl Session<'_> {
                         worker,
                         terminal,
                     };
-                    self.observer.note(Note::AttemptFailed(failure.clone()));
+                    if terminal || class_ != FailureClass::Input {
+                        self.observer.note(Note::AttemptFailed(failure.clone()));
+                    }
                     facts.failed(id, failure);
                 }
                 RuntimeEvent::Lost { task, worker, message } => {
@@ -528,7 +550,7 @@ fn counts(state: &RunState, facts: &Facts) -> Counts {
         total: counts.total.into(),
         done: (counts.done + counts.failed + counts.skipped + counts.cancelled).into(),
         running: counts.running.into(),
-        cached: u64::from(counts.cached) + facts.resumed,
+        cached: u64::from(counts.cached) + facts.resumed.len() as u64,
         failed: counts.failed.into(),
         skipped: (counts.skipped + counts.cancelled).into(),
         kept_back: counts.cancelled.into(),
