@@ -73,8 +73,8 @@ pub(super) fn resumed(snapshot: &Snapshot) -> HashSet<TaskId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dask::ops::{Decided, Done, FailedAttempt, TaskAddr};
-    use crate::graph::{Dag, RetryPolicy, RunState, StepSpec, TaskStatus, When};
+    use crate::dask::ops::{Decided, Done, FailedAttempt, Invalidated, TaskAddr};
+    use crate::graph::{Dag, Dep, RetryPolicy, RunState, StepSpec, TaskStatus, When};
 
     #[test]
     fn a_fresh_engine_takes_a_snapshot_without_contradiction() {
@@ -107,5 +107,26 @@ mod tests {
         assert_eq!(view(2).status, TaskStatus::Failed);
         assert_eq!((view(3).attempt, view(3).losses), (2, 1));
         assert_eq!(view(4).status, TaskStatus::Submitted);
+    }
+
+    #[test]
+    fn what_was_made_from_an_output_that_has_changed_since_is_found_by_its_place() {
+        let step = |name: &str| StepSpec { name: name.into(), ..StepSpec::default() };
+        let reads = |name: &str, up| StepSpec { deps: vec![Dep::Data(StepIx(up))], ..step(name) };
+        let dag = Dag::build(vec![step("a"), reads("before", 0), reads("after", 0)]).unwrap();
+        let done = |step, attempt| Done { task: TaskAddr::new(step, None, attempt), lens: None, json: None };
+        let snapshot = Snapshot {
+            committed: vec![done(1, 1), done(0, 2), done(2, 1)],
+            invalidated: vec![Invalidated { task: TaskAddr::new(0, None, 1), lost: true }],
+            changed: vec![Item { step: 0, item: None }],
+            ..Snapshot::default()
+        };
+        let mut state = RunState::new(&dag, 1);
+        for event in events(&snapshot) {
+            state.apply(&dag, &event, 0).unwrap_or_else(|error| panic!("{event:?}: {error}"));
+        }
+        let status = |step| state.task_view(&dag, TaskId::whole(StepIx(step))).unwrap().status;
+        let committed = TaskStatus::Committed { cached: false };
+        assert_eq!([status(0), status(1), status(2)], [committed, TaskStatus::Waiting, committed]);
     }
 }

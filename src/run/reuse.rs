@@ -456,4 +456,21 @@ mod tests {
         }
         assert_eq!(state.counts().cached, 2);
     }
+
+    #[test]
+    fn what_is_lost_is_not_taken_again_and_what_comes_after_it_runs() {
+        let plan = frozen("new", steps(), Value::Null).plan("spec").unwrap();
+        let mut runs = reusable(&plan, vec![past("old", &ALL, &[])]);
+        let (mut state, mut facts) = (RunState::new(&plan.dag, 0), Facts::default());
+        let (load, each) = (TaskId::whole(StepIx(0)), |item| TaskId::item(StepIx(1), item));
+        for task in [load, each(0)] {
+            let taken = runs.take(&plan, task, &View { facts: &facts, state: &state, dag: &plan.dag }).unwrap();
+            runs.note(&taken, &mut facts);
+            state.apply(&plan.dag, &taken.event, 0).unwrap();
+        }
+        runs.refuse(load);
+        let view = View { facts: &facts, state: &state, dag: &plan.dag };
+        assert!(runs.take(&plan, load, &view).is_none());
+        assert!(runs.take(&plan, each(1), &view).is_none(), "its input is this run's now");
+    }
 }

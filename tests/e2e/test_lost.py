@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 
 from support.cli import Cli, Done
 from support.journal import Segment, commits, records
+from support.stores import Directory
 
 CODE = """
 import hashlib, os
@@ -56,6 +60,12 @@ def broken(ledger: Path) -> Path:
     path = Path(f"{ledger}.broken")
     path.touch()
     return path
+
+
+@pytest.fixture
+def gate(ledger: Path) -> Path:
+    """Until it is there, the step that waits for it does."""
+    return Path(f"{ledger}.gate")
 
 
 @pytest.fixture
@@ -233,3 +243,37 @@ def test_an_output_with_a_path_of_its_own_is_made_again_beside_it(
         assert done.code == 0 and done.json["results"] == {"value": True}, done
         assert ran(ledger) == ["large", "last"], "what is at its path is what was committed"
         assert (cli.storage / "kept" / f"{random}.pkl").read_bytes() == kept
+
+
+def test_a_run_that_goes_on_makes_a_lost_output_again(
+    own_cli: Cli, manifest: Callable[..., Path], ledger: Path, gate: Path
+) -> None:
+    cli = own_cli
+    wait = f"import os, time\nwhile not os.path.exists({str(gate)!r}):\n    time.sleep(0.05)"
+    made = [*steps(ledger), {"name": "wait", "script": wait, "dependsOn": ["size"]}]
+    made[2]["dependsOn"] = ["wait"]
+    process = cli.start(*cli.run_words(manifest(CODE, made, results=RESULTS)), "-o", "json")
+    runs = cli.home / "runs"
+
+    def note() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(next(runs.glob("*.json")).read_text())
+        return found
+
+    def committed() -> bool:
+        uids = Directory(cli.storage).runs()
+        return bool(uids) and {commit.step for commit in commits(cli.journal(uids[0]))} >= {0, 1}
+
+    cli.reach(process, "size is committed", committed)
+    (uid,) = Directory(cli.storage).runs()
+    (large,) = objects(cli, uid)
+    flip(large)
+    # The only worker has it in its cache.
+    (worker,) = note()["workers"]
+    os.kill(worker["pid"], signal.SIGKILL)
+    cli.reach(process, "another worker is there", lambda: [w["pid"] for w in note()["workers"]] != [worker["pid"]])
+    gate.touch()
+    done = cli.finish(process)
+    assert done.code == 0 and done.json["results"] == {"value": True}, done
+    assert ran(ledger) == ["large", "large", "last", "size"]
+    assert invalidated(cli.journal(uid)) == [(0, -1, "OutputLost")]
+    assert {segment.epoch for segment in cli.journal(uid)} == {1}, "under one opening"
