@@ -339,7 +339,7 @@ def _insist(run: str, store: Store, handle: Handle, patient: Call) -> None:
     key = object_key(run, _path(handle))
     why = why_lost(store, key, handle["z"], handle["d"], patient)
     if why is not None:
-        raise LostOutput(store, key, handle, why)
+        raise LostOutput(f"the object {key} in {store.url} is lost: {why}", handle)
 
 
 def _misread(run: str, handle: Handle) -> StepFailure:

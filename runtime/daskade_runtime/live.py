@@ -15,6 +15,7 @@ from daskade_runtime import run as run_
 from daskade_runtime.commit import Committer, in_thread
 from daskade_runtime.events import EventLog, now
 from daskade_runtime.journal import Fenced, Folded, Journal, JournalError
+from daskade_runtime.lost import TOLD
 from daskade_runtime.run import Address, Attempt, Output, Refused, RunState
 from daskade_runtime.storage import StorageError
 
@@ -354,7 +355,7 @@ class LiveRun:
                 "class": class_,
                 "type": type_,
                 "message": message,
-                **({"lost": self._lost_output(answer)} if class_ == "input" else {}),
+                **({"lost": self._lost_outputs(answer)} if class_ == "input" else {}),
             },
             traceback=str(answer.get("traceback") or "")[-TRACE_CAP:],
             tail=[str(line)[:TEXT_CAP] for line in list(answer.get("tail") or ())[-TAIL_LINES:]],
@@ -362,14 +363,16 @@ class LiveRun:
         self.failed.append((s, i, a, class_))
         self.committer.add(["failed", s, i, a, class_, type_, message, name, t0, t1], size=300 + len(message))
 
-    def _lost_output(self, answer: dict[str, Any]) -> list[int] | None:
-        """The task whose output the attempt could not read; None if the task has another one by now, or none."""
-        lost = answer.get("lost")
-        s, i, digest, path = lost if isinstance(lost, list) and len(lost) == 4 else (-1, -1, None, None)
-        output = self.state.outputs.get((s, i))
-        if output is None or (output.digest, output.path) != (digest, path):
-            return None
-        return [s, i]
+    def _lost_outputs(self, answer: dict[str, Any]) -> list[list[int]]:
+        """The tasks whose outputs the attempt could not read, of those that have no other one by now."""
+        told = answer.get("lost")
+        entries = told[:TOLD] if isinstance(told, list) else []
+        found = []
+        for s, i, digest, path in (entry for entry in entries if isinstance(entry, list) and len(entry) == 4):
+            output = self.state.outputs.get((s, i)) if type(s) is type(i) is int else None
+            if output is not None and (output.digest, output.path) == (digest, path):
+                found.append([s, i])
+        return found
 
     def worker_gone(self, attempt: Attempt, name: str | None, message: str) -> None:
         """The attempt ended with its worker."""

@@ -6,14 +6,17 @@ own, or a read and a listing that both do not find the object. Whatever else goe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from daskade_runtime.errors import StepFailure
 from daskade_runtime.storage import StorageError, Store
 
 READS = 2
+# Inputs that one attempt tells of at most.
+TOLD = 1000
 # One piece of a read.
 _PIECE = 16 << 20
 
@@ -22,18 +25,41 @@ _ABSENT = "neither a read nor the listing of its folder finds it"
 
 
 class LostOutput(StepFailure):
-    """A committed output that a step reads is lost. ``task`` made it."""
+    """Committed outputs that a step reads are lost; ``inputs`` are their tasks with digest and path of each."""
 
-    def __init__(self, store: Store, key: str, handle: dict[str, Any], why: str) -> None:
-        super().__init__("input", "OutputLost", f"the object {key} in {store.url} is lost: {why}")
+    def __init__(self, message: str, handle: dict[str, Any], inputs: list[list[Any]] | None = None) -> None:
+        super().__init__("input", "OutputLost", message)
         self.handle = handle
-        self.task: tuple[int, int] | None = None
+        self.inputs = inputs or []
 
     def record(self) -> dict[str, Any]:
-        found = super().record()
-        if self.task is not None:
-            found["lost"] = [*self.task, self.handle["d"], self.handle.get("u")]
-        return found
+        return {**super().record(), "lost": self.inputs}
+
+
+class Losses:
+    """Gathers what of a step's inputs is lost, so that one attempt tells of many."""
+
+    def __init__(self) -> None:
+        self._first: LostOutput | None = None
+        self._inputs: list[list[Any]] = []
+
+    @contextlib.contextmanager
+    def of(self, task: tuple[int, int]) -> Iterator[None]:
+        """Goes on if the output of ``task`` is lost, as long as not too many are."""
+        try:
+            yield
+        except LostOutput as lost:
+            self._first = self._first or lost
+            self._inputs.append([*task, lost.handle["d"], lost.handle.get("u")])
+            if len(self._inputs) >= TOLD:
+                self.tell()
+
+    def tell(self) -> None:
+        """Raises if anything is lost."""
+        if self._first is not None:
+            more = len(self._inputs) - 1
+            message = f"{self._first.message}; so are {more} more of its inputs" if more else self._first.message
+            raise LostOutput(message, self._first.handle, self._inputs)
 
 
 def why_lost(

@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -248,17 +249,28 @@ def test_the_failure_says_whose_output_it_is(cache: Cache, tmp_path: Path) -> No
     handle = stored(store)
     store.delete([f"runs/r/{WHERE}"])
 
-    class Run:
-        uid = "r"
-
-    run: Any = Run()
-    run.store = store
+    run: Any = SimpleNamespace(uid="r", store=store)
     gatherer = Gatherer(Fetcher(cache, lambda *_, **__: None, lambda: "me"), lambda *_: None)
     for request in ({"h": [[3, 7, handle]]}, {"all": {3: [None] * 7 + [handle]}}):
         with pytest.raises(LostOutput) as caught:
             gatherer.gather(run, request, b"\x90", [], never)
         told = describe(caught.value)
-        assert told["lost"] == [3, 7, handle["d"], WHERE] and told["class"] == "input"
+        assert told["lost"] == [[3, 7, handle["d"], WHERE]] and told["class"] == "input"
+
+
+def test_one_attempt_tells_of_all_that_it_misses_up_to_a_limit(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").mkdir()
+    store = open_store({"url": f"file://{tmp_path}/store"})
+    handles = [{**stored(store), "u": f"data/0/{item}", "d": bytes([item]) * 32} for item in range(4)]
+    run: Any = SimpleNamespace(uid="r", store=store)
+    gatherer = Gatherer(Fetcher(cache, lambda *_, **__: None, lambda: "me"), lambda *_: None)
+    for limit, told in ((10, 4), (3, 3)):
+        monkeypatch.setattr(lost, "TOLD", limit)
+        with pytest.raises(LostOutput, match=f"{told - 1} more of its inputs") as caught:
+            gatherer.gather(run, {"all": {3: handles}}, b"\x90", [], never)
+        assert [entry[:2] for entry in caught.value.inputs] == [[3, item] for item in range(told)]
 
 
 def test_a_loss_is_found_in_time_that_a_person_would_wait(cache: Cache, store: Store) -> None:

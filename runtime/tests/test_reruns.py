@@ -208,7 +208,7 @@ def test_a_lost_output_is_told_forgotten_and_made_again(
     events = run.follow()
     run.submit((1, -1, values(), [(0, -1)]))
     (failed,) = events.wait_for("failed")
-    assert (failed["class"], failed["lost"], failed["type"]) == ("input", [0, -1], "OutputLost")
+    assert (failed["class"], failed["lost"], failed["type"]) == ("input", [[0, -1]], "OutputLost")
     run.rpc("record", records=[["invalidated", 0, -1, "OutputLost", failed["message"]]])
     run.submit((0, -1, None, [], [], 2), (1, -1, values(), [(0, -1)], [], 2))
     events.wait_for("finished", s=1, a=2)

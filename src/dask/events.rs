@@ -65,8 +65,8 @@ pub enum RuntimeEvent {
         ended: f64,
         /// `app`, `oom`, `timeout`, `data`, `infra`, `preempted` or `input`.
         class: String,
-        /// With class `input`: whose committed output is lost, unless that is another one by now.
-        lost: Option<Item>,
+        /// With class `input`: whose committed outputs are lost, of those that are no other ones by now.
+        lost: Vec<Item>,
         /// Type of the exception.
         kind: String,
         /// Its message.

@@ -37,8 +37,8 @@ impl RunState {
                 }
                 self.apply_fact(dag, name, *task, *attempt, Fact::Failed, Some(*class), now_ms)
             }
-            Event::InputLost { task, attempt, input } => {
-                self.apply_input_lost(dag, name, *task, *attempt, *input, now_ms)
+            Event::InputLost { task, attempt, inputs } => {
+                self.apply_input_lost(dag, name, *task, *attempt, inputs, now_ms)
             }
             Event::Changed { task } => self.apply_changed(dag, name, *task),
             Event::Invalidated { task, attempt, lost } => self.apply_invalidated(dag, name, *task, *attempt, *lost),

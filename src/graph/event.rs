@@ -37,12 +37,12 @@ pub enum Event {
         attempt: Attempt,
         class: FailureClass,
     },
-    /// The attempt could not read `input`, whose committed output is lost; `None`: the output that it meant is not the
-    /// task's any more.
+    /// The attempt could not read `inputs`, whose committed outputs are lost; those are left out that have another output
+    /// by now.
     InputLost {
         task: TaskId,
         attempt: Attempt,
-        input: Option<TaskId>,
+        inputs: Vec<TaskId>,
     },
     /// The task, which was run again, is about to be committed with another output than the one that was lost. Before its
     /// `Committed`.

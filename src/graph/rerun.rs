@@ -21,38 +21,48 @@ struct Gone {
 }
 
 impl RunState {
-    /// An attempt could not read its input. Says what follows: the input is made again, or the reader fails.
+    /// An attempt could not read its inputs. Says what follows: they are made again, or the reader fails.
     pub(super) fn apply_input_lost(
         &mut self,
         dag: &Dag,
         event: &'static str,
         id: TaskId,
         attempt: Attempt,
-        input: Option<TaskId>,
+        inputs: &[TaskId],
         now_ms: u64,
     ) -> Result<(), TransitionError> {
         let key = self.find(dag, event, id)?;
         let before = (self.task(key).phase, self.task(key).attempt);
         self.apply_fact(dag, event, id, attempt, Fact::Failed, Some(FailureClass::Input), now_ms)?;
         let after = (self.task(key).phase, self.task(key).attempt);
-        let Some(input) = input.filter(|_| before != after && after.0 == Phase::Waiting) else { return Ok(()) };
-        let Some(up) = self.key_of(dag, input).filter(|up| self.readers(dag, *up).contains(&key)) else {
-            // It cannot have read that.
-            self.charge_failure(dag, key, FailureClass::Infra, now_ms);
-            return Ok(());
-        };
-        if self.task(up).phase != Phase::Committed {
+        if before == after || after.0 != Phase::Waiting {
             return Ok(());
         }
-        match self.refusal(dag, up, input) {
-            // Nor does the reader start any more.
-            Some(NoRerun::Ending) if self.halt(dag, key.step).is_some() => {}
-            Some(why) => self.fail_task(dag, key, FailReason::OutputLost { why }, false),
-            None => {
-                self.lost_once.insert(input);
-                let why = Invalid::Lost { reader: id };
-                self.forget(dag, &Gone { tasks: BTreeMap::from([(up, why)]), ..Gone::default() });
+        let mut gone = Gone::default();
+        for input in inputs {
+            let Some(up) = self.key_of(dag, *input).filter(|up| self.reads(dag, key, *up)) else {
+                // It cannot have read that.
+                self.charge_failure(dag, key, FailureClass::Infra, now_ms);
+                return Ok(());
+            };
+            if self.task(up).phase != Phase::Committed {
+                continue;
             }
+            match self.refusal(dag, up, *input) {
+                // Nor does the reader start any more.
+                Some(NoRerun::Ending) if self.halt(dag, key.step).is_some() => return Ok(()),
+                Some(why) => {
+                    self.fail_task(dag, key, FailReason::OutputLost { why }, false);
+                    return Ok(());
+                }
+                None => {
+                    gone.tasks.insert(up, Invalid::Lost { reader: id });
+                }
+            }
+        }
+        if !gone.tasks.is_empty() {
+            self.lost_once.extend(gone.tasks.keys().map(|key| key.id(dag)));
+            self.forget(dag, &gone);
         }
         Ok(())
     }
@@ -174,6 +184,15 @@ impl RunState {
             }
         }
         found
+    }
+
+    /// Whether the task reads the output of `up`.
+    fn reads(&self, dag: &Dag, reader: Key, up: Key) -> bool {
+        let spec = &dag.nodes[reader.step as usize].spec;
+        let up_step = StepIx(up.step);
+        let mut sources = spec.map.iter().flatten().filter(|source| source.step() == Some(up_step));
+        spec.deps.contains(&Dep::Data(up_step))
+            || sources.any(|source| *source != MapSource::Items(up_step) || reader.slot == up.slot)
     }
 
     fn keys_of(&self, step: u32) -> impl Iterator<Item = Key> + use<> {

@@ -79,9 +79,10 @@ pub enum Note {
         added: bool,
     },
     AttemptFailed(Failure),
-    /// A committed output cannot be read any more; its task runs again.
+    /// A committed output cannot be read any more, nor can some more; their tasks run again.
     OutputLost {
         task: String,
+        more: usize,
         message: String,
     },
     WorkerLost {

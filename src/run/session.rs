@@ -359,11 +359,12 @@ impl Session<'_> {
                 RuntimeEvent::Failed { task, worker, mut class, lost, kind, mut message, traceback, tail, .. } => {
                     let (id, attempt) = (task_id(task), task.attempt);
                     let class_ = failure_class(&class);
-                    let input = lost.map(|lost| TaskId { step: StepIx(lost.step), item: lost.item });
+                    let lost = lost.iter().map(|lost| TaskId { step: StepIx(lost.step), item: lost.item });
+                    let inputs: Vec<TaskId> = lost.collect();
                     self.apply(
                         state,
                         &match class_ {
-                            FailureClass::Input => Event::InputLost { task: id, attempt, input },
+                            FailureClass::Input => Event::InputLost { task: id, attempt, inputs: inputs.clone() },
                             class => Event::Failed { task: id, attempt, class },
                         },
                     );
@@ -371,9 +372,9 @@ impl Session<'_> {
                     if let Some(reason @ FailReason::OutputLost { .. }) = state.failure(id) {
                         message = format!("{message}; {reason}");
                         class = FailureClass::Data.name().to_owned();
-                    } else if let Some(lost) = input.filter(|_| class_ == FailureClass::Input) {
-                        let task = task_name(self.spec.plan.step_name(lost.step), lost.item);
-                        self.observer.note(Note::OutputLost { task, message: message.clone() });
+                    } else if let Some(input) = inputs.first() {
+                        let task = task_name(self.spec.plan.step_name(input.step), input.item);
+                        self.observer.note(Note::OutputLost { task, more: inputs.len() - 1, message: message.clone() });
                     }
                     let failure = Failure {
                         step: self.spec.plan.step_name(id.step).to_owned(),

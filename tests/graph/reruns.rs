@@ -115,8 +115,16 @@ fn of_a_map_only_the_item_that_is_lost_runs_again() {
             ("start b[2]; ok b[2]", &[]),
             ("start a[1]; finish a[1]; changed a[1]; commit a[1]", &["submit b[1]#2 <- a[1]"]),
             ("start b[1]; ok b[1]", &["submit c#1 <- b[*3]"]),
-            ("start c; input-lost c b[0]", &["invalidate b[0] OutputLost", "submit b[0]#2 <- a[0]"]),
-            ("start b[0]; ok b[0]", &["submit c#2 <- b[*3]"]),
+            (
+                "start c; input-lost c b[0] b[2]",
+                &[
+                    "invalidate b[0] OutputLost",
+                    "invalidate b[2] OutputLost",
+                    "submit b[0]#2 <- a[0]",
+                    "submit b[2]#2 <- a[2]",
+                ],
+            ),
+            ("start b[0]; ok b[0]; start b[2]; ok b[2]", &["submit c#2 <- b[*3]"]),
             ("start c; ok c", &["end Succeeded"]),
         ],
     );

@@ -139,7 +139,9 @@ impl Run {
             "fail" => Event::Failed { task, attempt, class: class() },
             "attempt-failed" => Event::AttemptFailed { task, attempt, class: class() },
             "lose" => Event::Lost { task, attempt },
-            "input-lost" => Event::InputLost { task, attempt, input: words.get(2).map(|input| self.task(input)) },
+            "input-lost" => {
+                Event::InputLost { task, attempt, inputs: words[2..].iter().map(|input| self.task(input)).collect() }
+            }
             "changed" => Event::Changed { task },
             "invalidated" => Event::Invalidated { task, attempt, lost: words.get(2) == Some(&"lost") },
             "stopped" => Event::Stopped { task, attempt },

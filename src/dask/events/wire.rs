@@ -50,7 +50,7 @@ pub(super) struct Failed {
     t1: Option<f64>,
     class: String,
     #[serde(default)]
-    lost: Option<Item>,
+    lost: Vec<Item>,
     #[serde(default, rename = "type")]
     kind: Option<String>,
     #[serde(default)]
