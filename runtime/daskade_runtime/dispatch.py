@@ -548,6 +548,8 @@ def _key(attempts: list[Attempt]) -> str:
     """A key that no other task has: of the first attempt, how many there are, how often it was sent."""
     first = attempts[0]
     key = f"{first.run.steps[first.s].function}-{first.run.short}-{first.s}-{first.i}-{first.a}"
+    if again := first.run.again.get((first.s, first.i)):
+        key = f"{key}-again-{again}"
     if len(attempts) > 1:
         key = f"{key}-and-{len(attempts) - 1}"
     return f"{key}-{first.sends}" if first.sends > 1 else key

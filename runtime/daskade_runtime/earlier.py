@@ -65,6 +65,7 @@ class Past:
     def told(self) -> dict[str, Any]:
         """What the driver decides by; handles stay here."""
         opened, folded = self.folded.opened, self.folded
+        committed = folded.in_order()
         spec = opened.get("spec") or b""
         return {
             "uid": self.uid,
@@ -72,14 +73,13 @@ class Past:
             "spec": spec.encode() if isinstance(spec, str) else spec,
             "code": (opened.get("code") or {}).get("digest") or "",
             "committed": [
-                [*task, v[0], v[5], None if task in self.gone else value_of(v[6])]
-                for task, v in folded.committed.items()
+                [*task, v[0], v[5], None if task in self.gone else value_of(v[6])] for task, v in committed
             ],
             "lengths": [[s, n] for s, n in folded.lengths.items()],
             "skipped": [[s, i, why[0], why[1] or ""] for (s, i), why in folded.skipped.items()],
             "gone": [list(task) for task in self.gone],
-            "named": [[s, i, v[1]["r"]] for (s, i), v in folded.committed.items() if v[1].get("r")],
-            "made": [_made(v) for v in folded.committed.values()],
+            "named": [[s, i, v[1]["r"]] for (s, i), v in committed if v[1].get("r")],
+            "made": [_made(v) for _, v in committed],
             "removed": self.removed,
         }
 

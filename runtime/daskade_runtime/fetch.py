@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from daskade_runtime.cache import Cache, Entry
 from daskade_runtime.errors import StepFailure
 from daskade_runtime.execute import Descriptor
+from daskade_runtime.lost import LostOutput, why_lost
 from daskade_runtime.serialize import bounds
 from daskade_runtime.storage import StorageError, Store
 
@@ -34,6 +35,8 @@ STORAGE_PATIENCE = 600.0
 # Keys that are refused may be about to be replaced: the same patience as the journal's.
 KEYS_PATIENCE = 300.0
 _BACKOFF_FIRST, _BACKOFF_CAP = 0.5, 15.0
+# An output that is in storage as it was committed and comes otherwise is fetched again, so often.
+_TRIES = 3
 # Elements of containers up to this size travel as bytes; larger ones are worth a file in the cache.
 _INLINE_ELEMENT = 64 * 1024
 
@@ -194,11 +197,13 @@ class Fetcher:
             data = b"".join(self._from_peer(run, handle, start, length))
             if hashlib.sha256(data).digest() == digest:
                 return data
-        told = partial(self._told, run)
-        data = patiently(lambda: self._get(run, store, handle, start, length), stopped, told=told)
-        if hashlib.sha256(data).digest() != digest:
-            raise _corrupt(run, handle)
-        return data
+        patient = partial(patiently, stopped=stopped, told=partial(self._told, run))
+        for _ in range(_TRIES):
+            read = patient(lambda: _if_there(lambda: self._get(run, store, handle, start, length)))
+            if read is not None and hashlib.sha256(read).digest() == digest:
+                return read
+            _insist(run, store, handle, patient)
+        raise _misread(run, handle)
 
     def _file(
         self,
@@ -277,31 +282,27 @@ class Fetcher:
         path: str,
         stopped: Callable[[], bool],
     ) -> None:
-        def read() -> None:
+        def read() -> bool:
             if start == 0 and length == handle["z"] and length > CHUNK:
                 store.get_to_file(object_key(run, _path(handle)), path)
-                return
+                return True
             with open(path, "wb") as file:
                 at = 0
                 while at < length:
                     size = min(4 * CHUNK, length - at)
                     file.write(self._get(run, store, handle, start + at, size))
                     at += size
+            return True
 
-        # Read once more before calling it corrupt: a short read or a flipped bit on the way is not the
-        # object's fault.
-        for _ in range(2):
-            patiently(lambda: _absent_is_final(read, run, handle), stopped, told=partial(self._told, run))
-            with open(path, "rb") as file:
-                hasher = hashlib.sha256()
-                while piece := file.read(CHUNK):
-                    hasher.update(piece)
-            if hasher.digest() == digest:
+        patient = partial(patiently, stopped=stopped, told=partial(self._told, run))
+        for _ in range(_TRIES):
+            if patient(lambda: _if_there(read)) and _digest_of(path) == digest:
                 return
-        raise _corrupt(run, handle)
+            _insist(run, store, handle, patient)
+        raise _misread(run, handle)
 
     def _get(self, run: str, store: Store, handle: Handle, start: int, length: int) -> bytes:
-        return _absent_is_final(lambda: store.get(object_key(run, _path(handle)), start, length), run, handle)
+        return store.get(object_key(run, _path(handle)), start, length)
 
 
 class _PeerFailed(Exception):
@@ -315,16 +316,32 @@ def _path(handle: Handle) -> str:
     return str(path)
 
 
-def _absent_is_final(action: Callable[[], T], run: str, handle: Handle) -> T:
+def _digest_of(path: str) -> bytes:
+    hasher = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(CHUNK):
+            hasher.update(piece)
+    return hasher.digest()
+
+
+def _if_there(action: Callable[[], T]) -> T | None:
+    """``action()``, None if what it reads is not there."""
     try:
         return action()
     except StorageError as exc:
         if exc.reason == "NotFound":
-            message = f"the input {object_key(run, _path(handle))} is no longer in storage"
-            raise StepFailure("data", "OutputMissing", message) from exc
+            return None
         raise
 
 
-def _corrupt(run: str, handle: Handle) -> StepFailure:
-    message = f"the stored output {object_key(run, _path(handle))} does not match its digest"
-    return StepFailure("data", "CorruptOutput", message)
+def _insist(run: str, store: Store, handle: Handle, patient: Call) -> None:
+    """Raises if the output that did not come as it was committed is lost."""
+    key = object_key(run, _path(handle))
+    why = why_lost(store, key, handle["z"], handle["d"], patient)
+    if why is not None:
+        raise LostOutput(f"the object {key} in {store.url} is lost: {why}", handle)
+
+
+def _misread(run: str, handle: Handle) -> StepFailure:
+    message = f"the stored output {object_key(run, _path(handle))} was read wrongly {_TRIES} times, and is not lost"
+    return StepFailure("infra", "OutputMisread", message)

@@ -15,6 +15,7 @@ from daskade_runtime.definitions import Run
 from daskade_runtime.errors import StepFailure
 from daskade_runtime.execute import Descriptor
 from daskade_runtime.fetch import Fetcher, Handle
+from daskade_runtime.lost import Losses
 
 # Indexes of list outputs that a worker keeps; one has 40 bytes per element.
 _INDEXES_KEPT = 64
@@ -38,6 +39,7 @@ class Gatherer:
         ``pins``.
         """
         handles = {(s, i): handle for s, i, handle in request.get("h") or ()}
+        lost = Losses()
         elements: dict[tuple[int, int, int], Descriptor] = {}
         ranged: set[tuple[int, int]] = set()
         if any(handle.get("n") is not None for handle in handles.values()):
@@ -48,25 +50,36 @@ class Gatherer:
                     continue
                 ranged.add(task)
                 handle = self._indexed(run, task, handles[task])
-                elements[(task[0], task[1], ref[3])] = self._fetcher.element(
-                    run.uid, run.store, handle, ref[3], pins, stopped
-                )
+                with lost.of(task):
+                    elements[(task[0], task[1], ref[3])] = self._fetcher.element(
+                        run.uid, run.store, handle, ref[3], pins, stopped
+                    )
             ranged.difference_update((ref[1], ref[2]) for ref in refs if ref[0] == template.OUTPUT)
         whole = [
-            [*task, self._whole(run, task, handle, pins, stopped)]
+            [*task, self._whole(run, task, handle, pins, stopped, lost)]
             for task, handle in handles.items()
             if task not in ranged
         ]
         every = [
-            [int(s), [h and self._whole(run, (int(s), i), h, pins, stopped) for i, h in enumerate(items)]]
+            [int(s), [h and self._whole(run, (int(s), i), h, pins, stopped, lost) for i, h in enumerate(items)]]
             for s, items in (request.get("all") or {}).items()
         ]
+        lost.tell()
         return {"h": whole, "all": every, "e": [[*key, descriptor] for key, descriptor in elements.items()]}
 
     def _whole(
-        self, run: Run, task: tuple[int, int], handle: Handle, pins: list[Entry], stopped: Callable[[], bool]
-    ) -> Descriptor:
-        return self._fetcher.whole(run.uid, run.store, self._indexed(run, task, handle), pins, stopped)
+        self,
+        run: Run,
+        task: tuple[int, int],
+        handle: Handle,
+        pins: list[Entry],
+        stopped: Callable[[], bool],
+        lost: Losses,
+    ) -> Descriptor | None:
+        handle = self._indexed(run, task, handle)
+        with lost.of(task):
+            return self._fetcher.whole(run.uid, run.store, handle, pins, stopped)
+        return None
 
     def _indexed(self, run: Run, task: tuple[int, int], handle: Handle) -> Handle:
         """A list output's handle with its index, which the scheduler leaves out of most messages."""

@@ -29,14 +29,16 @@ from .limits import RECORD_DEPTH, RESULTS_KEPT
 from .limits import SEGMENT as SEGMENT_LIMIT
 from .limits import SEGMENT_HEADER as HEADER_LIMIT
 from .limits import SEGMENT_RECORDS as RECORDS_LIMIT
-from .records import DIGEST, INT_MAX, check_map, check_record, is_plain, too_many_values
+from .records import DIGEST, INT_MAX, check_map, check_record, is_plain, too_many_values, version_of
+from .reruns import Reruns
 from .results import Away, size_of
 from .storage import Exists, StorageError, Store
 
 T = TypeVar("T")
 
 MAGIC = b"DSKJ"
-VERSION = 1
+# Newest format that is read. A segment has the oldest one in which all of its records are known.
+VERSION = 2
 NONCE = 16
 # The writer begins a new segment here.
 SEGMENT_TARGET = 16 << 20
@@ -100,8 +102,8 @@ class Folded:
     """The first ``opened`` record (spec, code); ``epoch``, ``runtime``, ``dask``, ``python``, ``t`` of the
     last."""
     committed: dict[tuple[int, int], tuple[Any, ...]] = field(default_factory=dict)
-    """(step, item) → (attempt, handle, worker, t0, t1, lens, json) of the first commit. Of results beyond
-    ``RESULTS_KEPT`` bytes ``json`` is an ``Away``, which says in which segment it is."""
+    """(step, item) → (attempt, handle, worker, t0, t1, lens, json) of the first commit that was not invalidated. Of
+    results beyond ``RESULTS_KEPT`` bytes ``json`` is an ``Away``, which says in which segment it is."""
     adopted: dict[tuple[int, int], str] = field(default_factory=dict)
     """(step, item) → run that made the output, for those of ``committed`` that an earlier run made."""
     lengths: dict[int, int] = field(default_factory=dict)
@@ -112,6 +114,8 @@ class Folded:
     """(step, item, attempt, class, type, message, worker, t0, t1) in order."""
     lost: list[tuple[Any, ...]] = field(default_factory=list)
     """(step, item, attempt, worker, t) in order."""
+    reruns: Reruns = field(default_factory=Reruns)
+    """What was invalidated, and the order of what is committed."""
     final: dict[str, Any] | None = None
     epoch: int = 0
     seg: int = -1
@@ -126,8 +130,8 @@ class Folded:
     def apply(self, records: Iterable[Any]) -> None:
         """Adds records in journal order. They must have passed ``check_record``; unknown kinds are left out.
 
-        The first commit of a task wins. An ``opened`` after ``final`` reopens the run: commits and lengths
-        stay, what the closed run had given up (failures, losses, skips, refusals) counts no more.
+        The first commit of a task wins until it is invalidated. An ``opened`` after ``final`` reopens the run:
+        commits and lengths stay, what the closed run had given up (failures, losses, skips, refusals) does not.
         """
         for record in records:
             kind = record[0]
@@ -138,8 +142,11 @@ class Folded:
                     if json is not None and self.room < 0:
                         json = Away(self.seg, size_of(json))
                     self.committed[step, item] = (attempt, handle, worker, t0, t1, lens, json)
+                    self.reruns.committed((step, item), handle["d"])
                     if len(record) > 10 and type(record[10]) is str:
                         self.adopted[step, item] = record[10]
+            elif kind == "invalidated":
+                self._invalidate((record[1], record[2]), record[3], record[4])
             elif kind == "length":
                 self.lengths.setdefault(record[1], record[2])
             elif kind == "failed":
@@ -162,10 +169,23 @@ class Folded:
                     self.final = None
                     self.failed, self.lost = [], []
                     self.skipped, self.refused = {}, {}
+                    self.reruns.reopened()
                 if self.opened:
                     self.opened = {**self.opened, **{k: record[1].get(k) for k in _RENEWED if k in record[1]}}
                 else:
                     self.opened = dict(record[1])
+
+    def _invalidate(self, task: tuple[int, int], attempt: int, reason: str) -> None:
+        handle = self.committed[task][1] if task in self.committed else {}
+        self.reruns.invalidate(task, attempt, handle.get("d"), reason, self.committed)
+        for facts in (self.committed, self.adopted, self.skipped, self.refused):
+            facts.pop(task, None)
+        if task[1] < 0:
+            self.lengths.pop(task[0], None)
+
+    def in_order(self) -> list[tuple[tuple[int, int], tuple[Any, ...]]]:
+        """What is committed, so that nothing stands before what it was made from."""
+        return self.reruns.in_order(self.committed)
 
 
 # Fields of ``opened`` that describe the writer, not the run.
@@ -272,15 +292,15 @@ class Journal:
         """
         if self._seg >= 0 and any(record[0] == "final" for record in records):
             self._insist(self._check_whole)
-        for batch in _batches(records):
-            self._append(batch)
+        for batch, version in _batches(records):
+            self._append(batch, version)
         return self._seg
 
-    def _append(self, packed: list[bytes]) -> None:
+    def _append(self, packed: list[bytes], version: int) -> None:
         if self._dead is not None:
             raise self._dead
         seg, nonce = self._seg + 1, secrets.token_bytes(NONCE)
-        data = _frame(self.run, seg, self.epoch, nonce, self._prev, time.time(), packed)
+        data = _frame(self.run, seg, self.epoch, nonce, self._prev, time.time(), packed, version)
         other = self._insist(partial(_claim, self.store, self.run, seg, data))
         if other is not None:
             self._dead = Fenced(other.epoch)
@@ -434,7 +454,8 @@ def encode_segment(
     run: str, seg: int, epoch: int, nonce: bytes, prev: bytes | None, t: float, records: list[Any]
 ) -> bytes:
     """The bytes of one segment."""
-    return _frame(run, seg, epoch, nonce, prev, t, [pack_record(record) for record in records])
+    packed = [pack_record(record) for record in records]
+    return _frame(run, seg, epoch, nonce, prev, t, packed, version_of(records))
 
 
 def pack_record(record: Any) -> bytes:
@@ -450,27 +471,28 @@ def pack_record(record: Any) -> bytes:
     return data
 
 
-def _batches(records: list[Any]) -> Iterable[list[bytes]]:
+def _batches(records: list[Any]) -> Iterable[tuple[list[bytes], int]]:
+    """What goes into a segment each, and the format that it needs."""
     batch: list[bytes] = []
-    size = 0
-    for data in [pack_record(record) for record in records]:
+    size, first = 0, 0
+    for at, data in enumerate([pack_record(record) for record in records]):
         if batch and (size + len(data) > SEGMENT_TARGET or len(batch) >= RECORDS_LIMIT):
-            yield batch
-            batch, size = [], 0
+            yield batch, version_of(records[first:at])
+            batch, size, first = [], 0, at
         batch.append(data)
         size += len(data)
     if batch:
-        yield batch
+        yield batch, version_of(records[first:])
 
 
 def _frame(
-    run: str, seg: int, epoch: int, nonce: bytes, prev: bytes | None, t: float, packed: list[bytes]
+    run: str, seg: int, epoch: int, nonce: bytes, prev: bytes | None, t: float, packed: list[bytes], version: int
 ) -> bytes:
     header = msgpack.packb(
         {"run": run, "seg": seg, "epoch": epoch, "nonce": nonce, "prev": prev, "count": len(packed), "t": t},
         use_bin_type=True,
     )
-    body = b"".join([_PREFIX.pack(MAGIC, VERSION, len(header)), header, *packed])
+    body = b"".join([_PREFIX.pack(MAGIC, version, len(header)), header, *packed])
     return body + hashlib.sha256(body).digest()
 
 
@@ -504,8 +526,8 @@ def _decode(data: bytes, run: str, seg: int) -> Segment:
         raise _Bad("truncated")
     if data[:4] != MAGIC:
         raise _Bad("wrong magic")
-    if data[4] != VERSION:
-        raise _Bad(f"format version {data[4]}, known is {VERSION}")
+    if not 1 <= data[4] <= VERSION:
+        raise _Bad(f"format version {data[4]}, known are 1 to {VERSION}")
     if len(data) < _PREFIX.size + DIGEST:
         raise _Bad("truncated")
     body = memoryview(data)[:-DIGEST]
@@ -532,6 +554,8 @@ def _decode(data: bytes, run: str, seg: int) -> Segment:
     records = _unpack(body[start:], header["count"])
     for index, record in enumerate(records):
         problem = check_record(record)
+        if problem is None and version_of([record]) > data[4]:
+            problem = f"a record of a kind that format {data[4]} does not have"
         if problem:
             raise _Bad(f"record {index} is wrong: {problem}")
     return Segment(
@@ -584,6 +608,3 @@ def _unpack(data: memoryview, count: int) -> list[Any]:
 
 def _no_extension(code: int, data: bytes) -> Any:
     raise _Bad("a record is wrong: an extension type")
-
-
-# Kind → types of its fields. Further fields at the end are a later addition and ignored.

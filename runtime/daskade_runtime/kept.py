@@ -23,7 +23,7 @@ import msgpack
 
 from daskade_runtime.definitions import Run
 from daskade_runtime.errors import StepFailure
-from daskade_runtime.fetch import patiently
+from daskade_runtime.fetch import object_key, patiently
 from daskade_runtime.storage import Check, Exists, Stat, StorageError, Store
 
 _PIECE = 16 << 20
@@ -78,12 +78,40 @@ def keep(
         except Exists:
             there, own = patiently(lambda: look(store, run.uid, s, i, path), stopped, told=told)
         if own is not None:
-            return own, there or ""
+            return _of_earlier(run, path, reply, own, stopped, told), there or ""
         if there is not None:
             break
     help = "set output.ifExists: Replace, or choose another output.path"
     message = f"another object was written to {path} while the step ran; {help}"
     raise StepFailure("data", "OutputExists", message)
+
+
+def _of_earlier(
+    run: Run,
+    path: str,
+    reply: dict[str, Any],
+    own: dict[str, Any],
+    stopped: Callable[[], bool],
+    told: Callable[[StorageError | None], None],
+) -> dict[str, Any]:
+    """The answer of an attempt, if an earlier one of the same task, whose answer is ``own``, has written what is at
+    ``path``. The record of that one may be lost by now: then this one's will do if it is the same, else what is at
+    ``path`` is the record, if it is the same bytes.
+    """
+    handle, new = own.get("handle") or {}, reply.get("handle") or {}
+    if new and handle.get("d") == new["d"]:
+        return {**own, "handle": {**handle, **{name: new[name] for name in ("u", "b", "w")}}}
+    if not handle.get("u") or handle.get("n") is not None or "://" in path:
+        return own
+    key = object_key(run.uid, handle["u"])
+
+    def is_there() -> bool:
+        found = run.store.look(key)
+        return found is not None and found.size == handle["z"] and _digest(run.store, key, found.size) == handle["d"]
+
+    if patiently(is_there, stopped, told=told):
+        return own
+    return {**own, "handle": {**handle, "u": f"/{path}", "w": None}}
 
 
 def look(store: Store, run: str, s: int, i: int, path: str) -> tuple[str | None, dict[str, Any] | None]:

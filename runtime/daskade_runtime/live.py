@@ -17,6 +17,7 @@ from daskade_runtime.commit import Committer, in_thread
 from daskade_runtime.events import EventLog, now
 from daskade_runtime.journal import Fenced, Folded, Journal, JournalError, pack_record
 from daskade_runtime.limits import RESULT_JSON, RESULTS_KEPT
+from daskade_runtime.lost import TOLD
 from daskade_runtime.pages import Snapshot
 from daskade_runtime.recall import Recalled
 from daskade_runtime.results import Away, size_of
@@ -27,7 +28,7 @@ log = logging.getLogger("distributed.daskade")
 
 # Characters of one text of a decision.
 RECORD_TEXT = 1 << 20
-CLASSES = frozenset({"app", "oom", "timeout", "data", "infra", "preempted"})
+CLASSES = frozenset({"app", "oom", "timeout", "data", "infra", "preempted", "input"})
 # How long a stopped step may take to end before it is reported as stopped anyway.
 STOP_PATIENCE = 30.0
 # How long an open waits for a write that is under way.
@@ -69,6 +70,8 @@ class LiveRun:
         # Bytes of results that are in memory; others are read again.
         self.results = 0
         self.recalled = Recalled()
+        self.reruns = folded.reruns
+        self._changing: set[Address] = set()
         self.adopted: dict[run_.Task, None] = {}
         self.lengths: dict[int, int] = {}
         self.skipped: dict[run_.Task, tuple[str, str | None]] = {}
@@ -95,19 +98,20 @@ class LiveRun:
             stored = folded.opened.get("code") or {}
             if stored.get("digest") == code.get("digest"):
                 code["zip"] = stored.get("zip")
-        for (s, i), (a, handle, _w, _t0, _t1, lens, json) in folded.committed.items():
-            if (s, i) not in self.state.outputs:
+        # Of a run that is open here already the journal may not know yet what was invalidated.
+        gone = () if self.reruns is folded.reruns else self.reruns.invalidated
+        for (s, i), (a, handle, _w, _t0, _t1, lens, json) in folded.in_order():
+            if (s, i) not in self.state.outputs and (s, i) not in gone:
                 text = text_of(json)
                 self._keep(text)
                 self.state.finish(s, i, Output(a, handle, lens, text, True))
-        self.adopted.update(dict.fromkeys(folded.adopted))
-        self.lengths.update(folded.lengths)
-        for (s, i), why in folded.skipped.items():
-            self.skipped[s, i] = why
-            self.state.hole(s, i)
-        for (s, i), why in folded.refused.items():
-            self.refused[s, i] = why
-            self.state.hole(s, i)
+        self.adopted.update(dict.fromkeys(task for task in folded.adopted if task not in gone))
+        self.lengths.update({s: n for s, n in folded.lengths.items() if (s, -1) not in gone})
+        for known, decided in ((self.skipped, folded.skipped), (self.refused, folded.refused)):
+            for task, why in decided.items():
+                if task not in gone:
+                    known[task] = why  # type: ignore[assignment]
+                    self.state.hole(*task)
         if not self.failed:
             self.failed = [(f[0], f[1], f[2], f[3]) for f in folded.failed]
             self.lost = [(x[0], x[1], x[2]) for x in folded.lost]
@@ -135,8 +139,10 @@ class LiveRun:
 
     def snapshot(self) -> Snapshot:
         """All that a driver needs to go on from here, as it is now."""
-        outputs = [(task, out, out.committed) for task, out in self.state.outputs.items()]
+        outputs = [(task, out, out.committed) for task, out in self.reruns.in_order(self.state.outputs)]
         return Snapshot(
+            invalidated=[(*task, *was) for task, was in self.reruns.invalidated.items()],
+            changed=list(self.reruns.changed),
             adopted=list(self.adopted),
             named=[(*task, out.named) for task in self.adopted if (out := self.state.outputs[task]).named],
             lengths=list(self.lengths.items()),
@@ -222,14 +228,30 @@ class LiveRun:
                     raise Refused(
                         "Conflict", f"the length of step {record[1]} is already {self.lengths[record[1]]}"
                     )
+            elif kind == "invalidated":
+                record = self._invalidated(*record[1:])
             else:
                 known = self.skipped if kind == "skipped" else self.refused
                 if (record[1], record[2]) in known:
                     continue
                 known[record[1], record[2]] = (record[3], record[4])
             self._queue(record)
-            if kind != "length":
+            if kind in ("skipped", "refused"):
                 self.state.hole(record[1], record[2])
+
+    def _invalidated(self, s: int, i: int, reason: str, message: str) -> list[Any]:
+        """What was committed of the task counts no more; the record that says so."""
+        task, output = (s, i), self.state.outputs.get((s, i))
+        attempt, digest = (output.a, output.digest) if output is not None else (0, None)
+        if output is not None and isinstance(output.json, str):
+            self.results -= size_of(output.json)
+        self.reruns.invalidate(task, attempt, digest, reason, self.state.outputs)
+        self.state.forget(s, i)
+        for facts in (self.adopted, self.skipped, self.refused):
+            facts.pop(task, None)
+        if i < 0:
+            self.lengths.pop(s, None)
+        return ["invalidated", s, i, attempt, reason, message[:TEXT_CAP], now()]
 
     def adopt(self, s: int, i: int, handle: Any, lens: Any, json: str | bytes | None, origin: str) -> None:
         """The output of an earlier run, ``origin``, is this task's."""
@@ -237,7 +259,9 @@ class LiveRun:
         self._queue(["committed", s, i, 1, handle, None, t, t, lens, text, origin], (s, i, 1))
         self._keep(text)
         self.adopted[s, i] = None
-        self.state.finish(s, i, Output(1, handle, lens, text, False))
+        output = Output(1, handle, lens, text, False)
+        self.reruns.committed((s, i), output.digest)
+        self.state.finish(s, i, output)
 
     # ------------------------------------------------ what the workers say
 
@@ -330,7 +354,10 @@ class LiveRun:
             fields["json"] = json[0]
         self.events.add("finished", **fields)
         self._keep(text)
-        self.state.finish(s, i, Output(a, handle, lens, text, False))
+        output = Output(a, handle, lens, text, False)
+        if self.reruns.committed((s, i), output.digest):
+            self._changing.add((s, i, a))
+        self.state.finish(s, i, output)
 
     def _queue(self, record: list[Any], task: Address | None = None) -> None:
         """Hands a record to the journal; ``ValueError`` if a reader would refuse it."""
@@ -359,12 +386,24 @@ class LiveRun:
                 "class": class_,
                 "type": type_,
                 "message": message,
+                **({"lost": self._lost_outputs(answer)} if class_ == "input" else {}),
             },
             traceback=str(answer.get("traceback") or "")[-TRACE_CAP:],
             tail=[str(line)[:TEXT_CAP] for line in list(answer.get("tail") or ())[-TAIL_LINES:]],
         )
         self.failed.append((s, i, a, class_))
         self._queue(["failed", s, i, a, class_, type_, message, name, t0, t1])
+
+    def _lost_outputs(self, answer: dict[str, Any]) -> list[list[int]]:
+        """The tasks whose outputs the attempt could not read, of those that have no other one by now."""
+        told = answer.get("lost")
+        entries = told[:TOLD] if isinstance(told, list) else []
+        found = []
+        for s, i, digest, path in (entry for entry in entries if isinstance(entry, list) and len(entry) == 4):
+            output = self.state.outputs.get((s, i)) if type(s) is type(i) is int else None
+            if output is not None and (output.digest, output.path) == (digest, path):
+                found.append([s, i])
+        return found
 
     def worker_gone(self, attempt: Attempt, name: str | None, message: str) -> None:
         """The attempt ended with its worker."""
@@ -409,15 +448,19 @@ class LiveRun:
                 self._ready(attempt)
 
     def _on_committed(self, tasks: list[Address], segment: Any) -> None:
-        for s, i, _ in tasks:
-            output = self.state.outputs.get((s, i))
-            if output is not None:
-                output.committed = True
-                if self.results > RESULTS_KEPT and isinstance(output.json, str):
-                    self.results -= size_of(output.json)
-                    output.json = Away(segment, size_of(output.json))
-        if tasks and not self.ended:
-            self.events.add("committed", tasks=[list(t) for t in tasks], seg=segment)
+        # What was invalidated meanwhile is committed no more.
+        done = [(s, i, a) for s, i, a in tasks if (output := self.state.outputs.get((s, i))) and output.a == a]
+        for s, i, _ in done:
+            output = self.state.outputs[s, i]
+            output.committed = True
+            if self.results > RESULTS_KEPT and isinstance(output.json, str):
+                self.results -= size_of(output.json)
+                output.json = Away(segment, size_of(output.json))
+        changed = [[s, i] for s, i, a in done if (s, i, a) in self._changing]
+        self._changing.difference_update(tasks)
+        if done and not self.ended:
+            more = {"changed": changed} if changed else {}
+            self.events.add("committed", tasks=[list(t) for t in done], seg=segment, **more)
 
     async def close(self, final: dict[str, Any]) -> None:
         """Writes the end of the run, after everything else."""
@@ -497,9 +540,10 @@ def _checked(record: Any, steps: int) -> list[Any]:
         return Refused("BadRequest", f"cannot record {reprlib.repr(record)}: {why}")
 
     kind = str(record[0]) if record else ""
-    shape = {"length": (int, int), "skipped": (int, int, str, str), "refused": (int, int, str, str)}.get(kind)
+    decided = (int, int, str, str)
+    shape = {"length": (int, int), "skipped": decided, "refused": decided, "invalidated": decided}.get(kind)
     if shape is None:
-        raise refused("its kind is not length, skipped or refused")
+        raise refused("its kind is not length, skipped, refused or invalidated")
     fields = list(record[1:])
     if len(fields) == 3 and len(shape) == 4:
         fields.append("")

@@ -24,7 +24,7 @@ OPEN = 64
 # In this order a driver can go on from each page: what an entry refers to stands before it.
 _DONE = ("committed", "finished")
 _ORDER = (
-    *("lengths", "adopted", "named", "committed", "skipped", "refused"),
+    *("lengths", "invalidated", "changed", "adopted", "named", "committed", "skipped", "refused"),
     *("failed", "lost", "submitted", "finished", "results"),
 )
 
@@ -119,7 +119,7 @@ def closed_whole(folded: Folded) -> Snapshot:
     return Snapshot(
         folded.final,
         lengths=list(folded.lengths.items()),
-        committed=[(task, Told(v[0], v[5], v[6])) for task, v in folded.committed.items()],
+        committed=[(task, Told(v[0], v[5], v[6])) for task, v in folded.in_order()],
         skipped=[(*task, *why) for task, why in folded.skipped.items()],
         refused=[(*task, *why) for task, why in folded.refused.items()],
         failed=[failed[:4] for failed in folded.failed],

@@ -44,6 +44,8 @@ class Recalled:
         for record in read_segment(store, run, seg).records:
             if record[0] == "committed" and record[9] is not None:
                 results.setdefault((record[1], record[2]), record[9])
+            elif record[0] == "invalidated":
+                results.pop((record[1], record[2]), None)
         with self._lock:
             if seg not in self._segments:
                 self._segments[seg] = results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from daskade_runtime.limits import FINAL_VALUES, RECORD_DEPTH
@@ -27,8 +28,11 @@ _SHAPES: dict[str, tuple[tuple[type, ...], ...]] = {
     "skipped": (_INT, _INT, _TEXT, _TEXT_OR_NONE),
     "refused": (_INT, _INT, _TEXT, _TEXT_OR_NONE),
     "result": (_TEXT, _INT, _INT, _TEXT),
+    "invalidated": (_INT, _INT, _INT, _TEXT, _TEXT_OR_NONE, _NUMBER),
     "final": ((dict,),),
 }
+# Kinds that no reader may leave out, and the format from which on there are any.
+_SINCE = {"invalidated": 2}
 _OPENED: dict[str, tuple[type, ...]] = {
     "epoch": _INT,
     "t": _NUMBER,
@@ -55,6 +59,11 @@ _HANDLE: dict[str, tuple[type, ...]] = {
     "t": (*_NUMBER, _NONE),
 }
 _STEP_MAX, INT_MAX = 2**32 - 1, 2**63 - 1
+
+
+def version_of(records: Iterable[Any]) -> int:
+    """The oldest format in which a reader is right about these records: it is the one they are written in."""
+    return max((_SINCE.get(record[0], 1) for record in records), default=1)
 
 
 def check_record(record: Any) -> str | None:
@@ -89,6 +98,8 @@ def _check_values(kind: str, record: Any) -> str | None:
         fine = fine and -1 <= record[2] <= INT_MAX
         if kind in ("failed", "lost", "committed"):
             fine = fine and 1 <= record[3] <= _STEP_MAX
+        elif kind == "invalidated":
+            fine = fine and 0 <= record[3] <= _STEP_MAX
     if not fine:
         return f"a {kind} record is out of range"
     if kind == "committed":

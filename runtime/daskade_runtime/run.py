@@ -95,13 +95,15 @@ class Output:
     workers fetch it once instead.
     """
 
-    __slots__ = ("a", "handle", "full", "lens", "json", "committed", "holder", "size", "named")
+    __slots__ = ("a", "handle", "full", "lens", "json", "committed", "holder", "size", "named", "digest", "path")
 
     def __init__(self, a: int, handle: Any, lens: Any, json: str | Away | None, committed: bool) -> None:
         self.a = a
         # The worker that has it as a file.
         self.holder: str | None = handle.get("w")
         self.size: int = handle.get("z") or 0
+        self.digest: bytes = handle["d"]
+        self.path: str | None = handle.get("u")
         #: ``[path, version]`` of objects that the task named.
         self.named: list[list[str]] = handle.get("r") or []
         self.full: bytes = _pack(handle)
@@ -148,6 +150,8 @@ class RunState:
         self.on_ready = on_ready
         self.current: dict[Task, Attempt] = {}
         self.outputs: dict[Task, Output] = {}
+        #: How often a task's output was forgotten.
+        self.again: Counter[Task] = Counter()
         self._done: set[Task] = set()
         self._settled: dict[int, int] = {}
         self._whole: set[int] = set()
@@ -228,6 +232,18 @@ class RunState:
             for task in [t for t in self._waiting if t[0] == s]:
                 self._hand_on(self._waiting.pop(task))
         self._settle((s, i))
+
+    def forget(self, s: int, i: int) -> None:
+        """The task has no output any more, or is no hole: what waits for it from now on waits until it has one."""
+        self.outputs.pop((s, i), None)
+        self.again[s, i] += 1
+        self._version[s] = self._version.get(s, 0) + 1
+        if (s, i) in self._done:
+            self._done.discard((s, i))
+            if i < 0:
+                self._whole.discard(s)
+            else:
+                self._settled[s] -= 1
 
     def _settle(self, task: Task) -> None:
         step, item = task

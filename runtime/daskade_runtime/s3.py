@@ -258,7 +258,7 @@ class ObjectStore(Store):
         except StorageError:
             raise
         except Exception as error:  # noqa: BLE001 - obstore's own types are many, all are told apart in failure()
-            if start and " 416 " in str(error).partition("\n\nDebug source")[0]:
+            if options is not None and " 416 " in str(error).partition("\n\nDebug source")[0]:
                 return b""
             self._fail("get", key, error)
 

@@ -26,7 +26,7 @@ from daskade_runtime.earlier import Earlier, mark
 from daskade_runtime.events import Subscriber
 from daskade_runtime.fetch import object_key
 from daskade_runtime.heard import heard
-from daskade_runtime.journal import Journal, JournalError, read_all
+from daskade_runtime.journal import Journal, read_all
 from daskade_runtime.leaders import Leaders
 from daskade_runtime.live import LiveRun
 from daskade_runtime.looks import Looks

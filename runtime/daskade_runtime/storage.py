@@ -108,6 +108,12 @@ def open_store(config: dict[str, Any]) -> Store:
 
     Refuses (``InvalidStorage``) a scheme without create-only writes, an unknown option, and an unsafe prefix.
     """
+    store = _open_store(config)
+    store.config = config
+    return store
+
+
+def _open_store(config: dict[str, Any]) -> Store:
     url = str(config.get("url") or "")
     parts = urlsplit(url)
     if parts.username or parts.password or parts.query or parts.fragment:
@@ -166,8 +172,14 @@ class Store:
     url: str
     #: A look at an object costs no request over a network.
     quick = False
+    #: What it was opened with.
+    config: dict[str, Any] | None = None
     #: For whom is written here: a run, and the epoch under which it is open.
     owner: leftovers.Owner | None = None
+
+    def fresh(self) -> Store:
+        """The same storage, over connections of its own."""
+        return self if self.config is None else open_store(self.config)
 
     def put(self, key: str, data: Data) -> str | None:
         """Writes or replaces the object, durably and at once: readers see all of it or the old one. The

@@ -163,7 +163,7 @@ def test_a_flipped_bit_in_storage_never_reaches_a_step(cache: Cache, store: Stor
     store.put("runs/r/data/0/0-1-x", b"x" * 199_999 + b"y")
     with pytest.raises(StepFailure) as caught:
         fetcher(cache).whole("r", store, handle, [], never)
-    assert (caught.value.class_, caught.value.type_) == ("data", "CorruptOutput")
+    assert (caught.value.class_, caught.value.type_) == ("input", "OutputLost")
     assert cache.pin(("r", handle["d"])) is None
     assert os.listdir(cache._directory) == []
 
@@ -173,7 +173,7 @@ def test_an_output_that_is_gone_from_storage_is_told_so(cache: Cache, store: Sto
     store.delete(["runs/r/data/0/0-1-x"])
     with pytest.raises(StepFailure) as caught:
         fetcher(cache).whole("r", store, handle, [], never)
-    assert (caught.value.class_, caught.value.type_) == ("data", "OutputMissing")
+    assert (caught.value.class_, caught.value.type_) == ("input", "OutputLost")
 
 
 def test_a_worker_that_does_not_answer_is_not_asked_again_for_a_while(cache: Cache, store: Store) -> None:
@@ -229,7 +229,7 @@ def test_a_damaged_element_is_refused(cache: Cache, store: Store) -> None:
     for index in (0, 1):
         with pytest.raises(StepFailure) as caught:
             fetcher(cache).element("r", store, handle, index, [], never)
-        assert caught.value.type_ == "CorruptOutput"
+        assert caught.value.type_ == "OutputLost"
 
 
 def test_a_small_element_that_a_worker_serves_wrongly_comes_from_storage(cache: Cache, store: Store) -> None:

@@ -219,7 +219,7 @@ def test_a_listing_that_leaves_a_segment_out_does_not_stop_a_writer(tmp_path: Pa
 def test_a_strange_object_among_the_segments_is_reported(store: Store) -> None:
     golden_store(store)
     store.put(f"runs/{golden_run()}/journal/notes.txt", b"hello")
-    with pytest.raises(JournalError, match=r"segment 7 .*notes\.txt"):
+    with pytest.raises(JournalError, match=r"segment 8 .*notes\.txt"):
         read_all(store, golden_run())
 
 
@@ -243,11 +243,11 @@ def test_an_epoch_may_neither_fall_nor_begin_without_opened(store: Store) -> Non
 
 def test_a_newer_version_is_refused_and_not_overwritten(store: Store) -> None:
     mine = opened(store)
-    body = b"DSKJ\x02whatever a newer writer puts here"
+    body = b"DSKJ\x03whatever a newer writer puts here"
     newer = body + hashlib.sha256(body).digest()
     store.put(segment_key(RUN, 1), newer)
     for attempt in (lambda: mine.append([["length", 0, 1]]), lambda: opened(store, create=False)):
-        with pytest.raises(JournalError, match="segment 1 .*version 2, known is 1") as caught:
+        with pytest.raises(JournalError, match="segment 1 .*version 3, known are 1 to 2") as caught:
             attempt()
         assert caught.value.reason == "RecordUnreadable"
     assert store.get(segment_key(RUN, 1)) == newer

@@ -445,7 +445,7 @@ def test_decisions_are_kept_and_hand_on_what_waited(dask: Cluster, storage: str)
     run.rpc("record", records=[["skipped", 0, 1, "When", "when was false"]])
     assert events.wait_for("finished", s=1)[0]["json"] == 2
     wrong: list[tuple[list[Any], str]] = [
-        (["nonsense", 1], r"record \('nonsense', 1\): its kind is not length, skipped or refused"),
+        (["nonsense", 1], r"record \('nonsense', 1\): its kind is not length, skipped, refused or invalidated"),
         (["length", 0], r"record \('length', 0\): it does not have the fields of length"),
         (["length", 9, 1], r"record \('length', 9, 1\): there is no step 9"),
         (["skipped", 0, 1, 2, ""], "it does not have the fields of skipped"),

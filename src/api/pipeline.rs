@@ -67,6 +67,10 @@ pub struct PipelineSpec {
     /// Longest times of a run's phases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadlines: Option<Deadlines>,
+    /// When an output that a run has committed is not in storage any more as it was committed: `Rerun` (default: its step
+    /// runs again, once, and those that read it if the new output is another one) or `Fail` (whoever reads it fails).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_output_lost: Option<OnOutputLost>,
     /// Values that a run leaves in its status and that `daskade run` prints: small (16 KiB of JSON each).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
@@ -220,6 +224,18 @@ pub struct RunLimits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_items: Option<u32>,
+}
+
+/// When an output that a run has committed is not in storage any more as it was committed: `Rerun` (default: its step runs
+/// again, once, and those that read it if the new output is another one) or `Fail` (whoever reads it fails).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum OnOutputLost {
+    /// Its step runs again, once.
+    #[default]
+    Rerun,
+    /// Whoever reads it fails.
+    Fail,
 }
 
 /// Longest times of a run.

@@ -89,6 +89,8 @@ impl Observer for Progress {
                 let first = failure.message.lines().next().unwrap_or_default();
                 format!("{task} attempt {attempt} {end} ({class}): {}: {first}", failure.kind)
             }
+            Note::OutputLost { task, more: 0, message } => format!("{task} runs again: {message}"),
+            Note::OutputLost { task, more, message } => format!("{task} and {more} more run again: {message}"),
             Note::WorkerLost { task, worker } => format!("{task} lost its worker {worker}; it runs again"),
             Note::Blocked { step, count, message } => format!("{step}: {count} tasks wait: {message}"),
             Note::Unblocked { step } => format!("{step}: continues"),

@@ -141,7 +141,11 @@ impl Observer for Teller {
                 (live.open, live.lost) = (false, Some(cause));
             }
             Note::Cancelling => live.cancelling = true,
-            Note::AttemptFailed(_) | Note::WorkerLost { .. } | Note::Worker { .. } | Note::Log { .. } => return,
+            Note::AttemptFailed(_)
+            | Note::OutputLost { .. }
+            | Note::WorkerLost { .. }
+            | Note::Worker { .. }
+            | Note::Log { .. } => return,
         }
         drop(live);
         self.queue.add_soon(self.key.clone(), BUNDLE);

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use super::error::{Error, clean_text};
 use super::message::{self, MessageError};
 use super::msgpack::{self, Head, Reader};
-use super::ops::{Json, TaskAddr};
+use super::ops::{Item, Json, TaskAddr};
 use crate::limits;
 
 /// Something that happened in a run. Times are seconds since 1970 by the clock of the machine that tells them.
@@ -44,10 +44,12 @@ pub enum RuntimeEvent {
         /// The result, if one was wanted. It was not read yet: [`Json::kept`] does.
         json: Option<Json>,
     },
-    /// Outputs are durable: these tasks never run again.
+    /// Outputs are durable: these tasks never run again while they can be read.
     Committed {
         /// Which.
         tasks: Vec<TaskAddr>,
+        /// Those of `tasks` that were made again and have another output than before.
+        changed: Vec<Item>,
         /// Segment of the journal.
         segment: u64,
     },
@@ -61,8 +63,10 @@ pub enum RuntimeEvent {
         began: f64,
         /// When it ended.
         ended: f64,
-        /// `app`, `oom`, `timeout`, `data`, `infra` or `preempted`.
+        /// `app`, `oom`, `timeout`, `data`, `infra`, `preempted` or `input`.
         class: String,
+        /// With class `input`: whose committed outputs are lost, of those that are no other ones by now.
+        lost: Vec<Item>,
         /// Type of the exception.
         kind: String,
         /// Its message.

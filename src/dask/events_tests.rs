@@ -52,7 +52,7 @@ fn every_kind_is_read() {
         ),
         (
             json!({"k": "committed", "n": 1, "tasks": [[0, -1, 1], [1, 2, 3]], "seg": 4}),
-            RuntimeEvent::Committed { tasks: vec![task(0, None, 1), task(1, Some(2), 3)], segment: 4 },
+            RuntimeEvent::Committed { tasks: vec![task(0, None, 1), task(1, Some(2), 3)], changed: vec![], segment: 4 },
         ),
         (
             json!({"k": "failed", "n": 1, "s": 0, "i": -1, "a": 2, "w": null, "t0": 0.0, "t1": 1.0, "class": "app",
@@ -63,10 +63,34 @@ fn every_kind_is_read() {
                 began: 0.0,
                 ended: 1.0,
                 class: "app".into(),
+                lost: vec![],
                 kind: "ValueError".into(),
                 message: "m".into(),
                 traceback: "tb".into(),
                 tail: vec!["x".into()],
+            },
+        ),
+        (
+            json!({"k": "failed", "n": 1, "s": 1, "i": 2, "a": 1, "w": "w", "class": "input", "lost": [[0, -1]]}),
+            RuntimeEvent::Failed {
+                task: task(1, Some(2), 1),
+                worker: t(),
+                began: 0.0,
+                ended: 0.0,
+                class: "input".into(),
+                lost: vec![Item { step: 0, item: None }],
+                kind: String::new(),
+                message: String::new(),
+                traceback: String::new(),
+                tail: vec![],
+            },
+        ),
+        (
+            json!({"k": "committed", "n": 1, "tasks": [[0, -1, 2]], "changed": [[0, -1]], "seg": 5}),
+            RuntimeEvent::Committed {
+                tasks: vec![task(0, None, 2)],
+                changed: vec![Item { step: 0, item: None }],
+                segment: 5,
             },
         ),
         (

@@ -28,6 +28,9 @@ pub enum Action {
     RecordSkipped { task: TaskId, reason: SkipReason },
     /// To the journal: failed for good.
     RecordFailed { task: TaskId, reason: FailReason },
+    /// To the journal: what was committed of the task counts no more, and it runs again. For a mapped step with
+    /// `item: None` its length.
+    RecordInvalidated { task: TaskId, why: Invalid },
     /// Everything has ended. The last action of a run.
     Finish(RunOutcome),
 }
@@ -58,6 +61,40 @@ pub enum StopReason {
     Timeout,
     /// An input that it started on was lost and could not be made again.
     UpstreamFailed,
+    /// An input that it started on counts no more: it starts again on the one that is made in its place.
+    InputInvalidated,
+}
+
+/// Why what was committed counts no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Invalid {
+    /// It is not in storage any more as it was committed: `reader` has found that.
+    Lost { reader: TaskId },
+    /// It was made from an output of `input` that is another one now.
+    InputChanged { input: TaskId },
+}
+
+impl Invalid {
+    /// Stable name, as in the journal.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lost { .. } => "OutputLost",
+            Self::InputChanged { .. } => "InputChanged",
+        }
+    }
+}
+
+/// Why a task whose output is lost does not run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NoRerun {
+    /// The pipeline says so.
+    Policy,
+    /// It has run again for that before.
+    Again,
+    /// It does not run in this run.
+    Elsewhere,
+    /// Nothing starts any more.
+    Ending,
 }
 
 /// Why a task never ran.
@@ -147,6 +184,10 @@ pub enum FailReason {
     NotAList {
         step: StepIx,
     },
+    /// An input is lost, and is not made again.
+    OutputLost {
+        why: NoRerun,
+    },
     /// Asks for more of a resource than the run may use at all.
     ExceedsLimit {
         resource: String,
@@ -165,6 +206,7 @@ impl FailReason {
             Self::Attempt(FailureClass::Preempted) => "Preempted",
             Self::Attempt(FailureClass::Infra) => "InfrastructureError",
             Self::Attempt(FailureClass::Data) => "DataError",
+            Self::Attempt(FailureClass::Input) | Self::OutputLost { .. } => "OutputLost",
             Self::WorkerLost { .. } => "WorkerLost",
             Self::Refused(_) => "Refused",
             Self::UnequalLengths(_) => "UnequalLengths",
@@ -194,6 +236,20 @@ impl fmt::Display for FailReason {
                  (who runs the operator sets the limit with --max-steps-per-run)"
             ),
             Self::NotAList { step } => write!(f, "its map reads an output of step {} that is not a list", step.0),
+            Self::OutputLost { why } => f.write_str(match why {
+                NoRerun::Policy => {
+                    "onOutputLost is Fail, so its step does not run again: put the object back and resume the run, or start \
+                     a new run"
+                }
+                NoRerun::Again => {
+                    "its step has run again for that already: find out what changes or deletes objects in this storage, then \
+                     resume the run"
+                }
+                NoRerun::Elsewhere => {
+                    "an earlier run made it, and its step is not selected in this run: select the step too"
+                }
+                NoRerun::Ending => "its step does not run again, since the run is ending",
+            }),
             Self::ExceedsLimit { resource } => write!(f, "it asks for more {resource} than the run may use"),
             Self::Recorded => f.write_str("it failed before the run was restored"),
         }

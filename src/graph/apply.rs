@@ -37,6 +37,11 @@ impl RunState {
                 }
                 self.apply_fact(dag, name, *task, *attempt, Fact::Failed, Some(*class), now_ms)
             }
+            Event::InputLost { task, attempt, inputs } => {
+                self.apply_input_lost(dag, name, *task, *attempt, inputs, now_ms)
+            }
+            Event::Changed { task } => self.apply_changed(dag, name, *task),
+            Event::Invalidated { task, attempt, lost } => self.apply_invalidated(dag, name, *task, *attempt, *lost),
             Event::Committed { task, lens } => self.apply_commit(dag, name, *task, lens, false),
             Event::Cached { task, lens } => self.apply_commit(dag, name, *task, lens, true),
             Event::Decided { task, run } => self.apply_decision(dag, name, *task, *run),
@@ -65,7 +70,7 @@ impl RunState {
     }
 
     #[expect(clippy::too_many_arguments, reason = "one row of the table of facts")]
-    fn apply_fact(
+    pub(super) fn apply_fact(
         &mut self,
         dag: &Dag,
         event: &'static str,
@@ -125,9 +130,11 @@ impl RunState {
         }
     }
 
-    fn charge_failure(&mut self, dag: &Dag, key: Key, class: FailureClass, now_ms: u64) {
-        if class == FailureClass::Preempted {
-            return self.charge_loss(dag, key);
+    pub(super) fn charge_failure(&mut self, dag: &Dag, key: Key, class: FailureClass, now_ms: u64) {
+        match class {
+            FailureClass::Preempted => return self.charge_loss(dag, key),
+            FailureClass::Input => return self.set_phase(dag, key, Phase::Waiting, None),
+            _ => {}
         }
         let policy = &dag.nodes[key.step as usize].spec.retry;
         let seed = self.seed;
@@ -157,7 +164,7 @@ impl RunState {
         }
     }
 
-    fn apply_commit(
+    pub(super) fn apply_commit(
         &mut self,
         dag: &Dag,
         event: &'static str,
@@ -381,7 +388,7 @@ impl RunState {
         Ok(Some(id.step.0))
     }
 
-    fn find(&mut self, dag: &Dag, event: &'static str, id: TaskId) -> Result<Key, TransitionError> {
+    pub(super) fn find(&mut self, dag: &Dag, event: &'static str, id: TaskId) -> Result<Key, TransitionError> {
         if self.steps.get(id.step.0 as usize).is_none() {
             return Err(TransitionError::UnknownStep { event, step: id.step });
         }

@@ -37,6 +37,18 @@ pub enum Event {
         attempt: Attempt,
         class: FailureClass,
     },
+    /// The attempt could not read `inputs`, whose committed outputs are lost; those are left out that have another output
+    /// by now.
+    InputLost {
+        task: TaskId,
+        attempt: Attempt,
+        inputs: Vec<TaskId>,
+    },
+    /// The task, which was run again, is about to be committed with another output than the one that was lost. Before its
+    /// `Committed`.
+    Changed {
+        task: TaskId,
+    },
     /// The worker went away with the attempt, or with an output that was not committed.
     Lost {
         task: TaskId,
@@ -74,6 +86,12 @@ pub enum Event {
     FailedFinal {
         task: TaskId,
     },
+    /// Restore: what had been committed of the task by this attempt counts no more. `lost`: since it was lost.
+    Invalidated {
+        task: TaskId,
+        attempt: Attempt,
+        lost: bool,
+    },
     /// Restore: a recorded failed attempt. Attempt numbers and charged retries continue from it.
     AttemptFailed {
         task: TaskId,
@@ -92,6 +110,9 @@ impl Event {
             Self::Committed { .. } => "committed",
             Self::Cached { .. } => "cached",
             Self::Failed { .. } => "failed",
+            Self::InputLost { .. } => "input-lost",
+            Self::Changed { .. } => "changed",
+            Self::Invalidated { .. } => "invalidated",
             Self::Lost { .. } => "lost",
             Self::Stopped { .. } => "stopped",
             Self::Decided { .. } => "decided",

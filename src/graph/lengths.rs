@@ -29,6 +29,11 @@ impl RunState {
             match self.build_length(sources) {
                 Ok(None) => {}
                 Ok(Some(len)) if known == Some(len) => {}
+                // An output that it was taken from is another one now.
+                Ok(Some(_)) if known.is_some() && self.is_over_changed(sources) => {
+                    self.resized.insert(ix);
+                    self.mark_step(ix);
+                }
                 Ok(Some(len)) => match known {
                     // The journal said otherwise. Its items may exist, but they no longer pair with their inputs.
                     Some(recorded) => {
@@ -48,6 +53,10 @@ impl RunState {
                 }
             }
         }
+    }
+
+    fn is_over_changed(&self, sources: &[MapSource]) -> bool {
+        sources.iter().filter_map(|source| source.step()).any(|up| self.changed.contains(&up.0))
     }
 
     fn build_length(&mut self, sources: &[MapSource]) -> Result<Option<u32>, FailReason> {

@@ -24,8 +24,8 @@
 //! waiting, or told to stop ─▶ SKIPPED (condition, inputs, fail-fast, cancelled)
 //! ```
 //!
-//! *Finished* lets dependents start. *Committed* is final: it is in the journal and never runs again. Final states absorb
-//! everything; a fact that cannot be is a [`TransitionError`], to be reported, and changes nothing. Facts about older
+//! *Finished* lets dependents start. *Committed* is final: it is in the journal and never runs again while its output is
+//! readable. Final states absorb everything; a fact that cannot be is a [`TransitionError`], to be reported, and changes nothing. Facts about older
 //! attempts are ignored. A newer attempt than the last one known is taken over: that is how a state joins a runtime that
 //! outlived its driver.
 //!
@@ -72,13 +72,22 @@
 //! * **Timeout**: the worker enforces it; an attempt that is there [`Limits::timeout_grace_ms`] later is stopped, and
 //!   charged as class `timeout` when `Stopped` arrives.
 //!
+//! # When a committed output is lost
+//!
+//! A reader says so ([`Event::InputLost`]), and its attempt is not charged. What was committed is invalidated
+//! ([`Action::RecordInvalidated`]), once per task, and the task runs again; readers in flight are called back. If it is
+//! committed with another output ([`Event::Changed`]), its committed readers are invalidated as well, and so on; with the same
+//! output nothing else runs. A map whose length was taken from the output that is another one now is laid out anew. Otherwise
+//! (see [`OnLost`], and after a second loss) the reader fails without retry. Decided conditions and failures stand.
+//!
 //! # What the caller has to do
 //!
 //! * Carry out actions in their order. `Withdraw` and `Stop` come first in a plan: an attempt must be called back before
 //!   the runtime hears of the hole that it must not see.
 //! * Record `RecordLength`, `RecordSkipped`, `RecordFailed`, and failed attempts, those stopped for their timeout included.
 //! * Drop open questions (`Decide`) when it reports `RuntimeLost`: they are asked again.
-//! * Restore in this order: `MapLength`; `Committed`; `Skipped` and `FailedFinal`, items before whole steps;
+//! * Restore in this order: `MapLength`; `Invalidated`; `Committed` in the order of the journal, with `Changed` before those
+//!   that are; `Skipped` and `FailedFinal`, items before whole steps;
 //!   `AttemptFailed` and `Lost` as they happened; of a runtime that is still alive `Submitted` and `Finished`; and
 //!   `CancelRequested` if that was asked for. The new state plans what the old one would have after losing its runtime.
 
@@ -91,6 +100,7 @@ mod event;
 mod lengths;
 mod plan;
 mod propagate;
+mod rerun;
 mod retry;
 mod state;
 mod topology;
@@ -99,11 +109,11 @@ mod types;
 mod verdict;
 mod view;
 
-pub use action::{Action, FailReason, Plan, RunOutcome, SkipReason, StopReason, TaskDep};
+pub use action::{Action, FailReason, Invalid, NoRerun, Plan, RunOutcome, SkipReason, StopReason, TaskDep};
 pub use dag::{Dag, DagError, MAX_STEPS};
 pub use demand::{Demand, demand};
 pub use event::{Event, TransitionError};
 pub use plan::plan;
 pub use state::{MAX_ITEMS, RunState};
-pub use types::{Attempt, Dep, FailureClass, Limits, MapSource, RetryPolicy, StepIx, StepSpec, TaskId, When};
+pub use types::{Attempt, Dep, FailureClass, Limits, MapSource, OnLost, RetryPolicy, StepIx, StepSpec, TaskId, When};
 pub use view::{Counts, Element, StepState, StepSummary, TaskStatus, TaskView};

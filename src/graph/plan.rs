@@ -32,6 +32,10 @@ pub fn plan(dag: &Dag, state: &mut RunState, limits: &Limits, now_ms: u64) -> Pl
         while state.look_at_changes(dag, limits) {
             state.record_ends(dag);
         }
+        if state.resize_maps(dag) {
+            state.apply_limits(dag, limits);
+            continue;
+        }
         if !state.admit_ready(dag, limits) && !state.admit_ahead(dag, limits) {
             break;
         }

@@ -42,6 +42,14 @@ pub struct RunState {
     pub(super) dirty_steps: Vec<u32>,
     /// Ends that the journal does not have yet.
     pub(super) unrecorded: Vec<TaskId>,
+    /// Tasks that have run again since their output was lost: not once more.
+    pub(super) lost_once: BTreeSet<TaskId>,
+    /// Steps with outputs that have changed: what was recorded of the lengths of those mapped over them may not hold.
+    pub(super) changed: BTreeSet<u32>,
+    /// Steps whose recorded length does not hold any more.
+    pub(super) resized: BTreeSet<u32>,
+    /// Last attempts of tasks that are not there at present.
+    pub(super) numbers: BTreeMap<TaskId, Attempt>,
     /// Attempts to be withdrawn whose task has ended already.
     pub(super) orphans: Vec<(TaskId, Attempt)>,
     pub(super) actions: Vec<Action>,
@@ -304,6 +312,10 @@ impl RunState {
             dirty_tasks: Vec::new(),
             dirty_steps: Vec::new(),
             unrecorded: Vec::new(),
+            lost_once: BTreeSet::new(),
+            changed: BTreeSet::new(),
+            resized: BTreeSet::new(),
+            numbers: BTreeMap::new(),
             orphans: Vec::new(),
             actions: Vec::new(),
             timers: BTreeSet::new(),
@@ -342,6 +354,12 @@ impl RunState {
                 task.unlaunched += u32::from(!signal.launched);
                 task.bad += u32::from(signal.bad);
                 task.holes += u32::from(signal.hole);
+            }
+        }
+        let items = TaskId::item(StepIx(ix), 0)..TaskId::item(StepIx(ix), len);
+        for (id, attempt) in self.numbers.range(items) {
+            if let Some(task) = id.item.and_then(|item| tasks.get_mut(item as usize)) {
+                task.attempt = *attempt;
             }
         }
         let step = &mut self.steps[ix as usize];

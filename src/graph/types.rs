@@ -57,6 +57,20 @@ pub struct StepSpec {
     /// The worker enforces this limit of one attempt; the engine stops an attempt that is still there
     /// [`Limits::timeout_grace_ms`] later.
     pub timeout_ms: Option<u64>,
+    /// What becomes of a committed output of it that a reader finds to be lost.
+    pub on_lost: OnLost,
+}
+
+/// What to do about a committed output that is not in storage any more as it was committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnLost {
+    /// The task runs again, once.
+    #[default]
+    Rerun,
+    /// Whoever reads it fails.
+    Fail,
+    /// An earlier run made it, and the step does not run in this one: whoever reads it fails.
+    Elsewhere,
 }
 
 /// Where the elements of a map come from.
@@ -146,6 +160,8 @@ pub enum FailureClass {
     Infra,
     /// An input or output could not be read or written as declared.
     Data,
+    /// A committed output that it reads is lost: not charged, since the attempt is not to blame.
+    Input,
 }
 
 impl FailureClass {
@@ -158,12 +174,13 @@ impl FailureClass {
             Self::Preempted => "preempted",
             Self::Infra => "infra",
             Self::Data => "data",
+            Self::Input => "input",
         }
     }
 
     /// The class with this stable name.
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::App, Self::Oom, Self::Timeout, Self::Preempted, Self::Infra, Self::Data]
+        [Self::App, Self::Oom, Self::Timeout, Self::Preempted, Self::Infra, Self::Data, Self::Input]
             .into_iter()
             .find(|class| class.name() == name)
     }

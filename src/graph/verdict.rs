@@ -30,7 +30,7 @@ impl RunState {
         }
     }
 
-    fn note_failure(&mut self, dag: &Dag, id: TaskId, reason: FailReason, recorded: bool) {
+    pub(super) fn note_failure(&mut self, dag: &Dag, id: TaskId, reason: FailReason, recorded: bool) {
         self.failures.insert(id, reason);
         if !dag.node(id.step).spec.continue_on_failure {
             self.fatal += 1;
@@ -52,7 +52,7 @@ impl RunState {
         self.set_phase(dag, key, Phase::Skipped(reason), None);
     }
 
-    fn note_cut(&mut self, dag: &Dag, ix: u32, reason: SkipReason) {
+    pub(super) fn note_cut(&mut self, dag: &Dag, ix: u32, reason: SkipReason) {
         let cut = if dag.nodes[ix as usize].spec.finally { &mut self.finally_cut } else { &mut self.cut_short };
         *cut |= reason.is_cancellation();
     }

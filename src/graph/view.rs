@@ -113,6 +113,11 @@ impl RunState {
         self.failures.iter().map(|(task, reason)| (*task, reason))
     }
 
+    /// Why a task, or a mapped step as a whole, has failed for good.
+    pub fn failure(&self, task: TaskId) -> Option<&FailReason> {
+        self.failures.get(&task)
+    }
+
     /// Number of tasks of a step, once known.
     pub fn step_len(&self, step: StepIx) -> Option<u32> {
         self.steps.get(step.0 as usize)?.len

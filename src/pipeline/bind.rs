@@ -15,10 +15,10 @@ use super::{
 };
 use crate::{
     api::{
-        pipeline::RunLimits,
+        pipeline::{OnOutputLost, RunLimits},
         step::{FailureClass as Class, IfExists, Isolation, Retry, Step},
     },
-    graph::{Dag, Dep, FailureClass, Limits, MapSource, RetryPolicy, StepIx, StepSpec, When},
+    graph::{Dag, Dep, FailureClass, Limits, MapSource, OnLost, RetryPolicy, StepIx, StepSpec, When},
     problem::Problem,
 };
 
@@ -202,6 +202,10 @@ impl Flow {
             parallelism: step.spec.limits.as_ref().and_then(|limits| limits.parallelism),
             resources: step.spec.resources.iter().map(|(name, amount)| (name.clone(), *amount)).collect(),
             timeout_ms: step.spec.timeout.map(|timeout| timeout.as_millis()),
+            on_lost: match self.on_output_lost {
+                OnOutputLost::Rerun => OnLost::Rerun,
+                OnOutputLost::Fail => OnLost::Fail,
+            },
         }
     }
 

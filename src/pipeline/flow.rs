@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     api::{
-        pipeline::{Param, PipelineSpec, RunLimits},
+        pipeline::{OnOutputLost, Param, PipelineSpec, RunLimits},
         step::Step,
     },
     graph::StepIx,
@@ -20,6 +20,7 @@ use crate::{
 pub struct Flow {
     pub(super) params: Vec<Param>,
     pub(super) limits: RunLimits,
+    pub(super) on_output_lost: OnOutputLost,
     pub(super) requirements: Vec<String>,
     /// In manifest order, `finally` last.
     pub(super) steps: Vec<FlowStep>,

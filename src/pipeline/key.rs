@@ -93,6 +93,14 @@ impl Keyring {
         *self.per_step.entry(task.step).or_default() += 1;
     }
 
+    /// Forgets the key of a task.
+    pub fn remove(&mut self, task: TaskId) {
+        if self.keys.remove(&task).is_some() {
+            *self.per_step.entry(task.step).or_default() -= 1;
+            self.lists.remove(&task.step);
+        }
+    }
+
     /// The key of a task, if it is known.
     pub fn get(&self, task: TaskId) -> Option<Key> {
         self.keys.get(&task).copied()

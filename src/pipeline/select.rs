@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::plan::{Part, Plan};
 use crate::api::run::Select;
-use crate::graph::{Dag, Dep, MapSource, StepIx, StepSpec, When};
+use crate::graph::{Dag, Dep, MapSource, OnLost, StepIx, StepSpec, When};
 use crate::problem::{Problem, nearest};
 
 impl Plan {
@@ -117,6 +117,7 @@ fn resting(spec: &StepSpec) -> StepSpec {
         map: spec.map.as_ref().map(|_| vec![MapSource::Recorded]),
         when: When::Always,
         late: false,
+        on_lost: OnLost::Elsewhere,
         ..spec.clone()
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{Flow, Plan, Results, RunInfo, expr::PathPart, validate};
 use crate::{
     api::pipeline::PipelineSpec,
-    graph::{Dep, MapSource, StepIx, TaskId, When},
+    graph::{Dep, MapSource, OnLost, StepIx, TaskId, When},
     problem::Problem,
 };
 
@@ -306,4 +306,25 @@ fn a_value_is_never_expanded_again() {
     let text = "$(run.name) {{x}} \u{202e}e\u{301}\u{0}";
     assert_eq!(args_of(&plan, "a")[0], json!([text, format!("<{text}>"), {"$(params.text)": 1}]));
     assert_eq!(plan.step_defs()[1].script.as_deref(), Some("output = '$(params.text)'"));
+}
+
+#[test]
+fn what_becomes_of_a_lost_output_is_for_the_pipeline_to_say_and_for_the_selection() {
+    let steps = json!([{"name": "a", "call": "m:f"}, {"name": "b", "call": "m:f", "args": ["$(steps.a.output)"]}]);
+    for (said, wanted) in [
+        (json!({}), OnLost::Rerun),
+        (json!({"onOutputLost": "Rerun"}), OnLost::Rerun),
+        (json!({"onOutputLost": "Fail"}), OnLost::Fail),
+    ] {
+        let mut spec = said;
+        spec["steps"] = steps.clone();
+        let plan = plan(spec, json!({}));
+        assert_eq!([spec_of(&plan, "a").on_lost, spec_of(&plan, "b").on_lost], [wanted; 2]);
+        let select = serde_json::from_value(json!({"only": ["b"]})).unwrap();
+        let part = plan.select(&select, "spec.select").unwrap();
+        let found = [spec_of(&part, "a").on_lost, spec_of(&part, "b").on_lost];
+        assert_eq!(found, [OnLost::Elsewhere, wanted], "an earlier run has made a");
+    }
+    let wrong = serde_json::from_value::<PipelineSpec>(json!({"steps": steps, "onOutputLost": "Retry"})).unwrap_err();
+    assert!(wrong.to_string().contains("Rerun"), "{wrong}");
 }

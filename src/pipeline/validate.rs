@@ -82,7 +82,9 @@ pub fn validate(spec: &PipelineSpec, object_path: &str) -> Result<Flow, Vec<Prob
     refs.settle(&mut steps, spec.results.is_empty());
     let index = index.into_iter().map(|(name, ix)| (name.to_owned(), ix)).collect();
     let requirements = spec.requirements.clone();
-    Ok(Flow { params: spec.params.clone(), limits: limits_of(spec), requirements, steps, index, order, results })
+    let (params, limits) = (spec.params.clone(), limits_of(spec));
+    let on_output_lost = spec.on_output_lost.unwrap_or_default();
+    Ok(Flow { params, limits, on_output_lost, requirements, steps, index, order, results })
 }
 
 /// Steps by name; a name used twice stands for its first step.

@@ -1,17 +1,17 @@
 //! What is known about a run's tasks besides the engine's state: results, lengths, failures.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::objects::Versions;
-use super::report::{Deadline, Failure};
+use super::report::{Deadline, Failure, task_name};
 use super::results::Kept;
 use crate::dask::ops::{Json, NamedObjects};
-use crate::graph::{Dag, FailReason, RunState, StepIx, TaskId, TaskStatus};
+use crate::graph::{Dag, FailReason, Invalid, RunState, StepIx, TaskId, TaskStatus};
 use crate::limits::{self, clip};
 use crate::pipeline::{Plan, Results};
 
@@ -32,7 +32,7 @@ pub(super) struct Facts {
     /// Bytes of these texts.
     named_bytes: usize,
     /// Tasks that the journal had when the run was opened.
-    pub resumed: u64,
+    pub resumed: HashSet<TaskId>,
     /// A step has started, in this session or before it.
     pub begun: bool,
     /// The deadline that has passed first.
@@ -142,6 +142,21 @@ impl Facts {
         };
         self.failed(task, failure);
         message
+    }
+
+    /// What was committed of the task counts no more. Gives the message for the journal: what its reader has found.
+    pub fn invalidated(&mut self, plan: &Plan, task: TaskId, why: Invalid) -> String {
+        self.resumed.remove(&task);
+        self.named.remove(&task);
+        match why {
+            Invalid::Lost { reader } => {
+                self.failures.get(&reader).map_or_else(String::new, |found| found.message.clone())
+            }
+            Invalid::InputChanged { input } => {
+                let input = task_name(plan.step_name(input.step), input.item);
+                format!("the output of {input} is another one now")
+            }
+        }
     }
 
     /// Notes that tasks of `step` cannot be placed.

@@ -102,7 +102,7 @@ pub(super) fn counts(state: &RunState, facts: &Facts) -> Counts {
         total: counts.total.into(),
         done: (counts.done + counts.failed + counts.skipped + counts.cancelled).into(),
         running: counts.running.into(),
-        cached: u64::from(counts.cached) + facts.resumed,
+        cached: u64::from(counts.cached) + facts.resumed.len() as u64,
         failed: counts.failed.into(),
         skipped: (counts.skipped + counts.cancelled).into(),
         kept_back: counts.cancelled.into(),

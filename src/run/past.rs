@@ -23,7 +23,7 @@ fn told(past: PastRun) -> Option<EarlierRun> {
     let PastRun { uid, folded, gone, removed } = past;
     let (mut committed, mut named, mut made) = (Vec::new(), Vec::new(), Vec::new());
     let without: HashSet<TaskKey> = gone.iter().copied().collect();
-    for done in folded.order.iter().filter_map(|task| folded.committed.get(task)) {
+    for done in folded.in_order() {
         let task = item((done.step, done.item))?;
         let lens = done.lens.as_ref().map(|lens| lens.iter().map(|len| u32::try_from(*len)).collect());
         committed.push(Done {

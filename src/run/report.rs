@@ -79,6 +79,12 @@ pub enum Note {
         added: bool,
     },
     AttemptFailed(Failure),
+    /// A committed output cannot be read any more, nor can some more; their tasks run again.
+    OutputLost {
+        task: String,
+        more: usize,
+        message: String,
+    },
     WorkerLost {
         task: String,
         worker: String,

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::facts::Facts;
 use super::wire::{failure_class, task_id};
-use crate::dask::ops::{Item, Snapshot};
+use crate::dask::ops::{Done, Item, Snapshot};
 use crate::graph::{Event, RunState, SkipReason, StepIx, TaskId};
 use crate::limits;
 use crate::pipeline::Plan;
@@ -19,7 +19,10 @@ pub(super) struct Restored {
     /// Tasks that were handed over, where it matters which objects they name.
     pub naming: Vec<TaskId>,
     is_naming: HashSet<TaskId>,
-    committed: u64,
+    /// Tasks that were made again and have another output than before.
+    changed: HashSet<Item>,
+    /// Tasks that this run had committed itself.
+    pub resumed: HashSet<TaskId>,
 }
 
 impl Restored {
@@ -40,10 +43,12 @@ impl Restored {
         };
         // No other length is ever written down.
         page.lengths.retain(|(_, len)| *len <= plan.limits.max_items);
-        for event in lengths(&page) {
+        for event in lengths(&page).into_iter().chain(invalidated(&page)) {
             apply(state, &event);
         }
         let is_task = |state: &RunState, task: TaskId| state.task_view(&plan.dag, task).is_some();
+        let changed = std::mem::take(&mut page.changed).into_iter();
+        self.changed.extend(changed.filter(|item| is_task(state, TaskId { step: StepIx(item.step), item: item.item })));
         for item in std::mem::take(&mut page.adopted) {
             let task = TaskId { step: StepIx(item.step), item: item.item };
             if is_task(state, task) && self.is_adopted.insert(item) {
@@ -58,10 +63,11 @@ impl Restored {
         if facts.named_bytes() > limits::NAMED {
             return Err(format!("tasks name objects with more than {} MiB of text", limits::NAMED >> 20));
         }
-        for event in events(&page, &self.is_adopted) {
+        for event in events(&page, &self.is_adopted, &self.changed) {
             apply(state, &event);
         }
-        self.committed += page.committed.len() as u64;
+        let own = page.committed.iter().filter(|done| !self.is_adopted.contains(&item_of(done)));
+        self.resumed.extend(own.map(|done| task_id(done.task)).filter(|task| is_task(state, *task)));
         for done in page.committed.into_iter().chain(page.finished) {
             let task = task_id(done.task);
             if !is_task(state, task) {
@@ -81,11 +87,6 @@ impl Restored {
         Ok(())
     }
 
-    /// Tasks that the journal had, but for those of earlier runs.
-    pub fn resumed(&self) -> u64 {
-        self.committed.saturating_sub(self.adopted.len() as u64)
-    }
-
     fn names(&mut self, plan: &Plan, task: TaskId) {
         if plan.names_objects() && self.is_naming.insert(task) {
             self.naming.push(task);
@@ -93,17 +94,34 @@ impl Restored {
     }
 }
 
+fn item_of(done: &Done) -> Item {
+    Item { step: done.task.step, item: done.task.item }
+}
+
 fn lengths(snapshot: &Snapshot) -> Vec<Event> {
     snapshot.lengths.iter().map(|(step, len)| Event::MapLength { step: StepIx(*step), len: *len }).collect()
 }
 
-/// The events of `snapshot` after those of its lengths, in an order that the engine accepts. Failures of a run that had ended
+fn invalidated(snapshot: &Snapshot) -> Vec<Event> {
+    let invalidated = snapshot.invalidated.iter().map(|invalid| {
+        let (task, attempt) = (task_id(invalid.task), invalid.task.attempt);
+        Event::Invalidated { task, attempt, lost: invalid.lost }
+    });
+    invalidated.collect()
+}
+
+/// The events of `snapshot` after those of its lengths and of what was invalidated, in an order that the engine accepts. Failures of a run that had ended
 /// and was opened again are not in the snapshot: they are tried anew.
-fn events(snapshot: &Snapshot, adopted: &HashSet<Item>) -> Vec<Event> {
+fn events(snapshot: &Snapshot, adopted: &HashSet<Item>, changed: &HashSet<Item>) -> Vec<Event> {
     let mut events = Vec::new();
     for done in &snapshot.committed {
         let (task, lens) = (task_id(done.task), done.lens.clone().unwrap_or_default());
-        let cached = adopted.contains(&Item { step: done.task.step, item: done.task.item });
+        let item = item_of(done);
+        // What stands before it was committed before it had changed.
+        if changed.contains(&item) {
+            events.push(Event::Changed { task });
+        }
+        let cached = adopted.contains(&item);
         events.push(if cached { Event::Cached { task, lens } } else { Event::Committed { task, lens } });
     }
     // Items before whole steps: the decision on a step ends those of its items that have not ended.
@@ -143,8 +161,8 @@ fn events(snapshot: &Snapshot, adopted: &HashSet<Item>) -> Vec<Event> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dask::ops::{Decided, Done, FailedAttempt, TaskAddr};
-    use crate::graph::{Dag, RetryPolicy, RunState, StepSpec, TaskStatus, When};
+    use crate::dask::ops::{Decided, Done, FailedAttempt, Invalidated, TaskAddr};
+    use crate::graph::{Dag, Dep, RetryPolicy, RunState, StepSpec, TaskStatus, When};
 
     #[test]
     fn a_fresh_engine_takes_a_snapshot_without_contradiction() {
@@ -168,7 +186,7 @@ mod tests {
             ..Snapshot::default()
         };
         let mut state = RunState::new(&dag, 1);
-        for event in events(&snapshot, &HashSet::new()) {
+        for event in events(&snapshot, &HashSet::new(), &HashSet::new()) {
             state.apply(&dag, &event, 0).unwrap_or_else(|error| panic!("{event:?}: {error}"));
         }
         let view = |step| state.task_view(&dag, TaskId::whole(StepIx(step))).unwrap();
@@ -177,5 +195,28 @@ mod tests {
         assert_eq!(view(2).status, TaskStatus::Failed);
         assert_eq!((view(3).attempt, view(3).losses), (2, 1));
         assert_eq!(view(4).status, TaskStatus::Submitted);
+    }
+
+    #[test]
+    fn what_was_made_from_an_output_that_has_changed_since_is_found_by_its_place() {
+        let step = |name: &str| StepSpec { name: name.into(), ..StepSpec::default() };
+        let reads = |name: &str, up| StepSpec { deps: vec![Dep::Data(StepIx(up))], ..step(name) };
+        let dag = Dag::build(vec![step("a"), reads("before", 0), reads("after", 0)]).unwrap();
+        let done =
+            |step, attempt| Done { task: TaskAddr::new(step, None, attempt), lens: None, json: None, away: None };
+        let snapshot = Snapshot {
+            committed: vec![done(1, 1), done(0, 2), done(2, 1)],
+            invalidated: vec![Invalidated { task: TaskAddr::new(0, None, 1), lost: true }],
+            changed: vec![Item { step: 0, item: None }],
+            ..Snapshot::default()
+        };
+        let mut state = RunState::new(&dag, 1);
+        let changed = snapshot.changed.iter().copied().collect();
+        for event in invalidated(&snapshot).into_iter().chain(events(&snapshot, &HashSet::new(), &changed)) {
+            state.apply(&dag, &event, 0).unwrap_or_else(|error| panic!("{event:?}: {error}"));
+        }
+        let status = |step| state.task_view(&dag, TaskId::whole(StepIx(step))).unwrap().status;
+        let committed = TaskStatus::Committed { cached: false };
+        assert_eq!([status(0), status(1), status(2)], [committed, TaskStatus::Waiting, committed]);
     }
 }

@@ -19,6 +19,8 @@ pub(super) struct Reusable {
     anywhere: HashMap<Key, (usize, TaskId)>,
     /// Of this run: tasks whose output is an earlier run's.
     keys: Keyring,
+    /// Tasks whose output counts no more: they run.
+    refused: HashSet<TaskId>,
     /// Take what has the same key.
     missing: bool,
     /// Seconds since 1970.
@@ -79,7 +81,7 @@ impl Reusable {
                 }
             }
         }
-        Self { runs, cleared, found, anywhere, keys, missing, now }
+        Self { runs, cleared, found, anywhere, keys, refused: HashSet::new(), missing, now }
     }
 
     /// Learns the keys of what was taken over before the scheduler was lost, in that order.
@@ -94,11 +96,20 @@ impl Reusable {
     /// The earlier output that stands for `task`, about to be submitted. Only if everything before it was taken over
     /// too: what comes after a step that runs, runs.
     pub fn take(&mut self, plan: &Plan, task: TaskId, view: &View<'_>) -> Option<Taken> {
+        if self.refused.contains(&task) {
+            return None;
+        }
         let (key, run, theirs) = self.find(plan, task, view).ok()?;
         let run = &self.runs[run];
         let taken = taken(run, task, theirs, run.outputs.get(&theirs)?);
         self.keys.insert(task, key);
         Some(taken)
+    }
+
+    /// Takes nothing over for `task` any more: what was taken is lost, or was made from something that is.
+    pub fn refuse(&mut self, task: TaskId) {
+        self.refused.insert(task);
+        self.keys.remove(task);
     }
 
     /// Key, run and task there of the output that stands for `task`; else what is in the way, as far as it is not the key.
@@ -444,5 +455,22 @@ mod tests {
             }
         }
         assert_eq!(state.counts().cached, 2);
+    }
+
+    #[test]
+    fn what_is_lost_is_not_taken_again_and_what_comes_after_it_runs() {
+        let plan = frozen("new", steps(), Value::Null).plan("spec").unwrap();
+        let mut runs = reusable(&plan, vec![past("old", &ALL, &[])]);
+        let (mut state, mut facts) = (RunState::new(&plan.dag, 0), Facts::default());
+        let (load, each) = (TaskId::whole(StepIx(0)), |item| TaskId::item(StepIx(1), item));
+        for task in [load, each(0)] {
+            let taken = runs.take(&plan, task, &View { facts: &facts, state: &state, dag: &plan.dag }).unwrap();
+            runs.note(&taken, &mut facts);
+            state.apply(&plan.dag, &taken.event, 0).unwrap();
+        }
+        runs.refuse(load);
+        let view = View { facts: &facts, state: &state, dag: &plan.dag };
+        assert!(runs.take(&plan, load, &view).is_none());
+        assert!(runs.take(&plan, each(1), &view).is_none(), "its input is this run's now");
     }
 }

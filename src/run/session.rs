@@ -24,9 +24,9 @@ use super::supply::{Supplier, portions, rehearse};
 use super::turn::{Turn, handed_over};
 use super::wire::{failure_class, step_def, storage, task_id};
 use super::{Fabric, Start, earlier, objects};
-use crate::dask::ops::{Code, FollowEvents, Leader, Open, Opened, Records, Settings, Stop, Submit};
+use crate::dask::ops::{Code, FollowEvents, Item, Leader, Open, Opened, Records, Settings, Stop, Submit};
 use crate::dask::{self, Address, EventBatch, Peer, RuntimeEvent};
-use crate::graph::{self, Event, RunState, SkipReason, StepIx, TaskId, TaskStatus};
+use crate::graph::{self, Event, FailReason, FailureClass, RunState, SkipReason, StepIx, TaskId, TaskStatus};
 use crate::limits;
 use crate::local::Endpoint;
 
@@ -238,10 +238,12 @@ impl Session<'_> {
         let mut state = RunState::new(&plan.dag, seed(&self.spec.uid));
         let mut restored = Restored::default();
         while let Some(page) = pages.next().await.map_err(classify)? {
+            if let Some(reusable) = reusable {
+                page.invalidated.iter().for_each(|invalid| reusable.refuse(task_id(invalid.task)));
+            }
             let known = (&mut state, &mut facts);
             restored.take(plan, page, known, self.now()).map_err(excess)?;
         }
-        facts.resumed = restored.resumed();
         let supplier = Supplier { peer, run: &self.spec.uid, epoch: opened.epoch };
         for task in &restored.naming {
             let known = (&state, &mut facts);
@@ -251,15 +253,16 @@ impl Session<'_> {
         let known = (&mut state, &mut facts);
         let settled = earlier::settle(peer, &opened, self.spec, reusable, &restored.adopted, known).await;
         settled.map_err(|error| self.missed(error))?;
+        facts.resumed = std::mem::take(&mut restored.resumed);
         drop(restored);
-        self.observer.note(Note::Opened { epoch: opened.epoch, resumed: facts.resumed });
+        self.observer.note(Note::Opened { epoch: opened.epoch, resumed: facts.resumed.len() as u64 });
 
         let mut follow = FollowEvents::new(&self.spec.uid, opened.epoch, opened.cursor, &opened.instance);
         follow.beat = BEAT;
         follow.window = self.window;
         follow.logs = self.spec.logs;
         let mut events = peer.follow(&follow).await.map_err(classify)?;
-        facts.begun = facts.resumed > 0;
+        facts.begun = !facts.resumed.is_empty();
         let mut demand = self.scaled.then(Teller::new);
         let mut limits = plan.limits.clone();
         limits.finally_ms = self.spec.finally_deadline.map(|deadline| deadline.as_millis() as u64);
@@ -375,22 +378,40 @@ impl Session<'_> {
                     facts.finished(id, lens.clone(), result);
                     self.apply(state, &Event::Finished { task: id, attempt: task.attempt, lens });
                 }
-                RuntimeEvent::Committed { tasks, .. } => {
+                RuntimeEvent::Committed { tasks, changed, .. } => {
                     for task in tasks {
                         let id = task_id(task);
+                        if changed.contains(&Item { step: task.step, item: task.item }) {
+                            self.apply(state, &Event::Changed { task: id });
+                        }
                         let lens = facts.lens(id);
                         self.apply(state, &Event::Committed { task: id, lens });
                     }
                 }
-                RuntimeEvent::Failed { task, worker, class, kind, message, traceback, tail, .. } => {
-                    let id = task_id(task);
-                    let event = Event::Failed { task: id, attempt: task.attempt, class: failure_class(&class) };
-                    self.apply(state, &event);
+                RuntimeEvent::Failed { task, worker, mut class, lost, kind, mut message, traceback, tail, .. } => {
+                    let (id, attempt) = (task_id(task), task.attempt);
+                    let class_ = failure_class(&class);
+                    let lost = lost.iter().map(|lost| TaskId { step: StepIx(lost.step), item: lost.item });
+                    let inputs: Vec<TaskId> = lost.collect();
+                    self.apply(
+                        state,
+                        &match class_ {
+                            FailureClass::Input => Event::InputLost { task: id, attempt, inputs: inputs.clone() },
+                            class => Event::Failed { task: id, attempt, class },
+                        },
+                    );
                     let terminal = is_failed(state, &self.spec.plan.dag, id);
+                    if let Some(reason @ FailReason::OutputLost { .. }) = state.failure(id) {
+                        message = format!("{message}; {reason}");
+                        class = FailureClass::Data.name().to_owned();
+                    } else if let Some(input) = inputs.first() {
+                        let task = task_name(self.spec.plan.step_name(input.step), input.item);
+                        self.observer.note(Note::OutputLost { task, more: inputs.len() - 1, message: message.clone() });
+                    }
                     let failure = Failure {
                         step: self.spec.plan.step_name(id.step).to_owned(),
                         item: id.item,
-                        attempt: task.attempt,
+                        attempt,
                         class,
                         kind,
                         message,
@@ -399,7 +420,9 @@ impl Session<'_> {
                         worker,
                         terminal,
                     };
-                    self.observer.note(Note::AttemptFailed(failure.clone()));
+                    if terminal || class_ != FailureClass::Input {
+                        self.observer.note(Note::AttemptFailed(failure.clone()));
+                    }
                     facts.failed(id, failure);
                 }
                 RuntimeEvent::Lost { task, worker, message } => {

@@ -91,6 +91,13 @@ impl Turn {
                     let message = facts.terminal(plan, task, &reason);
                     turn.records.push(Record::Refused(decision(task, reason.name(), message)));
                 }
+                Action::RecordInvalidated { task, why } => {
+                    let message = facts.invalidated(plan, task, why);
+                    turn.records.push(Record::Invalidated(decision(task, why.name(), message)));
+                    if let Some(reusable) = reusable {
+                        reusable.refuse(task);
+                    }
+                }
                 Action::Finish(outcome) => turn.finish = Some(outcome),
             }
         }

@@ -147,12 +147,12 @@ fn leave_results_out(found: &mut [PastRun]) {
     let mut told = 0;
     for PastRun { folded, gone, .. } in found {
         let mut of_run = 0;
-        for task in &folded.order {
-            let Some(json) = folded.committed.get(task).and_then(|committed| committed.json.as_ref()) else { continue };
+        for done in folded.in_order() {
+            let Some(json) = &done.json else { continue };
             told += json.len();
             of_run += json.len();
             if told > limits::EARLIER_RESULTS_OF_COMMAND || of_run > limits::RESULTS_KEPT {
-                gone.push(*task);
+                gone.push((done.step, done.item));
             }
         }
     }
@@ -198,9 +198,7 @@ mod tests {
     fn past(results: &[Option<usize>]) -> PastRun {
         let mut folded = Folded::default();
         for (item, result) in results.iter().enumerate() {
-            let committed = committed(item as i64, *result);
-            folded.order.push((0, committed.item));
-            folded.committed.insert((0, committed.item), committed);
+            folded.committed.insert((0, item as i64), committed(item as i64, *result));
         }
         PastRun { uid: "u".to_owned(), folded, gone: Vec::new(), removed: None }
     }

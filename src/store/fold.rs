@@ -24,10 +24,14 @@ pub struct Position {
 pub struct Folded {
     /// Spec and code of the first `opened`; epoch, time and versions of the last.
     pub opened: Opened,
-    /// The first commit of each task.
+    /// The first commit of each task that was not invalidated.
     pub committed: BTreeMap<TaskKey, Committed>,
-    /// Those tasks in the order of the journal: nothing stands before what it was made from.
-    pub order: Vec<TaskKey>,
+    /// Where they stand: nothing stands before what it was made from. A task that was made again and has the same output as
+    /// before keeps its place.
+    places: BTreeMap<TaskKey, u64>,
+    next_place: u64,
+    /// Digests of what was invalidated last.
+    invalidated: BTreeMap<TaskKey, Option<[u8; 32]>>,
     pub lengths: BTreeMap<u32, u64>,
     /// (reason, message)
     pub skipped: BTreeMap<TaskKey, (String, Option<String>)>,
@@ -46,6 +50,13 @@ impl Folded {
     /// Number of the segment that comes next.
     pub fn next_segment(&self) -> u64 {
         self.last.map_or(0, |last| last.seg + 1)
+    }
+
+    /// What is committed, so that nothing stands before what it was made from.
+    pub fn in_order(&self) -> Vec<&Committed> {
+        let mut found: Vec<_> = self.committed.iter().collect();
+        found.sort_by_key(|(task, _)| self.places.get(task));
+        found.into_iter().map(|(_, committed)| committed).collect()
     }
 
     /// Adds the next segment after verifying that it continues the chain; unchanged on error.
@@ -67,7 +78,7 @@ impl Folded {
         Ok(())
     }
 
-    /// Adds one record. The first commit of a task wins; an `opened` after `final` reopens the run: commits and lengths
+    /// Adds one record. The first commit of a task wins until it is invalidated; an `opened` after `final` reopens the run: commits and lengths
     /// stay, what the closed run had given up counts no more.
     fn apply(&mut self, record: Record) {
         match record {
@@ -93,8 +104,25 @@ impl Folded {
             Record::Committed(committed) => {
                 let task = (committed.step, committed.item);
                 if let Entry::Vacant(vacant) = self.committed.entry(task) {
+                    let same = self.invalidated.get(&task) == Some(&Some(committed.handle.digest));
+                    if !same || !self.places.contains_key(&task) {
+                        self.places.insert(task, self.next_place);
+                        self.next_place += 1;
+                    }
                     vacant.insert(*committed);
-                    self.order.push(task);
+                }
+            }
+            Record::Invalidated { step, item, .. } => {
+                let task = (step, item);
+                if let Some(committed) = self.committed.remove(&task) {
+                    self.invalidated.insert(task, Some(committed.handle.digest));
+                } else {
+                    self.invalidated.entry(task).or_default();
+                }
+                self.skipped.remove(&task);
+                self.refused.remove(&task);
+                if item < 0 {
+                    self.lengths.remove(&step);
                 }
             }
             Record::Skipped { step, item, reason, message } => {

@@ -8,7 +8,8 @@ use super::cursor::{Bad, Cursor, DEPTH_LIMIT};
 use crate::limits;
 
 const MAGIC: &[u8; 4] = b"DSKJ";
-const VERSION: u8 = 1;
+/// Newest format that is read. A segment has the oldest one that all of its records are known in.
+const VERSION: u8 = 2;
 const DIGEST: usize = 32;
 const NONCE: usize = 16;
 const HEADER_LIMIT: usize = limits::SEGMENT_HEADER;
@@ -41,7 +42,7 @@ pub enum SegmentError {
     Truncated,
     #[error("wrong magic")]
     Magic,
-    #[error("format version {0}, known is {VERSION}")]
+    #[error("format version {0}, known are 1 to {VERSION}")]
     Version(u8),
     #[error("the digest does not match")]
     Digest,
@@ -110,6 +111,12 @@ pub enum Record {
         index: u64,
         count: u64,
         text: String,
+    },
+    /// What was committed counts no more; of a mapped step as a whole, its length. From format 2 on.
+    Invalidated {
+        step: u32,
+        item: i64,
+        reason: String,
     },
     Final(Box<Final>),
     /// A kind that a newer writer added, and that may be left out.
@@ -243,7 +250,7 @@ pub fn decode_segment(data: &Bytes, run: &str, seg: u64, limits: &Limits) -> Res
     if &data[..4] != MAGIC {
         return Err(SegmentError::Magic);
     }
-    if data[4] != VERSION {
+    if !(1..=VERSION).contains(&data[4]) {
         return Err(SegmentError::Version(data[4]));
     }
     if data.len() < PREFIX + DIGEST {
@@ -268,7 +275,7 @@ pub fn decode_segment(data: &Bytes, run: &str, seg: u64, limits: &Limits) -> Res
     let mut records = Vec::new();
     let mut values = limits.values;
     for index in 0..header.count as usize {
-        let record = decode_record(&mut cursor, limits, &mut values);
+        let record = decode_record(&mut cursor, data[4], limits, &mut values);
         records.push(record.map_err(|why| SegmentError::Record { index, why })?);
     }
     if !cursor.is_empty() {
@@ -331,7 +338,7 @@ fn decode_header(data: Bytes) -> Result<Header, String> {
     })
 }
 
-fn decode_record(cursor: &mut Cursor, limits: &Limits, values: &mut usize) -> Result<Record, String> {
+fn decode_record(cursor: &mut Cursor, version: u8, limits: &Limits, values: &mut usize) -> Result<Record, String> {
     let fields = cursor.array().map_err(text)?;
     if fields == 0 {
         return Err("it is empty".to_owned());
@@ -343,6 +350,8 @@ fn decode_record(cursor: &mut Cursor, limits: &Limits, values: &mut usize) -> Re
         "skipped" | "refused" | "result" => 4,
         "lost" => 5,
         "failed" | "committed" => 9,
+        "invalidated" if version < 2 => return Err("a record of a kind that format 1 does not have".to_owned()),
+        "invalidated" => 6,
         _ => 0,
     };
     if fields - 1 < known {
@@ -386,6 +395,14 @@ fn fields_of(cursor: &mut Cursor, kind: &str, limits: &Limits, values: &mut usiz
                 return Err(Bad::Range.to_string());
             }
             Record::Result { name, index, count, text: cursor.text().map_err(text)? }
+        }
+        "invalidated" => {
+            let (step, item) = (cursor.number().map_err(text)?, item(cursor)?);
+            let _: u32 = cursor.number().map_err(text)?;
+            let reason = cursor.text().map_err(text)?;
+            cursor.text_or_nil().map_err(text)?;
+            cursor.float().map_err(text)?;
+            Record::Invalidated { step, item, reason }
         }
         "final" => Record::Final(Box::new(decode_final(cursor, limits, values)?)),
         _ => Record::Unknown(kind.to_owned()),

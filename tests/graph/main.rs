@@ -3,6 +3,7 @@
 mod demand;
 mod properties;
 mod reference;
+mod reruns;
 mod scale;
 mod semantics;
 mod sim;

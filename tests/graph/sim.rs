@@ -83,6 +83,7 @@ pub fn build_steps(shapes: &[Shape]) -> Vec<StepSpec> {
             parallelism: shape.parallelism.map(u32::from),
             resources: if shape.gpus < 3 { vec![("GPU".to_owned(), f64::from(shape.gpus))] } else { Vec::new() },
             timeout_ms: (shape.flags & 128 > 0).then_some(3_000),
+            on_lost: OnLost::Rerun,
         });
     }
     steps
@@ -464,6 +465,7 @@ impl Sim {
                 assert_eq!(self.lengths.insert(step, len), None, "the length of {step:?} is recorded twice");
             }
             Action::RecordSkipped { task, reason } => self.record(task, Some(reason)),
+            Action::RecordInvalidated { .. } => panic!("nothing is lost here"),
             Action::RecordFailed { task, reason: _ } => self.record(task, None),
             Action::Finish(outcome) => assert_eq!(self.state.outcome(), Some(outcome)),
         }

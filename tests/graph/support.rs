@@ -43,6 +43,13 @@ fn parse_step(line: &str, find: &dyn Fn(&str) -> StepIx) -> StepSpec {
             "priority" => spec.priority = words[1].parse().expect("a number"),
             "parallel" => spec.parallelism = Some(number(1)),
             "needs" => spec.resources.push((words[1].to_owned(), words[2].parse().expect("a number"))),
+            "on-lost" => {
+                spec.on_lost = match words[1] {
+                    "fail" => OnLost::Fail,
+                    "elsewhere" => OnLost::Elsewhere,
+                    other => panic!("no such answer to a loss: {other}"),
+                }
+            }
             "timeout" => spec.timeout_ms = Some(u64::from(number(1))),
             other => panic!("no such clause: {other}"),
         }
@@ -132,6 +139,11 @@ impl Run {
             "fail" => Event::Failed { task, attempt, class: class() },
             "attempt-failed" => Event::AttemptFailed { task, attempt, class: class() },
             "lose" => Event::Lost { task, attempt },
+            "input-lost" => {
+                Event::InputLost { task, attempt, inputs: words[2..].iter().map(|input| self.task(input)).collect() }
+            }
+            "changed" => Event::Changed { task },
+            "invalidated" => Event::Invalidated { task, attempt, lost: words.get(2) == Some(&"lost") },
             "stopped" => Event::Stopped { task, attempt },
             "yes" => Event::Decided { task, run: true },
             "no" => Event::Decided { task, run: false },
@@ -177,6 +189,7 @@ impl Run {
             Action::RecordLength { step, len } => format!("length {} {len}", self.name(&TaskId::whole(*step))),
             Action::RecordSkipped { task, reason } => format!("skip {} {reason:?}", self.name(task)),
             Action::RecordFailed { task, reason } => format!("failed {} {}", self.name(task), reason.name()),
+            Action::RecordInvalidated { task, why } => format!("invalidate {} {}", self.name(task), why.name()),
             Action::Finish(outcome) => format!("end {outcome:?}"),
         }
     }

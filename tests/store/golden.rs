@@ -98,6 +98,7 @@ fn the_golden_journal_reads_as_the_writer_meant_it() {
         "segments": segments,
         "opened": opened(&folded.opened),
         "committed": folded.committed.values().map(committed).collect::<Vec<_>>(),
+        "order": folded.in_order().iter().map(|c| json!([f64::from(c.step), c.item as f64])).collect::<Vec<_>>(),
         "lengths": folded.lengths.iter().map(|(s, n)| json!([f64::from(*s), *n as f64])).collect::<Vec<_>>(),
         "skipped": why(&folded.skipped),
         "refused": why(&folded.refused),

@@ -11,7 +11,8 @@ from typing import Any
 import msgpack
 
 MAGIC = b"DSKJ"
-VERSION = 1
+# Of segments without a record that older readers must not leave out, and of those with one.
+VERSIONS = (1, 2)
 DIGEST = 32
 
 
@@ -50,7 +51,7 @@ def decode(raw: bytes, durable: float) -> Segment:
     """Decode one segment; raises `Malformed` for anything that is not exactly the format."""
     if len(raw) < len(MAGIC) + 5 + DIGEST or raw[:4] != MAGIC:
         raise Malformed("no segment header")
-    if raw[4] != VERSION:
+    if raw[4] not in VERSIONS:
         raise Malformed(f"version {raw[4]}")
     body, trailer = raw[:-DIGEST], raw[-DIGEST:]
     if hashlib.sha256(body).digest() != trailer:
@@ -65,6 +66,8 @@ def decode(raw: bytes, durable: float) -> Segment:
         raise Malformed(f"header says {header['count']} records, there are {len(records)}")
     if len(header["nonce"]) != 16:
         raise Malformed("nonce is not 16 bytes")
+    if raw[4] != _version(records):
+        raise Malformed(f"version {raw[4]} with these records")
     return Segment(
         number=header["seg"],
         run=header["run"],
@@ -106,9 +109,13 @@ def encode(segment: Segment) -> bytes:
             "t": segment.durable,
         }
     )
-    body = MAGIC + bytes([VERSION]) + struct.pack("<I", len(header)) + header
+    body = MAGIC + bytes([_version(segment.records)]) + struct.pack("<I", len(header)) + header
     body += b"".join(msgpack.packb(record) for record in segment.records)
     return body + hashlib.sha256(body).digest()
+
+
+def _version(records: list[list[Any]]) -> int:
+    return 2 if any(record[0] == "invalidated" for record in records) else 1
 
 
 def _stream(raw: bytes) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from support.flow import Flow, Task
-from support.journal import Segment, commits, records
+from support.journal import Commit, Segment, commits, records
 
 # An uncommitted task may overlap itself this long: the time after which a worker that lost its scheduler is gone.
 OVERLAP_BOUND = 30.0
@@ -47,6 +47,8 @@ class Evidence:
     kept: Callable[[str], bytes | None] = lambda path: None
     left: list[str] = field(default_factory=list)
     charged: int = 0
+    #: Objects of outputs, as commits name them, that were damaged or deleted on purpose.
+    damaged: frozenset[str] = frozenset()
 
 
 def check(evidence: Evidence) -> list[str]:
@@ -56,6 +58,7 @@ def check(evidence: Evidence) -> list[str]:
         chain_is_whole,
         one_final_record,
         one_commit_per_task,
+        only_what_is_lost_counts_no_more,
         nothing_starts_after_its_commit,
         nothing_starts_before_its_inputs,
         nothing_commits_before_its_inputs,
@@ -126,8 +129,9 @@ def one_final_record(evidence: Evidence) -> list[str]:
 
 
 def one_commit_per_task(evidence: Evidence) -> list[str]:
-    """Every task is committed exactly once, and nothing else is."""
+    """Every task is committed exactly once, and once more for each time that it was invalidated; nothing else is."""
     counts = Counter((commit.step, commit.item) for commit in commits(evidence.segments))
+    counts.subtract(Counter((record[1], record[2]) for record in records(evidence.segments, "invalidated")))
     tasks = set(evidence.flow.tasks())
     found = [f"{name(evidence, task)} was never committed" for task in sorted(tasks) if counts[task] == 0]
     found += [
@@ -137,14 +141,90 @@ def one_commit_per_task(evidence: Evidence) -> list[str]:
     return found
 
 
+def only_what_is_lost_counts_no_more(evidence: Evidence) -> list[str]:
+    """A commit is taken back only if its output was damaged, once per task, or if an input has another output now."""
+    found = []
+    last: dict[Task, Commit] = {}
+    changed: set[Task] = set()
+    lost: Counter[Task] = Counter()
+    before: dict[Task, bytes] = {}
+    for kind, task, said in _history(evidence):
+        if kind == "committed":
+            if task in last:
+                continue
+            last[task] = said
+            if task in before and before[task] != bytes(said.handle["d"]):
+                changed.add(task)
+            continue
+        if task not in last:
+            found.append(f"{name(evidence, task)} was invalidated and had not been committed")
+            continue
+        commit = last.pop(task)
+        before[task] = bytes(commit.handle["d"])
+        if said == "OutputLost":
+            lost[task] += 1
+            if commit.handle["u"] not in evidence.damaged:
+                found.append(f"{name(evidence, task)} was taken for lost, and nobody has touched its output")
+            if lost[task] > 1:
+                found.append(f"{name(evidence, task)} was taken for lost {lost[task]} times")
+        elif not changed.intersection(evidence.flow.needs(task)):
+            found.append(f"{name(evidence, task)} was invalidated ({said}), and no input of it has changed")
+    return found
+
+
+def _history(evidence: Evidence) -> list[tuple[str, Task, Any]]:
+    """Commits, and reasons for which they were taken back, in the order of the journal."""
+    waiting = iter(commits(evidence.segments))
+    found: list[tuple[str, Task, Any]] = []
+    for segment in evidence.segments:
+        for record in segment.records:
+            if record[0] == "committed":
+                commit = next(waiting)
+                found.append(("committed", (commit.step, commit.item), commit))
+            elif record[0] == "invalidated":
+                found.append(("invalidated", (record[1], record[2]), record[4]))
+    return found
+
+
+def final_commits(evidence: Evidence) -> list[Commit]:
+    """Those that were not taken back."""
+    last: dict[Task, Commit] = {}
+    for kind, task, said in _history(evidence):
+        if kind == "committed":
+            last.setdefault(task, said)
+        else:
+            last.pop(task, None)
+    return list(last.values())
+
+
 def nothing_starts_after_its_commit(evidence: Evidence) -> list[str]:
-    """No execution starts once the segment that commits its task is durable."""
-    durable = {(commit.step, commit.item): commit.durable for commit in reversed(commits(evidence.segments))}
-    return [
-        f"{name(evidence, run.task)} started {run.start_wall - durable[run.task]:.3f} s after its commit (pid {run.pid})"
-        for run in evidence.executions
-        if run.task in durable and run.start_wall > durable[run.task]
-    ]
+    """No execution starts once the segment that commits its task is durable, unless that was taken back before."""
+    taken_back: dict[Task, list[float]] = defaultdict(list)
+    for record in records(evidence.segments, "invalidated"):
+        taken_back[record[1], record[2]].append(record[6])
+    found = []
+    for task, durable in _durable(evidence).items():
+        ends = [*taken_back[task], float("inf")]
+        for since, until_ in zip(durable, ends, strict=False):
+            found += [
+                f"{name(evidence, task)} started {run.start_wall - since:.3f} s after its commit (pid {run.pid})"
+                for run in evidence.executions
+                if run.task == task and since < run.start_wall < until_
+            ]
+    return found
+
+
+def _durable(evidence: Evidence) -> dict[Task, list[float]]:
+    """When the commits of each task that count, or have counted, became durable."""
+    found: dict[Task, list[float]] = defaultdict(list)
+    counts: set[Task] = set()
+    for kind, task, said in _history(evidence):
+        if kind == "invalidated":
+            counts.discard(task)
+        elif task not in counts:
+            counts.add(task)
+            found[task].append(said.durable)
+    return found
 
 
 def nothing_starts_before_its_inputs(evidence: Evidence) -> list[str]:
@@ -208,8 +288,9 @@ def overlap_is_bounded(evidence: Evidence) -> list[str]:
 
 
 def losses_are_not_charged(evidence: Evidence) -> list[str]:
-    """Faults of the surroundings make no step fail, be refused or be skipped; only a killed step counts as failed."""
-    failed = records(evidence.segments, "failed")
+    """Faults of the surroundings make no step fail, be refused or be skipped; only a killed step counts as failed, not one
+    whose input is lost."""
+    failed = [record for record in records(evidence.segments, "failed") if record[4] != "input"]
     charged = failed if len(failed) > evidence.charged else []
     return [
         f"the journal has {record[0]!r} for step {record[1]}: {record[4:]!r}"
@@ -218,9 +299,11 @@ def losses_are_not_charged(evidence: Evidence) -> list[str]:
 
 
 def data_is_intact(evidence: Evidence) -> list[str]:
-    """What a commit points to is there, with the size and digest it was committed with."""
+    """What a commit that counts points to is there, with the size and digest it was committed with, unless it was damaged."""
     found = []
-    for commit in commits(evidence.segments):
+    for commit in final_commits(evidence):
+        if commit.handle["u"] in evidence.damaged:
+            continue
         handle, task = commit.handle, (commit.step, commit.item)
         data = handle["b"] if handle["u"] is None else evidence.objects(handle["u"])
         if data is None:
@@ -233,7 +316,7 @@ def data_is_intact(evidence: Evidence) -> list[str]:
 def outputs_are_kept(evidence: Evidence) -> list[str]:
     """What a step keeps under a name of its own is there, and is what was committed."""
     found = []
-    for commit in commits(evidence.segments):
+    for commit in final_commits(evidence):
         task = (commit.step, commit.item)
         form = evidence.flow.kept.get(evidence.flow.steps[commit.step]) if task in set(evidence.flow.tasks()) else None
         if form is None:

@@ -11,6 +11,12 @@ from support.journal import Segment, decode
 from support.s3.server import BUCKET, S3Server
 
 
+def flip(data: bytes) -> bytes:
+    """``data`` with one bit changed."""
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
 class Store(Protocol):
     """Where one test's runs are kept."""
 
@@ -41,6 +47,10 @@ class Store(Protocol):
         """An object outside of the runs."""
         ...
 
+    def damage(self, run: str, path: str, flipped: bool) -> None:
+        """Flips a byte of an object of a run, or deletes it."""
+        ...
+
 
 class Directory:
     """A directory store. A segment is published by a link, which sets the time of change of the file."""
@@ -64,11 +74,18 @@ class Directory:
         return [decode(path.read_bytes(), os.stat(path).st_ctime) for path in paths]
 
     def read(self, run: str, path: str) -> bytes | None:
-        return self.kept(f"runs/{run}/{path}")
+        return self.kept(path[1:] if path.startswith("/") else f"runs/{run}/{path}")
 
     def kept(self, path: str) -> bytes | None:
         file = self.root / path
         return file.read_bytes() if file.is_file() else None
+
+    def damage(self, run: str, path: str, flipped: bool) -> None:
+        file = self._of(run) / path
+        if flipped:
+            file.write_bytes(flip(file.read_bytes()))
+        else:
+            file.unlink()
 
     def _of(self, run: str) -> Path:
         return self.root / "runs" / run
@@ -102,10 +119,17 @@ class S3:
         return [decode(self._client.read(BUCKET, key) or b"", puts[key]) for key in keys]
 
     def read(self, run: str, path: str) -> bytes | None:
-        return self.kept(f"runs/{run}/{path}")
+        return self.kept(path[1:] if path.startswith("/") else f"runs/{run}/{path}")
 
     def kept(self, path: str) -> bytes | None:
         return self._client.read(BUCKET, f"{self.prefix}/{path}")
+
+    def damage(self, run: str, path: str, flipped: bool) -> None:
+        key = f"{self.prefix}/runs/{run}/{path}"
+        if flipped:
+            self._client.put(BUCKET, key, flip(self._client.read(BUCKET, key) or b""))
+        else:
+            self._client.delete(BUCKET, key)
 
     def _keys(self, below: str) -> list[str]:
         return list(self._client.written(BUCKET, f"{self.prefix}/{below}"))

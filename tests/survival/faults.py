@@ -17,7 +17,8 @@ SCHEDULER = "kill the scheduler"
 STOP = "stop the scheduler"
 STORAGE = "storage down for 20 s"
 CHILD = "kill the process of a step"
-VICTIMS = [COMMAND, WORKER, WORKERS, SCHEDULER, STOP, STORAGE, CHILD]
+DAMAGE = "kill the command and damage an output"
+VICTIMS = [COMMAND, WORKER, WORKERS, SCHEDULER, STOP, STORAGE, CHILD, DAMAGE]
 
 # When.
 ENVIRONMENT = "while processes start"
@@ -29,11 +30,12 @@ LAST = "in the last step"
 CLOSE = "while the run is closed"
 POINTS = [ENVIRONMENT, OPEN, LINES, SEGMENTS, STUCK, LAST, CLOSE]
 
-# A run can begin only with its storage there, no outage is needed for what only time can tell, and a step's process can
-# be killed only while there is one.
+# A run can begin only with its storage there, no outage is needed for what only time can tell, a step's process can
+# be killed only while there is one, and an output damaged once it is committed and before the last step has read it.
 LEFT_OUT = {
     *((STORAGE, point) for point in (ENVIRONMENT, OPEN, STUCK)),
     *((CHILD, point) for point in (ENVIRONMENT, OPEN, CLOSE)),
+    *((DAMAGE, point) for point in (ENVIRONMENT, OPEN, STUCK, LAST, CLOSE)),
 }
 
 # How long an outage lasts.
@@ -115,7 +117,8 @@ def scenario(seed: int) -> Scenario:
         flow=flow,
         faults=faults,
         ms=2 if short else chance.choice([20, 60, 120]),
-        pad=chance.choice([0, 200, 300_000]),
+        # What is small is in the journal, where nothing can be damaged without notice.
+        pad=300_000 if any(victim == DAMAGE for victim, _ in hits) else chance.choice([0, 200, 300_000]),
         workers=chance.choice([2, 2, 3]),
         stuck=stuck,
         resume_at_once=chance.random() < 0.5,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -76,6 +77,7 @@ class Run:
         self.missed: list[str] = []
         self.broken: list[str] = []
         self.history: list[str] = []
+        self.damaged: set[str] = set()
         self._read = 0
         self._commands = 0
         self._waking: list[threading.Timer] = []
@@ -173,6 +175,8 @@ class Run:
                 reached = any(line["s"] == last and line["k"] == "end" for line in self.lines)
             case _:
                 raise ValueError(fault.point)
+        if fault.victim == faults.DAMAGE:
+            return reached and bool(self._stored())
         return reached and (fault.victim in (faults.COMMAND, faults.STORAGE) or bool(self._victims(fault.victim)))
 
     def _hit(self, fault: Fault) -> None:
@@ -194,17 +198,38 @@ class Run:
         else:
             for pid in victims:
                 processes.send(pid, signal.SIGKILL)
-        if fault.victim == faults.COMMAND:
+        if fault.victim == faults.DAMAGE:
+            self._damage()
+        if fault.victim in (faults.COMMAND, faults.DAMAGE):
             self._again()
         elif fault.victim == faults.WORKER:
             # A task must not be taken for running when its worker is gone: look again once the kernel had its time.
             self._watch(0.1)
 
+    def _stored(self) -> list[str]:
+        """Objects of outputs that are committed, the last one last."""
+        runs = self.store.runs()
+        found = commits(self.store.segments(runs[0])) if runs else []
+        return [path for commit in found if (path := commit.handle["u"]) is not None and path[0] != "/"]
+
+    def _damage(self) -> None:
+        """Flips a byte of what was committed last, or deletes it: somebody is still to read it. And of another one."""
+        assert self.command is not None
+        self.command.wait()
+        chance = random.Random(f"damage {self.scenario.seed}")
+        stored = self._stored()
+        for path in dict.fromkeys([stored[-1], chance.choice(stored)]):
+            flipped = chance.random() < 0.5
+            self.store.damage(self.store.runs()[0], path, flipped)
+            self.damaged.add(path)
+            self._note(f"{'flipped a byte of' if flipped else 'deleted'} {path}")
+
     def _again(self) -> None:
         """What a person does when the command died: resume, or run again if the run had not begun."""
         assert self.command is not None
         self.command.wait()
-        if not self.scenario.resume_at_once:
+        # Workers that are still there would serve from their caches what is damaged in storage.
+        if self.damaged or not self.scenario.resume_at_once:
             self.broken += [f"the killed command left {text}" for text in self._wait_gone(ORPHANS)]
         runs = self.store.runs()
         self._start(resume=runs[0] if runs else None)
@@ -243,12 +268,13 @@ class Run:
             kept=self.store.kept,
             left=left,
             charged=self.scenario.charged,
+            damaged=frozenset(self.damaged),
         )
         self.broken += check(evidence)
 
     def _victims(self, victim: str) -> list[int]:
         """Process numbers that a fault is aimed at; empty while there are none."""
-        if victim == faults.COMMAND:
+        if victim in (faults.COMMAND, faults.DAMAGE):
             return [self.command.pid] if self.command else []
         if victim == faults.STORAGE or self.command is None:
             return []

@@ -117,6 +117,28 @@ def long_overlap(evidence: Evidence) -> None:
     again((0, 0), 2.0, 33.0)(evidence)
 
 
+def made_again(
+    evidence: Evidence,
+    start: float = 21.0,
+    damaged: tuple[str, ...] = ("data/0/0-1-x",),
+    commit: bool = True,
+    more: list[list[object]] | None = None,
+) -> None:
+    """The output of inc[0] is stored, damaged, found to be lost and made again."""
+    parts = parts_of(evidence.flow)
+    parts[1][1][0][4].update(u="data/0/0-1-x", b=None)  # type: ignore[attr-defined]
+    anew: list[tuple[int, list[list[object]], float]] = [
+        (1, [["failed", 3, -1, 1, "input", "OutputLost", "", None, 0.0, 0.0]], 19.5),
+        (1, [["invalidated", 0, 0, 1, "OutputLost", "", 20.0]], 20.5),
+        (1, [committed((0, 0), 2)] if commit else [], 23.0),
+        (1, more or [], 31.0),
+    ]
+    parts[-1:-1] = anew
+    evidence.segments = chained(parts)
+    evidence.damaged = frozenset(damaged)
+    again((0, 0), start, start + 1)(evidence)
+
+
 BROKEN: list[tuple[str, Callable[[Evidence], object]]] = [
     ("ended_well: no answer", lambda evidence: setattr(evidence, "answer", None)),
     ("ended_well: exit code 1", lambda evidence: setattr(evidence, "exit_code", 1)),
@@ -164,6 +186,24 @@ BROKEN: list[tuple[str, Callable[[Evidence], object]]] = [
         "outputs_are_kept: what is at kept/2.pkl is not what was committed of add[2]",
         lambda evidence: setattr(evidence, "kept", lambda path: b"x" if path == "kept/2.pkl" else OUTPUT),
     ),
+    (
+        "only_what_is_lost_counts_no_more: inc[0] was taken for lost, and nobody",
+        lambda evidence: made_again(evidence, damaged=()),
+    ),
+    (
+        "only_what_is_lost_counts_no_more: inc[0] was taken for lost 2 times",
+        lambda evidence: made_again(evidence, more=[["invalidated", 0, 0, 2, "OutputLost", "", 30.0]]),
+    ),
+    (
+        "only_what_is_lost_counts_no_more: add[0] was invalidated (InputChanged), and no input",
+        lambda evidence: made_again(evidence, more=[["invalidated", 2, 0, 1, "InputChanged", "", 30.0]]),
+    ),
+    (
+        "only_what_is_lost_counts_no_more: inc[0] was invalidated and had not been",
+        rejournal(lambda parts: parts[0][1].append(["invalidated", 0, 0, 1, "OutputLost", "", 0.5])),
+    ),
+    ("one_commit_per_task: inc[0] was never", lambda evidence: made_again(evidence, commit=False)),
+    ("nothing_starts_after_its_commit: inc[0] started", lambda evidence: made_again(evidence, start=19.0)),
     ("nothing_is_left_running: still running: 5 x", lambda evidence: evidence.left.append("5 x")),
 ]
 
@@ -192,6 +232,12 @@ def test_an_execution_that_never_ended_counts_until_its_process_died() -> None:
     assert check(evidence) == ["overlap_is_bounded: inc[0] ran twice at once for 31.0 s"]
     again((2, 0), -44.0, -43.0)(evidence)  # the same process took another task: the first one was over
     assert not any(text.startswith("overlap") for text in check(evidence))
+
+
+def test_a_task_whose_output_was_damaged_may_run_again() -> None:
+    evidence = clean()
+    made_again(evidence)
+    assert check(evidence) == []
 
 
 def test_the_death_of_a_steps_own_process_may_be_charged_once_for_each() -> None:

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::{LogLine, RuntimeEvent, WorkerChange};
-use crate::dask::ops::{Json, TaskAddr, item_from_wire};
+use crate::dask::ops::{Item, Json, TaskAddr, item_from_wire};
 
 #[derive(Deserialize)]
 pub(super) struct Started {
@@ -32,6 +32,8 @@ pub(super) struct Finished {
 #[derive(Deserialize)]
 pub(super) struct Committed {
     tasks: Vec<TaskAddr>,
+    #[serde(default)]
+    changed: Vec<Item>,
     seg: u64,
 }
 
@@ -47,6 +49,8 @@ pub(super) struct Failed {
     #[serde(default)]
     t1: Option<f64>,
     class: String,
+    #[serde(default)]
+    lost: Vec<Item>,
     #[serde(default, rename = "type")]
     kind: Option<String>,
     #[serde(default)]
@@ -161,7 +165,7 @@ impl TryFrom<Committed> for RuntimeEvent {
     type Error = String;
 
     fn try_from(e: Committed) -> Result<RuntimeEvent, String> {
-        Ok(RuntimeEvent::Committed { tasks: e.tasks, segment: e.seg })
+        Ok(RuntimeEvent::Committed { tasks: e.tasks, changed: e.changed, segment: e.seg })
     }
 }
 
@@ -175,6 +179,7 @@ impl TryFrom<Failed> for RuntimeEvent {
             began: e.t0.unwrap_or_default(),
             ended: e.t1.unwrap_or_default(),
             class: e.class,
+            lost: e.lost,
             kind: e.kind.unwrap_or_default(),
             message: e.message.unwrap_or_default(),
             traceback: e.traceback.unwrap_or_default(),

@@ -19,8 +19,12 @@ pub type Final = serde_json::Map<String, serde_json::Value>;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Snapshot {
-    /// Never run again.
+    /// Never run again while their outputs can be read. Nothing stands before what it was made from.
     pub committed: Vec<Done>,
+    /// Tasks of which something was committed that counts no more; those of `committed` have been made again.
+    pub invalidated: Vec<Invalidated>,
+    /// Those of `committed` that have been made again and have another output than before.
+    pub changed: Vec<Item>,
     /// Those of `committed` that an earlier run made: step, item.
     pub adopted: Vec<Item>,
     /// Objects that tasks of `adopted` named by their paths.
@@ -206,6 +210,24 @@ pub struct FailedAttempt {
     pub class: String,
 }
 
+/// What was committed of a task and counts no more: `[step, item, attempt, lost]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "(u32, i64, u32, bool)")]
+pub struct Invalidated {
+    /// Which attempt had been committed.
+    pub task: TaskAddr,
+    /// Whether that happened because it was lost.
+    pub lost: bool,
+}
+
+impl TryFrom<(u32, i64, u32, bool)> for Invalidated {
+    type Error = String;
+
+    fn try_from((step, item, attempt, lost): (u32, i64, u32, bool)) -> Result<Invalidated, String> {
+        Ok(Invalidated { task: TaskAddr { step, item: item_from_wire(item)?, attempt }, lost })
+    }
+}
+
 /// A decision of the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
@@ -220,6 +242,8 @@ pub enum Record {
     Skipped(Decided),
     /// A task failed for good.
     Refused(Decided),
+    /// What was committed of a task counts no more.
+    Invalidated(Decided),
 }
 
 impl TryFrom<DoneRow> for Done {
@@ -263,6 +287,7 @@ impl Serialize for Record {
             Record::Length { step, len } => return ("length", step, len).serialize(serializer),
             Record::Skipped(decided) => ("skipped", decided),
             Record::Refused(decided) => ("refused", decided),
+            Record::Invalidated(decided) => ("invalidated", decided),
         };
         let mut tuple = serializer.serialize_tuple(5)?;
         tuple.serialize_element(kind)?;

@@ -2,10 +2,11 @@
 
     PYTHONPATH=runtime python tests/golden/journal/make.py [--check]
 
-``good/`` is a journal with every kind of record, ``expected.json`` what a reader must make of it (bytes as
-hex, under "hex"). ``bad.json`` lists segments that must be refused: how each comes from a good one (the
-digest at its end is made right again unless ``damaged``), and words of the refusal that both readers give.
-The tests of the runtime and of the command line's reader use all of it.
+``good/`` is a journal with every kind of record, its last segment in format 2, the others in format 1.
+``expected.json`` is what a reader must make of it (bytes as hex, under "hex"). ``bad.json`` lists segments that
+must be refused: how each comes from a good one (the digest at its end is made right again unless ``damaged``),
+and words of the refusal that both readers give. ``reader-1.zip`` holds the modules of the last release that knew
+format 1 alone; nothing makes it anew. The tests of the runtime and of the command line's reader use all of it.
 """
 
 from __future__ import annotations
@@ -139,7 +140,21 @@ SEGMENTS: list[tuple[int, list[Any]]] = [
             ]
         ],
     ),
+    (
+        5,
+        [
+            ["invalidated", 0, 0, 1, "OutputLost", "the object is lost"],
+            ["invalidated", 0, 1, 1, "InputChanged", None],
+            ["invalidated", 0, -1, 0, "InputChanged", ""],
+            ["length", 0, 4],
+            ["committed", 0, 0, 3, inline(b"1"), "cpu-2-2", T + 9, T + 10, None, None],
+            ["committed", 0, 1, 2, inline(b"anew"), "cpu-2-2", T + 9, T + 10, [], b"5"],
+        ],
+    ),
 ]
+for _, records in SEGMENTS[7:]:
+    for record in records[:3]:
+        record.append(T + 9)
 
 
 def build() -> list[bytes]:
@@ -191,6 +206,7 @@ def expected(segments: list[bytes]) -> dict[str, Any]:
             "segments": rows,
             "opened": folded.opened,
             "committed": [[s, i, *value[:6], text(value[6])] for (s, i), value in tasks],
+            "order": [list(task) for task, _ in folded.in_order()],
             "lengths": sorted(folded.lengths.items()),
             "skipped": [[s, i, *why] for (s, i), why in sorted(folded.skipped.items())],
             "refused": [[s, i, *why] for (s, i), why in sorted(folded.refused.items())],
@@ -240,7 +256,8 @@ def bad(segments: list[bytes]) -> list[dict[str, Any]]:
         (f"truncated to {n} bytes", first[:n], "digest does not match") for n in (41, 100, len(first) - 1)
     ]
     rows.append(("a byte more", first + b"\0", "digest does not match"))
-    rows.append(("a newer version", sealed(b"DSKJ\x02" + first[5:-32]), "format version 2, known is 1"))
+    rows.append(("a newer version", sealed(b"DSKJ\x03" + first[5:-32]), "format version 3, known are 1 to 2"))
+    rows.append(("version zero", sealed(b"DSKJ\x00" + first[5:-32]), "format version 0"))
     rows.append(("another file", b"\x89PNG" + first[4:], "wrong magic"))
     rows.append(
         ("header length beyond the end", sealed(b"DSKJ\x01\xff\xff\xff\xff" + bytes(64)), "header is wrong")
@@ -299,6 +316,7 @@ def bad(segments: list[bytes]) -> list[dict[str, Any]]:
     record("container with short digests", handle_row(n=1, x=bytes(16), m=bytes(31)))
     record("container of 2^60", handle_row(n=2**60, x=bytes(8)))
     record("bad length of an output", ["committed", 0, 0, 1, inline(b"1"), None, 1.0, 2.0, [-1], None])
+    record("of format 2 in format 1", ["invalidated", 0, 0, 1, "OutputLost", None, 1.0], "format 1 does not have")
     record("extension type", b"\x92\xa1x\xd4\x01\x02", "is wrong")
     record("time stamp", b"\x92\xa1x\xd6\xff\x00\x00\x00\x00", "is wrong")
     record("text that is not UTF-8", b"\x92\xa1x\xa1\xff", "is wrong")
