@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
@@ -15,17 +17,39 @@ from support.kube.client import Client
 from support.kube.namespace import Namespace
 from support.kube.operator import Operator
 from support.kube.s3 import Shared
-from support.kube.settings import SMALL, Object
+from support.kube.settings import RUN, SMALL, Object
 from support.waiting import until
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("DASKADE_TEST_OWN_CLUSTER"), reason="the node is changed, and filled"
+)
+# What a node has one of: other tests neither take nor free any.
+PLACE = f"example.org/place-{RUN}"
+
+
+def node() -> Object:
+    (only,) = json.loads(kubectl("get", "nodes", "-o", "json"))["items"]
+    return dict(only)
 
 
 @pytest.fixture(scope="module")
-def large() -> Object:
-    """Resources of which a node has enough for one pod and not for two, whatever else is on it."""
-    nodes = json.loads(kubectl("get", "nodes", "-o", "json"))["items"]
-    if len(nodes) != 1:
-        pytest.skip("pods can go to another node")
-    text = str(nodes[0]["status"]["allocatable"]["cpu"])
+def single() -> Iterator[Object]:
+    """Resources of which the node has enough for one pod."""
+    name = node()["metadata"]["name"]
+
+    def patch(op: str) -> None:
+        change = [{"op": op, "path": f"/status/capacity/{PLACE.replace('/', '~1')}", "value": "1"}]
+        kubectl("patch", "node", name, "--subresource=status", "--type=json", "-p", json.dumps(change))
+
+    patch("add")
+    until("the node offers a place", lambda: node()["status"]["allocatable"].get(PLACE) == "1", 60)
+    yield {**SMALL, "limits": {**SMALL["limits"], PLACE: "1"}}
+    patch("remove")
+
+
+def most_of_the_cpu() -> Object:
+    """Resources that no two pods can have at once, whatever else is on the node."""
+    text = str(node()["status"]["allocatable"]["cpu"])
     thousandths = int(text[:-1]) if text.endswith("m") else 1000 * int(text)
     return {"requests": {"cpu": f"{thousandths * 55 // 100}m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}}
 
@@ -42,7 +66,7 @@ def waited(pod: Object) -> float:
 
 
 def test_the_guides_pipeline_runs_on_a_node_with_room_for_one_worker(
-    space: Namespace, operator: Operator, large: Object
+    space: Namespace, operator: Operator
 ) -> None:
     """The step that follows the one with the GPU needs a worker like those that hold the room."""
     s3 = Shared(space)
@@ -51,7 +75,7 @@ def test_the_guides_pipeline_runs_on_a_node_with_room_for_one_worker(
     nightly["spec"]["schedule"] = {**nightly["spec"]["schedule"], "cron": None, "timeZone": None, "interval": "1h"}
     nightly["spec"]["cluster"]["template"]["scheduler"] = {"resources": SMALL}
     for group in nightly["spec"]["cluster"]["template"]["workers"]:
-        group["resources"] = large
+        group["resources"] = most_of_the_cpu()
     space.apply(nightly)
     until("a run", lambda: space.list("pipelineruns"), 60)
     (run,) = space.list("pipelineruns")
@@ -59,9 +83,9 @@ def test_the_guides_pipeline_runs_on_a_node_with_room_for_one_worker(
     assert told["results"] == {"report": {"weights": [1.0, -2.0, 3.0, 0.5]}}
 
 
-def test_an_idle_worker_gives_way_sooner_than_it_would_go_by_itself(space: Namespace, large: Object) -> None:
+def test_an_idle_worker_gives_way_sooner_than_it_would_go_by_itself(space: Namespace, single: Object) -> None:
     groups: list[Object] = [{"name": "cpu"}, {"name": "gpu", "gpu": {"count": 1}}]
-    space.cluster("g", *({**group, "autoscale": {"min": 0, "max": 1}, "resources": large} for group in groups))
+    space.cluster("g", *({**group, "autoscale": {"min": 0, "max": 1}, "resources": single} for group in groups))
     space.wait_ready("g")
     code = """
 say(client.submit(sum, [1, 2]).result())
@@ -78,10 +102,12 @@ say(asked.result())
     assert len(space.pods("g", "worker", "gpu")) == 1
 
 
-def test_a_wait_that_the_cluster_itself_causes_is_told_as_such_to_cluster_and_run(space: Namespace, large: Object) -> None:
+def test_a_wait_that_the_cluster_itself_causes_is_told_as_such_to_cluster_and_run(
+    space: Namespace, single: Object
+) -> None:
     s3 = Shared(space)
-    gpu = {"name": "gpu", "autoscale": {"min": 0, "max": 1}, "gpu": {"count": 1}, "resources": large}
-    space.cluster("kept", {"name": "cpu", "replicas": 1, "resources": large}, gpu, storage=s3.storage("kept"))
+    gpu = {"name": "gpu", "autoscale": {"min": 0, "max": 1}, "gpu": {"count": 1}, "resources": single}
+    space.cluster("kept", {"name": "cpu", "replicas": 1, "resources": single}, gpu, storage=s3.storage("kept"))
     space.wait_ready("kept")
     code = "def work():\n    return 7\n"
     steps = [{"name": "train", "call": "m:work", "resources": {"GPU": 1}}]
@@ -89,10 +115,10 @@ def test_a_wait_that_the_cluster_itself_causes_is_told_as_such_to_cluster_and_ru
     spec = {"code": {"files": {"m.py": code}}, "steps": steps, "results": results, "cluster": {"ref": "kept"}}
     start(space, "r", pipelineSpec=spec)
     message = space.wait_reason("kept", "HeldByCluster", "WorkersReady", 90)
-    assert "group cpu: 1 idle (kept by replicas: 1)" in message and "Insufficient cpu" in message, message
+    assert "group cpu: 1 idle (kept by replicas: 1)" in message and f"Insufficient {PLACE}" in message, message
     until("the run says so", lambda: succeeded(space, "r").get("reason") == "HeldByCluster", 60)
     assert "kept by replicas: 1" in succeeded(space, "r")["message"]
     # Nobody takes away what the spec asks for.
     assert len(space.workers("kept", "cpu")) == 1
-    space.cluster("kept", {"name": "cpu", "replicas": 0, "resources": large}, gpu, storage=s3.storage("kept"))
+    space.cluster("kept", {"name": "cpu", "replicas": 0, "resources": single}, gpu, storage=s3.storage("kept"))
     assert wait_end(space, "r")["results"] == {"train": 7}
