@@ -1,4 +1,6 @@
-"""Runs with seeded faults: whatever is killed, the oracle finds that nothing was lost and nothing committed ran twice."""
+"""Runs with seeded faults: whatever is killed, the oracle finds that nothing was lost, and that nothing committed
+ran twice while its output was readable.
+"""
 
 from __future__ import annotations
 
