@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from daskade_runtime import run as run_
+from daskade_runtime import span
 from daskade_runtime.flight import Flight, Pace
 from daskade_runtime.run import Attempt, StepDef
 
@@ -326,15 +327,16 @@ class Dispatcher:
         for flight in flights:
             graph[flight.key] = (function, flight.message([self._calls.blob(a) for a in flight.attempts]))
             self.flying[flight.key] = flight
-        futures = self._client.get(
-            graph,
-            list(graph),
-            sync=False,
-            resources=group.resources or None,
-            priority=batch[0].priority,
-            workers=list(group.eligible) if home is None else [home],
-            fifo_timeout="0s",
-        )
+        with span.named():
+            futures = self._client.get(
+                graph,
+                list(graph),
+                sync=False,
+                resources=group.resources or None,
+                priority=batch[0].priority,
+                workers=list(group.eligible) if home is None else [home],
+                fifo_timeout="0s",
+            )
         for flight, future in zip(flights, futures, strict=True):
             flight.future = future
 
@@ -400,6 +402,7 @@ class Dispatcher:
         for group in self._groups.values():
             for key in [k for k in group.blocked if k[0] == run]:
                 del group.blocked[key]
+        span.tidy(self._s)
 
     # ------------------------------------------------------- what Dask says
 

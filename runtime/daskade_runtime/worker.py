@@ -39,6 +39,7 @@ from daskade_runtime.outputs import publish
 from daskade_runtime.pool import Pool
 from daskade_runtime.process import Child, Killed, Kind, ProcessDied, Stale, describe_exit
 from daskade_runtime.storage import StorageError
+from daskade_runtime.unprofiled import profiled, unprofiled
 
 log = logging.getLogger("distributed.daskade")
 
@@ -73,7 +74,8 @@ def run_step(blob: bytes) -> bytes:
         }
         reply.update(message=f"the runtime is not set up on this worker: {exc}", t0=began, t1=time.time())
         return _pack(reply)
-    return state.run(blob)
+    with unprofiled(state.worker):
+        return state.run(blob)
 
 
 class Attempt:
@@ -222,7 +224,8 @@ class WorkerState:
             cuda, taken = self._devices(step)
             try:
                 if step.get("isolation") == "thread":
-                    answer = run_inline(run, request["s"], request["v"], inputs, path, attempt, lines)
+                    with profiled(self.worker):
+                        answer = run_inline(run, request["s"], request["v"], inputs, path, attempt, lines)
                 else:
                     answer = self._run_in_child(run, step, request, inputs, path, cuda, attempt, lines)
             except BaseException:
