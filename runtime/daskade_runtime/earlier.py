@@ -13,7 +13,8 @@ from typing import Any
 from daskade_runtime.commit import in_thread
 from daskade_runtime.events import now
 from daskade_runtime.fetch import object_key
-from daskade_runtime.journal import Folded, JournalError, check_run, read_all
+from daskade_runtime.fold import Folded
+from daskade_runtime.journal import JournalError, check_run, read_all
 from daskade_runtime.limits import EARLIER_RESULTS
 from daskade_runtime.live import LiveRun
 from daskade_runtime.operation import Reply, operation

@@ -15,7 +15,8 @@ from daskade_runtime import run as run_
 from daskade_runtime.closing import closing
 from daskade_runtime.commit import Committer, in_thread
 from daskade_runtime.events import EventLog, now
-from daskade_runtime.journal import Fenced, Folded, Journal, JournalError, pack_record
+from daskade_runtime.fold import Folded
+from daskade_runtime.journal import Fenced, Journal, JournalError, pack_record
 from daskade_runtime.limits import RESULT_JSON, RESULTS_KEPT
 from daskade_runtime.lost import TOLD
 from daskade_runtime.pages import Snapshot

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from daskade_runtime.closing import closing
 from daskade_runtime.commit import in_thread
-from daskade_runtime.journal import Folded
+from daskade_runtime.fold import Folded
 from daskade_runtime.operation import Reply, operation
 from daskade_runtime.recall import recall
 from daskade_runtime.results import Away, size_of

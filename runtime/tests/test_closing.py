@@ -10,7 +10,8 @@ import pytest
 
 from daskade_runtime import closing as closing_
 from daskade_runtime.closing import INLINE, closing
-from daskade_runtime.journal import Journal, fold, pack_record, read_all
+from daskade_runtime.fold import fold
+from daskade_runtime.journal import Journal, pack_record, read_all
 from daskade_runtime.limits import CLOSING_RESULTS, FINAL_VALUES
 from daskade_runtime.storage import Store, open_store
 

@@ -8,7 +8,7 @@ import pytest
 
 from daskade_runtime import earlier as earlier_
 from daskade_runtime.earlier import Past, mark_key
-from daskade_runtime.journal import Folded
+from daskade_runtime.fold import Folded
 from daskade_runtime.results import Away
 from support.dask.local import Cluster
 from support.dask.run import Run

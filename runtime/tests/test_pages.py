@@ -10,7 +10,8 @@ import msgpack
 import pytest
 
 from daskade_runtime import journal as journal_
-from daskade_runtime.journal import Folded, Journal, JournalError
+from daskade_runtime.fold import Folded
+from daskade_runtime.journal import Journal, JournalError
 from daskade_runtime.limits import RESULT_JSON
 from daskade_runtime.pages import PAGE, PAGE_VALUES, Snapshot, Told
 from daskade_runtime.recall import KEPT, Recalled, recall

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from daskade_runtime import journal, storage
-from daskade_runtime.journal import Journal, fold, read_all, segment_key
+from daskade_runtime.fold import fold
+from daskade_runtime.journal import Journal, read_all, segment_key
 from daskade_runtime.run import ALL, Output, RunState
 from daskade_runtime.storage import Store
 from support import TOP

@@ -88,12 +88,9 @@ impl Facts {
     /// The task has read and kept objects in these versions.
     pub fn named(&mut self, named: NamedObjects) {
         let task = TaskId { step: StepIx(named.task.step), item: named.task.item };
-        let bytes = |versions: &Vec<(String, String)>| versions.iter().map(|(path, of)| path.len() + of.len()).sum();
-        let size: usize = bytes(&named.versions);
-        self.named_bytes += size;
+        self.named_bytes += bytes_of(&named.versions);
         if let Some(old) = self.named.insert(task, named.versions) {
-            let before: usize = bytes(&old);
-            self.named_bytes -= before;
+            self.named_bytes -= bytes_of(&old);
         }
     }
 
@@ -147,7 +144,10 @@ impl Facts {
     /// What was committed of the task counts no more. Gives the message for the journal: what its reader has found.
     pub fn invalidated(&mut self, plan: &Plan, task: TaskId, why: Invalid) -> String {
         self.resumed.remove(&task);
-        self.named.remove(&task);
+        self.results.remove(task);
+        if let Some(old) = self.named.remove(&task) {
+            self.named_bytes -= bytes_of(&old);
+        }
         match why {
             Invalid::Lost { reader } => {
                 self.failures.get(&reader).map_or_else(String::new, |found| found.message.clone())
@@ -234,4 +234,9 @@ impl Results for View<'_> {
         }
         None
     }
+}
+
+/// Of paths and versions.
+fn bytes_of(versions: &[(String, String)]) -> usize {
+    versions.iter().map(|(path, version)| path.len() + version.len()).sum()
 }

@@ -100,6 +100,19 @@ impl Kept {
         }
     }
 
+    /// Forgets the result of a task that runs again.
+    pub fn remove(&mut self, task: TaskId) {
+        if let Some(old) = self.by.remove(&task) {
+            self.bytes -= old.here();
+            if let Some(step) = self.steps.get_mut(&task.step) {
+                *step = step.saturating_sub(old.size);
+            }
+        }
+        if let Some(lent) = self.lent.remove(&task) {
+            self.lent_bytes -= lent.size();
+        }
+    }
+
     pub fn get(&self, task: TaskId) -> Option<Cow<'_, Value>> {
         let One { size, packed, value } = self.by.get(&task)?;
         let Some(packed) = packed else {
@@ -210,6 +223,22 @@ mod tests {
         kept.tidy();
         assert_eq!(unpacked(&kept), 0);
         assert!(kept.has(task(99)) && kept.get(task(100)).is_none());
+    }
+
+    #[test]
+    fn the_result_of_a_task_that_runs_again_is_forgotten_wherever_it_was() {
+        let (mut kept, task) = (Kept::default(), |item| TaskId::item(StepIx(0), item));
+        kept.insert(task(0), json!("old").into());
+        kept.insert_away(task(1), 9);
+        kept.lend(task(1), json!("lent").into());
+        assert_eq!(kept.get(task(1)).as_deref(), Some(&json!("lent")));
+        kept.remove(task(0));
+        kept.remove(task(1));
+        assert_eq!((kept.bytes(), kept.bytes_of(StepIx(0)), kept.lent_bytes), (0, 0, 0));
+        assert!(kept.get(task(0)).is_none() && !kept.has(task(1)));
+        kept.insert_away(task(1), 9);
+        assert!(kept.get(task(1)).is_none(), "the new one is not known yet");
+        assert_eq!(kept.missed(), [task(1)]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgpack
 
-from daskade_runtime import journal
+from daskade_runtime import fold, journal
 
 HERE = Path(__file__).resolve().parent
 
@@ -179,7 +179,7 @@ def neutral(value: Any) -> Any:
 
 
 def expected(segments: list[bytes]) -> dict[str, Any]:
-    folded = journal.Folded()
+    folded = fold.Folded()
     rows = []
     for seg, data in enumerate(segments):
         segment = journal.decode_segment(data, RUN, seg)
