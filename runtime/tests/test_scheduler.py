@@ -182,7 +182,7 @@ def test_a_run_that_nobody_drives_goes_on_until_the_scheduler_is_told_to_forget_
         words: dict[str, Any] = {"since": 0, "wait": 0, "fresh": True, "cluster": "of-this-test", "lease": "l"}
         return dict(operator.rpc("daskade-cluster", lead=8, **words))
 
-    wanted = {"group": None, "resources": {"GPU": 1.0}, "count": 3}
+    wanted = {"group": None, "resources": {"GPU": 1.0}, "count": 3, "later": 0}
     before = state()
     assert wanted in before["demand"]
     hello = operator.rpc("daskade-hello")
@@ -335,7 +335,8 @@ def test_what_a_run_needs_only_later_is_told_apart(dask: Cluster, storage: str) 
     plain: dict[str, Any] = {"group": None, "resources": {"LATER": 1.0}}
 
     def demand() -> list[dict[str, Any]]:
-        told = run.conn.rpc("daskade-cluster", lead=0, since=0, wait=0.0, fresh=True)["demand"]
+        words: dict[str, Any] = {"since": 0, "wait": 0.0, "fresh": True, "cluster": "of-this-test", "lease": "of-this-test"}
+        told = run.conn.rpc("daskade-cluster", lead=0, **words)["demand"]
         return [ask for ask in told if ask["resources"] == plain["resources"]]
 
     run.rpc("demand", asks=[{**plain, "count": 3, "later": 2}])

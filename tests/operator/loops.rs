@@ -120,7 +120,7 @@ async fn a_removal_whose_listing_does_not_go_on_is_put_off_and_told() {
     let told = || world.run_condition("team", "r", "Removed");
     eventually_or(|| format!("{:#}", told()), SOON, || told()["reason"] == "OpenRefused").await;
     let message = told()["message"].as_str().unwrap_or_default().to_owned();
-    assert!(message.contains("it lists earlier ones again") && message.contains("it is tried again"), "{message}");
+    assert!(message.contains("it lists earlier ones again") && message.contains("; retrying"), "{message}");
     world.until_still().await;
     assert_eq!(scheduler.calls("daskade-objects").len(), 2, "a page, and the same page");
     operator.end().await;

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from support.journal import Segment, decode
 from support.s3.server import BUCKET, S3Server
+from support.waiting import until
 
 
 def flip(data: bytes) -> bytes:
@@ -114,9 +115,10 @@ class S3:
         return bool(self._puts())
 
     def segments(self, run: str) -> list[Segment]:
-        puts = self._puts()
         keys = sorted(key for key in self._keys(f"runs/{run}/journal/") if key.endswith(".seg"))
-        return [decode(self._client.read(BUCKET, key) or b"", puts[key]) for key in keys]
+        # An object is there before its put is in the log.
+        until("all of its segments are in the log", lambda: self._puts().keys() >= set(keys), 10)
+        return [decode(self._client.read(BUCKET, key) or b"", self._put[key]) for key in keys]
 
     def read(self, run: str, path: str) -> bytes | None:
         return self.kept(path[1:] if path.startswith("/") else f"runs/{run}/{path}")
