@@ -23,6 +23,7 @@ FEW = 4
 
 
 def test_a_worker_keeps_nothing_of_runs_that_have_ended(tmp_path: Path) -> None:
+    """Issue 13, point 21."""
     def kept(dask_worker: Any) -> dict[str, Any]:
         """On the worker: how much there is of everything that could grow."""
         import gc

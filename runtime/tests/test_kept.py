@@ -117,6 +117,7 @@ class Overtaken:
 def test_an_attempt_that_was_given_up_does_not_replace_what_a_later_one_wrote(
     run: Run, folder: Path | None, there: bytes
 ) -> None:
+    """Issue 13, point 12."""
     if there:
         run.store.put("m/x.pkl", there)
     later = partial(keep, run, of(b"2" * 200, folder), {"n": 2}, a=2, replace=True)

@@ -106,7 +106,10 @@ def test_what_is_remembered_is_bounded_and_open_runs_are_not_forgotten(monkeypat
 
 
 def test_two_operators_share_a_scheduler(dask: Cluster, storage: str) -> None:
-    """Their Leases have nothing to do with each other, nor have their epochs."""
+    """Their Leases have nothing to do with each other, nor have their epochs.
+
+    Issue 13, point 8.
+    """
     first = Run(dask.address, storage, STEPS).open(lead=29_000_000, lease="first")
     second = Run(dask.address, storage, STEPS).open(lead=3, lease="second")
     for run in (first, second):

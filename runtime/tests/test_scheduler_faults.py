@@ -266,6 +266,7 @@ def test_closing_waits_for_storage_and_writes_one_final_record(dask: Cluster, st
 def test_a_run_whose_folder_was_deleted_and_made_again_fails_and_names_what_is_missing(
     dask: Cluster, storage: str
 ) -> None:
+    """Issue 13, point 22."""
     run = Run(dask.address, storage, [SLEEP]).open()
     events = run.follow()
     run.submit((0, 0, values(0)))

@@ -535,6 +535,7 @@ def left_by(store: storage.DirectoryStore, key: str, owner: leftovers.Owner | No
 def test_what_killed_writers_left_goes_with_the_next_write_but_nothing_that_is_being_written(
     directory: storage.DirectoryStore,
 ) -> None:
+    """Issue 13, point 16."""
     day = 24 * 3600
     gone = [
         left_by(directory, "models/x", ("run", 1)),

@@ -255,6 +255,7 @@ mod tests {
         }
     }
 
+    /// Issue 13, point 4.
     #[test]
     fn names_that_never_appear_are_kept_only_as_long_as_a_run_waits_for_them() {
         let waiters = Waiters::default();

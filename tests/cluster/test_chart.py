@@ -261,7 +261,10 @@ OWNERS = {
 
 @pytest.mark.parametrize("owner", OWNERS)
 def test_the_scripts_are_added_to_the_settings_of_argo_cd(empty: EmptyCluster, owner: str) -> None:
-    """By the command of docs/gitops.md. What is there stays as it was, and its owner leaves the scripts alone."""
+    """By the command of docs/gitops.md. What is there stays as it was, and its owner leaves the scripts alone.
+
+    Issue 13, point 5.
+    """
     namespace = f"argocd-{owner.replace(' ', '-')}"
     labels = {"app.kubernetes.io/name": "argocd-cm", "app.kubernetes.io/part-of": "argocd"}
     data = {"url": "https://argocd.example.com", "accounts.ci": "apiKey", "resource.exclusions": "- kinds: [Lease]\n"}

@@ -38,6 +38,7 @@ def restarts(space: Namespace) -> dict[str, int]:
 
 
 def test_an_ordinary_start_fails_no_probe_and_a_frozen_process_is_started_again(space: Namespace) -> None:
+    """Issue 13, point 17."""
     space.cluster("f", {"name": "a", "replicas": 1})
     space.wait_ready("f")
     failed = [event["note"] for event in space.list("events") if event["reason"] == "Unhealthy"]

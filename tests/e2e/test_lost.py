@@ -128,6 +128,7 @@ def invalidated(segments: list[Segment]) -> list[tuple[int, int, str]]:
 def test_a_lost_output_is_made_again_once_and_nothing_else_runs_if_it_is_the_same(
     cli: Cli, manifest: Callable[..., Path], ledger: Path, broken: Path, damage: Callable[[Path], object]
 ) -> None:
+    """Issue 13, point 9."""
     uid = failed(cli, manifest(CODE, steps(ledger), results=RESULTS), ledger)
     (large,) = objects(cli, uid)
     damage(large)

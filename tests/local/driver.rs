@@ -258,6 +258,7 @@ async fn refusing(op: &'static str, reason: &'static str, times: usize) -> Sched
     .await
 }
 
+/// Issue 13, point 11.
 #[tokio::test]
 async fn a_run_that_the_scheduler_does_not_have_as_it_was_opened_is_opened_again() {
     for (op, reason) in [

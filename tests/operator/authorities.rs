@@ -33,6 +33,7 @@ fn data(api: &Api, path: &str) -> Value {
     api.object(path).unwrap_or_default()["data"].clone()
 }
 
+/// Issue 13, point 14.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_leader_keeps_the_authority_of_a_cluster_that_its_lists_lack() {
     let (world, authority) = with_cluster().await;

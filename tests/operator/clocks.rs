@@ -28,6 +28,7 @@ fn touch(world: &World, name: &str) {
     world.api.edit(&run_path("team", name), |run| run["metadata"]["labels"] = json!({"touched": label}));
 }
 
+/// Issue 13, point 13.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_whose_clock_is_ahead_removes_nothing_early_and_fails_no_run() {
     let world = World::new().await;

@@ -85,6 +85,7 @@ fn rights_are_exactly_those_that_are_documented() {
 }
 
 /// Helm deletes rights before the operator has ended, and Argo CD everything at once.
+/// Issue 13, point 20.
 #[test]
 fn the_right_to_the_lease_outlives_the_rest_of_an_installation_and_no_other_right_does() {
     let kept = |document: &Value| document["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep";

@@ -83,6 +83,7 @@ fn lists(world: &World, kind: &str) -> Vec<Recorded> {
 }
 
 /// DASKADE_TEST_LARGE: how many objects of each kind; a thousand take some minutes with a program that is optimised.
+/// Issue 13, point 3.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_memory_of_the_operator_has_a_bound_whatever_the_objects_are() {
     let given = std::env::var("DASKADE_TEST_LARGE").ok();

@@ -13,6 +13,7 @@ fn asked(world: &World, namespace: &str, name: &str) -> usize {
 
 /// A scheduler that answers with 120 MiB is disconnected. The status says why, it is asked again ever less often, and the
 /// clusters of others are looked after meanwhile.
+/// Issue 13, point 1.
 #[test]
 fn a_scheduler_that_says_too_much_costs_only_its_own_cluster() {
     alone("limits::a_scheduler_that_says_too_much_costs_only_its_own_cluster", async {

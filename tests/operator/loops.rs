@@ -26,6 +26,7 @@ async fn shared(world: &World) {
 }
 
 /// The run is opened each time, and the first call after that fails with a mistake of the runtime.
+/// Issue 13, point 10.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_whose_runtime_makes_the_same_mistake_each_time_says_so_and_fails() {
     let mut world = World::new().await;

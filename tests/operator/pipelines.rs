@@ -224,6 +224,7 @@ async fn a_name_that_is_anothers_is_left_alone() {
 }
 
 /// Who may only patch runs makes none: one `kubectl annotate` made hundreds in seconds.
+/// Issue 13, point 2.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_is_written_on_a_run_by_change_the_pipeline_makes_no_other() {
     let world = World::new().await;

@@ -56,6 +56,7 @@ async fn until_let_go(world: &World) {
     eventually("it has no finalizer", SOON, || held() == json!([])).await;
 }
 
+/// Issue 13, point 6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_its_deadline_ends_is_forgotten_by_its_scheduler_under_its_epoch() {
     let world = World::new().await;

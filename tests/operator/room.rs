@@ -48,6 +48,7 @@ async fn with_idle_worker(world: &World, spec: &Value) {
     });
 }
 
+/// Issue 13, point 19.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_worker_makes_room_for_a_pod_at_once() {
     let world = World::new().await;

@@ -103,6 +103,7 @@ fn depth(value: &Value) -> usize {
     }
 }
 
+/// Issue 13, point 7.
 #[test]
 #[ignore = "needs python with msgpack: DASKADE_TEST_PYTHON"]
 fn what_a_step_may_return_is_read_unchanged_by_both_readers() {

@@ -104,6 +104,7 @@ fn tasks_are_written_as_tuples() {
 }
 
 /// A runtime of an older release knows no `lead` there and looks at an epoch only if there is one.
+/// Issue 13, point 15.
 #[test]
 fn epochs_that_are_not_known_are_left_out() {
     let forget = |epoch, lead, lease| wire(&Forget { run: "u", epoch, lead, lease });

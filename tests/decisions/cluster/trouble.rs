@@ -117,6 +117,7 @@ fn containers_that_end() {
     check(&ended("Error", 127, "", 0), Some(("WorkerStartFailed", &["ended with 127"], false)));
 }
 
+/// Issue 13, point 18.
 #[test]
 fn a_scheduler_that_ends_again_and_again_is_unstable() {
     let read = |name: &str, status: &Value| {
