@@ -49,9 +49,9 @@ struct Page {
 struct Listing<'a> {
     #[serde(default)]
     metadata: Mark,
-    /// The objects, each as its text.
+    /// The objects, each as its text. The API server writes `null` for none, where it gives metadata alone.
     #[serde(borrow, default)]
-    items: Vec<&'a RawValue>,
+    items: Option<Vec<&'a RawValue>>,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -164,6 +164,7 @@ impl Walk<'_> {
                 continue;
             };
             let Listing { metadata, items } = serde_json::from_str(&page.text).map_err(unreadable)?;
+            let items = items.unwrap_or_default();
             self.pace = self.pace.after(items.len(), page.text.len());
             for item in items {
                 show(item.get()).map_err(unreadable)?;

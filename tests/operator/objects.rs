@@ -76,9 +76,10 @@ pub fn describe(path: &str, object: &mut Value) {
 pub fn metadata_of(document: Value) -> Value {
     let slim = |object: &Value| json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]});
     match document["items"].as_array() {
+        // An empty one has `null`, as the API server writes it.
         Some(items) => json!({
             "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": document["metadata"],
-            "items": items.iter().map(slim).collect::<Vec<_>>(),
+            "items": (!items.is_empty()).then(|| items.iter().map(slim).collect::<Vec<_>>()),
         }),
         None => slim(&document),
     }
