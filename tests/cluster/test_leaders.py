@@ -62,7 +62,7 @@ def test_two_operators_with_leases_of_their_own_use_one_scheduler(
     space.cluster("e", {"name": "cpu", "replicas": 1}, storage=s3.storage("e"))
     space.wait_ready("e")
     copy_certificates(space, "e", neighbour)
-    other = second(operator, tmp_path, "second", "--allow-address", "tls://.*:8786")
+    other = second(operator, tmp_path, "second", "--allow-address", "tls://*:8786")
     try:
         theirs, ours = Ledger(s3, "theirs"), Ledger(s3, "ours")
         start(neighbour, "theirs", pipelineSpec=ledger_pipeline(theirs, 4, 2.0, **outside(space, "e", s3, "theirs")))
@@ -83,7 +83,7 @@ def test_an_operator_that_moves_takes_its_runs_over(
     space.wait_ready("e")
     copy_certificates(space, "e", neighbour)
     ledger = Ledger(s3, "moved")
-    options = ("--allow-address", "tls://.*:8786")
+    options = ("--allow-address", "tls://*:8786")
     scope = ("--own-namespace", SYSTEM, "--namespace-selector", f"{LABEL}={OTHER}", "--lease-name", "former")
     folder = tmp_path / "former"
     folder.mkdir()
