@@ -148,7 +148,9 @@ class Follower:
                         self.events.append(event)
                     self.changed.notify_all()
                 if self.ack and message["events"]:
-                    self.conn.send({"ack": self.at})
+                    # A stream that has ended takes none, and its last message may still be unread.
+                    with contextlib.suppress(Closed, OSError):
+                        self.conn.send({"ack": self.at})
         except (Closed, OSError, ValueError):
             pass
         finally:
