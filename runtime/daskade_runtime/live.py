@@ -105,6 +105,9 @@ class LiveRun:
             if (s, i) not in self.state.outputs and (s, i) not in gone:
                 text = text_of(json)
                 self._keep(text)
+                if handle.get("w") not in self.runtime.s.workers:
+                    # Who reads it would wait for a worker that is gone.
+                    handle = {**handle, "w": None}
                 self.state.finish(s, i, Output(a, handle, lens, text, True))
         self.adopted.update(dict.fromkeys(task for task in folded.adopted if task not in gone))
         self.lengths.update({s: n for s, n in folded.lengths.items() if (s, -1) not in gone})
@@ -340,7 +343,7 @@ class LiveRun:
         lens, text = None if lens is None else list(lens), json_text(json)
         try:
             if size_of(text) > RESULT_JSON:
-                raise ValueError(f"the result has {size_of(text)} bytes as JSON, {RESULT_JSON} are allowed")
+                raise ValueError(f"the result has {size_of(text)} bytes as JSON; at most {RESULT_JSON} are allowed")
             # Queued before a dependent can start: nothing is committed before its inputs.
             self._queue(["committed", s, i, a, handle, name, t0, t1, lens, text], (s, i, a))
         except ValueError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgpack
 import pytest
 
 from daskade_runtime import live as live_
@@ -26,6 +27,10 @@ def store(tmp_path: Path) -> Store:
     return open_store({"url": f"file://{tmp_path}/store"})
 
 
+def scheduler(dispatcher: Any, *workers: str) -> SimpleNamespace:
+    return SimpleNamespace(dispatcher=dispatcher, s=SimpleNamespace(workers=dict.fromkeys(workers)))
+
+
 def on_run(store: Store, test: Callable[[LiveRun], Awaitable[None]]) -> None:
     """Has a run with four attempts that are running."""
 
@@ -33,7 +38,7 @@ def on_run(store: Store, test: Callable[[LiveRun], Awaitable[None]]) -> None:
         dispatcher = SimpleNamespace(ready=lambda *_: None, answered=lambda *_: None)
         journal, folded = Journal.open(store, "r", None, True, {"spec": b"{}", "spec_digest": "aa"})
         request = {"run": "r", "steps": [{"name": "a"}], "storage": {"url": store.url}, "spec_digest": "aa"}
-        live = LiveRun(SimpleNamespace(dispatcher=dispatcher), request, store, journal, folded)
+        live = LiveRun(scheduler(dispatcher), request, store, journal, folded)
         live.submit([[0, i, 1, 0, None, [], []] for i in range(4)])
         for attempt in live.state.current.values():
             attempt.state = RUNNING
@@ -66,7 +71,7 @@ def test_an_output_that_the_journal_cannot_take_fails_its_attempt_and_stops_noth
     assert list(folded.committed) == [(0, 0), (0, 3)]
     failed = [(entry[:5], entry[5]) for entry in folded.failed]
     assert [entry for entry, _ in failed] == [(0, i, 1, "data", "OutputNotRecorded") for i in (1, 2)]
-    assert "does not fit into a segment" in failed[0][1] and f"{RESULT_JSON} are allowed" in failed[1][1]
+    assert "does not fit into a segment" in failed[0][1] and f"at most {RESULT_JSON} are allowed" in failed[1][1]
 
 
 def test_results_are_kept_while_there_is_room_and_read_from_the_journal_beyond(
@@ -91,3 +96,24 @@ def test_results_are_kept_while_there_is_room_and_read_from_the_journal_beyond(
         assert [row[4] for row in snapshot.whole(texts)["committed"]] == [[str(i) * 2000] for i in range(4)]
 
     on_run(store, test)
+
+
+def test_a_run_that_is_opened_again_asks_no_worker_that_is_gone_for_an_output(store: Store) -> None:
+    """A reader waited ten seconds for it before it read from storage."""
+
+    async def first(live: LiveRun) -> None:
+        live.answered(0, 0, 1, answer(b=None, u="data/0/0-1-x", w="tcp://gone:1"), "w")
+        live.answered(0, 1, 1, answer(b=None, u="data/0/1-1-x", w="tcp://here:1"), "w")
+        await live.committer.flush()
+
+    async def again() -> None:
+        journal, folded = Journal.open(store, "r", None, False, {"spec_digest": "aa"})
+        request = {"run": "r", "steps": [{"name": "a"}], "storage": {"url": store.url}, "spec_digest": "aa"}
+        live = LiveRun(scheduler(None, "tcp://here:1"), request, store, journal, folded)
+        outputs = live.state.outputs
+        assert [outputs[0, i].holder for i in range(2)] == [None, "tcp://here:1"]
+        sent = [msgpack.unpackb(outputs[0, i].handle)["w"] for i in range(2)]
+        assert sent == [None, "tcp://here:1"]
+
+    on_run(store, first)
+    asyncio.run(again())
