@@ -138,6 +138,15 @@ pub const LISTED_AT_ONCE: usize = 8 << 20;
 pub const OBJECT_VALUES: usize = 150_000;
 /// Bytes of memory for objects that are too large to be kept, while they have their turns.
 pub const TURNS_AT_ONCE: usize = 40 << 20;
+/// Bytes of memory for all runs in progress together, if the container's limit leaves no more.
+pub const RUNS_IN_PROGRESS: usize = 64 << 20;
+/// What everything else may take of the container's memory.
+pub const BESIDES_RUNS: usize = 192 << 20;
+/// The same without such a limit.
+pub const RUNS_UNLIMITED: usize = 1 << 30;
+/// Bytes that a run in progress takes at least, and for each of its tasks.
+pub const RUN: usize = 64 << 10;
+pub const TASK: usize = 256;
 /// Bytes of memory for what runs are carried out from, which is kept as long as there is room; beyond that it is read again.
 pub const CHARTERS_KEPT: usize = 16 << 20;
 

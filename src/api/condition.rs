@@ -63,7 +63,7 @@ pub const CONDITION_REASONS: &[Reason] = &[
     (
         "OpenRefused",
         "The scheduler's runtime refuses the run; the message quotes it, and says how often and since when. The operator \
-         retries, ever less often. The run fails if that goes on without progress.",
+         retries at growing intervals. The run fails if the error repeats without progress.",
     ),
     ("Invalid", "The spec has errors; the message lists them with their paths."),
     ("Pending", "Accepted; nothing has started yet."),
@@ -84,7 +84,10 @@ pub const CONDITION_REASONS: &[Reason] = &[
     ("ServiceAccountNotFound", "The ServiceAccount that a spec names does not exist; waiting for it."),
     ("NoWorkers", "No worker can run the waiting steps now; waiting."),
     ("Unschedulable", "Kubernetes finds no node for a pod; the message quotes it."),
-    ("HeldByCluster", "Other workers of the cluster hold the room that a pod needs; the message names their groups."),
+    (
+        "HeldByCluster",
+        "Other workers of the same cluster use the CPU, memory or GPUs that a pod needs; the message names their groups.",
+    ),
     ("ImagePull", "An image cannot be pulled; the message quotes the registry."),
     ("ImageLacks", "The image lacks something that daskade needs; the message names it."),
     (
@@ -108,7 +111,10 @@ pub const CONDITION_REASONS: &[Reason] = &[
         "InvalidCertificates",
         "The certificates in the Secret that `tls.secretRef` names are not valid; the message says why.",
     ),
-    ("RunLimit", "The namespace has as many runs at once as the operator allows; waiting for one to end."),
+    (
+        "RunLimit",
+        "The namespace has as many runs at once as the operator allows, or the runs in progress use all memory that it has for them; waiting for one to end.",
+    ),
     (
         "TooManyRuns",
         "Changes created the maximum number of runs of one Pipeline spec within an hour; the next one waits.",
@@ -142,7 +148,10 @@ pub const CONDITION_REASONS: &[Reason] = &[
     ("OutputsRemoved", "The outputs that are named or needed were removed by `spec.retention`."),
     ("Removing", "`spec.retention` is removing what the run has stored."),
     ("Removed", "`spec.retention` removed what the run had stored; the message says what, and what stayed."),
-    ("Releasing", "The scheduler of a shared cluster is asked to stop the run's steps and to forget the run."),
+    (
+        "Releasing",
+        "The operator is asking the scheduler of a shared cluster to stop the run's steps and forget the run.",
+    ),
     ("Released", "The run is no longer open on the shared cluster, and none of its steps run there."),
     (
         "NotReleased",

@@ -45,8 +45,8 @@ enum Command {
     /// Tell step by step what a run would do, and with --reuse what it would take from earlier runs and why the rest runs;
     /// nothing runs
     Plan(Box<options::PlanOptions>),
-    /// Go on with a run that was interrupted or has failed; what is committed does not run again while it can be read. With
-    /// -n, --context or --kube: with a run in Kubernetes that is suspended
+    /// Resume an interrupted or failed run; committed steps do not run again while their outputs are readable. With -n,
+    /// --context or --kube: resume a suspended run in Kubernetes
     Resume(Box<options::ResumeOptions>),
     /// Show the log lines of a run's steps; with -n, --context or --kube of a run in Kubernetes
     Logs(options::LogsOptions),

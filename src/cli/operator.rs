@@ -261,6 +261,7 @@ fn settings(options: &OperatorOptions, own_namespace: String, clock: Clock) -> c
         concurrency: options.max_concurrent,
         limits: controller::Limits {
             runs_per_namespace: options.max_runs_per_namespace,
+            run_memory: options.max_run_memory,
             workers_per_cluster: options.max_workers_per_cluster,
             run: options.run_limits(),
         },

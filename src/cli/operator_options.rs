@@ -123,6 +123,10 @@ pub(super) struct OperatorOptions {
     /// Bytes of a run's parameters together as JSON, for example 64Ki [default: no limit but 256Ki for each]
     #[arg(long, value_name = "SIZE", env = "DASKADE_MAX_PARAMS_SIZE", value_parser = size)]
     pub max_params_size: Option<u64>,
+    /// Memory for all runs in progress together, for example 512Mi; others wait, oldest first [default: the container's memory
+    /// limit less 192Mi, at least 64Mi; 1Gi without a limit]
+    #[arg(long, value_name = "SIZE", env = "DASKADE_MAX_RUN_MEMORY", value_parser = size)]
+    pub max_run_memory: Option<u64>,
     /// Name of the lease: operators with the same lease and namespace take turns
     #[arg(long, value_name = "NAME", env = "DASKADE_LEASE_NAME", default_value = "daskade-operator", value_parser = subdomain)]
     pub lease_name: String,

@@ -34,6 +34,7 @@ pub(super) struct Stored {
     pub name: String,
     pub since: Timestamp,
     weight: usize,
+    in_progress: usize,
     charge: Option<Charge>,
 }
 
@@ -118,6 +119,11 @@ pub(super) fn run_owner(name: &str, uid: &str) -> Value {
     })
 }
 
+/// What a run takes while it is in progress.
+pub(super) fn in_progress(charter: &Charter) -> usize {
+    serde_json::to_string(charter).map_or(0, |json| room::in_progress(&json))
+}
+
 fn read(name: &str, uid: &str, stored: &str) -> Result<Arc<Stored>, Unusable> {
     let unread =
         |error: serde_json::Error| format!("has a ControllerRevision {name} that this version cannot read: {error}");
@@ -129,7 +135,8 @@ fn read(name: &str, uid: &str, stored: &str) -> Result<Arc<Stored>, Unusable> {
     }
     let since = metadata.creation_timestamp.map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     let charge = room::CHARTERS.charge(room::size(data));
-    Ok(Arc::new(Stored { charter, name: name.to_owned(), since, weight: room::weight(data), charge }))
+    let (weight, in_progress) = (room::weight(data), room::in_progress(data));
+    Ok(Arc::new(Stored { charter, name: name.to_owned(), since, weight, in_progress, charge }))
 }
 
 impl Stored {
@@ -141,6 +148,11 @@ impl Stored {
     /// What it takes while it is looked at.
     pub fn weight(&self) -> usize {
         self.weight
+    }
+
+    /// What it takes while its run is in progress.
+    pub fn in_progress(&self) -> usize {
+        self.in_progress
     }
 
     /// What decisions need of it.

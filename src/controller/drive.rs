@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::board::known_reason;
+use super::driven::Driven;
 use super::queue::{Key, Queue};
 use super::setbacks::{Bounds, Recurs, STALLED, trouble};
 use crate::cluster::facts::Trouble;
@@ -19,6 +20,8 @@ use crate::telemetry::panics::isolate;
 const COUNTS: Duration = Duration::from_secs(5);
 /// News are bundled for so long.
 const BUNDLE: Duration = Duration::from_millis(50);
+/// Bytes that a run grows by before it is told.
+const GROWTH: usize = 256 << 10;
 /// Failures that are kept for the status.
 const FAILURES: usize = 10;
 
@@ -40,19 +43,21 @@ pub(super) struct Drive {
 }
 
 impl Drive {
-    /// Starts it. `queue` gets `key` whenever there is something to tell.
+    /// Starts it. `queue` gets `key` whenever there is something to tell. `memory`: bytes that it takes besides its tasks.
     pub fn start(
         spec: RunSpec,
         mut fabric: Fabric,
         key: Key,
         queue: Arc<Queue>,
+        (driven, memory): (Arc<Driven>, usize),
         before: Option<Trouble>,
         bounds: Bounds,
     ) -> Self {
         let live = Arc::new(Mutex::new(Live { before, ..Live::default() }));
         let end = Arc::new(Mutex::new(None));
         let (cancel, cancelled) = watch::channel(false);
-        let mut teller = Teller { live: live.clone(), key: key.clone(), queue: queue.clone() };
+        let (told_of, queue_of) = (live.clone(), queue.clone());
+        let mut teller = Teller { live: told_of, key: key.clone(), queue: queue_of, driven, own: memory, told: memory };
         let told = end.clone();
         let task = tokio::spawn(async move {
             let ended = match isolate(drive(&spec, &mut fabric, &mut teller, cancelled)).await {
@@ -114,6 +119,10 @@ struct Teller {
     live: Arc<Mutex<Live>>,
     key: Key,
     queue: Arc<Queue>,
+    driven: Arc<Driven>,
+    /// Bytes that it takes besides its tasks, and all that were told.
+    own: usize,
+    told: usize,
 }
 
 impl Observer for Teller {
@@ -158,6 +167,14 @@ impl Observer for Teller {
             live.done = live.done.max(counts.done);
             drop(live);
             self.queue.add_soon(self.key.clone(), COUNTS);
+        }
+    }
+
+    fn memory(&mut self, bytes: usize) {
+        let bytes = self.own + bytes;
+        if bytes.abs_diff(self.told) >= GROWTH {
+            self.told = bytes;
+            self.driven.grows(&self.key, bytes).into_iter().for_each(|key| self.queue.add(key));
         }
     }
 }

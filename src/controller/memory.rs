@@ -51,10 +51,11 @@ impl Memory {
         let repeat = self.conflicts.note(&error.to_string(), limit);
         let told = repeat.told(now).filter(|_| repeat.is_over)?;
         let (reason, help) = match error {
-            PassError::Leftover { kind, name } => {
-                ("NameConflict", format!("see which finalizers keep {kind} {name}, and have what set them remove them"))
-            }
-            _ => ("ApiError", "the operator's log and the events of the object may say more".to_owned()),
+            PassError::Leftover { kind, name } => (
+                "NameConflict",
+                format!("check the finalizers of {kind} {name}; the controllers that set them must remove them"),
+            ),
+            _ => ("ApiError", "check the operator's log and the object's Events".to_owned()),
         };
         Some(Trouble { reason, message: format!("failed to {error}; {told}; {help}"), stalled: true })
     }

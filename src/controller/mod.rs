@@ -14,6 +14,7 @@ mod collection;
 mod compare;
 pub mod crds;
 mod drive;
+mod driven;
 mod error;
 mod events;
 pub mod fence;
@@ -55,6 +56,7 @@ use tokio::task::JoinSet;
 use self::board::Board;
 use self::certificates::{CertificateSettings, Certificates};
 use self::clock::Clock;
+use self::driven::Driven;
 use self::events::Events;
 use self::lead::Lead;
 use self::pipelines::Pipelines;
@@ -130,6 +132,8 @@ impl Default for Pauses {
 pub struct Limits {
     /// Runs that are carried out at once in one namespace.
     pub runs_per_namespace: Option<u32>,
+    /// Bytes of memory for all runs in progress together; none: as many as the container leaves.
+    pub run_memory: Option<u64>,
     /// Workers that the groups of one cluster may ask for together.
     pub workers_per_cluster: Option<u32>,
     /// What one run may ask for.
@@ -206,6 +210,7 @@ pub async fn run(
         storage,
         allowed: allowed_addresses,
         turnstile: Turnstile::new(limits.runs_per_namespace.map(|most| most as usize)),
+        driven: Arc::new(Driven::new(driven::room(limits.run_memory))),
         limits,
         missing: pauses.missing,
         bounds: pauses.bounds,

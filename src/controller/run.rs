@@ -148,7 +148,7 @@ fn failed(key: &Key, failures: u32, error: &PassError) -> Done {
     let class = error.class();
     match class {
         Class::Conflict if failures == limits::CONFLICT.times => {
-            tracing::warn!(failures, "failed to {error}; it goes on to be tried");
+            tracing::warn!(failures, "failed to {error}; still retrying");
         }
         Class::Conflict | Class::Fenced => tracing::debug!(class = ?class, "failed to {error}"),
         // Told once; the status goes on telling it.

@@ -18,9 +18,10 @@ use super::backoff::jittered;
 use super::board::{Board, Waiters};
 use super::cache::{Kind, Record, is_older};
 use super::certificates::Certificates;
-use super::charter::{Stored, revision_name};
+use super::charter::{self, Stored, revision_name};
 use super::clock::{Clock, Reading, Trust};
 use super::drive::{Drive, End};
+use super::driven::{Crowded, Driven};
 use super::error::PassError;
 use super::events::{Events, notes};
 use super::gather::read_run;
@@ -73,6 +74,7 @@ pub(super) struct Runs {
     /// Addresses of schedulers outside that may be used.
     pub allowed: Vec<regex::Regex>,
     pub turnstile: Turnstile,
+    pub driven: Arc<Driven>,
     pub limits: Limits,
     /// How often objects of users are looked for while they are missing.
     pub missing: Duration,
@@ -154,6 +156,7 @@ impl Controller for Runs {
         // Of runs that went while another process led nobody has told.
         self.waiters.clear();
         self.turnstile.clear();
+        self.driven.clear();
         for key in self.desk.sink.cache.keys() {
             let Some(record) = self.desk.sink.cache.entry(&key).and_then(|entry| entry.root) else { continue };
             let run = read_run(&key, &record, &record.json());
@@ -194,7 +197,7 @@ impl Runs {
 
     /// A run needs its place no more: the next ones have their turn.
     fn leave(&self, key: &Key) {
-        for next in self.turnstile.leave(key) {
+        for next in self.turnstile.leave(key).into_iter().chain(self.driven.leave(key)) {
             self.desk.sink.queue.add(next);
         }
     }
@@ -229,7 +232,7 @@ impl Work<'_> {
             (spec, charter) = self.admit(&run).await;
         }
         let mut facts = self.facts(&run, spec).await;
-        facts.full = self.place(&run, &facts.spec);
+        facts.full = self.place(&run, &facts, charter.as_deref());
         let mut planned = plan(&run, &facts);
         if planned.freeze
             && let Some(charter) = charter
@@ -238,6 +241,7 @@ impl Work<'_> {
                 Ok(Ok(stored)) => {
                     self.memory.stored = Some(stored.clone());
                     facts = self.facts(&run, SpecFact::Frozen(stored.frozen())).await;
+                    facts.full = self.place(&run, &facts, None);
                 }
                 Ok(Err(why)) => facts.spec = SpecFact::Invalid(format!("it {why}")),
                 Err(error) => {
@@ -329,23 +333,40 @@ impl Work<'_> {
         }
     }
 
-    /// Takes or gives back its place among the runs of its namespace; why there is none for it.
-    fn place(&self, run: &Run, spec: &SpecFact) -> Option<Trouble> {
-        let turnstile = &self.runs.turnstile;
+    /// Takes or gives back its place among the runs of its namespace, and its memory; why there is none for it.
+    fn place(&self, run: &Run, facts: &Facts, charter: Option<&Charter>) -> Option<Trouble> {
+        let Runs { turnstile, driven, .. } = self.runs;
+        let waits = |message: String| Some(Trouble { reason: "RunLimit", message, stalled: false });
         let goes = !run.has_ended() && run.deleting.is_none() && !run.spec.suspend && !run.spec.cancel;
-        match spec {
-            SpecFact::Frozen(_) if !run.has_ended() && !run.spec.suspend => turnstile.hold(self.key),
+        let fits = match &facts.spec {
+            SpecFact::Frozen(_) if !run.has_ended() && !run.spec.suspend => {
+                turnstile.hold(self.key);
+                let opens =
+                    matches!(facts.drive, DriveFact::Live(_)) || matches!(facts.cluster, ClusterFact::Answers(_));
+                let bytes = self.memory.stored.as_ref().map_or(0, |stored| stored.in_progress());
+                if opens { driven.enter(self.key, run.created, bytes) } else { Ok(()) }
+            }
             SpecFact::Valid if goes => {
                 if let Err(Full { most, before }) = turnstile.enter(self.key, run.created) {
                     let before =
                         if before == 0 { String::new() } else { format!("; {before} older ones wait before it") };
-                    let message = format!("the operator handles at most {most} runs of a namespace at once{before}");
-                    return Some(Trouble { reason: "RunLimit", message, stalled: false });
+                    return waits(format!("the operator handles at most {most} runs of a namespace at once{before}"));
                 }
+                driven.fits(self.key, run.created, charter.map_or(0, charter::in_progress))
             }
-            _ => self.runs.leave(self.key),
-        }
-        None
+            _ => {
+                self.runs.leave(self.key);
+                Ok(())
+            }
+        };
+        let Crowded { others, taken, most, before } = fits.err()?;
+        let before = if before == 0 { String::new() } else { format!(", and {before} older runs wait, too") };
+        waits(format!(
+            "the operator has {} MiB of memory for runs in progress; {others} others use {} MiB{before}; the run goes on when \
+             there is enough",
+            most >> 20,
+            taken >> 20,
+        ))
     }
 
     async fn admit(&mut self, run: &Run) -> (SpecFact, Option<Box<Charter>>) {
@@ -507,7 +528,8 @@ impl Work<'_> {
             let before = self.memory.broken.take().map(|(trouble, _)| trouble);
             self.memory.opening = before.is_none().then(Instant::now);
             let (queue, bounds) = (self.runs.desk.sink.queue.clone(), self.runs.bounds);
-            let drive = Drive::start(spec, fabric, self.key.clone(), queue, before, bounds);
+            let memory = (self.runs.driven.clone(), stored.in_progress());
+            let drive = Drive::start(spec, fabric, self.key.clone(), queue, memory, before, bounds);
             self.memory.drive = Some(drive);
         }
         if let Some(drive) = self.memory.drive.as_ref().filter(|_| cancel) {

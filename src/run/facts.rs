@@ -80,6 +80,11 @@ impl Facts {
         self.results.bytes()
     }
 
+    /// Bytes of everything that is here.
+    pub fn bytes(&self) -> usize {
+        self.results.bytes() + self.failures_bytes + self.named_bytes
+    }
+
     /// Gives back what expressions have made of results.
     pub fn tidy(&mut self) {
         self.results.tidy();
@@ -154,7 +159,7 @@ impl Facts {
             }
             Invalid::InputChanged { input } => {
                 let input = task_name(plan.step_name(input.step), input.item);
-                format!("the output of {input} is another one now")
+                format!("the output of {input} has changed")
             }
         }
     }

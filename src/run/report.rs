@@ -120,6 +120,8 @@ pub enum Note {
 pub trait Observer: Send {
     fn note(&mut self, note: Note);
     fn counts(&mut self, counts: Counts);
+    /// How many bytes what is known of its tasks takes by now.
+    fn memory(&mut self, _bytes: usize) {}
 }
 
 /// How a run ended.

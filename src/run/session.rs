@@ -276,6 +276,7 @@ impl Session<'_> {
             let counted = counts(&state, &facts);
             *self.done = counted.done;
             self.observer.counts(counted);
+            self.observer.memory(facts.bytes() + counted.total as usize * limits::TASK);
             if state.cancelling() == Some(SkipReason::DeadlineExceeded) {
                 // Steps may begin after it has passed.
                 facts.passed = facts.passed.or(next.map(|(_, deadline)| deadline));

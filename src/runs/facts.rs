@@ -60,7 +60,7 @@ pub struct Facts {
     pub waited: Option<String>,
     /// What Kubernetes refused in this pass.
     pub trouble: Option<Trouble>,
-    /// Why it may not begin yet: its namespace has as many runs as it may have.
+    /// Why it may not begin, or go on, yet: its namespace has as many runs as it may have, or memory for runs is used up.
     pub full: Option<Trouble>,
     pub sweep: SweepFact,
     pub release: ReleaseFact,

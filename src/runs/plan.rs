@@ -226,6 +226,11 @@ fn go_on(run: &Run, facts: &Facts, frozen: &Frozen) -> Plan {
         }
     };
     let mut plan = waiting(now, wake);
+    if facts.full.is_some() {
+        // What the scheduler has of it goes on.
+        plan.drive = DriveStep::Stop { leave: false };
+        return plan;
+    }
     if let (ClusterFact::Missing, Place::Own) = (&facts.cluster, &frozen.place) {
         plan.cluster = ClusterStep::Make;
     }
@@ -301,10 +306,13 @@ fn standing_state(run: &Run) -> State {
 
 /// Where the run stands, in one line.
 fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> Word {
+    let state = standing_state(run);
+    if let Some(full) = &facts.full {
+        return troubled(state, full);
+    }
     if let Some(live) = live.filter(|live| live.open) {
         return running(live, &facts.cluster, frozen);
     }
-    let state = standing_state(run);
     if let Some(trouble) = &facts.trouble {
         return troubled(state, trouble);
     }
@@ -428,6 +436,11 @@ fn close(run: &Run, facts: &Facts, since: Timestamp) -> Plan {
     let left = CLOSING - facts.now.duration_since(since).as_secs();
     let may_be_open = matches!(facts.drive, DriveFact::Live(_)) || matches!(facts.cluster, ClusterFact::Answers(_));
     if run.held && may_be_open && left > 0 && matches!(facts.spec, SpecFact::Frozen(_)) {
+        if facts.full.is_some() {
+            plan.drive = DriveStep::Stop { leave: false };
+            plan.wake = Some(Duration::from_secs(left.unsigned_abs()));
+            return plan;
+        }
         if release::condition(run).is_some() {
             plan.wake = Some(Duration::ZERO);
             return plan;

@@ -126,6 +126,64 @@ async fn the_memory_of_the_operator_has_a_bound_whatever_the_objects_are() {
     assert!(peak <= MOST, "it took {} MiB", peak >> 20);
 }
 
+/// Issue 13, point 3.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_memory_of_runs_in_progress_has_a_bound_and_all_of_them_come_to_their_end() {
+    let world = World::new().await;
+    world.hold_steps();
+    world.create("team", "c", &json!({"tls": {"mode": "Disabled"}, "storage": {"url": "s3://bucket/p"}}));
+    let names: Vec<String> = (0..24).map(|n| format!("r{n:02}")).collect();
+    for (n, name) in names.iter().enumerate() {
+        let spec = if n % 8 == 3 { many_steps() } else { pipeline(LARGE) };
+        world.create_run("team", name, &json!({"pipelineSpec": spec}));
+    }
+    let operator = Operator::start(&world.api, &["--max-run-memory=40Mi"]);
+    world.until_ready("team", "c").await;
+    let told = |reason: &str| names.iter().filter(|name| world.succeeded("team", name)[1] == reason).count();
+    let all_told = || told("Running") + told("RunLimit") == names.len();
+    eventually("each is open or waits", SOON * 2, all_told).await;
+    let scheduler = world.scheduler("team", "c");
+    let (peak, now) = memory(operator.process());
+    let open = scheduler.open();
+    println!("{} large runs, {open} of them open: at most {} MiB, now {} MiB", names.len(), peak >> 20, now >> 20);
+    assert!((1..names.len() / 2).contains(&open), "{open}");
+    assert_eq!(open, told("Running"));
+    let says = |words: &str| names.iter().any(|name| world.succeeded("team", name)[2].contains(words));
+    assert!(says("the operator has 40 MiB of memory for runs in progress; "));
+    assert!(says("older runs wait, too; the run goes on when there is enough"));
+    assert!(peak <= MOST + (40 << 20), "it took {} MiB", peak >> 20);
+    scheduler.change(|state| state.held = false);
+    eventually("all succeed", SOON * 2, || told("Succeeded") == names.len()).await;
+}
+
+/// Issue 13, point 3.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_a_run_grows_the_youngest_waits_and_its_steps_go_on() {
+    let mut world = World::new().await;
+    world.limits.run_memory = Some(3 << 20);
+    let operator = world.operator();
+    world.hold_steps();
+    world.create("team", "c", &json!({"tls": {"mode": "Disabled"}, "storage": {"url": "s3://bucket/p"}}));
+    world.until_ready("team", "c").await;
+    let mut grows = pipeline(10);
+    grows["params"] = json!([{"name": "n", "type": "integer", "default": 20_000}]);
+    grows["steps"][0]["map"] = json!({"x": "$(range(params.n))"});
+    world.create_run("team", "a", &suspended(grows));
+    world.create_run("team", "b", &json!({"pipelineSpec": pipeline(100_000)}));
+    world.until_run("team", "b", "Running").await;
+    world.api.edit(&run_path("team", "a"), |run| run["spec"]["suspend"] = json!(false));
+    world.until_run("team", "a", "Running").await;
+    world.until_run("team", "b", "RunLimit").await;
+    let scheduler = world.scheduler("team", "c");
+    assert_eq!(scheduler.open(), 2, "the scheduler still has it");
+    assert!(scheduler.calls("daskade-stop").is_empty() && scheduler.calls("daskade-forget").is_empty());
+    world.api.edit(&run_path("team", "a"), |run| run["spec"]["suspend"] = json!(true));
+    scheduler.change(|state| state.held = false);
+    world.until_run("team", "b", "Succeeded").await;
+    assert_eq!(world.journal("team", "b").epoch, 2, "it was opened again");
+    operator.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_of_a_list_shrink_with_the_size_of_its_objects() {
     let world = World::new().await;

@@ -38,14 +38,14 @@ async fn a_run_whose_runtime_makes_the_same_mistake_each_time_says_so_and_fails(
     world.create_run("team", "r", &json!({"pipelineSpec": on_shared()}));
     let told = || world.succeeded("team", "r");
     let what = || format!("how often it came is told: {:?}", told());
-    eventually_or(what, SOON, || told()[0] == "Unknown" && told()[2].contains("it has come 3 times since ")).await;
+    eventually_or(what, SOON, || told()[0] == "Unknown" && told()[2].contains("it occurred 3 times since ")).await;
     assert_eq!(told()[1], "OpenRefused");
     world.run_says("team", "r", "Internal: refused by the double");
-    world.run_says("team", "r", "if it goes on, the run fails");
+    world.run_says("team", "r", "the run fails if this continues");
     assert_eq!(world.run_condition("team", "r", "Stalled")["status"], "True");
     eventually_or(|| format!("it has failed: {:?}", told()), SOON, || told()[0] == "False").await;
     assert_eq!(told()[1], "OpenRefused");
-    world.run_says("team", "r", "it has come 4 times since ");
+    world.run_says("team", "r", "it occurred 4 times since ");
     world.run_says("team", "r", "daskade retry");
     world.until_quiet().await;
     let asked = ["daskade-open", "daskade-submit"].map(|op| scheduler.calls(op).len());
@@ -103,8 +103,8 @@ async fn what_a_deleted_cluster_of_the_same_name_leaves_for_good_is_told_with_wh
     world.create("team", "c", &plain(0));
     world.until_reason("team", "c", "NameConflict").await;
     world.says("team", "c", "Ready", "that of the deleted DaskCluster of the same name is still there");
-    world.says("team", "c", "Ready", "it has come 4 times since ");
-    world.says("team", "c", "Ready", "see which finalizers keep ");
+    world.says("team", "c", "Ready", "it occurred 4 times since ");
+    world.says("team", "c", "Ready", "check the finalizers of ");
     operator.end().await;
 }
 
@@ -121,7 +121,7 @@ async fn a_removal_whose_listing_does_not_go_on_is_put_off_and_told() {
     let told = || world.run_condition("team", "r", "Removed");
     eventually_or(|| format!("{:#}", told()), SOON, || told()["reason"] == "OpenRefused").await;
     let message = told()["message"].as_str().unwrap_or_default().to_owned();
-    assert!(message.contains("it lists earlier ones again") && message.contains("; retrying"), "{message}");
+    assert!(message.contains("does not advance past") && message.contains("; retrying"), "{message}");
     world.until_still().await;
     assert_eq!(scheduler.calls("daskade-objects").len(), 2, "a page, and the same page");
     operator.end().await;

@@ -89,7 +89,7 @@ async fn a_worker_that_the_spec_keeps_stays_and_the_status_says_so_until_the_spe
     until(&world, "it is told", || word()["reason"] == "HeldByCluster").await;
     let words = "waits for cpu that other workers of this cluster hold: group cpu: 1 idle (kept by autoscale.min: 1)";
     world.says("team", "c", "WorkersReady", words);
-    world.says("team", "c", "Ready", "lower that number to make room");
+    world.says("team", "c", "Ready", "lower that number");
     world.until_quiet().await;
     assert!(world.scheduler("team", "c").calls("daskade-drain").is_empty());
     world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["workers"][0]["autoscale"]["min"] = json!(0));

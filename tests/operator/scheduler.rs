@@ -1,5 +1,5 @@
 //! A scheduler with our runtime, as far as the operator knows it: answers for the cluster, drains, retires, and carries out
-//! runs of one step. Records what it was told.
+//! runs whose first step is told of, and whose others just end. Records what it was told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -75,6 +75,8 @@ pub struct Journal {
     pub closed: Option<Value>,
     /// Times that its step was handed over.
     pub submits: u32,
+    /// Steps besides the first one that were handed over.
+    pub others: Vec<u64>,
     pub stored: Stored,
 }
 
@@ -150,6 +152,11 @@ impl Scheduler {
 
     pub fn all_calls(&self) -> Vec<Value> {
         lock(&self.state).calls.clone()
+    }
+
+    /// How many runs are open on it.
+    pub fn open(&self) -> usize {
+        lock(&self.state).open.len()
     }
 
     pub fn names(&self) -> BTreeSet<String> {
@@ -304,7 +311,11 @@ fn run(state: &mut State, call: &Value, instance: &str) -> Value {
         open.remove(&uid);
     }
     match op {
-        "daskade-submit" => journal.submits += 1,
+        "daskade-submit" => {
+            journal.submits += 1;
+            let steps = call["items"].as_array().into_iter().flatten().filter_map(|item| item[0].as_u64());
+            journal.others.extend(steps.filter(|step| *step > 0));
+        }
         "daskade-close" => journal.closed = Some(call["final"].clone()),
         _ => {}
     }
@@ -379,7 +390,7 @@ async fn follow(
     let uid = call["run"].as_str().unwrap_or_default();
     let _reader = Reader::new(state, uid);
     let mut news = changed.subscribe();
-    let mut told = 0;
+    let (mut told, mut ended) = (0, 0);
     loop {
         news.borrow_and_update();
         let mut events = Vec::new();
@@ -398,6 +409,14 @@ async fn follow(
                     json!({"k": "finished", "n": 2, "s": 0, "i": -1, "a": 1, "w": "w", "t0": 1.0, "t1": 2.0, "z": 1}),
                 );
                 events.push(json!({"k": "committed", "n": 3, "tasks": [[0, -1, 1]], "seg": 1}));
+            }
+            let others = if state.held { &[] } else { journal.others.get(ended..).unwrap_or_default() };
+            ended += others.len();
+            for step in others {
+                let number = told + events.len();
+                events.push(json!({"k": "finished", "n": number + 1, "s": step, "i": -1, "a": 1, "w": "w", "t0": 1.0,
+                    "t1": 2.0, "z": 1}));
+                events.push(json!({"k": "committed", "n": number + 2, "tasks": [[step, -1, 1]], "seg": 1}));
             }
         }
         told += events.len();

@@ -234,20 +234,20 @@ fn a_wait_that_the_cluster_itself_causes_is_told_as_such() {
         assert_eq!(status.groups[1].reason.as_deref(), Some("HeldByCluster"));
         assert_eq!(word(&status, "Stalled").0, "Progressing", "no change by a person is needed");
     };
-    let leaving = "1 leaving, each with 1 cpu; the pod starts when those that leave are gone";
+    let leaving = "1 leaving, each with 1 cpu; the pod starts once the leaving workers are gone";
     check(&nightly(), &pods, "answers runs=1 ask=1*GPU:1 was=1@1", leaving);
     let mut kept = nightly();
     kept["workers"][0]["autoscale"]["min"] = json!(1);
-    let words = "1 idle (kept by autoscale.min: 1), each with 1 cpu; lower that number to make room, or add nodes";
+    let words = "1 idle (kept by autoscale.min: 1), each with 1 cpu; lower that number or add nodes";
     check(&kept, &pods, "answers runs=1 ask=1*GPU:1", words);
     kept["workers"][0]["autoscale"] = Value::Null;
     kept["workers"][0]["replicas"] = json!(1);
-    let words = "1 idle (kept by replicas: 1), each with 1 cpu; lower that number to make room, or add nodes";
+    let words = "1 idle (kept by replicas: 1), each with 1 cpu; lower that number or add nodes";
     check(&kept, &pods, "answers runs=1 ask=1*GPU:1", words);
-    let words = "1 idle, each with 1 cpu; the pod starts when they are not needed any more";
+    let words = "1 idle, each with 1 cpu; the pod starts once they are no longer needed";
     check(&nightly(), &pods, "answers runs=1 ask=1*GPU:1 ask=1", words);
     let busy = ["scheduler-1", "cpu-0-2 tasks=1", "gpu-0-5 lacks=cpu"];
-    let words = "1 busy, each with 1 cpu; the pod starts when they are not needed any more";
+    let words = "1 busy, each with 1 cpu; the pod starts once they are no longer needed";
     check(&nightly(), &busy, "answers runs=1 ask=1*GPU:1 ask=1", words);
 }
 

@@ -172,6 +172,31 @@ fn a_run_beyond_the_limit_of_its_namespace_waits_before_it_is_written_down() {
     assert_eq!(pass(&mut it, &known).word.state, State::Ended(RunOutcome::Cancelled));
 }
 
+/// Issue 13, point 3.
+#[test]
+fn a_run_that_there_is_no_memory_for_is_not_driven_and_its_steps_go_on() {
+    let mut it = run();
+    it.held = true;
+    it.status.started_at = Some(at(1).to_string());
+    let mut known = facts(frozen(Place::Shared("c".to_owned())));
+    known.cluster = ClusterFact::Answers(None);
+    known.drive = DriveFact::Live(open());
+    assert_eq!(pass(&mut it, &known).drive, DriveStep::Run { cancel: false });
+    known.full = Some(trouble("RunLimit", false));
+    let planned = pass(&mut it, &known);
+    assert_eq!((planned.drive, planned.release, planned.hold), (DriveStep::Stop { leave: false }, None, Hold::Keep));
+    assert_eq!(it.status.state.as_deref(), Some("Running"));
+    assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "RunLimit".into()));
+    known.drive = DriveFact::None;
+    // One that is deleted waits for as long as it may take to stop its steps.
+    it.deleting = Some(known.now);
+    let planned = pass(&mut it, &known);
+    assert_eq!((planned.drive, planned.hold), (DriveStep::Stop { leave: false }, Hold::Keep));
+    assert_eq!((planned.release, planned.wake), (None, Some(Duration::from_secs(60))));
+    it.deleting = Some(at(-60));
+    assert!(pass(&mut it, &known).release.is_some());
+}
+
 #[test]
 fn deadlines_end_a_run_that_nobody_else_can_end() {
     let mut known = facts(frozen(Place::Own));
