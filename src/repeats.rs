@@ -64,7 +64,7 @@ impl Repeat {
     pub fn told(&self, now: Timestamp) -> Option<String> {
         let lasting = SignedDuration::try_from(self.lasting).ok()?;
         let since = now.checked_sub(lasting).and_then(|at| Timestamp::from_second(at.as_second())).ok()?;
-        (self.times > 1).then(|| format!("it has come {} times since {since} without progress", self.times))
+        (self.times > 1).then(|| format!("it occurred {} times since {since} without progress", self.times))
     }
 }
 
@@ -124,6 +124,6 @@ mod tests {
         assert_eq!(repeats.note("Internal", &LIMIT).told(now), None);
         advance(Duration::from_secs(90)).await;
         let told = repeats.note("Internal", &LIMIT).told(now);
-        assert_eq!(told.as_deref(), Some("it has come 2 times since 2026-03-01T11:58:30Z without progress"));
+        assert_eq!(told.as_deref(), Some("it occurred 2 times since 2026-03-01T11:58:30Z without progress"));
     }
 }

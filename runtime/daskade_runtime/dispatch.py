@@ -288,7 +288,7 @@ class Dispatcher:
                 self._send_to(group, part, home)
         except Exception as error:
             log.exception("daskade: %d attempts could not be handed to Dask", len(batch))
-            text = f"it could not be handed to Dask: {type(error).__name__}: {error}"[:2000]
+            text = f"could not submit the step to Dask: {type(error).__name__}: {error}"[:2000]
             for attempt in [a for a in batch if a.flight is None or a.flight.future is None]:
                 # Where it would wait for ever, it fails; whether it is tried again is the driver's to say.
                 self.recall(attempt)

@@ -103,7 +103,7 @@ class Drains:
             await asyncio.sleep(pause)
             pause = min(pause * 2, ASK_LEAST)
         if self._s.workers.get(address) is worker:
-            log.warning("daskade: worker %s has not heard within %.0f s that it is to go", worker.name, ANSWER_WAIT)
+            log.warning("daskade: worker %s did not answer the request to drain within %.0f s", worker.name, ANSWER_WAIT)
         return []
 
 

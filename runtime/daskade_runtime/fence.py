@@ -45,7 +45,7 @@ async def _look(live: Any, failures: dict[str, int]) -> None:
         failures[live.uid] = count = failures.get(live.uid, 0) + 1
         if count == TOLD_AFTER:
             reason = error.reason if isinstance(error, StorageError) else "Internal"
-            message = f"it cannot be seen whether another process has taken the run over: {type(error).__name__}: {error}"
+            message = f"cannot check whether another process has taken over the run: {type(error).__name__}: {error}"
             log.warning("daskade: run %s: %s, %d times in a row", live.uid, message, count)
             live.storage_told(WHO, reason, message)
     else:

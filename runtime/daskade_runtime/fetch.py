@@ -343,5 +343,5 @@ def _insist(run: str, store: Store, handle: Handle, patient: Call) -> None:
 
 
 def _misread(run: str, handle: Handle) -> StepFailure:
-    message = f"the stored output {object_key(run, _path(handle))} was read wrongly {_TRIES} times, and is not lost"
+    message = f"{_TRIES} reads of {object_key(run, _path(handle))} returned wrong bytes, but the storage has the right ones"
     return StepFailure("infra", "OutputMisread", message)

@@ -40,11 +40,11 @@ class Heard:
             return None
         if lease is None or lease == last:
             known = self.epochs[last]
-            return f"a leader with epoch {known} was heard; this one has {epoch}" if epoch < known else None
+            return f"a newer leader, with epoch {known}, has taken over; this one has epoch {epoch}" if epoch < known else None
         known = self.epochs.get(lease, -1)
         if epoch > known:
             return None
-        return f"a leader of another Lease was heard after the one with epoch {known}; this one has {epoch}"
+        return f"a leader of another Lease has taken over since epoch {known}; this one has epoch {epoch}"
 
     def note(self, lease: str | None, epoch: int) -> None:
         """The leader, which is not stale, is the one heard last."""

@@ -31,7 +31,7 @@ WRITE_EVERY = 2.0
 RETRY_CAP = 30.0
 # The longest pause while somebody waits for the lines.
 HURRY_WAIT = 0.5
-# After so many failures in a row a storage that needs a person is told of.
+# After this many failures in a row, a problem with the storage that needs a person is reported.
 TOLD_AFTER = 3
 # Lines of a run that is over are given up after so many seconds of failures.
 OVER_PATIENCE = 600.0

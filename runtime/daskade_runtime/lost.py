@@ -15,13 +15,13 @@ from daskade_runtime.errors import StepFailure
 from daskade_runtime.storage import StorageError, Store
 
 READS = 2
-# Inputs that one attempt tells of at most.
+# Most inputs that one attempt reports.
 TOLD = 1000
 # One piece of a read.
 _PIECE = 16 << 20
 
-_OTHER = f"{READS} whole reads, each on a connection of its own, found other bytes than were committed"
-_ABSENT = "neither a read nor the listing of its folder finds it"
+_OTHER = f"{READS} full reads, each on its own connection, returned other bytes than were committed"
+_ABSENT = "neither a read nor a listing of its folder found it"
 
 
 class LostOutput(StepFailure):
@@ -37,7 +37,7 @@ class LostOutput(StepFailure):
 
 
 class Losses:
-    """Gathers what of a step's inputs is lost, so that one attempt tells of many."""
+    """Gathers the lost inputs of a step, so that one attempt reports many."""
 
     def __init__(self) -> None:
         self._first: LostOutput | None = None

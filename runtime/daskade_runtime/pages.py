@@ -164,7 +164,7 @@ class Snapshots:
         """The next page of a snapshot."""
         uid, number, found, pages = self._open.pop(token, ("", 0, {}, iter(())))
         if (uid, number) != (run, page):
-            message = f"page {page} of the snapshot of run {run} is not kept here any more; open the run again"
+            message = f"page {page} of the snapshot of run {run} has expired; open the run again"
             raise Refused("Gap", message)
         following = next(pages, None)
         if following is not None:

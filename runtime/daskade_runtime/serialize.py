@@ -131,7 +131,7 @@ def dump(value: Any, serializer: str, container: bool, inline_max: int, path: st
                 f"steps map over this output, which must be a list, not {_what(value)}",
             )
         if len(value) > MAPPED_ELEMENTS:
-            message = f"steps map over this output, which has {len(value)} elements, {MAPPED_ELEMENTS} are allowed"
+            message = f"steps map over this output, which has {len(value)} elements; at most {MAPPED_ELEMENTS} are allowed"
             raise StepFailure("data", "TooManyElements", f"{message}; return several lists, or larger elements")
         offsets = [0]
         digests = []

@@ -298,7 +298,7 @@ class WorkerState:
             except Stale:
                 stale += 1
                 if stale > _STALE_MOST:
-                    why = f"{stale} processes for the step had ended before it began in them"
+                    why = f"{stale} processes exited before the step started in them"
                     raise StepFailure("infra", "SpawnFailed", why) from None
                 continue
             except Killed as exc:

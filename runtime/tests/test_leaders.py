@@ -65,15 +65,15 @@ def test_runs_and_clusters_are_told_apart() -> None:
     known.of_cluster("c2", 3, "a")
     known.over("c2", 3, "a")
     for stale, uid in ((known.of_run, "r1"), (known.of_cluster, "c1")):
-        with pytest.raises(Refused, match="leader with epoch 50 was heard; this one has 49") as refused:
+        with pytest.raises(Refused, match="newer leader, with epoch 50, has taken over; this one has epoch 49") as refused:
             stale(uid, 49, "a")
         assert refused.value.reason == "StaleLeader"
     # Who waits for news of a cluster hears that another one has it now.
     known.of_cluster("c2", 1, "b")
-    with pytest.raises(Refused, match="a leader of another Lease was heard after the one with epoch 3"):
+    with pytest.raises(Refused, match="a leader of another Lease has taken over since epoch 3"):
         known.over("c2", 3, "a")
     # Who names no cluster means that of the scheduler.
-    with pytest.raises(Refused, match="leader with epoch 1 was heard; this one has 0"):
+    with pytest.raises(Refused, match="newer leader, with epoch 1, has taken over; this one has epoch 0"):
         known.of_cluster(None, 0, None)
 
 
@@ -81,7 +81,7 @@ def test_an_upgraded_operator_is_later_than_the_one_that_named_no_cluster() -> N
     known = Leaders(lambda _: False)
     known.of_cluster(None, 7, None)
     known.of_cluster("c", 8, "a")
-    with pytest.raises(Refused, match="leader with epoch 8 was heard; this one has 7"):
+    with pytest.raises(Refused, match="newer leader, with epoch 8, has taken over; this one has epoch 7"):
         known.of_cluster(None, 7, None)
 
 
@@ -93,7 +93,7 @@ def test_what_is_remembered_is_bounded_and_open_runs_are_not_forgotten(monkeypat
         known.of_run(f"r{n}", 1, "a")
         known.of_cluster(f"c{n}", 1, "a")
     assert (len(known._runs), len(known._clusters)) == (10, 10)
-    with pytest.raises(Refused, match="was heard"):
+    with pytest.raises(Refused, match="has taken over"):
         known.of_run("open", 6, "a")
     for n in range(100):
         known.of_run("open", 1, f"lease{n}")
@@ -131,7 +131,7 @@ def test_an_operator_that_moved_to_another_namespace_takes_its_runs_over(dask: C
     again = Run(dask.address, storage, STEPS, uid=run.uid)
     assert again.open(create=False, lead=3, lease="new").epoch == 2
     for op, more in (("open", {**run.request, "epoch": None, "create": False}), ("forget", {"run": run.uid})):
-        with pytest.raises(RpcError, match="a leader of another Lease was heard") as refused:
+        with pytest.raises(RpcError, match="a leader of another Lease has taken over") as refused:
             run.conn.rpc(f"daskade-{op}", **more, lead=29_000_000, lease="former")
         assert refused.value.reason == "StaleLeader"
     # Moved back, it leads anew.

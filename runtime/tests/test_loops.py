@@ -130,7 +130,7 @@ def test_a_look_at_a_journal_that_fails_each_time_is_told_and_taken_back() -> No
     look(10)
     ((who, reason, message),) = told
     assert (who, reason) == (fence.WHO, "AccessDenied")
-    assert message.startswith("it cannot be seen whether another process has taken the run over: StorageError: no right")
+    assert message.startswith("cannot check whether another process has taken over the run: StorageError: no right")
     error[0] = None
     look(3)
     assert told[1:] == [(fence.WHO, "", "")]
@@ -171,7 +171,7 @@ def test_attempts_that_cannot_be_handed_to_dask_fail_with_the_reason() -> None:
 
     (address, message), made = asyncio.run(scenario())
     assert address == (0, -1, 1)
-    assert message == "it could not be handed to Dask: RuntimeError: cannot schedule new futures"
+    assert message == "could not submit the step to Dask: RuntimeError: cannot schedule new futures"
     assert not made.flying and not made._load
     assert all(group.unassigned == 0 for group in made._groups.values())
 
@@ -199,7 +199,7 @@ def test_a_step_for_which_no_process_stays_alive_fails_with_the_reason(tmp_path:
         run = cluster.open([step("s", None, script="output = 1", env={"PYTHONWARNINGS": "ignore"})])
         reply = cluster.run(run, wait=60)
         assert (reply["class"], reply["type"]) == ("infra", "SpawnFailed")
-        assert "processes for the step had ended before it began in them" in reply["message"]
+        assert "processes exited before the step started in them" in reply["message"]
     finally:
         cluster.close()
 

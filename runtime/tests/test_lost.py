@@ -104,7 +104,7 @@ def test_other_bytes_than_were_committed_are_a_loss(cache: Cache, store: Store, 
     failure = fails(cache, store, handle)
     assert isinstance(failure, LostOutput) and failure.class_ == "input"
     assert f"runs/r/{WHERE}" in failure.message and store.url in failure.message
-    assert "2 whole reads" in failure.message
+    assert "2 full reads" in failure.message
 
 
 def test_an_object_that_is_gone_is_a_loss(cache: Cache, store: Store) -> None:

@@ -108,7 +108,7 @@ def test_an_older_epoch_is_refused_everywhere(dask: Cluster, storage: str) -> No
 def test_a_leader_that_is_older_than_one_heard_opens_nothing(dask: Cluster, storage: str) -> None:
     steps = [step("one", "operator:add", args(1, 2))]
     run = Run(dask.address, storage, steps).open(lead=7)
-    with pytest.raises(RpcError, match="leader with epoch 7 was heard; this one has 6") as refused:
+    with pytest.raises(RpcError, match="newer leader, with epoch 7, has taken over; this one has epoch 6") as refused:
         Run(dask.address, storage, steps, uid=run.uid).open(create=False, lead=6)
     assert refused.value.reason == "StaleLeader"
     # Who was heard keeps the run; the next leader takes it over.
@@ -143,7 +143,7 @@ def test_a_leader_that_is_older_than_one_heard_changes_nothing(unled: Cluster, s
     ]
     run.conn.rpc("daskade-cluster", since=0, wait=0, lead=7)
     for op, more in requests:
-        with pytest.raises(RpcError, match="leader with epoch 7 was heard; this one has 6") as refused:
+        with pytest.raises(RpcError, match="newer leader, with epoch 7, has taken over; this one has epoch 6") as refused:
             run.conn.rpc(f"daskade-{op}", **{"run": run.uid, **more, "lead": 6})
         assert refused.value.reason == "StaleLeader", op
     run.close()

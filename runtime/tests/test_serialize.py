@@ -194,7 +194,7 @@ def test_a_mapped_over_output_has_as_many_elements_as_one_record_has_room_for(
     monkeypatch.setattr(serialize, "MAPPED_ELEMENTS", 1000)
     assert dump([0] * 1000, tmp_path, container=True).n == 1000
     message = refused([0] * 1001, tmp_path, "TooManyElements", container=True)
-    assert "1001 elements, 1000 are allowed" in message
+    assert "1001 elements; at most 1000 are allowed" in message
 
 
 def test_numpy_scalars_are_results() -> None:

@@ -67,8 +67,8 @@ pub struct PipelineSpec {
     /// Longest times of a run's phases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadlines: Option<Deadlines>,
-    /// When an output that a run has committed is not in storage any more as it was committed: `Rerun` (default: its step
-    /// runs again, once, and those that read it if the new output is another one) or `Fail` (whoever reads it fails).
+    /// What happens if a committed output was changed or deleted in storage. `Rerun` (default): its step runs again, once. Steps
+    /// that read it run again only if the new output differs. `Fail`: steps that read it fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_output_lost: Option<OnOutputLost>,
     /// Values that a run leaves in its status and that `daskade run` prints: small (16 KiB of JSON each).
@@ -226,15 +226,15 @@ pub struct RunLimits {
     pub max_items: Option<u32>,
 }
 
-/// When an output that a run has committed is not in storage any more as it was committed: `Rerun` (default: its step runs
-/// again, once, and those that read it if the new output is another one) or `Fail` (whoever reads it fails).
+/// What happens if a committed output was changed or deleted in storage. `Rerun` (default): its step runs again, once. Steps
+/// that read it run again only if the new output differs. `Fail`: steps that read it fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum OnOutputLost {
     /// Its step runs again, once.
     #[default]
     Rerun,
-    /// Whoever reads it fails.
+    /// Steps that read it fail.
     Fail,
 }
 

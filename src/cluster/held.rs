@@ -1,4 +1,4 @@
-//! What is told of pods that wait for room which other workers of their own cluster hold.
+//! What is reported of pods that are pending because other workers of their cluster use what they need.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -111,11 +111,11 @@ fn trouble(pod: &PodFact, shortage: &Shortage, wanted: &Amounts, holders: &[Hold
         return None;
     }
     let help = if any(|holders| holders.leaving) {
-        "the pod starts when those that leave are gone"
+        "the pod starts once the leaving workers are gone"
     } else if holders.iter().any(|holders| holders.idle > 0 && holders.keeper().is_some()) {
-        "lower that number to make room, or add nodes"
+        "lower that number or add nodes"
     } else {
-        "the pod starts when they are not needed any more"
+        "the pod starts once they are no longer needed"
     };
     let who: Vec<String> = holders.iter().map(|holders| holders.text(shortage)).collect();
     let said = pod.trouble.as_ref().map(|trouble| format!("; {}", trouble.message)).unwrap_or_default();

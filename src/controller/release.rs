@@ -61,7 +61,7 @@ impl Releasing {
             Some(Err(trouble)) => {
                 self.tries = self.tries.saturating_add(1);
                 let pause = delay(key, self.tries).min(LONGEST);
-                tracing::info!(reason = trouble.reason, again = ?pause, "the scheduler has not let go of the run: {}", trouble.message);
+                tracing::info!(reason = trouble.reason, again = ?pause, "the scheduler has not released the run: {}", trouble.message);
                 (self.broken, self.task) = (Some((trouble, Instant::now() + pause)), None);
             }
             None => {}

@@ -88,8 +88,8 @@ impl Setbacks {
                 let repeat = self.repeats.note(&error, &limit);
                 if let Some(told) = repeat.told(now) {
                     let next = match repeat.is_over {
-                        true => "so the run has failed; correct the cause, then run what is left with daskade retry",
-                        false => "it is tried again, ever less often; if it goes on, the run fails",
+                        true => "so the run has failed; fix the cause, then use daskade retry",
+                        false => "retrying at growing intervals; the run fails if this continues",
                     };
                     trouble.message = format!("{}; {told}: {next}", trouble.message);
                 }
@@ -200,7 +200,7 @@ mod tests {
             let told = told.unwrap_or_else(|| panic!("{reason}: it goes on for ever"));
             assert!(count <= 50 && (least..most).contains(&took.as_secs()), "{reason}: {count} tries, {took:?}");
             assert!(told.stalled && told.message.contains(&format!("{reason}: as the runtime says")), "{told:?}");
-            assert!(told.message.contains(&format!("it has come {count} times since 2026-03-01T")), "{told:?}");
+            assert!(told.message.contains(&format!("it occurred {count} times since 2026-03-01T")), "{told:?}");
             assert!(told.message.contains("daskade retry"), "what to do: {told:?}");
         }
     }

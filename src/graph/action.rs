@@ -242,11 +242,11 @@ impl fmt::Display for FailReason {
                      a new run"
                 }
                 NoRerun::Again => {
-                    "its step has run again for that already: find out what changes or deletes objects in this storage, then \
+                    "its step already ran again once: find out what changes or deletes objects in this storage, then \
                      resume the run"
                 }
                 NoRerun::Elsewhere => {
-                    "an earlier run made it, and its step is not selected in this run: select the step too"
+                    "it comes from an earlier run, and its step is not selected in this run: select the step too"
                 }
                 NoRerun::Ending => "its step does not run again, since the run is ending",
             }),

@@ -67,7 +67,7 @@ pub enum OnLost {
     /// The task runs again, once.
     #[default]
     Rerun,
-    /// Whoever reads it fails.
+    /// Steps that read it fail.
     Fail,
     /// An earlier run made it, and the step does not run in this one: whoever reads it fails.
     Elsewhere,

@@ -323,7 +323,9 @@ impl Plan {
         let count = results.items(step).ok_or_else(|| self.no_result(TaskId::whole(step), results))?;
         if results.result_bytes(step) > limits::GATHERED_BYTES {
             let (name, most) = (self.step_name(step), limits::GATHERED_BYTES >> 20);
-            let message = format!("the results of {name} have more than {most} MiB together; use its output");
+            let message = format!(
+                "the results of step {name} have more than {most} MiB in total; use .output instead of .result"
+            );
             return Err(ExprError::evaluation(message));
         }
         let (mut list, mut room) = (Vec::new(), limits::GATHERED_VALUES);
@@ -359,8 +361,9 @@ impl Plan {
         let name = self.step_name(task.step);
         if results.is_away(task) {
             let most = limits::RESULTS_LENT >> 20;
-            let message =
-                format!("the results that it looks at, of {name} and others, have more than {most} MiB together");
+            let message = format!(
+                "the results that this expression reads, of {name} and others, have more than {most} MiB in total"
+            );
             return ExprError::evaluation(message);
         }
         ExprError::evaluation(format!("steps.{name} has no result (JSON of at most 16 KiB)"))

@@ -75,7 +75,7 @@ impl Comeback {
                 if repeat.is_over {
                     let Past { address, .. } = past;
                     let times = repeat.times;
-                    let message = format!("the scheduler {address} gave {times} answers that cannot be used: {cause}");
+                    let message = format!("the scheduler {address} sent {times} answers that cannot be used: {cause}");
                     return Err(DriveError::Cluster(message));
                 }
                 (cause, Loss::Garbled)
@@ -85,7 +85,7 @@ impl Comeback {
                 let repeat = self.repeats.note(&reason, &limit);
                 if repeat.is_over {
                     let times = repeat.times - 1;
-                    let message = format!("{message}; it was opened again {times} times without success");
+                    let message = format!("{message}; reopening the run failed {times} times");
                     return Err(DriveError::Refused { reason, message });
                 }
                 (format!("{reason}: {message}"), Loss::Busy)
@@ -144,7 +144,7 @@ mod tests {
             let error = error.unwrap_or_else(|| panic!("{lasted} s: it goes on for ever"));
             // What was committed at first counts once.
             assert_eq!((count, error.reason()), (5, "JournalStopped"), "{lasted} s");
-            assert!(error.to_string().contains("it was opened again 4 times without success"), "{error}");
+            assert!(error.to_string().contains("reopening the run failed 4 times"), "{error}");
         }
     }
 

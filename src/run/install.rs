@@ -34,7 +34,7 @@ pub(super) async fn runtime(peer: &Peer, foreign: bool) -> Result<RuntimeInfo, E
                 pause = (pause * 2).min(LONGEST);
             }
             Err(dask::Error::UnknownOp { .. }) => {
-                let cause = format!("the runtime did not come up in the scheduler within {} s", INSTALL_WAIT.as_secs());
+                let cause = format!("the runtime did not start in the scheduler within {} s", INSTALL_WAIT.as_secs());
                 return Err(Ended::Lost { cause, loss: Loss::Bare });
             }
             Err(error) => return Err(classify(error)),

@@ -22,7 +22,7 @@ pub async fn release(run: &str, seat: &Seat) -> Result<Released, DriveError> {
     let address: Address = seat.address.parse().map_err(|error| DriveError::Dask(Box::new(error)))?;
     let peer = Peer::new(address, seat.tls.clone(), seat.lines.pool.clone()).within(Limits::operator());
     let failed = |error: dask::Error| match error.refusal() {
-        Some("StaleEpoch") => again("the run was opened again meanwhile"),
+        Some("StaleEpoch") => again("the run was reopened in the meantime"),
         Some(_) => into_error(classify(error)),
         None => DriveError::Cluster(format!("failed to {error}")),
     };

@@ -61,7 +61,7 @@ impl Restored {
             }
         }
         if facts.named_bytes() > limits::NAMED {
-            return Err(format!("tasks name objects with more than {} MiB of text", limits::NAMED >> 20));
+            return Err(format!("the object names of the run's tasks have more than {} MiB", limits::NAMED >> 20));
         }
         for event in events(&page, &self.is_adopted, &self.changed) {
             apply(state, &event);

@@ -165,8 +165,7 @@ impl Sweeper<'_> {
             let listed = self.call(&list).await?;
             let last = listed.paths.last().cloned();
             if listed.more && last.as_ref().is_none_or(|last| *last <= after) {
-                let message =
-                    format!("asked for the objects of run {run} after {after:?}, it lists earlier ones again");
+                let message = format!("the list of objects of run {run} does not advance past {after:?}");
                 return Err(refused("Internal", message));
             }
             let (mut go, stay) = split(listed.paths, needed);

@@ -184,7 +184,7 @@ fn tell_release(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, releas
         ReleaseWord::Working(end, trouble) => {
             let trouble = trouble.as_ref().map(|trouble| format!("; {}", trouble.message)).unwrap_or_default();
             let message = format!(
-                "the scheduler is asked to stop the run's steps and to forget the run, until {} at most{trouble}",
+                "asking the scheduler to stop the run's steps and forget the run, until {} at most{trouble}",
                 second(*end)
             );
             ("False", "Releasing", message)
@@ -193,7 +193,7 @@ fn tell_release(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, releas
             let message = match how {
                 Released::Forgotten => "the scheduler has stopped the run's steps and forgotten the run",
                 Released::Gone => "the scheduler that the run was open on is gone, and its workers with it",
-                Released::TakenOver => "the operator does not have the run any more: a command has resumed it",
+                Released::TakenOver => "a command has resumed the run, so the operator no longer drives it",
             };
             ("True", "Released", message.to_owned())
         }

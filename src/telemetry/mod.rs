@@ -4,7 +4,7 @@ pub mod health;
 pub mod log;
 pub mod metrics;
 pub mod panics;
-mod process;
+pub mod process;
 pub mod server;
 #[cfg(feature = "otlp")]
 mod traces;

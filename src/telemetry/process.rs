@@ -91,7 +91,7 @@ fn most_files() -> Option<i64> {
     limits.lines().find_map(|line| line.strip_prefix("Max open files"))?.split_whitespace().next()?.parse().ok()
 }
 
-/// Of the control group, version 2; `max` means none.
-fn memory_limit() -> Option<i64> {
+/// Of the container: of its control group, version 2; `max` means none.
+pub fn memory_limit() -> Option<i64> {
     fs::read_to_string("/sys/fs/cgroup/memory.max").ok()?.trim().parse().ok()
 }

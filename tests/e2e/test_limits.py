@@ -73,7 +73,7 @@ def test_what_no_reader_takes_fails_the_step_that_returns_it(
 ) -> None:
     for call, kind, size, words in [
         ("deep", "result", 61, "nested more than 60 deep"),
-        ("long", "output", 1_000_001, "1000001 elements, 1000000 are allowed"),
+        ("long", "output", 1_000_001, "1000001 elements; at most 1000000 are allowed"),
     ]:
         each = {"name": "each", "call": "flow:number", "map": {"x": f"$(steps.first.{kind})"}}
         first = {"name": "first", "call": f"flow:{call}", "args": [size]}

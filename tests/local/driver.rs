@@ -285,7 +285,7 @@ async fn a_run_is_not_opened_again_for_ever() {
     let (ended, _, _) = driven(&run_of_one_step(Start::New, Patience::default()), &scheduler.address).await;
     let error = ended.expect_err("it comes to nothing");
     assert_eq!(error.reason(), "Gap");
-    assert!(error.to_string().contains("it was opened again 4 times without success"), "{error}");
+    assert!(error.to_string().contains("reopening the run failed 4 times"), "{error}");
     assert_eq!(scheduler.asked("daskade-open").len(), 5);
 }
 

@@ -22,7 +22,7 @@ async fn a_run_that_the_runtime_stops_each_time_ends_with_its_reason() {
     let error = ended.expect_err("it comes to nothing");
     assert_eq!(error.reason(), "JournalStopped");
     let text = error.to_string();
-    assert!(text.contains("a record does not fit; it was opened again 4 times without success"), "{text}");
+    assert!(text.contains("a record does not fit; reopening the run failed 4 times"), "{text}");
     assert_eq!(scheduler.asked("daskade-open").len(), 5);
     let is_told = |note: &&Note| matches!(note, Note::SchedulerLost { cause } if cause.contains("does not fit"));
     assert_eq!(notes.iter().filter(is_told).count(), 4, "{notes:?}");

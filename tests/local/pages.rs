@@ -100,7 +100,7 @@ async fn a_snapshot_that_is_not_kept_any_more_is_asked_for_anew() {
     let lost = std::sync::atomic::AtomicBool::new(false);
     let scheduler = Scheduler::new(move |op, request| {
         if request["page"] == json!(3) && !lost.swap(true, std::sync::atomic::Ordering::Relaxed) {
-            return Some(json!({"status": "error", "reason": "Gap", "message": "page 3 is not kept here any more"}));
+            return Some(json!({"status": "error", "reason": "Gap", "message": "page 3 has expired"}));
         }
         Some(in_pages(op, request, 25))
     })

@@ -61,7 +61,7 @@ async fn it_is_not_confirmed_while_the_run_is_opened_or_the_scheduler_refuses_or
     let refusal = |reason: &str| json!({"status": "error", "reason": reason, "message": "it says no"});
     for (fields, forget, words) in [
         (json!({"runs": {}, "opening": ["uid"]}), ok(), "the scheduler is opening the run"),
-        (json!({}), refusal("StaleEpoch"), "opened again meanwhile"),
+        (json!({}), refusal("StaleEpoch"), "reopened in the meantime"),
         (json!({}), refusal("StaleLeader"), "StaleLeader: it says no"),
     ] {
         let scheduler = scheduler(fields, forget).await;

@@ -153,7 +153,7 @@ fn the_longest_list_that_steps_may_map_over_fits_into_the_journal() {
     assert_eq!(container.element(container.len - 1), Some((container.len - 1, 1)));
     let answer = writer.tell(&json!({ "elements": limits::MAPPED_ELEMENTS + 1 }));
     let why = answer["refused"].as_str().expect("it is refused");
-    assert!(why.contains("1000001 elements, 1000000 are allowed") && answer["class"] == "data", "{answer}");
+    assert!(why.contains("1000001 elements; at most 1000000 are allowed") && answer["class"] == "data", "{answer}");
 }
 
 /// More than fits into one record, though no result is larger than a step's.

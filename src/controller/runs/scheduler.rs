@@ -109,7 +109,7 @@ impl Work<'_> {
         let SpecFact::Frozen(frozen) = &facts.spec else { return };
         let Some(seat) = self.seat(&frozen.place) else { return };
         if let Ok(Err(error)) = timeout(LEAVE, release(&run.uid, &seat)).await {
-            tracing::debug!(reason = error.reason(), "failed to have the scheduler let go of the run: {error}");
+            tracing::debug!(reason = error.reason(), "failed to release the run on the scheduler: {error}");
         }
     }
 

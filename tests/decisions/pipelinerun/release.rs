@@ -250,5 +250,5 @@ fn a_command_that_has_resumed_the_run_keeps_it() {
     give_up(&mut it, &mut known);
     restarted(&mut it, ReleaseFact::Done(Released::TakenOver));
     assert_eq!(condition(&it, "Released").0, "True");
-    says(&it, "Released", "a command has resumed it");
+    says(&it, "Released", "a command has resumed the run, so the operator no longer drives it");
 }
