@@ -8,7 +8,7 @@ use super::options::{Output, ShowOptions};
 use super::progress::{clean, describe, titled};
 use super::{Failure, exit, table};
 use crate::local::home::StorageNote;
-use crate::run::{Failure as StepFailure, Frozen, Report, ResultValue, RunOutcome};
+use crate::run_model::{Failure as StepFailure, Frozen, Report, ResultValue, RunOutcome};
 use crate::store::Final;
 
 /// Failed steps that are shown in full.

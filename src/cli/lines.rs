@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use super::Failure;
 use super::progress::clean;
-use crate::run::report::task_name;
+use crate::run_model::report::task_name;
 use crate::store::LogLine;
 
 /// What was printed.

@@ -22,6 +22,7 @@ use crate::controller::clock::Clock;
 use crate::controller::lead::Lead;
 use crate::controller::lease::{self, LeaseSettings};
 use crate::controller::{self, crds, fence::FenceLayer, own};
+use crate::runtime_bundle::RUNTIME;
 use crate::telemetry::health::Health;
 use crate::telemetry::log::{self, Telemetry};
 use crate::telemetry::metrics::Metrics;
@@ -253,6 +254,7 @@ fn identity() -> String {
 fn settings(options: &OperatorOptions, own_namespace: String, clock: Clock) -> controller::Settings {
     controller::Settings {
         image: options.image.clone(),
+        runtime: RUNTIME,
         namespaces: options.namespaces(),
         own_namespace,
         own_labels: std::env::var_os("KUBERNETES_SERVICE_HOST")

@@ -18,7 +18,8 @@ use crate::local::home::{Home, StorageNote};
 use crate::local::packing;
 use crate::manifest::{self, Loaded, Object};
 use crate::pipeline::{self, Plan};
-use crate::run::{CodeSource, Frozen, run_deadlines};
+use crate::run_model::archive;
+use crate::run_model::{CodeSource, Frozen, run_deadlines};
 use crate::store;
 
 /// A run that was asked for, checked, with its code.
@@ -288,11 +289,11 @@ fn pack_code(spec: &PipelineSpec, folder: &Path) -> Result<CodeSource, Failure> 
         return Ok(archive);
     }
     let packed = match &spec.code {
-        None => packing::pack_files(&BTreeMap::new()),
+        None => archive::pack_files(&BTreeMap::new()),
         Some(code) => match (&code.files, &code.path) {
-            (Some(files), _) => packing::pack_files(files),
+            (Some(files), _) => archive::pack_files(files),
             (None, Some(path)) => packing::pack_path(&folder.join(path)),
-            (None, None) => packing::pack_files(&BTreeMap::new()),
+            (None, None) => archive::pack_files(&BTreeMap::new()),
         },
     };
     packed.map(CodeSource::Packed).map_err(|error| Failure::bad_input(format!("spec.code: failed to {error}")))

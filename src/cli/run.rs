@@ -16,14 +16,15 @@ use crate::api::duration::Duration as Span;
 use crate::api::pipeline::Deadlines;
 use crate::dask::{Address, Scheme};
 use crate::local::home::{Home, RunNote, SchedulerNote, StorageNote, WorkerNote};
-use crate::local::packing::{self, Code};
 use crate::local::{Environment, Fleet, FleetSpec, environment};
 use crate::pipeline::Plan;
 use crate::problem::nearest;
-use crate::run::{
-    CodeSource, DriveError, Fabric, Frozen, Moment, Patience, Report, Requirements, RunSpec, START_DEADLINE, Start,
-    StorageSpec, TlsPaths, drive,
+use crate::run::{DriveError, Fabric, TlsPaths, drive};
+use crate::run_model::archive::{self, Code};
+use crate::run_model::{
+    CodeSource, FleetState, Frozen, Moment, Patience, Report, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec,
 };
+use crate::runtime_bundle::RUNTIME;
 use crate::store;
 
 /// What `run`, `plan` and `resume` have in common once the run is known.
@@ -92,7 +93,7 @@ pub(super) async fn resume(options: ResumeOptions) -> Result<(), Failure> {
             let (spec, zip) = kept.ok_or_else(|| store_failure(&storage, &error))?;
             let frozen = thaw(&uid, &spec)?;
             let code = request::archive(&frozen.pipeline);
-            let code = code.unwrap_or_else(|| CodeSource::Packed(packing::from_zip(zip)));
+            let code = code.unwrap_or_else(|| CodeSource::Packed(archive::from_zip(zip)));
             (frozen, code, true)
         }
         Err(error) => return Err(store_failure(&storage, &error)),
@@ -170,7 +171,7 @@ async fn carry_out(
     if let Some((address, tls)) = to {
         keeper.scheduler(&address);
         progress.phase(&format!("connecting to {address}"));
-        let mut fabric = Fabric::Remote { address, tls };
+        let mut fabric = Fabric::Remote { address, tls, runtime: RUNTIME };
         return drive(&run, &mut fabric, progress, cancel).await.map_err(drive_failure);
     }
     let environment = prepare(job, cluster, progress, cancel.clone()).await?;
@@ -260,9 +261,9 @@ async fn prepare(
     let python = cluster.python.clone();
     let (said, mut saying) = tokio::sync::mpsc::unbounded_channel::<String>();
     let mut made = tokio::task::spawn_blocking(move || match python {
-        Some(python) => environment::existing(&home, &python, &requirements),
+        Some(python) => environment::existing(&home, RUNTIME, &python, &requirements),
         // Nobody listens any more only if the command ends.
-        None => environment::prepared(&home, &requirements, &|text| drop(said.send(text.to_owned()))),
+        None => environment::prepared(&home, RUNTIME, &requirements, &|text| drop(said.send(text.to_owned()))),
     });
     loop {
         tokio::select! {
@@ -277,10 +278,7 @@ async fn prepare(
 }
 
 /// Waits for the first scheduler, to show the link to its dashboard before the steps start.
-async fn dashboard(
-    mut state: watch::Receiver<crate::local::fleet::FleetState>,
-    mut cancel: watch::Receiver<bool>,
-) -> Option<String> {
+async fn dashboard(mut state: watch::Receiver<FleetState>, mut cancel: watch::Receiver<bool>) -> Option<String> {
     tokio::select! {
         ready = state.wait_for(|state| state.endpoint.is_some() || state.failed.is_some()) => {
             ready.ok()?.endpoint.as_ref()?.dashboard.clone()
@@ -399,7 +397,7 @@ impl NoteKeeper {
     }
 }
 
-async fn keep_note(keeper: Arc<NoteKeeper>, mut state: watch::Receiver<crate::local::fleet::FleetState>) {
+async fn keep_note(keeper: Arc<NoteKeeper>, mut state: watch::Receiver<FleetState>) {
     loop {
         let current = state.borrow_and_update().clone();
         keeper.change(|note| {

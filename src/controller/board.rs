@@ -212,7 +212,7 @@ impl Post {
                 tls: target.tls.clone(),
                 generation,
                 lead: target.lead.clone(),
-                foreign: false,
+                install: None,
                 lines,
             });
             !same

@@ -19,9 +19,11 @@ use super::room::{self, Charge};
 use super::wire;
 use crate::api::cluster::DaskClusterSpec;
 use crate::cluster::names;
-use crate::local::packing;
 use crate::pipeline::Plan;
-use crate::run::{CodeSource, Moment, Patience, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec, Sweep};
+use crate::run::Sweep;
+use crate::run_model::{
+    CodeSource, Moment, Patience, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec, archive,
+};
 use crate::runs::admit::Charter;
 use crate::runs::facts::{Frozen, Place};
 use crate::runs::retention::Due;
@@ -205,7 +207,7 @@ impl Stored {
         let code = match code.url {
             Some(url) => CodeSource::Archive { url, sha256: code.sha256 },
             None => {
-                let packed = packing::pack_files(&code.files.unwrap_or_default());
+                let packed = archive::pack_files(&code.files.unwrap_or_default());
                 CodeSource::Packed(packed.map_err(|error| format!("has code that cannot be used: failed to {error}"))?)
             }
         };

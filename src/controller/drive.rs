@@ -12,7 +12,8 @@ use super::driven::Driven;
 use super::queue::{Key, Queue};
 use super::setbacks::{Bounds, Recurs, STALLED, trouble};
 use crate::cluster::facts::Trouble;
-use crate::run::{Counts, Fabric, Note, Observer, Report, RunSpec, drive};
+use crate::run::{Fabric, drive};
+use crate::run_model::{Counts, Note, Observer, Report, RunSpec};
 use crate::runs::facts::Live;
 use crate::telemetry::panics::isolate;
 

@@ -69,8 +69,8 @@ use self::turnstile::Turnstile;
 use self::watch::Sinks;
 use crate::api::storage::Storage;
 use crate::cluster::build::{self, Peer};
-use crate::local::environment::{RUNTIME_DIGEST, runtime_zip};
 pub use crate::pipeline::allowed::RunLimits;
+use crate::run_model::Runtime;
 use crate::telemetry::metrics::Metrics;
 
 /// Which namespaces are served.
@@ -88,6 +88,8 @@ pub enum Namespaces {
 pub struct Settings {
     /// Image of clusters that name none.
     pub image: String,
+    /// What goes into schedulers.
+    pub runtime: Runtime,
     /// Where runs that name no storage, on clusters made for them, keep their data: each namespace below it, by its name.
     pub storage: Option<Storage>,
     pub namespaces: Namespaces,
@@ -168,6 +170,7 @@ pub async fn run(
     background.spawn(clock::watch(settings.clock.clone(), metrics.clone()));
     let Settings {
         image,
+        runtime,
         storage,
         own_namespace,
         own_labels,
@@ -208,6 +211,7 @@ pub async fn run(
         events: events.clone(),
         scope: scope.clone(),
         storage,
+        runtime,
         allowed: allowed_addresses,
         turnstile: Turnstile::new(limits.runs_per_namespace.map(|most| most as usize)),
         driven: Arc::new(Driven::new(driven::room(limits.run_memory))),
@@ -223,7 +227,7 @@ pub async fn run(
         orphans: pauses.orphans,
         bounds: pauses.bounds,
         client,
-        settings: build::Settings { image, runtime: runtime_zip(), runtime_digest: RUNTIME_DIGEST, operator },
+        settings: build::Settings { image, runtime: runtime.zip, runtime_digest: runtime.digest, operator },
         desk: Desk::new(sinks.clusters, lead, metrics),
         certificates,
         board,

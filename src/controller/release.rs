@@ -10,7 +10,8 @@ use super::backoff::delay;
 use super::queue::{Key, Queue};
 use super::setbacks::trouble;
 use crate::cluster::facts::Trouble;
-use crate::run::{DriveError, Released, Seat, release};
+use crate::run::{DriveError, Seat, release};
+use crate::run_model::Released;
 use crate::runs::release::ReleaseFact;
 use crate::telemetry::panics::isolate;
 

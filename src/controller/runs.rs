@@ -38,7 +38,8 @@ use super::whole::{self, Whole};
 use crate::api::storage::Storage;
 use crate::cluster::facts::Trouble;
 use crate::cluster::names;
-use crate::run::{Fabric, Report, Seat, Start};
+use crate::run::{Fabric, Seat};
+use crate::run_model::{Report, Runtime, Start};
 use crate::runs::admit::{self, Admission, Charter};
 use crate::runs::facts::{ClusterFact, DriveFact, Facts, Frozen, Place, Run, SpecFact, SweepFact};
 use crate::runs::plan::{ClusterStep, DriveStep, Hold, Plan, State, plan};
@@ -71,6 +72,8 @@ pub(super) struct Runs {
     pub scope: Scope,
     /// Where runs that name no storage keep their data; each namespace below it.
     pub storage: Option<Storage>,
+    /// For schedulers outside.
+    pub runtime: Runtime,
     /// Addresses of schedulers outside that may be used.
     pub allowed: Vec<regex::Regex>,
     pub turnstile: Turnstile,

@@ -8,14 +8,12 @@ use std::process::{Command, Output, Stdio};
 use sha2::{Digest, Sha256};
 
 use super::Home;
+use crate::run_model::Runtime;
 
 /// What every local environment holds besides the pipeline's own requirements.
 const BASE_REQUIREMENTS: &str = include_str!("../../runtime/requirements-local.txt");
 /// Written last: an environment without it was left half made and is made again.
 const READY: &str = "daskade-ready";
-const RUNTIME_ZIP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/runtime.zip"));
-/// SHA-256 of the embedded runtime.
-pub const RUNTIME_DIGEST: &str = env!("DASKADE_RUNTIME_DIGEST");
 
 /// A Python that has Dask, and the folder of the runtime to put on its path.
 #[derive(Debug, Clone)]
@@ -38,13 +36,13 @@ pub enum EnvironmentError {
     Files { path: String, source: io::Error },
 }
 
-/// The embedded runtime as one zip: what is installed over the protocol into a scheduler that we did not start.
-pub fn runtime_zip() -> &'static [u8] {
-    RUNTIME_ZIP
-}
-
 /// The user's own environment at `python`, once it is seen to have what a run needs.
-pub fn existing(home: &Home, python: &Path, requirements: &[String]) -> Result<Environment, EnvironmentError> {
+pub fn existing(
+    home: &Home,
+    runtime: Runtime,
+    python: &Path,
+    requirements: &[String],
+) -> Result<Environment, EnvironmentError> {
     python_version(python)?;
     let check = Command::new(python)
         .args(["-c", CHECK])
@@ -57,11 +55,16 @@ pub fn existing(home: &Home, python: &Path, requirements: &[String]) -> Result<E
         let problem = last_lines(&check, 3);
         return Err(EnvironmentError::Lacks { python: python.display().to_string(), problem });
     }
-    Ok(Environment { python: python.to_owned(), runtime: unpack_runtime(home)? })
+    Ok(Environment { python: python.to_owned(), runtime: unpack_runtime(home, runtime)? })
 }
 
 /// An environment with Dask and `requirements`, made now if there is none yet. `say` hears what takes long.
-pub fn prepared(home: &Home, requirements: &[String], say: &dyn Fn(&str)) -> Result<Environment, EnvironmentError> {
+pub fn prepared(
+    home: &Home,
+    runtime: Runtime,
+    requirements: &[String],
+    say: &dyn Fn(&str),
+) -> Result<Environment, EnvironmentError> {
     let base = std::env::var_os("DASKADE_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
     let version = python_version(&base)?;
     let mut wanted: Vec<&str> = BASE_REQUIREMENTS.lines().filter(|line| !line.trim().is_empty()).collect();
@@ -104,7 +107,7 @@ pub fn prepared(home: &Home, requirements: &[String], say: &dyn Fn(&str)) -> Res
         )?;
         fs::write(path.join(READY), "").map_err(files)?;
     }
-    Ok(Environment { python, runtime: unpack_runtime(home)? })
+    Ok(Environment { python, runtime: unpack_runtime(home, runtime)? })
 }
 
 /// The requirements an environment must have to run steps; the others (the dashboard's) are comforts.
@@ -166,17 +169,17 @@ fn no_python(python: &Path, cause: &str) -> EnvironmentError {
 
 /// Unpacks the embedded runtime once per digest; the last step is a rename, so that nobody sees half of it. The archive stays
 /// beside what was in it: a scheduler sends it to workers that others started.
-fn unpack_runtime(home: &Home) -> Result<PathBuf, EnvironmentError> {
-    let target = home.runtimes().join(&RUNTIME_DIGEST[..16]);
+fn unpack_runtime(home: &Home, runtime: Runtime) -> Result<PathBuf, EnvironmentError> {
+    let target = home.runtimes().join(&runtime.digest[..16]);
     if target.exists() {
         return Ok(target);
     }
     let unpack = || -> io::Result<()> {
-        let partial = home.runtimes().join(format!("{}.{}", &RUNTIME_DIGEST[..16], std::process::id()));
+        let partial = home.runtimes().join(format!("{}.{}", &runtime.digest[..16], std::process::id()));
         fs::create_dir_all(&partial)?;
-        let mut archive = zip::ZipArchive::new(io::Cursor::new(RUNTIME_ZIP)).map_err(io::Error::other)?;
+        let mut archive = zip::ZipArchive::new(io::Cursor::new(runtime.zip)).map_err(io::Error::other)?;
         archive.extract(&partial).map_err(io::Error::other)?;
-        fs::write(partial.join("daskade_runtime.zip"), RUNTIME_ZIP)?;
+        fs::write(partial.join("daskade_runtime.zip"), runtime.zip)?;
         match fs::rename(&partial, &target) {
             Err(_) if target.exists() => fs::remove_dir_all(&partial),
             renamed => renamed,

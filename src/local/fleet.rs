@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::Environment;
 use super::devices;
 use super::process::{Exit, Process, tail};
+use crate::run_model::{Endpoint, FleetState};
 
 /// A scheduler that does not listen within this time is taken as failed: importing Dask and bokeh from a cold disk
 /// takes about 10 s on a slow laptop.
@@ -46,26 +47,6 @@ pub struct GroupSpec {
     /// Bytes; none lets Dask take its share of the machine.
     pub memory_limit: Option<u64>,
     pub env: Vec<(String, String)>,
-}
-
-/// A scheduler that listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    pub address: String,
-    pub dashboard: Option<String>,
-    pub pid: Option<u32>,
-    /// Grows with each new scheduler.
-    pub generation: u64,
-}
-
-/// What the fleet is at the moment.
-#[derive(Debug, Clone, Default)]
-pub struct FleetState {
-    pub endpoint: Option<Endpoint>,
-    /// Name and process of each worker that was started and has not ended.
-    pub workers: Vec<(String, u32)>,
-    /// Set once, when the fleet has given up.
-    pub failed: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -11,5 +11,5 @@ pub mod packing;
 mod process;
 
 pub use environment::{Environment, EnvironmentError};
-pub use fleet::{Endpoint, Fleet, FleetError, FleetSpec, GroupSpec};
+pub use fleet::{Fleet, FleetError, FleetSpec, GroupSpec};
 pub use home::Home;

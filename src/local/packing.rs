@@ -1,43 +1,17 @@
-//! A pipeline's code as one archive whose digest names it: the same files give the same bytes.
+//! The files of a pipeline's code on this machine.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-use zip::write::SimpleFileOptions;
-use zip::{CompressionMethod, DateTime, ZipWriter};
+use crate::run_model::archive::{Code, PackError, pack};
 
 /// The largest code a run may bring, in bytes before compression. Larger code belongs into the image or on S3.
 pub const MAX_CODE: u64 = 64 << 20;
 
-/// Code of a run: a zip archive and its SHA-256.
-#[derive(Debug, Clone)]
-pub struct Code {
-    pub digest: String,
-    pub zip: Vec<u8>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum PackError {
-    #[error("read {path}: {source}")]
-    Read { path: String, source: io::Error },
-    #[error("pack {path}: the code is larger than {} KiB; put it into the image or on S3", most >> 10)]
-    TooLarge { path: String, most: u64 },
-    #[error("pack {path}: {source}")]
-    Zip { path: String, source: io::Error },
-}
-
-/// Packs the text files of a manifest, by their relative names.
-pub fn pack_files(files: &BTreeMap<String, String>) -> Result<Code, PackError> {
-    let entries = files.iter().map(|(name, text)| (name.clone(), text.clone().into_bytes())).collect();
-    pack(entries, "spec.code.files")
-}
-
 /// Packs a folder, or a single file.
 pub fn pack_path(path: &Path) -> Result<Code, PackError> {
-    pack(read_path(path, MAX_CODE)?, &path.display().to_string())
+    pack(&read_path(path, MAX_CODE)?, &path.display().to_string())
 }
 
 /// What a folder holds: every file but caches, version control and environments, by relative names. Of a single file, it alone.
@@ -80,41 +54,9 @@ pub fn read_path(path: &Path, most: u64) -> Result<BTreeMap<String, Vec<u8>>, Pa
     Ok(entries)
 }
 
-/// Code that was packed before.
-pub fn from_zip(zip: Vec<u8>) -> Code {
-    Code { digest: hex::encode(Sha256::digest(&zip)), zip }
-}
-
-fn pack(entries: BTreeMap<String, Vec<u8>>, what: &str) -> Result<Code, PackError> {
-    let mut zip = Vec::new();
-    let mut write = || -> io::Result<()> {
-        let mut writer = ZipWriter::new(io::Cursor::new(&mut zip));
-        let options = SimpleFileOptions::default()
-            .compression_method(CompressionMethod::Deflated)
-            .last_modified_time(DateTime::default())
-            .unix_permissions(0o644);
-        for (name, bytes) in &entries {
-            writer.start_file(name.as_str(), options)?;
-            writer.write_all(bytes)?;
-        }
-        writer.finish()?;
-        Ok(())
-    };
-    write().map_err(|source| PackError::Zip { path: what.to_owned(), source })?;
-    Ok(from_zip(zip))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_same_files_give_the_same_digest_and_a_changed_one_another() {
-        let files = |text: &str| BTreeMap::from([("flow.py".to_owned(), text.to_owned())]);
-        let digest = |text| pack_files(&files(text)).map(|code| code.digest).unwrap();
-        assert_eq!(digest("x = 1"), digest("x = 1"));
-        assert_ne!(digest("x = 1"), digest("x = 2"));
-    }
 
     #[test]
     fn code_beyond_the_limit_is_refused_before_it_is_read() {

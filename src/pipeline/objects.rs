@@ -11,8 +11,8 @@ use super::params::shortened;
 use super::plan::{Part, Plan, PlanStep, Results, VarSource};
 use crate::api::step::{IfExists, Serializer};
 use crate::graph::{RunState, StepIx, TaskId};
+use crate::keys::check_key;
 use crate::problem::{Problem, nearest};
-use crate::store::layout::check_key;
 
 /// Endings of a path that tell the form of what is there.
 const ENDINGS: [(&str, Serializer); 5] = [

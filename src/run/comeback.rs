@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::driver::{DriveError, Patience};
+use super::driver::DriveError;
 use super::ended::{Ended, Loss};
 use crate::limits;
 use crate::repeats::Repeats;
+use crate::run_model::Patience;
 
 /// Waits between attempts to reach a scheduler that others run, in turn; the last one repeats.
 const RECONNECT: [Duration; 5] = [

@@ -2,7 +2,6 @@
 
 use jiff::Timestamp;
 
-use super::driver::RunSpec;
 use super::facts::{Facts, View};
 use super::reuse::{Reusable, Taken, Wish};
 use super::supply::{Supplier, look_at};
@@ -12,6 +11,7 @@ use crate::dask::{self, Peer};
 use crate::graph::{Event, RunState, SkipReason, StepIx, TaskId};
 use crate::limits;
 use crate::pipeline::{Keyring, Part, Plan};
+use crate::run_model::RunSpec;
 
 /// Outputs per message to the runtime.
 const CHUNK: usize = 5000;

@@ -10,7 +10,7 @@ use super::DriveError;
 use super::pulse::Pulse;
 use crate::dask::ops::Leader;
 use crate::dask::{self, Limits, Pool, Tls, TlsFiles};
-use crate::local::{Endpoint, fleet::FleetState};
+use crate::run_model::{Endpoint, FleetState, Runtime};
 
 /// A new scheduler must be there within this time; the fleet gives up on its own earlier.
 const ENDPOINT_WAIT: Duration = Duration::from_secs(600);
@@ -39,8 +39,8 @@ pub struct Seat {
     pub generation: u64,
     /// Who leads the operator.
     pub lead: Leader,
-    /// Others started it: the runtime may not be in it yet.
-    pub foreign: bool,
+    /// Others started it: what to put into it if it has no runtime yet.
+    pub install: Option<Runtime>,
     /// Of this scheduler alone.
     pub lines: Lines,
 }
@@ -51,7 +51,7 @@ pub enum Fabric {
     /// Processes of this command; a scheduler that hangs is replaced.
     Local { state: watch::Receiver<FleetState>, replace: mpsc::UnboundedSender<u64> },
     /// A cluster that others run; a lost scheduler is waited for.
-    Remote { address: String, tls: Option<TlsPaths> },
+    Remote { address: String, tls: Option<TlsPaths>, runtime: Runtime },
     /// A cluster in Kubernetes, whose scheduler moves from pod to pod; it is waited for, for as long as it takes.
     Followed(watch::Receiver<Option<Seat>>),
 }
@@ -59,7 +59,7 @@ pub enum Fabric {
 /// How to speak to the scheduler.
 pub(super) struct Access {
     pub tls: Option<Tls>,
-    pub foreign: bool,
+    pub install: Option<Runtime>,
     pub lead: Option<Leader>,
     pub lines: Lines,
     /// What is taken of it.
@@ -126,19 +126,19 @@ impl Fabric {
     /// How to speak to the scheduler of now. Reads certificates anew: they may have been renewed.
     pub(super) fn access(&self) -> Result<Access, dask::Error> {
         let own = Lines::default;
-        let (tls, foreign, lead, lines) = match self {
-            Self::Local { .. } => (None, false, None, own()),
-            Self::Remote { tls: None, .. } => (None, true, None, own()),
-            Self::Remote { tls: Some(paths), .. } => {
+        let (tls, install, lead, lines) = match self {
+            Self::Local { .. } => (None, None, None, own()),
+            Self::Remote { tls: None, runtime, .. } => (None, Some(*runtime), None, own()),
+            Self::Remote { tls: Some(paths), runtime, .. } => {
                 let TlsPaths { ca, cert, key } = paths.clone();
-                (Some(Tls::from_files(&TlsFiles { ca, cert, key })?), true, None, own())
+                (Some(Tls::from_files(&TlsFiles { ca, cert, key })?), Some(*runtime), None, own())
             }
             Self::Followed(seats) => match &*seats.borrow() {
-                Some(seat) => (seat.tls.clone(), seat.foreign, Some(seat.lead.clone()), seat.lines.clone()),
-                None => (None, false, None, own()),
+                Some(seat) => (seat.tls.clone(), seat.install, Some(seat.lead.clone()), seat.lines.clone()),
+                None => (None, None, None, own()),
             },
         };
         let limits = if matches!(self, Self::Followed(_)) { Limits::operator() } else { Limits::default() };
-        Ok(Access { tls, foreign, lead, lines, limits })
+        Ok(Access { tls, install, lead, lines, limits })
     }
 }

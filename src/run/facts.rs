@@ -8,12 +8,12 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::objects::Versions;
-use super::report::{Deadline, Failure, task_name};
 use super::results::Kept;
 use crate::dask::ops::{Json, NamedObjects};
 use crate::graph::{Dag, FailReason, Invalid, RunState, StepIx, TaskId, TaskStatus};
 use crate::limits::{self, clip};
 use crate::pipeline::{Plan, Results};
+use crate::run_model::report::{Deadline, Failure, task_name};
 
 #[derive(Debug, Default)]
 pub(super) struct Facts {

@@ -4,7 +4,6 @@ use serde_json::Value;
 
 use super::ended::{Ended, classify};
 use super::facts::{Facts, View};
-use super::report::{Counts, Report, ResultValue, summary};
 use super::results::Room;
 use super::session::Session;
 use super::supply::Supplier;
@@ -12,6 +11,7 @@ use crate::dask::Peer;
 use crate::dask::ops::{Close, Opened, ReadOutput};
 use crate::graph::{self, RunState, TaskId, TaskStatus};
 use crate::pipeline::{ExprError, Part, ResultSource, ResultSpec};
+use crate::run_model::report::{Counts, Report, ResultValue, summary};
 
 /// Failures kept for the report.
 const MAX_FAILURES: usize = 20;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::driver::{CodeSource, DriveError, RunSpec};
+use super::driver::DriveError;
 use super::earlier::{self, has_ended};
 use super::facts::{Facts, View};
 use super::objects::{self, Meeting, Objects, Wanted};
@@ -17,6 +17,7 @@ use crate::dask;
 use crate::dask::ops::Seen;
 use crate::graph::{self, Action, Event, RunState, SkipReason, StepIx, TaskId, TaskStatus};
 use crate::pipeline::{Aspect, Part, Plan};
+use crate::run_model::{CodeSource, RunSpec};
 use crate::store::{self, StorageConfig, StoreError};
 
 /// What a run would do.

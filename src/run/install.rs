@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::ended::{Ended, Loss, classify, refused};
 use crate::dask::ops::{Hello, RuntimeInfo};
 use crate::dask::{self, Peer};
-use crate::local::environment::{RUNTIME_DIGEST, runtime_zip};
+use crate::run_model::Runtime;
 
 /// A preloaded runtime installs itself in the background, after the scheduler listens.
 const INSTALL_WAIT: Duration = Duration::from_secs(30);
@@ -16,15 +16,18 @@ const FIRST: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_secs(1);
 
 /// The runtime on the scheduler; installed over the protocol where others started the scheduler.
-pub(super) async fn runtime(peer: &Peer, foreign: bool) -> Result<RuntimeInfo, Ended> {
+pub(super) async fn runtime(peer: &Peer, install: Option<Runtime>) -> Result<RuntimeInfo, Ended> {
     let deadline = Instant::now() + INSTALL_WAIT;
     let (mut installed, mut pause) = (false, FIRST);
     loop {
         match peer.call(&Hello {}).await {
             Ok(info) => return Ok(info),
-            Err(dask::Error::UnknownOp { .. }) if foreign && !installed => {
+            Err(dask::Error::UnknownOp { .. })
+                if let Some(runtime) = install
+                    && !installed =>
+            {
                 installed = true;
-                install(peer).await.map_err(|error| match error {
+                put(peer, runtime).await.map_err(|error| match error {
                     dask::Error::Remote { text, .. } => refused("InstallFailed", text),
                     other => classify(other),
                 })?;
@@ -43,6 +46,6 @@ pub(super) async fn runtime(peer: &Peer, foreign: bool) -> Result<RuntimeInfo, E
 }
 
 /// Sends the runtime over the protocol and waits until the scheduler has it.
-async fn install(peer: &Peer) -> Result<(), dask::Error> {
-    peer.connect().await?.install_runtime(runtime_zip(), RUNTIME_DIGEST).await
+async fn put(peer: &Peer, runtime: Runtime) -> Result<(), dask::Error> {
+    peer.connect().await?.install_runtime(runtime.zip, runtime.digest).await
 }

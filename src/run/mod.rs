@@ -13,16 +13,13 @@ mod fabric;
 mod facts;
 mod finish;
 mod forecast;
-mod frozen;
 mod install;
 mod intake;
-mod moment;
 mod objects;
 mod past;
 mod pulse;
 mod release;
 mod replay;
-pub mod report;
 mod restore;
 mod results;
 mod resume;
@@ -34,14 +31,9 @@ mod sweep;
 mod turn;
 mod wire;
 
-pub use driver::{
-    CodeSource, DriveError, Patience, Requirements, Reuse, RunSpec, START_DEADLINE, Start, StorageSpec, drive,
-};
+pub use driver::{DriveError, drive};
 pub use fabric::{Fabric, Lines, Seat, TlsPaths};
 pub use forecast::{Fate, Forecast, StepForecast, Tally, forecast};
-pub use frozen::{Frozen, run_deadlines};
-pub use moment::Moment;
-pub use release::{Released, release};
-pub use report::{Counts, Failure, Note, Observer, Report, ResultValue, RunOutcome};
+pub use release::release;
 pub use reuse::Because;
 pub use sweep::{Sweep, Swept, sweep};

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::driver::RunSpec;
 use super::facts::{Facts, View};
 use super::wire::storage;
 use crate::api::step::IfExists;
@@ -11,6 +10,7 @@ use crate::dask::ops::{Item, Kept, LookAt, Seen, SeenObjects};
 use crate::dask::{self, Peer};
 use crate::graph::{RunState, TaskId};
 use crate::pipeline::Plan;
+use crate::run_model::RunSpec;
 
 /// Paths per message to the runtime, which makes a request to the storage for each.
 const CHUNK: usize = 1000;

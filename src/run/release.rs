@@ -5,17 +5,7 @@ use super::ended::{classify, into_error};
 use super::fabric::Seat;
 use crate::dask::ops::{Forget, Hello};
 use crate::dask::{self, Address, Limits, Peer};
-
-/// Why a run is not open any more on the scheduler that it was left on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Released {
-    /// The scheduler does not have it, or not any more.
-    Forgotten,
-    /// The scheduler itself is gone, and its workers with it.
-    Gone,
-    /// A command has opened it since, and has it now.
-    TakenOver,
-}
+use crate::run_model::Released;
 
 /// Has the scheduler forget the run as it is open there, whoever opened it for the operator. May be done twice.
 pub async fn release(run: &str, seat: &Seat) -> Result<Released, DriveError> {

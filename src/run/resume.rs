@@ -1,9 +1,9 @@
 //! The pages of a snapshot, one after the other.
 
-use super::report::{Report, read_closing};
 use crate::dask::ops::{NextPage, Opened, Operation, Snapshot};
 use crate::dask::{self, Peer};
 use crate::limits;
+use crate::run_model::report::{Report, read_closing};
 use crate::store::Parts;
 
 /// A snapshot as it comes.

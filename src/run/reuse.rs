@@ -315,7 +315,7 @@ mod tests {
     use super::*;
     use crate::dask::ops::EarlierRun;
     use crate::graph::RunState;
-    use crate::run::Frozen;
+    use crate::run_model::Frozen;
 
     fn frozen(uid: &str, steps: Value, select: Value) -> Frozen {
         let pipeline = json!({"steps": steps});

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::code::code;
 use super::demand::Teller;
-use super::driver::{DriveError, RunSpec};
+use super::driver::DriveError;
 use super::ended::{Ended, Loss, classify, fatal, lost, refused, stopped};
 use super::fabric::Access;
 use super::facts::{Facts, View};
@@ -16,19 +16,19 @@ use super::finish::counts;
 use super::install::runtime;
 use super::intake::admitted;
 use super::objects::{Objects, Versions};
-use super::report::{Deadline, Failure, Note, Observer, Report, task_name};
 use super::restore::Restored;
 use super::resume::Pages;
 use super::reuse::Reusable;
 use super::supply::{Supplier, portions, rehearse};
 use super::turn::{Turn, handed_over};
 use super::wire::{failure_class, step_def, storage, task_id};
-use super::{Fabric, Start, earlier, objects};
+use super::{Fabric, earlier, objects};
 use crate::dask::ops::{Code, FollowEvents, Item, Leader, Open, Opened, Records, Settings, Stop, Submit};
 use crate::dask::{self, Address, EventBatch, Peer, RuntimeEvent};
 use crate::graph::{self, Event, FailReason, FailureClass, RunState, SkipReason, StepIx, TaskId, TaskStatus};
 use crate::limits;
-use crate::local::Endpoint;
+use crate::run_model::report::{Deadline, Failure, Note, Observer, Report, task_name};
+use crate::run_model::{Endpoint, RunSpec, Runtime, Start};
 
 /// The runtime protocol that this version speaks.
 const PROTOCOL: u32 = 1;
@@ -71,11 +71,11 @@ pub(super) struct Session<'a> {
 
 impl Session<'_> {
     pub(super) async fn run(mut self, fabric: &mut Fabric, endpoint: &Endpoint) -> Result<Report, Ended> {
-        let Access { tls, foreign, lead, lines, limits } = fabric.access().map_err(fatal)?;
+        let Access { tls, install, lead, lines, limits } = fabric.access().map_err(fatal)?;
         let address: Address = endpoint.address.parse().map_err(fatal)?;
         let peer = Peer::new(address.clone(), tls.clone(), lines.pool.clone()).within(limits);
         tokio::select! {
-            finished = self.converse(&peer, foreign, lead.as_ref()) => finished,
+            finished = self.converse(&peer, install, lead.as_ref()) => finished,
             error = lines.pulse.lost(&address, tls.as_ref()) => match error.is_excess() {
                 true => Err(classify(error)),
                 false => Err(lost(error.to_string())),
@@ -84,8 +84,13 @@ impl Session<'_> {
         }
     }
 
-    async fn converse(&mut self, peer: &Peer, foreign: bool, lead: Option<&Leader>) -> Result<Report, Ended> {
-        self.greet(peer, foreign).await?;
+    async fn converse(
+        &mut self,
+        peer: &Peer,
+        install: Option<Runtime>,
+        lead: Option<&Leader>,
+    ) -> Result<Report, Ended> {
+        self.greet(peer, install).await?;
         let code = code(peer, self.spec, lead).await.map_err(|error| self.troubled(error))?;
         let versions = objects::before(peer, self.spec).await.map_err(|error| self.troubled(error))?;
         let mut reusable = earlier::ask(peer, self.spec, &code.digest, lead).await.map_err(classify)?;
@@ -122,8 +127,8 @@ impl Session<'_> {
     }
 
     /// Makes sure that the scheduler has a runtime that this version understands.
-    async fn greet(&mut self, peer: &Peer, foreign: bool) -> Result<(), Ended> {
-        let info = runtime(peer, foreign).await?;
+    async fn greet(&mut self, peer: &Peer, install: Option<Runtime>) -> Result<(), Ended> {
+        let info = runtime(peer, install).await?;
         let (low, high) = info.protocol;
         if !(low..=high).contains(&PROTOCOL) {
             return Err(refused(

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::driver::{DriveError, StorageSpec};
+use super::driver::DriveError;
 use super::ended::{Ended, classify, into_error, refused};
 use super::fabric::Seat;
 use super::install::runtime;
@@ -20,6 +20,7 @@ use crate::dask::ops::{
 };
 use crate::dask::{self, Address, Limits, Peer};
 use crate::limits;
+use crate::run_model::{Runtime, StorageSpec};
 
 /// Names of objects per message to the runtime.
 const CHUNK: usize = 5000;
@@ -53,7 +54,7 @@ pub async fn sweep(sweep: &Sweep, seat: &Seat) -> Result<Swept, DriveError> {
     let address: Address = seat.address.parse().map_err(|error| DriveError::Dask(Box::new(error)))?;
     let peer = Peer::new(address, seat.tls.clone(), seat.lines.pool.clone()).within(Limits::operator());
     let sweeper = Sweeper { peer, sweep, storage: storage(&sweep.storage), lead: seat.lead.clone() };
-    sweeper.run(seat.foreign).await.map_err(into_error)
+    sweeper.run(seat.install).await.map_err(into_error)
 }
 
 struct Sweeper<'a> {
@@ -64,8 +65,8 @@ struct Sweeper<'a> {
 }
 
 impl Sweeper<'_> {
-    async fn run(&self, foreign: bool) -> Result<Swept, Ended> {
-        runtime(&self.peer, foreign).await?;
+    async fn run(&self, install: Option<Runtime>) -> Result<Swept, Ended> {
+        runtime(&self.peer, install).await?;
         let run = self.sweep.uid.as_str();
         let (lead, lease) = self.leader();
         let parts = [(Part::Outputs, self.sweep.outputs), (Part::Record, self.sweep.record)];

@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
-use super::StorageSpec;
 use crate::dask::ops::{Decided, PathPart, StepDef, Storage, SubmitItem, Target, TaskAddr, TaskDep};
 use crate::graph::{self, FailureClass, StepIx, TaskId};
 use crate::pipeline;
+use crate::run_model::StorageSpec;
 
 pub(super) fn task_id(task: TaskAddr) -> TaskId {
     TaskId { step: StepIx(task.step), item: task.item }

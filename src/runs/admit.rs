@@ -15,7 +15,7 @@ use crate::cluster::{check_folder, check_shared, effective_groups, not_allowed, 
 use crate::manifest::{self, Object};
 use crate::pipeline::allowed::RunLimits;
 use crate::problem::Problem;
-use crate::run::{Frozen, START_DEADLINE, run_deadlines};
+use crate::run_model::{Frozen, START_DEADLINE, run_deadlines};
 
 /// Everything that a run is carried out from; it never changes.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use crate::api::duration::Duration as Span;
 use crate::api::run::PipelineRunSpec;
 use crate::api::status::PipelineRunStatus;
 use crate::cluster::facts::Trouble;
-use crate::run::{Counts, Failure, Report};
+use crate::run_model::{Counts, Failure, Report};
 
 /// A PipelineRun.
 #[derive(Debug, Clone, Default)]

@@ -13,7 +13,7 @@ use super::retention::{Due, Removal, RemovalWord};
 use crate::api::condition::ConditionType;
 use crate::api::status::{PipelineRunStatus, StepCounts, StepFailure, StepWaiting};
 use crate::cluster::facts::Trouble;
-use crate::run::{Counts, Failure, Released, Report, RunOutcome};
+use crate::run_model::{Counts, Failure, Released, Report, RunOutcome};
 
 /// Bytes of the message of a condition.
 const MESSAGE: usize = 2000;

@@ -11,8 +11,8 @@ use object_store::GetOptions;
 
 use super::config::{StorageConfig, folder_of, percent_decoded};
 use super::error::{StoreError, clean};
-use super::layout::{KeyError, check_key};
 use super::reader::Reader;
+use crate::keys::{KeyError, check_key};
 
 /// Requests to the storage at a time.
 const AT_ONCE: usize = 16;

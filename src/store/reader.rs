@@ -12,9 +12,10 @@ use sha2::{Digest as _, Sha256};
 use super::config::StorageConfig;
 use super::error::{StoreError, clean};
 use super::fold::Folded;
-use super::layout::{Layout, check_key};
+use super::layout::Layout;
 use super::logs::{LogFilter, Logs, OBJECT_LIMIT};
 use super::segment::{Handle, Limits, SegmentError, decode_segment};
+use crate::keys::check_key;
 
 /// Largest archive of code that is read, in bytes.
 const CODE_LIMIT: u64 = 80 << 20;

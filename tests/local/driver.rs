@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use daskade::api::pipeline::PipelineSpec;
-use daskade::local::packing;
 use daskade::pipeline::{RunInfo, validate};
-use daskade::run::{
-    CodeSource, Counts, DriveError, Fabric, Lines, Moment, Note, Observer, Patience, Report, Requirements, Reuse,
-    RunOutcome, RunSpec, Seat, Start, StorageSpec, drive,
+use daskade::run::{DriveError, Fabric, Lines, Seat, drive};
+use daskade::run_model::{
+    CodeSource, Counts, Moment, Note, Observer, Patience, Report, Requirements, Reuse, RunOutcome, RunSpec, Start,
+    StorageSpec, archive,
 };
+use daskade::runtime_bundle::RUNTIME;
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -165,7 +166,7 @@ pub fn run_of_pipeline(spec: Value, start: Start, patience: Patience) -> RunSpec
         image: None,
         pipeline: None,
         reuse: Reuse::default(),
-        code: CodeSource::Packed(packing::pack_files(&Default::default()).expect("no code")),
+        code: CodeSource::Packed(archive::pack_files(&Default::default()).expect("no code")),
         requirements: Requirements::default(),
         storage: StorageSpec { url: "file:///nowhere".to_owned(), ..StorageSpec::default() },
         start,
@@ -181,7 +182,7 @@ pub fn run_of_pipeline(spec: Value, start: Start, patience: Patience) -> RunSpec
 }
 
 pub async fn driven(spec: &RunSpec, address: &str) -> (Result<Report, DriveError>, Vec<Note>, Duration) {
-    driven_on(spec, Fabric::Remote { address: address.to_owned(), tls: None }).await
+    driven_on(spec, Fabric::Remote { address: address.to_owned(), tls: None, runtime: RUNTIME }).await
 }
 
 pub async fn driven_on(spec: &RunSpec, mut fabric: Fabric) -> (Result<Report, DriveError>, Vec<Note>, Duration) {
@@ -549,7 +550,7 @@ pub fn seat(scheduler: &Scheduler, generation: u64, lead: u64) -> Option<Seat> {
         tls: None,
         generation,
         lead: lead.into(),
-        foreign: false,
+        install: None,
         lines: Lines::default(),
     })
 }

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use daskade::dask::frame;
-use daskade::run::{Fabric, Lines, Note, Patience, RunOutcome, Seat, Start};
+use daskade::run::{Fabric, Lines, Seat};
+use daskade::run_model::{Note, Patience, RunOutcome, Start};
+use daskade::runtime_bundle::RUNTIME;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -61,7 +63,7 @@ fn usual() -> Answers {
 
 fn followed(address: &str) -> (watch::Sender<Option<Seat>>, Fabric) {
     let (address, lines) = (address.to_owned(), Lines::default());
-    let seat = Seat { address, tls: None, generation: 1, lead: 7.into(), foreign: false, lines };
+    let seat = Seat { address, tls: None, generation: 1, lead: 7.into(), install: None, lines };
     let (keep, seats) = watch::channel(Some(seat));
     (keep, Fabric::Followed(seats))
 }
@@ -125,7 +127,7 @@ fn events_of_unknown_tasks_are_dropped_unread() {
                     let (_keep, fabric) = followed(&address);
                     driven_on(&spec, fabric).await
                 }
-                false => driven_on(&spec, Fabric::Remote { address, tls: None }).await,
+                false => driven_on(&spec, Fabric::Remote { address, tls: None, runtime: RUNTIME }).await,
             };
             assert_eq!(ended.expect("it ends").outcome, RunOutcome::Succeeded);
             assert_bounded(before);
@@ -145,7 +147,7 @@ fn a_message_of_events_that_is_too_large_is_not_read() {
         let spec = run_of_one_step(Start::New, Patience { open: Duration::ZERO, first: Duration::ZERO });
         forget_peak();
         let before = peak();
-        let (ended, notes, _) = driven_on(&spec, Fabric::Remote { address, tls: None }).await;
+        let (ended, notes, _) = driven_on(&spec, Fabric::Remote { address, tls: None, runtime: RUNTIME }).await;
         let error = ended.expect_err("nothing of it is read").to_string();
         assert!(
             error.contains("read daskade-events: a message of 12000") && error.contains("docs/limits.md"),
@@ -166,7 +168,7 @@ fn a_hello_of_120_mib_is_not_read() {
         let spec = run_of_one_step(Start::New, Patience { open: Duration::ZERO, first: Duration::from_secs(1) });
         forget_peak();
         let before = peak();
-        let (ended, notes, took) = driven_on(&spec, Fabric::Remote { address, tls: None }).await;
+        let (ended, notes, took) = driven_on(&spec, Fabric::Remote { address, tls: None, runtime: RUNTIME }).await;
         let error = ended.expect_err("nothing of it is read").to_string();
         assert!(error.contains("read daskade-hello: a message of 125829") && error.contains("1048576"), "{error}");
         assert!(took >= Duration::from_secs(4), "{took:?}");

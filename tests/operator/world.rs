@@ -234,6 +234,7 @@ impl World {
         let client = client.with_layer(&self.trap).with_layer(&clock).build();
         let settings = Settings {
             image: "example.org/worker:1".to_owned(),
+            runtime: daskade::runtime_bundle::RUNTIME,
             namespaces,
             own_namespace: "daskade".to_owned(),
             own_labels: None,

@@ -23,7 +23,7 @@ use crate::dask::{Error, Events, RuntimeEvent};
 use crate::limits;
 use crate::local::home::StorageNote;
 use crate::problem::nearest;
-use crate::run::Frozen;
+use crate::run_model::Frozen;
 use crate::store::{LogFilter, LogLine, Logs};
 
 /// How often the run itself is looked at while its lines are followed.

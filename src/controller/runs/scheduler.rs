@@ -91,7 +91,8 @@ impl Work<'_> {
         };
         let lead = self.runs.desk.lead.leader().unwrap_or_default();
         let lines = Lines::default();
-        let seat = Seat { address: address.to_owned(), tls, generation: 1, lead, foreign: true, lines };
+        let install = Some(self.runs.runtime);
+        let seat = Seat { address: address.to_owned(), tls, generation: 1, lead, install, lines };
         self.memory.outside = Some(watch::Sender::new(Some(seat)));
         ClusterFact::Answers(None)
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use daskade::run::RunOutcome;
+use daskade::run_model::RunOutcome;
 use daskade::runs::facts::{ClusterFact, DriveFact, Facts, Live, Place, SpecFact};
 use daskade::runs::plan::{ClusterStep, DriveStep, Hold, State, plan};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use daskade::run::{Released, RunOutcome};
+use daskade::run_model::{Released, RunOutcome};
 use daskade::runs::facts::{ClusterFact, DriveFact, Facts, Live, Place, Run, SpecFact};
 use daskade::runs::plan::{DriveStep, Hold, Plan, State, plan};
 use daskade::runs::release::{PATIENCE, PATIENCE_DELETED, ReleaseFact, is_due, is_settled};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use daskade::run::RunOutcome;
+use daskade::run_model::RunOutcome;
 use daskade::runs::facts::{ClusterFact, DriveFact, Facts, Place, Run, SpecFact, SweepFact};
 use daskade::runs::plan::{ClusterStep, Hold, plan};
 use daskade::runs::retention::{Due, Retention, SweepStep, pause, retention};

@@ -1,7 +1,7 @@
 //! What the status of a run says.
 
 use daskade::api::condition::CONDITION_REASONS;
-use daskade::run::{Counts, Failure, ResultValue, RunOutcome};
+use daskade::run_model::{Counts, Failure, ResultValue, RunOutcome};
 use daskade::runs::facts::{ClusterFact, DriveFact, Live, Place};
 use daskade::runs::status::{bounded, says_the_same};
 use serde_json::json;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use daskade::cluster::facts::Trouble;
-use daskade::run::{Counts, Report, RunOutcome};
+use daskade::run_model::{Counts, Report, RunOutcome};
 use daskade::runs::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact, SweepFact};
 use daskade::runs::plan::{Plan, plan};
 use daskade::runs::release::ReleaseFact;

@@ -48,7 +48,7 @@ pub struct Failure {
 
 impl Failure {
     /// Bytes of its long texts.
-    pub(super) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.message.len() + self.traceback.len() + self.tail.iter().map(|line| line.len() + 24).sum::<usize>()
     }
 
@@ -185,7 +185,7 @@ pub struct Report {
 
 /// A deadline of a run, from its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Deadline {
+pub enum Deadline {
     /// `deadlines.start`
     Start,
     /// `deadlines.active`
@@ -202,7 +202,7 @@ impl Deadline {
 }
 
 /// Outcome, reason and message of a run's end; `passed`: the deadline that has stopped it.
-pub(super) fn summary(
+pub fn summary(
     outcome: graph::RunOutcome,
     failures: &[Failure],
     passed: Option<Deadline>,
@@ -235,7 +235,7 @@ fn first_failure(failures: &[Failure]) -> Option<String> {
 }
 
 /// The report of a run that was closed before, from its closing record.
-pub(super) fn read_closing(closing: &serde_json::Map<String, Value>) -> Option<Report> {
+pub fn read_closing(closing: &serde_json::Map<String, Value>) -> Option<Report> {
     let text = |key: &str| closing.get(key).and_then(Value::as_str).map(ToOwned::to_owned);
     let outcome = [RunOutcome::Succeeded, RunOutcome::Failed, RunOutcome::Cancelled]
         .into_iter()

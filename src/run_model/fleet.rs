@@ -1,0 +1,21 @@
+//! The scheduler and the workers that a command keeps running, as its driver sees them.
+
+/// A scheduler that listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    pub address: String,
+    pub dashboard: Option<String>,
+    pub pid: Option<u32>,
+    /// Grows with each new scheduler.
+    pub generation: u64,
+}
+
+/// What the fleet is at the moment.
+#[derive(Debug, Clone, Default)]
+pub struct FleetState {
+    pub endpoint: Option<Endpoint>,
+    /// Name and process of each worker that was started and has not ended.
+    pub workers: Vec<(String, u32)>,
+    /// Set once, when the fleet has given up.
+    pub failed: Option<String>,
+}
