@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use daskade::graph::*;
+use engine::*;
 
 const TASKS: u32 = 10_000;
 

@@ -1,7 +1,9 @@
 //! The `daskade` program.
 
+mod cli;
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    daskade::cli::main()
+    cli::main()
 }

@@ -10,7 +10,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("runtime");
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../../runtime");
     let package = root.join("daskade_runtime");
     let mut files = Vec::new();
     collect(&package, &mut files)?;

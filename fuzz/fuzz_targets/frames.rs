@@ -2,9 +2,9 @@
 #![no_main]
 
 use bytes::BytesMut;
-use daskade::dask::Limits;
-use daskade::dask::frame::{FrameDecoder, encode};
-use daskade::dask::message::Message;
+use dask::Limits;
+use dask::frame::{FrameDecoder, encode};
+use dask::message::Message;
 use libfuzzer_sys::fuzz_target;
 
 const LIMITS: Limits = Limits { message_bytes: 1 << 16, frames: 64, depth: 16, elements: 1000, unpacked: 1000 };

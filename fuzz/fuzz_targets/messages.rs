@@ -4,13 +4,13 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use daskade::dask::Limits;
-use daskade::dask::message::Message;
-use daskade::dask::ops::{
+use dask::Limits;
+use dask::message::Message;
+use dask::ops::{
     Accepted, FollowEvents, FunctionResult, Opened, Output, ResultsPage, RuntimeInfo, SchedulerIdentity, SnapshotPage,
     VersionInfo, read_reply,
 };
-use daskade::dask::session::{Command, Deadlines, Session};
+use dask::session::{Command, Deadlines, Session};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 use super::options::{Output, ShowOptions};
 use super::progress::{clean, describe, titled};
 use super::{Failure, exit, table};
-use crate::local::home::StorageNote;
-use crate::run_model::{Failure as StepFailure, Frozen, Report, ResultValue, RunOutcome};
-use crate::store::Final;
+use local::home::StorageNote;
+use run_model::{Failure as StepFailure, Frozen, Report, ResultValue, RunOutcome};
+use store::Final;
 
 /// Failed steps that are shown in full.
 const SHOWN_FAILURES: usize = 3;

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 
 use super::Failure;
 use super::progress::clean;
-use crate::run_model::report::task_name;
-use crate::store::LogLine;
+use run_model::report::task_name;
+use store::LogLine;
 
 /// What was printed.
 #[derive(Debug, Default)]

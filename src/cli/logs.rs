@@ -9,8 +9,8 @@ use super::options::LogsOptions;
 use super::progress::clean;
 use super::request;
 use super::run::{home, read_notes, reader, store_failure, thaw, unknown_run};
-use crate::problem::nearest;
-use crate::store::{LogFilter, Reader};
+use api::problem::nearest;
+use store::{LogFilter, Reader};
 
 /// Workers put their lines into storage every two seconds or so.
 const POLL: Duration = Duration::from_millis(700);

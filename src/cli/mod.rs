@@ -156,7 +156,7 @@ pub fn main() -> ExitCode {
 /// Runs a command for a person. The kernel ends the local Dask processes when the thread that started them does, so that
 /// thread must be the one that lives as long as the command.
 fn on_one_thread(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    crate::telemetry::log::start_terminal();
+    telemetry::log::start_terminal();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -17,16 +17,16 @@ use tokio::time::timeout;
 
 use super::operator_options::OperatorOptions;
 use super::{Failure, exit};
-use crate::api::{DaskCluster, Pipeline, PipelineRun};
-use crate::controller::clock::Clock;
-use crate::controller::lead::Lead;
-use crate::controller::lease::{self, LeaseSettings};
-use crate::controller::{self, crds, fence::FenceLayer, own};
-use crate::runtime_bundle::RUNTIME;
-use crate::telemetry::health::Health;
-use crate::telemetry::log::{self, Telemetry};
-use crate::telemetry::metrics::Metrics;
-use crate::telemetry::{panics, server};
+use api::{DaskCluster, Pipeline, PipelineRun};
+use operator::clock::Clock;
+use operator::lead::Lead;
+use operator::lease::{self, LeaseSettings};
+use operator::{crds, fence::FenceLayer, own};
+use runtime_bundle::RUNTIME;
+use telemetry::health::Health;
+use telemetry::log::{self, Telemetry};
+use telemetry::metrics::Metrics;
+use telemetry::{panics, server};
 
 /// The work is waiting for others; more threads would only cost memory.
 const THREADS_MAX: usize = 4;
@@ -52,7 +52,7 @@ enum Error {
     #[error("answer on --listen: {0}")]
     Http(io::Error),
     #[error("run the controllers: {0}")]
-    Controllers(#[from] controller::Error),
+    Controllers(#[from] operator::Error),
     #[error("keep {0} running: {1}")]
     Part(&'static str, JoinError),
     #[error("keep {0} running: it ended by itself")]
@@ -153,7 +153,7 @@ struct Parts {
     definitions: JoinHandle<()>,
     role: JoinHandle<()>,
     lease: JoinHandle<()>,
-    controllers: JoinHandle<Result<(), controller::Error>>,
+    controllers: JoinHandle<Result<(), operator::Error>>,
 }
 
 impl Parts {
@@ -198,18 +198,18 @@ fn broken(part: &'static str, result: Result<(), JoinError>) -> Error {
 /// The controllers start when their definitions are there.
 async fn controllers(
     client: Client,
-    settings: controller::Settings,
+    settings: operator::Settings,
     lead: Lead,
     mut definitions: watch::Receiver<bool>,
     stop: watch::Receiver<bool>,
     metrics: Arc<Metrics>,
-) -> Result<(), controller::Error> {
+) -> Result<(), operator::Error> {
     tokio::select! {
         () = told(stop.clone()) => return Ok(()),
         // The sender lives as long as the process; without it nothing is ever found.
         Ok(_) = definitions.wait_for(|found| *found) => {}
     }
-    controller::run(client, settings, lead, told(stop), metrics).await
+    operator::run(client, settings, lead, told(stop), metrics).await
 }
 
 /// Shows in log, metrics and health whether this process leads. Ends with the lease.
@@ -251,8 +251,8 @@ fn identity() -> String {
     format!("{host}_{}", uuid::Uuid::new_v4())
 }
 
-fn settings(options: &OperatorOptions, own_namespace: String, clock: Clock) -> controller::Settings {
-    controller::Settings {
+fn settings(options: &OperatorOptions, own_namespace: String, clock: Clock) -> operator::Settings {
+    operator::Settings {
         image: options.image.clone(),
         runtime: RUNTIME,
         namespaces: options.namespaces(),
@@ -261,7 +261,7 @@ fn settings(options: &OperatorOptions, own_namespace: String, clock: Clock) -> c
             .map(|_| own::LABELS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()),
         certificate_lifetime: options.certificate_lifetime.to_std(),
         concurrency: options.max_concurrent,
-        limits: controller::Limits {
+        limits: operator::Limits {
             runs_per_namespace: options.max_runs_per_namespace,
             run_memory: options.max_run_memory,
             workers_per_cluster: options.max_workers_per_cluster,
@@ -269,7 +269,7 @@ fn settings(options: &OperatorOptions, own_namespace: String, clock: Clock) -> c
         },
         storage: options.default_storage(),
         allowed_addresses: options.allow_address.clone(),
-        pauses: controller::Pauses::default(),
+        pauses: operator::Pauses::default(),
         clock,
     }
 }

@@ -6,10 +6,10 @@ use std::sync::LazyLock;
 use clap::{Args, ValueEnum};
 use regex::Regex;
 
-use crate::api::storage::{STORAGE_URL_PATTERN, Storage};
-use crate::api::{Duration, quantity::Quantity, schema::IMAGE_PATTERN};
-use crate::controller::{Namespaces, RunLimits};
-use crate::telemetry::log;
+use api::storage::{STORAGE_URL_PATTERN, Storage};
+use api::{Duration, quantity::Quantity, schema::IMAGE_PATTERN};
+use operator::{Namespaces, RunLimits};
+use telemetry::log;
 
 /// The worker image of this version.
 const IMAGE: &str = concat!("daskade/worker:", env!("CARGO_PKG_VERSION"));

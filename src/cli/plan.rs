@@ -10,9 +10,9 @@ use super::options::{Output, PlanOptions};
 use super::progress::clean;
 use super::request;
 use super::run::{Job, drive_failure, job, run_spec};
-use crate::pipeline::{Aspect, StepDef};
-use crate::run::{Because, Fate, Forecast, StepForecast, forecast};
-use crate::run_model::{CodeSource, Frozen};
+use lower::{Aspect, StepDef};
+use driver::{Because, Fate, Forecast, StepForecast, forecast};
+use run_model::{CodeSource, Frozen};
 
 pub(super) async fn plan(options: PlanOptions) -> Result<(), Failure> {
     let PlanOptions { mut wanted, output } = options;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use console::strip_ansi_codes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::run_model::report::task_name;
-use crate::run_model::{Counts, Note, Observer};
+use run_model::report::task_name;
+use run_model::{Counts, Note, Observer};
 
 /// Without a terminal, a line is written at most this often unless something else is said.
 const PLAIN_PERIOD: Duration = Duration::from_secs(5);

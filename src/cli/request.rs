@@ -9,18 +9,18 @@ use serde_json::{Map, Value};
 
 use super::options::{ClusterOptions, PartOptions, StorageOptions, WantedOptions};
 use super::{Failure, validate};
-use crate::api::cluster::DaskClusterSpec;
-use crate::api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
-use crate::api::run::{PipelineRunSpec, Reuse, ReuseMode, Select};
-use crate::cluster;
-use crate::local::fleet::GroupSpec;
-use crate::local::home::{Home, StorageNote};
-use crate::local::packing;
-use crate::manifest::{self, Loaded, Object};
-use crate::pipeline::{self, Plan};
-use crate::run_model::archive;
-use crate::run_model::{CodeSource, Frozen, run_deadlines};
-use crate::store;
+use api::cluster::DaskClusterSpec;
+use api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
+use api::run::{PipelineRunSpec, Reuse, ReuseMode, Select};
+use decide::cluster;
+use local::fleet::GroupSpec;
+use local::home::{Home, StorageNote};
+use local::packing;
+use manifest::{Loaded, Object};
+use lower::Plan;
+use run_model::archive;
+use run_model::{CodeSource, Frozen, run_deadlines};
+
 
 /// A run that was asked for, checked, with its code.
 pub(super) struct Request {
@@ -174,7 +174,7 @@ fn choose<'a>(loaded: &'a [Loaded], wanted: Option<&str>) -> Result<Chosen<'a>, 
     if let Some(wanted) = wanted {
         let found = candidates.into_iter().find(|candidate| candidate.name == wanted);
         return found.ok_or_else(|| {
-            let near = crate::problem::nearest(wanted, names.iter().map(String::as_str));
+            let near = api::problem::nearest(wanted, names.iter().map(String::as_str));
             let hint = near.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
             Failure::bad_input(format!("--pipeline: there is no pipeline {wanted} in the manifests{hint}"))
         });
@@ -268,7 +268,7 @@ pub(super) fn read_params(
             return Err(Failure::bad_input(format!("--param {text}: write NAME=VALUE")));
         };
         let value = match spec.params.iter().find(|param| param.name == name) {
-            Some(param) => pipeline::read_parameter(param, value)
+            Some(param) => lower::read_parameter(param, value)
                 .map_err(|problem| Failure::bad_input(format!("--param {text}: {problem}")))?,
             // The check of all parameters says that there is no such one, and which there are.
             None => Value::String(value.to_owned()),

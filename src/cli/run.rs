@@ -12,20 +12,18 @@ use super::options::{ClusterOptions, ResumeOptions, RunOptions, ShowOptions, Wan
 use super::progress::Progress;
 use super::request::{self, Request};
 use super::{Failure, exit, finish};
-use crate::api::duration::Duration as Span;
-use crate::api::pipeline::Deadlines;
-use crate::dask::{Address, Scheme};
-use crate::local::home::{Home, RunNote, SchedulerNote, StorageNote, WorkerNote};
-use crate::local::{Environment, Fleet, FleetSpec, environment};
-use crate::pipeline::Plan;
-use crate::problem::nearest;
-use crate::run::{DriveError, Fabric, TlsPaths, drive};
-use crate::run_model::archive::{self, Code};
-use crate::run_model::{
-    CodeSource, FleetState, Frozen, Moment, Patience, Report, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec,
-};
-use crate::runtime_bundle::RUNTIME;
-use crate::store;
+use api::duration::Duration as Span;
+use api::pipeline::Deadlines;
+use dask::{Address, Scheme};
+use local::home::{Home, RunNote, SchedulerNote, StorageNote, WorkerNote};
+use local::{Environment, Fleet, FleetSpec, environment};
+use lower::Plan;
+use api::problem::nearest;
+use driver::{DriveError, Fabric, TlsPaths, drive};
+use run_model::archive::{self, Code};
+use run_model::{CodeSource, FleetState, Frozen, Moment, Patience, Report, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec};
+use runtime_bundle::RUNTIME;
+
 
 /// What `run`, `plan` and `resume` have in common once the run is known.
 pub(super) struct Job {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::options::{Output, RunsOptions};
 use super::run::{home, read_notes};
 use super::{Failure, progress::clean};
-use crate::local::home::RunNote;
+use local::home::RunNote;
 
 pub(super) fn runs(options: &RunsOptions) -> Result<(), Failure> {
     let notes = home()?.read_notes().map_err(|error| read_notes(&error))?;

@@ -4,9 +4,11 @@ use std::io::{self, Write};
 
 use super::Failure;
 use super::options::{CrdOptions, ValidateOptions};
-use crate::manifest::{self, FileProblem, Loaded, Object, Reading};
-use crate::problem::Problem;
-use crate::{cluster, crd, pipeline, trigger};
+use manifest::{FileProblem, Loaded, Object, Reading};
+use api::problem::Problem;
+use decide::cluster;
+use manifest::crd;
+use decide::pipeline;
 
 /// Checks every document; all problems at once, on standard error, and exit code 2.
 pub(super) fn validate(options: &ValidateOptions) -> Result<(), Failure> {
@@ -72,8 +74,8 @@ fn follows(problem: &Problem, known: &[&str]) -> bool {
 fn meaning(object: &Object) -> Vec<Problem> {
     match object {
         Object::Pipeline(object) => {
-            let mut problems = pipeline::check(&object.spec, "spec", None);
-            problems.extend(trigger::validate(&object.spec, "spec"));
+            let mut problems = lower::check(&object.spec, "spec", None);
+            problems.extend(pipeline::validate(&object.spec, "spec"));
             problems.extend(cluster::check_shared(&object.spec, "spec"));
             problems
         }
@@ -82,7 +84,7 @@ fn meaning(object: &Object) -> Vec<Problem> {
             let given = object.spec.params.clone().into_iter().collect();
             let spec = object.spec.pipeline_spec.as_ref();
             let at = "spec.pipelineSpec";
-            let check = |spec| [pipeline::check(spec, at, Some(given)), cluster::check_shared(spec, at)].concat();
+            let check = |spec| [lower::check(spec, at, Some(given)), cluster::check_shared(spec, at)].concat();
             spec.map(check).unwrap_or_default()
         }
     }

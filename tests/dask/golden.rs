@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use bytes::BytesMut;
-use daskade::dask::frame::FrameDecoder;
-use daskade::dask::message::Message;
-use daskade::dask::ops::{
+use dask::frame::FrameDecoder;
+use dask::message::Message;
+use dask::ops::{
     FunctionResult, Hello, Identity, Operation, Processing, RunFunction, SchedulerIdentity, VersionInfo, Versions,
     read_reply,
 };
-use daskade::dask::{Connection, Deadlines, Error, Limits};
+use dask::{Connection, Deadlines, Error, Limits};
 use tokio::io::AsyncWriteExt;
 
 const RELEASES: [&str; 1] = ["2026.8.0"];

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use daskade::dask::ops::{Hello, Open, Operation, Submit, SubmitItem, TaskAddr, Versions, WatchCluster};
-use daskade::dask::{Connection, Deadlines, Error, Limits, frame};
+use dask::ops::{Hello, Open, Operation, Submit, SubmitItem, TaskAddr, Versions, WatchCluster};
+use dask::{Connection, Deadlines, Error, Limits, frame};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -158,9 +158,9 @@ async fn compressed_answers_are_not_opened() {
         receive(&mut stream).await;
     })
     .await;
-    let call = daskade::dask::ops::RunFunction::named("builtins", "bytes", &[]);
+    let call = dask::ops::RunFunction::named("builtins", "bytes", &[]);
     let message = connection.exchange(&call, LONG.rpc).await.expect("an answer");
-    let result: daskade::dask::ops::FunctionResult = message.decode().expect("a result");
+    let result: dask::ops::FunctionResult = message.decode().expect("a result");
     let payload = message.payload(&result.result).expect("a payload");
     assert_eq!(payload.frames().len(), 1);
     assert_eq!(payload.into_bytes().map_err(|e| e.to_string()), Err("a payload is compressed".to_owned()));

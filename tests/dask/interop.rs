@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use daskade::dask::ops::{
+use dask::ops::{
     Close, Code, Final, FollowEvents, FunctionResult, Hello, Identity, Open, Processing, ReadOutput, RetireWorkers,
     RunFunction, Settings, StepDef, Storage, Submit, SubmitItem, TaskAddr, TaskDep, Versions,
 };
-use daskade::dask::pickle::Constant;
-use daskade::dask::{Address, Connection, Deadlines, Error, RuntimeEvent, Tls, TlsFiles};
+use dask::pickle::Constant;
+use dask::{Address, Connection, Deadlines, Error, RuntimeEvent, Tls, TlsFiles};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use daskade::dask::events::RuntimeEvent;
-use daskade::dask::ops::{FollowEvents, Versions};
-use daskade::dask::{Connection, Error};
+use dask::events::RuntimeEvent;
+use dask::ops::{FollowEvents, Versions};
+use dask::{Connection, Error};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::timeout;

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use daskade::dask::ops::Versions;
-use daskade::dask::{Address, Connection, Error, Tls};
+use dask::ops::Versions;
+use dask::{Address, Connection, Error, Tls};
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};

@@ -1,7 +1,7 @@
 //! What a run has use for now and soon, case by case; that it never claims too much is among the properties.
 
 use crate::support::Run;
-use daskade::graph::*;
+use engine::*;
 
 /// After each list of events: `step now+soon`, with `+later` if there is any, of the steps that want something.
 #[track_caller]

@@ -3,7 +3,7 @@
 
 use crate::reference::check_against_reference;
 use crate::sim::{Sim, build_steps, shapes};
-use daskade::graph::*;
+use engine::*;
 use proptest::prelude::*;
 
 /// `PROPTEST_CASES` asks for more.

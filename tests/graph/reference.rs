@@ -1,6 +1,6 @@
 //! How a run ends by definition: a plain recursion over the steps, without events, order or limits.
 
-use daskade::graph::*;
+use engine::*;
 
 use crate::sim::{Answer, Sim};
 

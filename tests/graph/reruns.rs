@@ -1,7 +1,7 @@
 //! What runs again when a committed output is lost, and what does not.
 
 use crate::support::{Run, check};
-use daskade::graph::*;
+use engine::*;
 
 /// Nothing is submitted before its inputs are finished.
 fn no_window() -> Limits {

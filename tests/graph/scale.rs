@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use daskade::graph::*;
+use engine::*;
 
 const TASKS: u32 = 10_000;
 

@@ -1,7 +1,7 @@
 //! What the engine decides, case by case.
 
 use crate::support::{Run, check, parse_steps};
-use daskade::graph::*;
+use engine::*;
 
 fn no_limits() -> Limits {
     Limits::default()

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use daskade::graph::*;
+use engine::*;
 use proptest::prelude::*;
 
 /// A step in numbers, which [`build_steps`] makes something valid of.

@@ -1,7 +1,7 @@
 //! A small language for runs in tests: steps, events and actions as lines of text.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use daskade::graph::*;
+use engine::*;
 
 /// One step a line: `name: word argument, word argument`. Steps are referred to by name, earlier or later.
 pub fn parse_steps(text: &str) -> Vec<StepSpec> {

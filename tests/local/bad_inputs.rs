@@ -7,12 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use daskade::{
-    api::pipeline::PipelineSpec,
-    graph::{MapSource, StepSpec},
-    manifest,
-    pipeline::{RunInfo, validate},
-};
+use api::pipeline::PipelineSpec;
+use engine::{MapSource, StepSpec};
+use lower::{RunInfo, validate};
 use serde_json::{Map, Value, json};
 
 const ROWS: &str = include_str!("../data/bad_inputs.txt");

@@ -4,14 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use daskade::api::pipeline::PipelineSpec;
-use daskade::pipeline::{RunInfo, validate};
-use daskade::run::{DriveError, Fabric, Lines, Seat, drive};
-use daskade::run_model::{
-    CodeSource, Counts, Moment, Note, Observer, Patience, Report, Requirements, Reuse, RunOutcome, RunSpec, Start,
-    StorageSpec, archive,
-};
-use daskade::runtime_bundle::RUNTIME;
+use api::pipeline::PipelineSpec;
+use lower::{RunInfo, validate};
+use ::driver::{DriveError, Fabric, Lines, Seat, drive};
+use run_model::{CodeSource, Counts, Moment, Note, Observer, Patience, Report, Requirements, Reuse, RunOutcome, RunSpec, Start, StorageSpec, archive};
+use runtime_bundle::RUNTIME;
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use daskade::local::{Environment, Fleet, FleetSpec, GroupSpec};
+use local::{Environment, Fleet, FleetSpec, GroupSpec};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
@@ -127,7 +127,7 @@ async fn only_the_scheduler_of_now_is_replaced_on_request() {
     let stage = Stage::new(&format!("{LISTENS}exec sleep 60"), "exec sleep 60", 2);
     let mut state = stage.fleet.state();
     let up = |generation: u64| {
-        move |state: &daskade::run_model::FleetState| {
+        move |state: &run_model::FleetState| {
             state.endpoint.as_ref().is_some_and(|endpoint| endpoint.generation == generation)
                 && state.workers.len() == 2
         }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use daskade::dask::frame;
-use daskade::run::{Fabric, Lines, Seat};
-use daskade::run_model::{Note, Patience, RunOutcome, Start};
-use daskade::runtime_bundle::RUNTIME;
+use dask::frame;
+use ::driver::{Fabric, Lines, Seat};
+use run_model::{Note, Patience, RunOutcome, Start};
+use runtime_bundle::RUNTIME;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;

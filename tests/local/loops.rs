@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use daskade::run_model::{Note, Patience, RunOutcome, Start};
+use run_model::{Note, Patience, RunOutcome, Start};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 

@@ -2,7 +2,7 @@
 
 use std::{fs, io::Cursor, path::Path, time::Instant};
 
-use daskade::manifest::{self, Object, Reading};
+use manifest::{Object, Reading};
 
 fn read(text: &str) -> Reading {
     manifest::read_text(Path::new("flow.yaml"), text.as_bytes())

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use daskade::manifest::{self, Object};
+use manifest::Object;
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -76,7 +76,7 @@ fn every_field_of_every_kind_is_read_and_written_back() {
 
 /// The file really has every field: one that is added to a type and not here is named.
 fn unused_fields(kind: &str, value: &Value) {
-    let document = daskade::crd::documents().into_iter().find(|crd| crd["spec"]["names"]["kind"] == kind).unwrap();
+    let document = manifest::crd::documents().into_iter().find(|crd| crd["spec"]["names"]["kind"] == kind).unwrap();
     let schema = &document["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
     if value["metadata"]["labels"]["partial"].is_null() {
         let mut missing = Vec::new();

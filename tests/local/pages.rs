@@ -1,7 +1,7 @@
 //! Snapshots that come page by page, and results that stay with the runtime: the driver is the same in a command and in the
 //! operator.
 
-use daskade::run_model::{Patience, ResultValue, RunOutcome, Start};
+use run_model::{Patience, ResultValue, RunOutcome, Start};
 use serde_json::{Value, json};
 
 use crate::driver::{Scheduler, driven, ok, run_of_pipeline, usual};

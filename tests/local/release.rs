@@ -1,7 +1,7 @@
 //! How a scheduler is told to forget a run that its driver has left, and when it has confirmed that.
 
-use daskade::run::{DriveError, release};
-use daskade::run_model::Released;
+use ::driver::{DriveError, release};
+use run_model::Released;
 use serde_json::{Value, json};
 
 use crate::driver::{Scheduler, ok, seat, usual};

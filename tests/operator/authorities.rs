@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use daskade::cluster::facts::Cluster;
-use daskade::controller::Namespaces;
-use daskade::controller::certificates::{CertificateSettings, Certificates};
+use decide::cluster::facts::Cluster;
+use operator::Namespaces;
+use operator::certificates::{CertificateSettings, Certificates};
 use http::Method;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use daskade::telemetry::metrics::{Answer, Controller, Metrics, Outcome, Verb};
+use telemetry::metrics::{Answer, Controller, Metrics, Outcome, Verb};
 use regex::Regex;
 
 fn read(path: &str) -> String {

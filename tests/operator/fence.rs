@@ -5,9 +5,9 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use daskade::controller::fence::FenceLayer;
-use daskade::controller::lead::{Grant, NotLeading, lead};
-use daskade::telemetry::metrics::Metrics;
+use operator::fence::FenceLayer;
+use operator::lead::{Grant, NotLeading, lead};
+use telemetry::metrics::Metrics;
 use http::Method;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use daskade::controller::clock::Clock;
-use daskade::controller::lead::Lead;
-use daskade::controller::lease::{LeaseSettings, candidate};
-use daskade::telemetry::health::Health;
+use operator::clock::Clock;
+use operator::lead::Lead;
+use operator::lease::{LeaseSettings, candidate};
+use telemetry::health::Health;
 use http::Method;
 use jiff::SignedDuration;
 use kube::client::ClientBuilder;

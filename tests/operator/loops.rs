@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use daskade::limits::Repetition;
+use limits::Repetition;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 

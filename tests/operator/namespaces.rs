@@ -1,6 +1,6 @@
 //! Which namespaces are served, and what is left of clusters that went while nobody looked.
 
-use daskade::controller::Namespaces;
+use operator::Namespaces;
 use http::Method;
 use serde_json::json;
 

@@ -165,7 +165,7 @@ async fn another_operator_makes_nothing_twice_with_or_without_the_status() {
     world.pipeline(&spec(1));
     world.until_runs(1).await;
     operator.end().await;
-    let operator = world.operator_with(2, daskade::controller::Namespaces::All);
+    let operator = world.operator_with(2, operator::Namespaces::All);
     world.until_runs(1).await;
     world.api.edit(&path("pipelines", "etl"), |object| drop(object.as_object_mut().unwrap().remove("status")));
     eventually("it is told again", SOON, || world.told()["lastTriggered"].is_string()).await;
@@ -217,7 +217,7 @@ async fn a_name_that_is_anothers_is_left_alone() {
         json!({"metadata": {"name": name, "namespace": "team"}, "spec": {"pipelineRef": "other"}}),
     );
     world.pipeline(&spec(1));
-    let operator = world.operator_with(2, daskade::controller::Namespaces::All);
+    let operator = world.operator_with(2, operator::Namespaces::All);
     world.until_runs(2).await;
     assert!(world.runs().contains(&format!("{name}-2")), "{:?}", world.runs());
     operator.end().await;
@@ -258,7 +258,7 @@ async fn whatever_is_written_on_a_run_by_change_the_pipeline_makes_no_other() {
         world.until_runs(1).await;
         // Nor does an operator that knows nothing but what is there.
         operator.end().await;
-        operator = world.operator_with(at as u64 + 2, daskade::controller::Namespaces::All);
+        operator = world.operator_with(at as u64 + 2, operator::Namespaces::All);
         world.until_runs(1).await;
     }
     world.pipeline(&spec(2));

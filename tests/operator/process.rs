@@ -371,7 +371,7 @@ async fn metrics_are_open_metrics_and_few() {
 
 #[test]
 fn every_metric_is_documented_with_its_labels_and_no_other_is() {
-    use daskade::telemetry::metrics::{Answer, Controller, Metrics, Outcome, Verb};
+    use telemetry::metrics::{Answer, Controller, Metrics, Outcome, Verb};
     let metrics = Metrics::default();
     let outcomes = [
         Outcome::Settled,

@@ -112,7 +112,7 @@ async fn an_authority_that_cannot_be_read_is_replaced() {
     world.api.edit(&path, |secret| secret["data"] = json!({"ca.key": "bm9uZQ=="}));
     let certificate = || world.api.object(&core_path("team", "secrets", "c-tls")).unwrap()["data"]["tls.crt"].clone();
     let before = certificate();
-    let operator = world.operator_with(2, daskade::controller::Namespaces::All);
+    let operator = world.operator_with(2, operator::Namespaces::All);
     eventually("another certificate", SOON, || certificate() != before).await;
     let data = world.api.object(&path).unwrap()["data"].clone();
     assert!(data["ca.crt"].is_string() && data["ca.key"] != key, "{data}");
@@ -137,7 +137,7 @@ async fn when_all_is_done_neither_another_look_nor_another_operator_writes_anyth
     world.until_quiet().await;
     assert_eq!(lines(&world.writes()[before..]), [""; 0], "another look");
     operator.end().await;
-    let operator = world.operator_with(2, daskade::controller::Namespaces::All);
+    let operator = world.operator_with(2, operator::Namespaces::All);
     world.until_quiet().await;
     let after: Vec<String> =
         lines(&world.writes()[before..]).into_iter().filter(|line| !line.contains("secure")).collect();
@@ -301,7 +301,7 @@ async fn a_foreign_pod_with_the_next_name_is_left_alone_and_the_next_number_take
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scaling_down_drains_retires_and_then_deletes_that_very_pod() {
     let world = World::new().await;
-    let operator = world.operator_with(7, daskade::controller::Namespaces::All);
+    let operator = world.operator_with(7, operator::Namespaces::All);
     world.create("team", "c", &plain(2));
     world.until_ready("team", "c").await;
     let scheduler = world.scheduler("team", "c");
@@ -528,7 +528,7 @@ async fn without_the_lease_nothing_is_written_any_more() {
     assert_eq!(lines(&world.writes()[before..]), [""; 0]);
     // Who leads next finds everything.
     operator.end().await;
-    let next = world.operator_with(2, daskade::controller::Namespaces::All);
+    let next = world.operator_with(2, operator::Namespaces::All);
     world.until_ready("team", "d").await;
     eventually("it is back", SOON, || world.api.object(&core_path("team", "services", "c-scheduler")).is_some()).await;
     next.end().await;
@@ -540,7 +540,7 @@ async fn an_operator_that_is_killed_at_any_moment_leaves_nothing_doubled() {
     for epoch in 1..12 {
         let number = usize::try_from(epoch).unwrap();
         let (writes, requests) = (world.writes().len(), world.api.requests().len());
-        let operator = world.operator_with(epoch, daskade::controller::Namespaces::All);
+        let operator = world.operator_with(epoch, operator::Namespaces::All);
         world.create("team", &format!("c{epoch}"), &plain(3));
         if number.is_multiple_of(2) {
             // A cluster takes eight, its status aside.
@@ -553,7 +553,7 @@ async fn an_operator_that_is_killed_at_any_moment_leaves_nothing_doubled() {
         }
         operator.kill();
     }
-    let operator = world.operator_with(99, daskade::controller::Namespaces::All);
+    let operator = world.operator_with(99, operator::Namespaces::All);
     for epoch in 1..12 {
         world.until_ready("team", &format!("c{epoch}")).await;
     }

@@ -1,6 +1,6 @@
 //! Runs that the operator ends or suspends while they are open on a scheduler that others use: that scheduler forgets them.
 
-use daskade::controller::Namespaces;
+use operator::Namespaces;
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 

@@ -98,7 +98,7 @@ async fn on_a_shared_cluster_its_scheduler_is_asked_and_marks_come_before_deleti
     world.until_quiet().await;
     let before = (world.writes().len(), asked(&world, "c").len());
     operator.end().await;
-    let operator = world.operator_with(2, daskade::controller::Namespaces::All);
+    let operator = world.operator_with(2, operator::Namespaces::All);
     world.until_still().await;
     assert_eq!((world.writes().len(), asked(&world, "c").len()), before);
     operator.end().await;
@@ -122,7 +122,7 @@ async fn trouble_is_told_on_the_object_and_tried_again_and_holds_up_no_other() {
     world.refuse_storage(None);
     // A new leader has no pause to wait for.
     operator.end().await;
-    let operator = world.operator_with(2, daskade::controller::Namespaces::All);
+    let operator = world.operator_with(2, operator::Namespaces::All);
     until_removed(&world, "r", "True", "Removed").await;
     assert!(world.journal("team", "r").stored.data.is_empty());
     operator.end().await;
@@ -168,7 +168,7 @@ async fn an_operator_that_is_killed_in_the_middle_leaves_it_to_the_next_one() {
     eventually("it is marked", SOON, marked).await;
     first.kill();
     let told = world.api.object(&path).unwrap()["status"]["removed"].clone();
-    let second = world.operator_with(2, daskade::controller::Namespaces::All);
+    let second = world.operator_with(2, operator::Namespaces::All);
     until_removed(&world, "r", "True", "Removed").await;
     eventually("its cluster is gone", SOON, || world.api.object(&cluster_path("team", "r")).is_none()).await;
     let stored = world.journal("team", "r").stored;
@@ -193,7 +193,7 @@ async fn a_removal_that_ends_after_any_of_its_operations_is_brought_to_its_end_b
     for (epoch, allowed) in (2..).zip(0..20) {
         world.refuse_storage(Some(("StorageUnreachable", allowed)));
         let before = world.run_condition("team", "r", "Removed");
-        let operator = world.operator_with(epoch, daskade::controller::Namespaces::All);
+        let operator = world.operator_with(epoch, operator::Namespaces::All);
         let asked_before = asked_count(&world);
         eventually("it came to an end or to its trouble", SOON, || {
             let told = world.run_condition("team", "r", "Removed");

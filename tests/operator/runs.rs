@@ -1,6 +1,6 @@
 //! Runs of pipelines against the doubles: in which order things are written, and what a new leader makes of what it finds.
 
-use daskade::controller::Namespaces;
+use operator::Namespaces;
 use http::Method;
 use serde_json::{Value, json};
 
@@ -79,7 +79,7 @@ async fn a_run_is_written_down_made_room_for_held_driven_and_cleaned_up_after_in
     // Another look, and another operator, find nothing to do.
     let before = world.writes().len();
     operator.end().await;
-    let operator = world.operator_with(2, daskade::controller::Namespaces::All);
+    let operator = world.operator_with(2, operator::Namespaces::All);
     world.until_still().await;
     assert_eq!(world.writes().len(), before, "{:?}", &world.writes()[before..]);
     operator.end().await;
@@ -190,7 +190,7 @@ async fn a_new_leader_goes_on_with_a_run_that_is_open_and_hands_nothing_over_twi
     world.create_run("team", "r", &json!({"pipelineSpec": on_shared()}));
     eventually("its step was handed over", SOON, || world.journal("team", "r").submits == 1).await;
     first.kill();
-    let second = world.operator_with(2, daskade::controller::Namespaces::All);
+    let second = world.operator_with(2, operator::Namespaces::All);
     eventually("it is open anew", SOON, || world.journal("team", "r").epoch == 2).await;
     scheduler.change(|state| state.held = false);
     world.until_run("team", "r", "Succeeded").await;
@@ -218,7 +218,7 @@ async fn of_more_runs_than_a_namespace_may_have_at_once_the_younger_wait_also_af
     eventually("the second one waits", SOON, || reason("a-second") == "RunLimit").await;
     world.run_says("team", "a-second", "the operator handles at most 1 runs of a namespace at once");
     first.kill();
-    let second = world.operator_with(2, daskade::controller::Namespaces::All);
+    let second = world.operator_with(2, operator::Namespaces::All);
     eventually("the first one is open anew", SOON, || world.journal("team", "b-first").epoch == 2).await;
     world.until_still().await;
     assert_eq!((reason("a-second").as_str(), world.journal("team", "a-second").submits), ("RunLimit", 0));
@@ -286,7 +286,7 @@ async fn a_cluster_that_asks_for_more_workers_than_allowed_is_refused_with_the_n
     operator.end().await;
     // Who has begun is not judged again with other limits.
     world.limits.workers_per_cluster = Some(1);
-    let second = world.operator_with(2, daskade::controller::Namespaces::All);
+    let second = world.operator_with(2, operator::Namespaces::All);
     world.create("team", "e", &plain(2));
     world.until_reason("team", "e", "Invalid").await;
     world.says("team", "e", "Ready", "spec.workers: LimitExceeded");
@@ -310,7 +310,7 @@ async fn a_run_that_was_closed_before_that_was_told_is_told_and_not_run_again() 
     world.api.heal();
     assert_eq!(world.succeeded("team", "r")[1], "Running");
     let submits = world.journal("team", "r").submits;
-    let second = world.operator_with(2, daskade::controller::Namespaces::All);
+    let second = world.operator_with(2, operator::Namespaces::All);
     world.until_run("team", "r", "Succeeded").await;
     assert_eq!(world.journal("team", "r").submits, submits);
     second.end().await;

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use daskade::controller::clock::Clock;
-use daskade::controller::fence::FenceLayer;
-use daskade::controller::lead::{Grant, lead};
-use daskade::controller::{self, Namespaces, Pauses, Settings};
-use daskade::dask::ops::Leader;
-use daskade::telemetry::metrics::Metrics;
+use operator::clock::Clock;
+use operator::fence::FenceLayer;
+use operator::lead::{Grant, lead};
+use operator::{Namespaces, Pauses, Settings};
+use dask::ops::Leader;
+use telemetry::metrics::Metrics;
 use http::Method;
 use kube::client::ClientBuilder;
 use kube::client::retry::RetryPolicy;
@@ -38,7 +38,7 @@ const WATCHES: usize = 7;
 pub struct World {
     pub api: Api,
     /// Of operators to come.
-    pub limits: controller::Limits,
+    pub limits: operator::Limits,
     /// Addresses of schedulers outside that they may use.
     pub allowed: Vec<regex::Regex>,
     /// Life of the certificates that they issue.
@@ -86,7 +86,7 @@ pub struct Operator {
     pub grant: Grant,
     pub metrics: Arc<Metrics>,
     stop: oneshot::Sender<()>,
-    task: JoinHandle<Result<(), controller::Error>>,
+    task: JoinHandle<Result<(), operator::Error>>,
 }
 
 pub fn cluster_path(namespace: &str, name: &str) -> String {
@@ -118,7 +118,7 @@ impl World {
         let lifetime = Duration::from_secs(90 * 86_400);
         Self {
             api,
-            limits: controller::Limits::default(),
+            limits: operator::Limits::default(),
             allowed: Vec::new(),
             lifetime,
             pauses: Pauses {
@@ -234,7 +234,7 @@ impl World {
         let client = client.with_layer(&self.trap).with_layer(&clock).build();
         let settings = Settings {
             image: "example.org/worker:1".to_owned(),
-            runtime: daskade::runtime_bundle::RUNTIME,
+            runtime: runtime_bundle::RUNTIME,
             namespaces,
             own_namespace: "daskade".to_owned(),
             own_labels: None,
@@ -247,7 +247,7 @@ impl World {
             clock,
         };
         let (stop, stopped) = oneshot::channel::<()>();
-        let run = controller::run(client, settings, lead, async { drop(stopped.await) }, metrics.clone());
+        let run = operator::run(client, settings, lead, async { drop(stopped.await) }, metrics.clone());
         Operator { grant, metrics, stop, task: tokio::spawn(run) }
     }
 

@@ -6,11 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use daskade::{
-    api::condition::{CONDITION_REASONS, PROBLEM_REASONS},
-    crd, limits,
-    runs::release::{PATIENCE, PATIENCE_DELETED},
-};
+use api::condition::{CONDITION_REASONS, PROBLEM_REASONS};
+use manifest::crd;
+use decide::pipelinerun::release::{PATIENCE, PATIENCE_DELETED};
 use serde_json::Value;
 
 fn in_repository(path: &str) -> PathBuf {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use daskade::store::{Committed, Folded, Handle, Limits, Opened, SegmentError, decode_segment};
+use store::{Committed, Folded, Handle, Limits, Opened, SegmentError, decode_segment};
 use serde_json::{Value, json};
 
 fn golden() -> PathBuf {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
-use daskade::store::{Reader, StorageConfig};
+use store::{Reader, StorageConfig};
 
 /// The test runs itself with the keys of the service in its environment, which is all that says that it did.
 const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "listing-key"), ("AWS_SECRET_ACCESS_KEY", "secret")];

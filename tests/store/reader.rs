@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
-use daskade::store::{Handle, LogFilter, Objects, Reader, StorageConfig, StoreError};
+use store::{Handle, LogFilter, Objects, Reader, StorageConfig, StoreError};
 use sha2::{Digest as _, Sha256};
 
 struct Place {
@@ -159,7 +159,7 @@ async fn code_is_read_only_if_its_digest_is_the_one_in_the_journal() {
     let hex = |data: &[u8]| Sha256::digest(data).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     journal.opened.code.digest = Some(hex(&inline));
     assert_eq!(reader.read_code(&place.run, &journal).await.unwrap(), inline);
-    journal.opened.code = daskade::store::Code { digest: Some(hex(b"large")), zip: None };
+    journal.opened.code = store::Code { digest: Some(hex(b"large")), zip: None };
     let key = format!("runs/{}/code/{}.zip", place.run, hex(b"large"));
     refused(reader.read_code(&place.run, &journal).await, "NotFound", &format!("{key} is not there"));
     place.write(&key, b"large");
@@ -186,7 +186,7 @@ async fn log_lines_come_in_order_of_time_and_only_those_asked_for() {
     );
     place.write(&format!("{logs}/.tmp-1-x"), b"half a line");
     let reader = place.reader().await;
-    let texts = |logs: daskade::store::Logs| logs.lines.into_iter().map(|line| line.text).collect::<Vec<_>>();
+    let texts = |logs: store::Logs| logs.lines.into_iter().map(|line| line.text).collect::<Vec<_>>();
     let only_a = LogFilter { step: Some("a".into()), ..LogFilter::default() };
     assert_eq!(texts(reader.logs(&place.run, &only_a, 100).await.unwrap()), ["one", "two", "three"]);
     let attempt = LogFilter { attempt: Some(2), ..only_a };

@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use daskade::store::{LogFilter, Reader, StorageConfig};
+use store::{LogFilter, Reader, StorageConfig};
 use serde_json::Value;
 
 struct Writer {

@@ -7,9 +7,9 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use daskade::limits;
-use daskade::pipeline::values_of;
-use daskade::store::{Folded, Reader, StorageConfig};
+
+use lower::values_of;
+use store::{Folded, Reader, StorageConfig};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};

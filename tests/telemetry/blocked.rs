@@ -4,7 +4,7 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use daskade::telemetry::log::{self, Format, Settings};
+use telemetry::log::{self, Format, Settings};
 
 const WRITER: &str = "DASKADE_TEST_WRITER";
 const LINES: u32 = 50_000;

@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use daskade::telemetry::log::{self, Format, Settings};
+use telemetry::log::{self, Format, Settings};
 
 #[test]
 fn a_span_arrives_at_the_collector_with_its_fields() {

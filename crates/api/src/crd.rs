@@ -40,7 +40,7 @@ pub fn documents() -> Vec<Value> {
 
 /// The schema of `kind` for our own checks: the published one and the formats that only we know. Making one takes
 /// milliseconds: keep it.
-pub(crate) fn checked_schema(kind: &str) -> Option<Value> {
+pub fn checked_schema(kind: &str) -> Option<Value> {
     let crd = match kind {
         "DaskCluster" => DaskCluster::crd(),
         "Pipeline" => Pipeline::crd(),

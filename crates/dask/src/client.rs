@@ -20,7 +20,7 @@ use super::ops::{FollowEvents, Operation, RunFunction, read_installation, read_r
 use super::room::{Held, Room};
 use super::session::{Awaited, CallId, Command, Deadlines, Event, Session};
 use super::transport::{self, Tls};
-use crate::limits;
+
 
 /// Requests that may wait for the actor before callers are held up.
 const QUEUE: usize = 64;

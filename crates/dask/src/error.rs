@@ -16,7 +16,6 @@ pub(super) const TEXT_CAP: usize = 16 * 1024;
 /// Clean end, torn message, reset, TLS, handshake, silence, timeout, an answer that breaks the protocol and an error
 /// reported by the peer are all different. Texts that came from the peer are capped and free of control characters.
 #[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// The text is not an address.
     #[error("parse address {text:?}: {reason}")]

@@ -12,11 +12,10 @@ use super::error::{Error, clean_text};
 use super::message::{self, MessageError};
 use super::msgpack::{self, Head, Reader};
 use super::ops::{Item, Json, TaskAddr};
-use crate::limits;
+
 
 /// Something that happened in a run. Times are seconds since 1970 by the clock of the machine that tells them.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
 pub enum RuntimeEvent {
     /// An attempt began.
     Started {

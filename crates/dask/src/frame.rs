@@ -9,7 +9,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::limits::{self, Budget};
+use limits::Budget;
 
 /// Bytes of a message that holds one frame, before that frame.
 pub(super) const SINGLE_PRELUDE: usize = 24;

@@ -4,7 +4,7 @@
 //! ([`ops`]) ↔ [`session`] (no I/O, no clock) ↔ [`client`] (one task owns the socket).
 //!
 //! The peer is not trusted: every length, count and depth is checked against [`frame::Limits`] before anything is
-//! allocated for it, each kind of message has a budget of its own ([`crate::limits`]), nothing is ever unpickled or
+//! allocated for it, each kind of message has a budget of its own ([`limits`]), nothing is ever unpickled or
 //! decompressed, and every wait has a deadline.
 //!
 //! ```no_run

@@ -17,7 +17,6 @@ const SHAPE_CAP: usize = 500;
 
 /// Bytes that are no message, or one that is too large or of the wrong shape.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum MessageError {
     /// A message without frames.
     #[error("there are no frames")]

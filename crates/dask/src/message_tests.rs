@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::dask::frame::FrameDecoder;
+use crate::frame::FrameDecoder;
 
 fn message(frames: &[&[u8]]) -> Result<Message, MessageError> {
     Message::new(frames.iter().map(|f| Bytes::copy_from_slice(f)).collect(), &Limits::default())
@@ -173,10 +173,10 @@ proptest! {
     #[test]
     fn no_bytes_make_typed_decoding_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(message) = message(&[&bytes]) {
-            let _ = message.decode::<crate::dask::ops::SchedulerIdentity>();
-            let _ = message.decode::<crate::dask::ops::Opened>();
+            let _ = message.decode::<crate::ops::SchedulerIdentity>();
+            let _ = message.decode::<crate::ops::Opened>();
             let _ = message.decode::<Reply>();
-            let _ = crate::dask::events::read_batch(&Bytes::from(bytes), "i", 0);
+            let _ = crate::events::read_batch(&Bytes::from(bytes), "i", 0);
         }
     }
 }

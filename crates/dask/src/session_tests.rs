@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::dask::frame::{FrameDecoder, Limits};
+use crate::frame::{FrameDecoder, Limits};
 
 /// A session with a scripted peer and a clock that stands still.
 struct Script {

@@ -1,9 +1,9 @@
 //! A run's code as the runtime in the scheduler gets it.
 
 use super::wire::storage;
-use crate::dask::ops::{Code, FetchCode, Leader};
-use crate::dask::{self, Peer};
-use crate::run_model::{CodeSource, RunSpec};
+use dask::ops::{Code, FetchCode, Leader};
+use dask::Peer;
+use run_model::{CodeSource, RunSpec};
 
 /// The code with its digest. An archive is fetched by the runtime, once for the run: it has it then.
 pub(super) async fn code(peer: &Peer, spec: &RunSpec, lead: Option<&Leader>) -> Result<Code, dask::Error> {

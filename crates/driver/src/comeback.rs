@@ -6,9 +6,9 @@ use tokio::time::Instant;
 
 use super::driver::DriveError;
 use super::ended::{Ended, Loss};
-use crate::limits;
-use crate::repeats::Repeats;
-use crate::run_model::Patience;
+
+use limits::repeats::Repeats;
+use run_model::Patience;
 
 /// Waits between attempts to reach a scheduler that others run, in turn; the last one repeats.
 const RECONNECT: [Duration; 5] = [

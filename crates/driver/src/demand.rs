@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::dask::ops::{Ask, Demand};
-use crate::dask::{Error, Peer};
-use crate::graph::{self, Limits, RunState};
-use crate::pipeline::Plan;
+use dask::ops::{Ask, Demand};
+use dask::{Error, Peer};
+use engine::{Limits, RunState};
+use lower::Plan;
 
 /// Between two looks: a pod takes longer to come.
 const LOOK: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ impl Teller {
             return Ok(Some(self.next));
         }
         self.next = Instant::now() + LOOK;
-        let asks = asks(plan, &graph::demand(&plan.dag, state, limits));
+        let asks = asks(plan, &engine::demand(&plan.dag, state, limits));
         if asks != self.told {
             match peer.call(&Demand { run: run.to_owned(), epoch, asks: asks.clone() }).await {
                 // A runtime of an older release: workers come when they are needed.
@@ -55,9 +55,9 @@ impl Teller {
 }
 
 /// In all, by what is asked for; without what the runtime knows by itself, since all of it was handed over.
-pub(super) fn asks(plan: &Plan, demand: &[graph::Demand]) -> Vec<Ask> {
+pub(super) fn asks(plan: &Plan, demand: &[engine::Demand]) -> Vec<Ask> {
     let mut sums: BTreeMap<Like, (Ask, bool)> = BTreeMap::new();
-    for graph::Demand { step, now, soon, later } in demand {
+    for engine::Demand { step, now, soon, later } in demand {
         let Some(def) = plan.step_def(*step) else { continue };
         let resources: BTreeMap<String, f64> = def
             .resources
@@ -92,8 +92,8 @@ mod tests {
     use serde_json::{Map, json};
 
     use super::*;
-    use crate::graph::{Demand, StepIx};
-    use crate::pipeline::{RunInfo, validate};
+    use engine::{Demand, StepIx};
+    use lower::{RunInfo, validate};
 
     #[test]
     fn numbers_are_exact_where_a_worker_more_matters() {

@@ -7,8 +7,8 @@ use super::Fabric;
 use super::comeback::{Comeback, Next, Past};
 use super::ended::Loss;
 use super::session::Session;
-use crate::dask;
-use crate::run_model::{Note, Observer, Report, RunSpec, Start};
+
+use run_model::{Note, Observer, Report, RunSpec, Start};
 
 /// Events that may be on their way without being acknowledged, and how many if that was too much.
 const WINDOW: u32 = 4000;

@@ -6,12 +6,12 @@ use super::facts::{Facts, View};
 use super::reuse::{Reusable, Taken, Wish};
 use super::supply::{Supplier, look_at};
 use super::wire::{decision, storage};
-use crate::dask::ops::{Adopt, AdoptItem, Earlier, EarlierRun, EarlierRuns, Item, Leader, Opened, Record, Records};
-use crate::dask::{self, Peer};
-use crate::graph::{Event, RunState, SkipReason, StepIx, TaskId};
-use crate::limits;
-use crate::pipeline::{Keyring, Part, Plan};
-use crate::run_model::RunSpec;
+use dask::ops::{Adopt, AdoptItem, Earlier, EarlierRun, EarlierRuns, Item, Leader, Opened, Record, Records};
+use dask::Peer;
+use engine::{Event, RunState, SkipReason, StepIx, TaskId};
+
+use lower::{Keyring, Part, Plan};
+use run_model::RunSpec;
 
 /// Outputs per message to the runtime.
 const CHUNK: usize = 5000;

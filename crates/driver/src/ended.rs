@@ -1,8 +1,8 @@
 //! How a session ends before its run, and what a failed call means for it.
 
 use super::driver::DriveError;
-use crate::dask;
-use crate::limits::{self, Repetition};
+
+use limits::Repetition;
 
 /// Why a session ended without the run's end.
 #[derive(Debug)]

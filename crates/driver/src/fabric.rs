@@ -8,9 +8,9 @@ use tokio::time::timeout;
 
 use super::DriveError;
 use super::pulse::Pulse;
-use crate::dask::ops::Leader;
-use crate::dask::{self, Limits, Pool, Tls, TlsFiles};
-use crate::run_model::{Endpoint, FleetState, Runtime};
+use dask::ops::Leader;
+use dask::{Limits, Pool, Tls, TlsFiles};
+use run_model::{Endpoint, FleetState, Runtime};
 
 /// A new scheduler must be there within this time; the fleet gives up on its own earlier.
 const ENDPOINT_WAIT: Duration = Duration::from_secs(600);

@@ -9,11 +9,11 @@ use tokio::time::Instant;
 
 use super::objects::Versions;
 use super::results::Kept;
-use crate::dask::ops::{Json, NamedObjects};
-use crate::graph::{Dag, FailReason, Invalid, RunState, StepIx, TaskId, TaskStatus};
-use crate::limits::{self, clip};
-use crate::pipeline::{Plan, Results};
-use crate::run_model::report::{Deadline, Failure, task_name};
+use dask::ops::{Json, NamedObjects};
+use engine::{Dag, FailReason, Invalid, RunState, StepIx, TaskId, TaskStatus};
+use limits::clip;
+use lower::{Plan, Results};
+use run_model::report::{Deadline, Failure, task_name};
 
 #[derive(Debug, Default)]
 pub(super) struct Facts {

@@ -7,11 +7,11 @@ use super::facts::{Facts, View};
 use super::results::Room;
 use super::session::Session;
 use super::supply::Supplier;
-use crate::dask::Peer;
-use crate::dask::ops::{Close, Opened, ReadOutput};
-use crate::graph::{self, RunState, TaskId, TaskStatus};
-use crate::pipeline::{ExprError, Part, ResultSource, ResultSpec};
-use crate::run_model::report::{Counts, Report, ResultValue, summary};
+use dask::Peer;
+use dask::ops::{Close, Opened, ReadOutput};
+use engine::{RunState, TaskId, TaskStatus};
+use lower::{ExprError, Part, ResultSource, ResultSpec};
+use run_model::report::{Counts, Report, ResultValue, summary};
 
 /// Failures kept for the report.
 const MAX_FAILURES: usize = 20;
@@ -23,7 +23,7 @@ impl Session<'_> {
         peer: &Peer,
         opened: &Opened,
         (state, facts): (&RunState, &mut Facts),
-        outcome: graph::RunOutcome,
+        outcome: engine::RunOutcome,
     ) -> Result<Report, Ended> {
         let plan = &self.spec.plan;
         let (mut results, mut room) = (Vec::new(), Room::new());

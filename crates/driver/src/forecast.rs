@@ -13,12 +13,12 @@ use super::past;
 use super::reuse::{Because, Reusable};
 use super::turn::{Turn, handed_over};
 use super::wire::task_id;
-use crate::dask;
-use crate::dask::ops::Seen;
-use crate::graph::{self, Action, Event, RunState, SkipReason, StepIx, TaskId, TaskStatus};
-use crate::pipeline::{Aspect, Part, Plan};
-use crate::run_model::{CodeSource, RunSpec};
-use crate::store::{self, StorageConfig, StoreError};
+
+use dask::ops::Seen;
+use engine::{Action, Event, RunState, SkipReason, StepIx, TaskId, TaskStatus};
+use lower::{Aspect, Part, Plan};
+use run_model::{CodeSource, RunSpec};
+use store::{StorageConfig, StoreError};
 
 /// What a run would do.
 #[derive(Debug)]
@@ -170,7 +170,7 @@ impl Teller<'_> {
     async fn engine(&mut self) -> Result<(), DriveError> {
         let plan = &self.spec.plan;
         loop {
-            let mut actions = graph::plan(&plan.dag, &mut self.state, &plan.limits, 0).actions;
+            let mut actions = engine::plan(&plan.dag, &mut self.state, &plan.limits, 0).actions;
             if actions.is_empty() {
                 actions = self.held_back();
             }
@@ -300,7 +300,7 @@ impl Teller<'_> {
         if asked.iter().any(|step| !has_ended(&self.state, *step)) {
             return None;
         }
-        let per_step = plan.dag.step(task.step).is_some_and(|spec| spec.when == graph::When::PerStep);
+        let per_step = plan.dag.step(task.step).is_some_and(|spec| spec.when == engine::When::PerStep);
         let task = if per_step { TaskId::whole(task.step) } else { task };
         plan.decide(task, &View { facts: &self.facts, state: &self.state, dag: &plan.dag }).ok()
     }
@@ -356,7 +356,7 @@ impl Teller<'_> {
         if plan.cache(task.step).enabled == Some(false) || reusable.runs().next().is_none() {
             return true;
         }
-        let flattened = |source: &graph::MapSource| matches!(source, graph::MapSource::Flatten(_));
+        let flattened = |source: &engine::MapSource| matches!(source, engine::MapSource::Flatten(_));
         let no_items = plan.is_mapped(task.step) && task.item.is_none();
         if no_items && plan.dag.step(task.step).is_some_and(|spec| spec.map.iter().flatten().any(flattened)) {
             return true;
@@ -390,7 +390,7 @@ impl Teller<'_> {
         let plan = &self.spec.plan;
         let mut until = BTreeSet::new();
         for up in open {
-            let after = plan.dag.step(step).is_some_and(|spec| spec.deps.contains(&graph::Dep::After(*up)));
+            let after = plan.dag.step(step).is_some_and(|spec| spec.deps.contains(&engine::Dep::After(*up)));
             if let Some((Fate::Unknown, of)) = self.fates.get(up)
                 && (!after || self.spec.reuse.missing)
             {
@@ -413,8 +413,8 @@ impl Teller<'_> {
             return None;
         }
         match self.state.step_summary(step)?.state {
-            graph::StepState::Failed => Some(TaskStatus::Failed),
-            graph::StepState::Skipped(reason) => Some(TaskStatus::Skipped(reason)),
+            engine::StepState::Failed => Some(TaskStatus::Failed),
+            engine::StepState::Skipped(reason) => Some(TaskStatus::Skipped(reason)),
             _ => None,
         }
     }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::ended::{Ended, Loss, classify, refused};
-use crate::dask::ops::{Hello, RuntimeInfo};
-use crate::dask::{self, Peer};
-use crate::run_model::Runtime;
+use dask::ops::{Hello, RuntimeInfo};
+use dask::Peer;
+use run_model::Runtime;
 
 /// A preloaded runtime installs itself in the background, after the scheduler listens.
 const INSTALL_WAIT: Duration = Duration::from_secs(30);

@@ -1,10 +1,10 @@
 //! What of a scheduler's events is let in: what is about the run, and of texts as much as is ever shown.
 
-use crate::dask::RuntimeEvent;
-use crate::dask::ops::TaskAddr;
-use crate::graph::{RunState, StepIx};
-use crate::limits::{self, clip};
-use crate::pipeline::Plan;
+use dask::RuntimeEvent;
+use dask::ops::TaskAddr;
+use engine::{RunState, StepIx};
+use limits::clip;
+use lower::Plan;
 
 use super::wire::task_id;
 

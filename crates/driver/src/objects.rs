@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::facts::{Facts, View};
 use super::wire::storage;
-use crate::api::step::IfExists;
-use crate::dask::ops::{Item, Kept, LookAt, Seen, SeenObjects};
-use crate::dask::{self, Peer};
-use crate::graph::{RunState, TaskId};
-use crate::pipeline::Plan;
-use crate::run_model::RunSpec;
+use api::step::IfExists;
+use dask::ops::{Item, Kept, LookAt, Seen, SeenObjects};
+use dask::Peer;
+use engine::{RunState, TaskId};
+use lower::Plan;
+use run_model::RunSpec;
 
 /// Paths per message to the runtime, which makes a request to the storage for each.
 const CHUNK: usize = 1000;
@@ -209,8 +209,8 @@ mod tests {
     use serde_json::{Map, Value, json};
 
     use super::*;
-    use crate::graph::StepIx;
-    use crate::pipeline::{RunInfo, validate};
+    use engine::StepIx;
+    use lower::{RunInfo, validate};
 
     fn plan(steps: Value) -> Plan {
         let flow = validate(&serde_json::from_value(json!({ "steps": steps })).unwrap(), "spec").unwrap();
@@ -249,7 +249,7 @@ mod tests {
         let (names, each) = (TaskId::whole(StepIx(0)), |item| TaskId::item(StepIx(1), item));
         let (mut facts, mut state) = (Facts::default(), RunState::new(&plan.dag, 0));
         facts.finished(names, vec![2], Some(json!(["a", "a"]).into()));
-        state.apply(&plan.dag, &crate::graph::Event::MapLength { step: StepIx(1), len: 2 }, 0).unwrap();
+        state.apply(&plan.dag, &engine::Event::MapLength { step: StepIx(1), len: 2 }, 0).unwrap();
         let view = View { facts: &facts, state: &state, dag: &plan.dag };
         let mut objects = Objects::new(&plan);
         objects.restore(&plan, each(0), &view);

@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use crate::dask::ops::{Decided, Done, EarlierRun, EarlierRuns, Item, NamedObjects, TaskAddr};
-use crate::store::{PastRun, Reader, StorageConfig, StoreError, TaskKey, folder_of};
+use dask::ops::{Decided, Done, EarlierRun, EarlierRuns, Item, NamedObjects, TaskAddr};
+use store::{PastRun, Reader, StorageConfig, StoreError, TaskKey, folder_of};
 
 /// Earlier runs of `pipeline`. A folder that is not there yet has none: a run would make it.
 pub(super) async fn read(

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::dask::ops::Hello;
-use crate::dask::{self, Address, Connection, Deadlines};
+use dask::ops::Hello;
+use dask::{Address, Connection, Deadlines};
 
 /// How often a scheduler is asked whether it lives, and how long it may take to answer: a loaded one may be busy for
 /// seconds with one message.

@@ -3,9 +3,9 @@
 use super::driver::DriveError;
 use super::ended::{classify, into_error};
 use super::fabric::Seat;
-use crate::dask::ops::{Forget, Hello};
-use crate::dask::{self, Address, Limits, Peer};
-use crate::run_model::Released;
+use dask::ops::{Forget, Hello};
+use dask::{Address, Limits, Peer};
+use run_model::Released;
 
 /// Has the scheduler forget the run as it is open there, whoever opened it for the operator. May be done twice.
 pub async fn release(run: &str, seat: &Seat) -> Result<Released, DriveError> {

@@ -4,11 +4,11 @@ use std::collections::{HashMap, HashSet};
 
 use super::facts::{Facts, View};
 use super::wire::task_id;
-use crate::dask::ops::{EarlierRun, Json};
-use crate::graph::{Event, RunState, SkipReason, StepIx, TaskId};
-use crate::limits;
-use crate::pipeline::{Key, Keyring, Parts, Plan, Results};
-use crate::run_model::Frozen;
+use dask::ops::{EarlierRun, Json};
+use engine::{Event, RunState, SkipReason, StepIx, TaskId};
+
+use lower::{Key, Keyring, Parts, Plan, Results};
+use run_model::Frozen;
 
 /// An earlier run.
 pub(super) struct Past {

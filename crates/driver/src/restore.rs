@@ -4,10 +4,10 @@ use std::collections::HashSet;
 
 use super::facts::Facts;
 use super::wire::{failure_class, task_id};
-use crate::dask::ops::{Done, Item, Snapshot};
-use crate::graph::{Event, RunState, SkipReason, StepIx, TaskId};
-use crate::limits;
-use crate::pipeline::Plan;
+use dask::ops::{Done, Item, Snapshot};
+use engine::{Event, RunState, SkipReason, StepIx, TaskId};
+
+use lower::Plan;
 
 /// What is to be remembered of a snapshot besides the engine's state and the facts. Read page by page, so that nothing
 /// else grows with it.
@@ -161,8 +161,8 @@ fn events(snapshot: &Snapshot, adopted: &HashSet<Item>, changed: &HashSet<Item>)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dask::ops::{Decided, Done, FailedAttempt, Invalidated, TaskAddr};
-    use crate::graph::{Dag, Dep, RetryPolicy, RunState, StepSpec, TaskStatus, When};
+    use dask::ops::{Decided, Done, FailedAttempt, Invalidated, TaskAddr};
+    use engine::{Dag, Dep, RetryPolicy, RunState, StepSpec, TaskStatus, When};
 
     #[test]
     fn a_fresh_engine_takes_a_snapshot_without_contradiction() {

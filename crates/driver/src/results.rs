@@ -8,11 +8,11 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde_json::Value;
 
-use crate::dask::ops::Json;
-use crate::graph::{StepIx, TaskId};
-use crate::limits;
-use crate::pipeline::limits::json_size;
-use crate::pipeline::{ExprError, values_of};
+use dask::ops::Json;
+use engine::{StepIx, TaskId};
+
+use lower::limits::json_size;
+use lower::{ExprError, values_of};
 
 /// Room for the results that a run ends with.
 #[derive(Debug)]

@@ -1,10 +1,10 @@
 //! The pages of a snapshot, one after the other.
 
-use crate::dask::ops::{NextPage, Opened, Operation, Snapshot};
-use crate::dask::{self, Peer};
-use crate::limits;
-use crate::run_model::report::{Report, read_closing};
-use crate::store::Parts;
+use dask::ops::{NextPage, Opened, Operation, Snapshot};
+use dask::Peer;
+
+use run_model::report::{Report, read_closing};
+use store::Parts;
 
 /// A snapshot as it comes.
 pub(super) struct Pages<'a> {

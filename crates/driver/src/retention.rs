@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::dask::ops::User;
-use crate::limits;
+use dask::ops::User;
+
 
 /// Who uses objects of one run: references that were seen, and what their runs need.
 #[derive(Debug, Default)]

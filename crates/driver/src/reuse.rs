@@ -5,9 +5,9 @@ use std::collections::{HashMap, HashSet};
 
 use super::facts::{Facts, View};
 use super::replay::{Past, PastOutput};
-use crate::dask::ops::{AdoptItem, EarlierRuns, Item};
-use crate::graph::{Event, StepIx, StepState, TaskId, TaskStatus};
-use crate::pipeline::{Aspect, Key, Keyring, Part, Parts, Plan};
+use dask::ops::{AdoptItem, EarlierRuns, Item};
+use engine::{Event, StepIx, StepState, TaskId, TaskStatus};
+use lower::{Aspect, Key, Keyring, Part, Parts, Plan};
 
 /// What earlier runs have left for this one.
 pub(super) struct Reusable {
@@ -313,9 +313,9 @@ mod tests {
     use serde_json::{Map, Value, json};
 
     use super::*;
-    use crate::dask::ops::EarlierRun;
-    use crate::graph::RunState;
-    use crate::run_model::Frozen;
+    use dask::ops::EarlierRun;
+    use engine::RunState;
+    use run_model::Frozen;
 
     fn frozen(uid: &str, steps: Value, select: Value) -> Frozen {
         let pipeline = json!({"steps": steps});

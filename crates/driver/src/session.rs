@@ -23,12 +23,12 @@ use super::supply::{Supplier, portions, rehearse};
 use super::turn::{Turn, handed_over};
 use super::wire::{failure_class, step_def, storage, task_id};
 use super::{Fabric, earlier, objects};
-use crate::dask::ops::{Code, FollowEvents, Item, Leader, Open, Opened, Records, Settings, Stop, Submit};
-use crate::dask::{self, Address, EventBatch, Peer, RuntimeEvent};
-use crate::graph::{self, Event, FailReason, FailureClass, RunState, SkipReason, StepIx, TaskId, TaskStatus};
-use crate::limits;
-use crate::run_model::report::{Deadline, Failure, Note, Observer, Report, task_name};
-use crate::run_model::{Endpoint, RunSpec, Runtime, Start};
+use dask::ops::{Code, FollowEvents, Item, Leader, Open, Opened, Records, Settings, Stop, Submit};
+use dask::{Address, EventBatch, Peer, RuntimeEvent};
+use engine::{Event, FailReason, FailureClass, RunState, SkipReason, StepIx, TaskId, TaskStatus};
+
+use run_model::report::{Deadline, Failure, Note, Observer, Report, task_name};
+use run_model::{Endpoint, RunSpec, Runtime, Start};
 
 /// The runtime protocol that this version speaks.
 const PROTOCOL: u32 = 1;
@@ -329,13 +329,13 @@ impl Session<'_> {
         opened: &Opened,
         (state, facts): (&mut RunState, &mut Facts),
         (reusable, objects): (&mut Option<Reusable>, &mut Objects),
-        limits: &graph::Limits,
-    ) -> Result<(Option<graph::RunOutcome>, Option<u64>), Ended> {
+        limits: &engine::Limits,
+    ) -> Result<(Option<engine::RunOutcome>, Option<u64>), Ended> {
         let plan = &self.spec.plan;
         let (run, epoch) = (self.spec.uid.as_str(), opened.epoch);
         let mut finish = None;
         loop {
-            let planned = graph::plan(&plan.dag, state, limits, self.now());
+            let planned = engine::plan(&plan.dag, state, limits, self.now());
             let (supplier, mut turn) = (Supplier { peer, run, epoch }, Turn::default());
             for actions in portions(planned.actions, facts) {
                 let rehearsed = supplier.supply((state, facts), &plan.dag, |view| rehearse(plan, &actions, view)).await;
@@ -515,7 +515,7 @@ async fn asked_to_cancel(cancel: &mut watch::Receiver<bool>) -> bool {
     cancel.wait_for(|cancel| *cancel).await.is_ok()
 }
 
-fn is_failed(state: &RunState, dag: &graph::Dag, task: TaskId) -> bool {
+fn is_failed(state: &RunState, dag: &engine::Dag, task: TaskId) -> bool {
     state.task_view(dag, task).is_some_and(|view| view.status == TaskStatus::Failed)
 }
 

@@ -2,10 +2,10 @@
 //! evaluated again.
 
 use super::facts::{Facts, View};
-use crate::dask::ops::{Item, Operation, ReadResults};
-use crate::dask::{self, Peer};
-use crate::graph::{Action, Dag, RunState, StepIx, TaskId};
-use crate::pipeline::Plan;
+use dask::ops::{Item, Operation, ReadResults};
+use dask::Peer;
+use engine::{Action, Dag, RunState, StepIx, TaskId};
+use lower::Plan;
 
 /// Where results are fetched.
 #[derive(Clone, Copy)]

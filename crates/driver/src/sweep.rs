@@ -14,13 +14,13 @@ use super::fabric::Seat;
 use super::install::runtime;
 use super::retention::{InUse, Users, split};
 use super::wire::storage;
-use crate::dask::ops::{
+use dask::ops::{
     Discard, Final, Folder, Forget, Leader, ListObjects, ListReferences, LookStored, LookUser, MarkRemoved, Operation,
     Part, Seal, Storage, User,
 };
-use crate::dask::{self, Address, Limits, Peer};
-use crate::limits;
-use crate::run_model::{Runtime, StorageSpec};
+use dask::{Address, Limits, Peer};
+
+use run_model::{Runtime, StorageSpec};
 
 /// Names of objects per message to the runtime.
 const CHUNK: usize = 5000;

@@ -4,9 +4,9 @@ use super::facts::{Facts, View};
 use super::objects::{Meeting, Objects};
 use super::reuse::Reusable;
 use super::wire::{address, decision, submit_item};
-use crate::dask::ops::{AdoptItem, Record, SubmitItem, TaskAddr};
-use crate::graph::{Action, Event, RunOutcome, RunState, TaskId};
-use crate::pipeline::Plan;
+use dask::ops::{AdoptItem, Record, SubmitItem, TaskAddr};
+use engine::{Action, Event, RunOutcome, RunState, TaskId};
+use lower::Plan;
 
 /// One answer of the engine, carried out as far as that needs nobody else.
 #[derive(Debug, Default)]

@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
-use crate::dask::ops::{Decided, PathPart, StepDef, Storage, SubmitItem, Target, TaskAddr, TaskDep};
-use crate::graph::{self, FailureClass, StepIx, TaskId};
-use crate::pipeline;
-use crate::run_model::StorageSpec;
+use dask::ops::{Decided, PathPart, StepDef, Storage, SubmitItem, Target, TaskAddr, TaskDep};
+use engine::{FailureClass, StepIx, TaskId};
+
+use run_model::StorageSpec;
 
 pub(super) fn task_id(task: TaskAddr) -> TaskId {
     TaskId { step: StepIx(task.step), item: task.item }
@@ -29,16 +29,16 @@ pub(super) fn submit_item(
     attempt: u32,
     priority: i32,
     values: Option<Vec<u8>>,
-    deps: &[graph::TaskDep],
+    deps: &[engine::TaskDep],
 ) -> SubmitItem {
     let mut data_deps = Vec::with_capacity(deps.len());
     let mut after_deps = Vec::new();
     for dep in deps {
         match *dep {
-            graph::TaskDep::Task(task) => data_deps.push(TaskDep::Task { step: task.step.0, item: task.item }),
-            graph::TaskDep::All { step, len } => data_deps.push(TaskDep::All { step: step.0, len }),
-            graph::TaskDep::After(task) => after_deps.push(TaskDep::Task { step: task.step.0, item: task.item }),
-            graph::TaskDep::AfterAll { step, len } => after_deps.push(TaskDep::All { step: step.0, len }),
+            engine::TaskDep::Task(task) => data_deps.push(TaskDep::Task { step: task.step.0, item: task.item }),
+            engine::TaskDep::All { step, len } => data_deps.push(TaskDep::All { step: step.0, len }),
+            engine::TaskDep::After(task) => after_deps.push(TaskDep::Task { step: task.step.0, item: task.item }),
+            engine::TaskDep::AfterAll { step, len } => after_deps.push(TaskDep::All { step: step.0, len }),
         }
     }
     SubmitItem { task: address(task, attempt), priority, values: values.map(Bytes::from), data_deps, after_deps }
@@ -55,10 +55,10 @@ pub(super) fn storage(spec: &StorageSpec) -> Storage {
 }
 
 /// A step's definition as the runtime takes it.
-pub(super) fn step_def(step: pipeline::StepDef, ignore_resources: bool) -> StepDef {
-    let part = |part: pipeline::PathPart| match part {
-        pipeline::PathPart::Key(key) => PathPart::Key(key),
-        pipeline::PathPart::Index(index) => PathPart::Index(index.into()),
+pub(super) fn step_def(step: lower::StepDef, ignore_resources: bool) -> StepDef {
+    let part = |part: lower::PathPart| match part {
+        lower::PathPart::Key(key) => PathPart::Key(key),
+        lower::PathPart::Index(index) => PathPart::Index(index.into()),
     };
     StepDef {
         name: step.name,

@@ -3,6 +3,8 @@
 //!
 //! Schedulers and objects belong to tenants, and the operator serves all of them. Each number is looked at before memory is taken.
 
+pub mod repeats;
+
 use std::time::Duration;
 
 /// What one message may have.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-use crate::limits::Repetition;
+use crate::Repetition;
 
 /// Errors that are told apart. They may take turns, and each of them still counts.
 const KINDS: usize = 8;

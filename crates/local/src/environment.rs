@@ -8,10 +8,10 @@ use std::process::{Command, Output, Stdio};
 use sha2::{Digest, Sha256};
 
 use super::Home;
-use crate::run_model::Runtime;
+use run_model::Runtime;
 
 /// What every local environment holds besides the pipeline's own requirements.
-const BASE_REQUIREMENTS: &str = include_str!("../../runtime/requirements-local.txt");
+const BASE_REQUIREMENTS: &str = include_str!("../../../runtime/requirements-local.txt");
 /// Written last: an environment without it was left half made and is made again.
 const READY: &str = "daskade-ready";
 

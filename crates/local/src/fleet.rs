@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::Environment;
 use super::devices;
 use super::process::{Exit, Process, tail};
-use crate::run_model::{Endpoint, FleetState};
+use run_model::{Endpoint, FleetState};
 
 /// A scheduler that does not listen within this time is taken as failed: importing Dask and bokeh from a cold disk
 /// takes about 10 s on a slow laptop.

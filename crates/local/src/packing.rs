@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::run_model::archive::{Code, PackError, pack};
+use run_model::archive::{Code, PackError, pack};
 
 /// The largest code a run may bring, in bytes before compression. Larger code belongs into the image or on S3.
 pub const MAX_CODE: u64 = 64 << 20;

@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 
 use super::limits::json_size;
 use super::{Part, Plan, RunInfo, validate};
-use crate::api::pipeline::PipelineSpec;
-use crate::problem::Problem;
+use api::pipeline::PipelineSpec;
+use api::problem::Problem;
 
 /// None: no limit but those that the formats have themselves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -13,14 +13,9 @@ use super::{
     plan::{Part, Plan, PlanStep, PlanVar, ResultSpec, VarSource},
     wire::{StepDef, TargetDef},
 };
-use crate::{
-    api::{
-        pipeline::{OnOutputLost, RunLimits},
-        step::{FailureClass as Class, IfExists, Isolation, Retry, Step},
-    },
-    graph::{Dag, Dep, FailureClass, Limits, MapSource, OnLost, RetryPolicy, StepIx, StepSpec, When},
-    problem::Problem,
-};
+use api::{pipeline::{OnOutputLost, RunLimits}, step::{FailureClass as Class, IfExists, Isolation, Retry, Step}};
+use engine::{Dag, Dep, FailureClass, Limits, MapSource, OnLost, RetryPolicy, StepIx, StepSpec, When};
+use api::problem::Problem;
 
 /// What expressions see of a run as `run`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +94,7 @@ impl Flow {
             return Err(problems);
         }
         let dag = Dag::build(specs).map_err(|errors| {
-            let problem = |error: crate::graph::DagError| Problem::new(error.category(), "", error.to_string());
+            let problem = |error: engine::DagError| Problem::new(error.category(), "", error.to_string());
             errors.into_iter().map(problem).collect::<Vec<_>>()
         })?;
         let requirements = self.requirements.clone();

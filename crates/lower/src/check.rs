@@ -4,8 +4,8 @@ use serde_json::{Map, Value};
 
 use super::bind::RunInfo;
 use super::validate::validate;
-use crate::api::PipelineSpec;
-use crate::problem::Problem;
+use api::PipelineSpec;
+use api::problem::Problem;
 
 /// What is wrong with a pipeline whose spec is at `base`, also with the parameters that a run gives; without a run, with
 /// its defaults if every parameter has one.

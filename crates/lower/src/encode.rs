@@ -11,8 +11,8 @@ use super::{
     objects::Target,
     wire::{Reference, Template},
 };
-use crate::api::step::IfExists;
-use crate::problem::Problem;
+use api::step::IfExists;
+use api::problem::Problem;
 
 /// A value that is made for each task.
 #[derive(Debug, Clone)]

@@ -7,13 +7,8 @@ use super::{
     node::Node,
     objects::{Input, Target},
 };
-use crate::{
-    api::{
-        pipeline::{OnOutputLost, Param, PipelineSpec, RunLimits},
-        step::Step,
-    },
-    graph::StepIx,
-};
+use api::{pipeline::{OnOutputLost, Param, PipelineSpec, RunLimits}, step::Step};
+use engine::StepIx;
 
 /// A validated pipeline. Parameters are not filled in yet: see [`Flow::bind`].
 #[derive(Debug, Clone)]

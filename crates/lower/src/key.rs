@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::expr::PathPart;
 use super::plan::{Part, Plan, Results};
 use super::wire::{Piece, Reference, StepDef, Template};
-use crate::graph::{Dep, StepIx, TaskId};
+use engine::{Dep, StepIx, TaskId};
 
 /// Digest over all that an output depends on.
 pub type Key = [u8; 32];
@@ -426,7 +426,7 @@ mod tests {
     use serde_json::{Map, Value, json};
 
     use super::*;
-    use crate::pipeline::{RunInfo, validate};
+    use crate::{RunInfo, validate};
 
     struct Nothing;
 

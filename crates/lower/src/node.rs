@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::expr::{Expr, Text};
-use crate::problem::Problem;
+use api::problem::Problem;
 
 /// Any JSON value whose texts may hold expressions. Keys of mappings are never expanded.
 #[derive(Debug, Clone)]

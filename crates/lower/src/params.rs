@@ -9,10 +9,8 @@ use super::{
     limits::{PARAMETER_BYTES, json_size},
     node::below,
 };
-use crate::{
-    api::pipeline::{Param, ParamType},
-    problem::{Problem, nearest},
-};
+use api::pipeline::{Param, ParamType};
+use api::problem::{Problem, nearest};
 
 /// Checks the declarations: names, and that defaults and allowed values are of the declared type.
 pub(super) fn validate(params: &[Param], at: &str, problems: &mut Vec<Problem>) {

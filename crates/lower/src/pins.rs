@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::objects::Declared;
 use super::params::{listed, shortened};
 use super::plan::Plan;
-use crate::problem::{Problem, nearest};
+use api::problem::{Problem, nearest};
 
 /// Longest version that a storage gives, in bytes.
 const VERSION_BYTES: usize = 1024;
@@ -102,7 +102,7 @@ fn path_of(name: &str, known: &[Declared], at: &str) -> Result<String, Problem> 
 mod tests {
     use serde_json::{Map, Value, json};
 
-    use crate::pipeline::{RunInfo, validate};
+    use crate::{RunInfo, validate};
 
     fn check(pins: Value) -> Result<Vec<(String, String)>, Vec<String>> {
         let spec = json!({

@@ -15,9 +15,9 @@ use super::{
     pins::Pin,
     wire::{Reference, StepDef, Template},
 };
-use crate::api::step::Cache;
-use crate::graph::{Dag, Limits, RunState, StepIx, TaskId};
-use crate::limits;
+use api::step::Cache;
+use engine::{Dag, Limits, RunState, StepIx, TaskId};
+
 
 /// What a run can be executed from. Holds no state of the run.
 #[derive(Debug, Clone)]

@@ -9,14 +9,9 @@ use super::{
     node::Node,
     params::{listed, shortened, unknown},
 };
-use crate::{
-    api::{
-        pipeline::{Param, ParamType, PipelineSpec},
-        step::Step,
-    },
-    graph::StepIx,
-    problem::{Problem, nearest},
-};
+use api::{pipeline::{Param, ParamType, PipelineSpec}, step::Step};
+use engine::StepIx;
+use api::problem::{Problem, nearest};
 
 /// Entries of `run`.
 pub(super) const RUN: [&str; 2] = ["name", "uid"];

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::plan::{Part, Plan};
-use crate::api::run::Select;
-use crate::graph::{Dag, Dep, MapSource, OnLost, StepIx, StepSpec, When};
-use crate::problem::{Problem, nearest};
+use api::run::Select;
+use engine::{Dag, Dep, MapSource, OnLost, StepIx, StepSpec, When};
+use api::problem::{Problem, nearest};
 
 impl Plan {
     /// Keeps the steps that `select`, whose fields stand below `at`, chooses; `finally` steps run in any case.
@@ -165,7 +165,7 @@ mod tests {
     use serde_json::{Map, json};
 
     use super::*;
-    use crate::pipeline::{RunInfo, validate};
+    use crate::{RunInfo, validate};
 
     fn plan() -> Plan {
         let spec = json!({

@@ -6,11 +6,9 @@ use std::collections::HashMap;
 use serde_json::{Map, Value, json};
 
 use super::{Flow, Plan, Results, RunInfo, expr::PathPart, validate};
-use crate::{
-    api::pipeline::PipelineSpec,
-    graph::{Dep, MapSource, OnLost, StepIx, TaskId, When},
-    problem::Problem,
-};
+use api::pipeline::PipelineSpec;
+use engine::{Dep, MapSource, OnLost, StepIx, TaskId, When};
+use api::problem::Problem;
 
 #[derive(Debug, Default)]
 struct Facts {
@@ -54,7 +52,7 @@ fn plan(spec: Value, params: Value) -> Plan {
     flow(spec).and_then(|flow| flow.bind(&params, &run)).unwrap_or_else(|problems| panic!("{problems:#?}"))
 }
 
-fn spec_of<'a>(plan: &'a Plan, name: &str) -> &'a crate::graph::StepSpec {
+fn spec_of<'a>(plan: &'a Plan, name: &str) -> &'a engine::StepSpec {
     let step = plan.step_index(name).expect("a step of this name");
     plan.dag.step(step).expect("a step in the graph")
 }

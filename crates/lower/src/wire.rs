@@ -8,8 +8,8 @@ use rmp::encode;
 use serde_json::Value;
 
 use super::expr::{Gather, PathPart};
-use crate::api::step::Serializer;
-use crate::graph::StepIx;
+use api::step::Serializer;
+use engine::StepIx;
 
 /// Extension type of references.
 const REFERENCE: i8 = 1;

@@ -9,11 +9,9 @@ use super::{
     shape::{Shape, ShapeKind},
     tree::{Content, Entry, Node, Path, quote},
 };
-use crate::{
-    api::form::form,
-    names::IDENTIFIER_PATTERN,
-    problem::{Problem, nearest},
-};
+use api::form::form;
+use api::names::IDENTIFIER_PATTERN;
+use api::problem::{Problem, nearest};
 
 /// Most problems reported of one document; the rest is counted.
 pub(crate) const PROBLEMS_MAX: usize = 200;

@@ -143,7 +143,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::manifest::yaml::documents;
+    use crate::yaml::documents;
 
     #[test]
     fn what_is_written_reads_back_the_same() {

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::problem::Problem;
+use api::problem::Problem;
 
 /// Largest file.
 pub const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;

@@ -5,6 +5,7 @@
 //! a mistake keeps its line and a hostile file is refused before it grows.
 
 mod check;
+pub mod crd;
 mod emit;
 mod explain;
 mod files;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::names::{DNS_LABEL_PATTERN, OBJECT_NAME_MAX};
+use api::names::{DNS_LABEL_PATTERN, OBJECT_NAME_MAX};
 
 const LABEL_VALUE: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
 

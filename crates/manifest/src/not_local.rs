@@ -8,7 +8,7 @@
 use serde_json::Value;
 
 use super::object::Object;
-use crate::problem::Problem;
+use api::problem::Problem;
 
 /// A row of the table. `path` is below `spec`; `*` stands for every entry of a list; a field matches when it is there
 /// and, for truth values, true.
@@ -103,7 +103,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{api::crd, manifest::check_value};
+    use api::crd;
+    use crate::check_value;
 
     fn check(kind: &str, spec: Value) -> Vec<String> {
         let value =

@@ -16,7 +16,7 @@ use super::{
     tree::{Content, Path as ValuePath},
     yaml,
 };
-use crate::problem::Problem;
+use api::problem::Problem;
 
 /// An object and where it stands.
 #[derive(Debug, Clone, PartialEq)]

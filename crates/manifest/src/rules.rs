@@ -196,7 +196,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::api::crd;
+    use api::crd;
 
     fn collect(value: &Value, found: &mut Vec<(String, String)>) {
         match value {

@@ -19,7 +19,7 @@ use super::compare::{contains, is_same};
 use super::error::PassError;
 use super::queue::Key;
 use super::{shown, wire};
-use crate::cluster::names;
+use decide::cluster::names;
 
 const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 

@@ -13,13 +13,13 @@ use super::queue::Key;
 use super::runs::Runs;
 use super::shown::Read;
 use super::whole;
-use crate::api::cluster::DaskClusterSpec;
-use crate::api::run::PipelineRunSpec;
-use crate::api::storage::Storage;
-use crate::cluster::facts::Trouble;
-use crate::pipeline::allowed::RunLimits;
-use crate::runs::admit::{self, World};
-use crate::runs::code::{self, ConfigMap};
+use api::cluster::DaskClusterSpec;
+use api::run::PipelineRunSpec;
+use api::storage::Storage;
+use decide::cluster::facts::Trouble;
+use lower::allowed::RunLimits;
+use decide::pipelinerun::admit::{self, World};
+use decide::pipelinerun::code::{self, ConfigMap};
 
 /// What the run may refer to.
 pub(super) struct Around<'a> {

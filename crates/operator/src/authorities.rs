@@ -10,7 +10,7 @@ use kube::{Api, Client};
 use serde_json::json;
 use tokio::time::{Duration, Instant};
 
-use crate::cluster::names;
+use decide::cluster::names;
 
 /// Its name.
 pub(super) const NAME: &str = "daskade-authorities";

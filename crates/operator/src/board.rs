@@ -8,10 +8,10 @@ use tokio::sync::watch;
 use super::cache::Kind;
 use super::link::Target;
 use super::queue::{Key, Queue};
-use crate::api::condition::CONDITION_REASONS;
-use crate::api::status::DaskClusterStatus;
-use crate::cluster::facts::Trouble;
-use crate::run::{Lines, Seat};
+use api::condition::CONDITION_REASONS;
+use api::status::DaskClusterStatus;
+use decide::cluster::facts::Trouble;
+use driver::{Lines, Seat};
 
 /// Runs that want another turn when an object changes. Each is told once: a run that still waits says so again. What is kept
 /// is what the runs that are there waited for in their last turn, however many names they have waited for before.

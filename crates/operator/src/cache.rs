@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::queue::Key;
 use super::room::{Charge, OBJECTS};
 use super::shown;
-use crate::cluster::facts::{PodFact, Trouble};
+use decide::cluster::facts::{PodFact, Trouble};
 
 /// How long an object that we wrote may be missing in a list without counting as gone: the list may be older.
 const UNSEEN: Duration = Duration::from_secs(10);

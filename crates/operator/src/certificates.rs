@@ -17,11 +17,11 @@ use serde_json::{Value, json};
 
 use super::authorities::{self, Authorities};
 use super::cause::cause;
-use crate::api::cluster::{ClusterTls, TlsMode};
-use crate::cluster::facts::{Cluster, TlsFact, Trouble};
-use crate::cluster::names;
-use crate::dask::Tls;
-use crate::tls::{self, Authority, Identity, Subject, is_due};
+use api::cluster::{ClusterTls, TlsMode};
+use decide::cluster::facts::{Cluster, TlsFact, Trouble};
+use decide::cluster::names;
+use dask::Tls;
+use tls::{Authority, Identity, Subject, is_due};
 
 const CA: &str = "ca.crt";
 const CERT: &str = "tls.crt";

@@ -17,16 +17,14 @@ use super::cache::Kind;
 use super::error::PassError;
 use super::room::{self, Charge};
 use super::wire;
-use crate::api::cluster::DaskClusterSpec;
-use crate::cluster::names;
-use crate::pipeline::Plan;
-use crate::run::Sweep;
-use crate::run_model::{
-    CodeSource, Moment, Patience, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec, archive,
-};
-use crate::runs::admit::Charter;
-use crate::runs::facts::{Frozen, Place};
-use crate::runs::retention::Due;
+use api::cluster::DaskClusterSpec;
+use decide::cluster::names;
+use lower::Plan;
+use driver::Sweep;
+use run_model::{CodeSource, Moment, Patience, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec, archive};
+use decide::pipelinerun::admit::Charter;
+use decide::pipelinerun::facts::{Frozen, Place};
+use decide::pipelinerun::retention::Due;
 
 /// A charter as it was stored.
 #[derive(Debug)]
@@ -116,7 +114,7 @@ struct Stamp {
 /// The reference of what a run owns.
 pub(super) fn run_owner(name: &str, uid: &str) -> Value {
     json!({
-        "apiVersion": crate::api::API_VERSION, "kind": "PipelineRun", "name": name, "uid": uid,
+        "apiVersion": api::API_VERSION, "kind": "PipelineRun", "name": name, "uid": uid,
         "controller": true, "blockOwnerDeletion": true,
     })
 }

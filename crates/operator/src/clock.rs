@@ -15,7 +15,7 @@ use kube::client::Body;
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
-use crate::telemetry::metrics::Metrics;
+use telemetry::metrics::Metrics;
 
 /// An answer this old does not count as a word on the time any more. The lease alone asks every few seconds.
 const FRESH: Duration = Duration::from_secs(60);

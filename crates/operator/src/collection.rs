@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::room::{self, Held};
 use super::wire::{self, Lines};
-use crate::limits;
+
 
 /// A watch that is silent for so long (and five seconds) is opened anew, in seconds: the longest time for which a dead
 /// connection goes unnoticed.

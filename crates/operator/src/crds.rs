@@ -8,8 +8,8 @@ use kube::Client;
 use tokio::sync::watch;
 
 use super::cause::cause;
-use crate::api::API_VERSION;
-use crate::telemetry::health::Health;
+use api::API_VERSION;
+use telemetry::health::Health;
 
 /// Key of the definitions in what `/ready` says.
 const NEED: &str = "crds";
@@ -54,12 +54,12 @@ async fn missing(client: &Client, needed: &[String]) -> Option<String> {
             }
             Err(_) => return Some("the API server does not answer".to_owned()),
         };
-    let group = crate::api::GROUP;
+    let group = api::GROUP;
     let missing: Vec<String> =
         needed.iter().filter(|name| !served.contains(*name)).map(|name| format!("{name}.{group}")).collect();
     if missing.is_empty() {
         return None;
     }
     let names = missing.join(", ");
-    Some(format!("missing {names} in version {}; apply them: daskade crd | kubectl apply -f -", crate::api::VERSION))
+    Some(format!("missing {names} in version {}; apply them: daskade crd | kubectl apply -f -", api::VERSION))
 }

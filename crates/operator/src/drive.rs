@@ -11,11 +11,11 @@ use super::board::known_reason;
 use super::driven::Driven;
 use super::queue::{Key, Queue};
 use super::setbacks::{Bounds, Recurs, STALLED, trouble};
-use crate::cluster::facts::Trouble;
-use crate::run::{Fabric, drive};
-use crate::run_model::{Counts, Note, Observer, Report, RunSpec};
-use crate::runs::facts::Live;
-use crate::telemetry::panics::isolate;
+use decide::cluster::facts::Trouble;
+use driver::{Fabric, drive};
+use run_model::{Counts, Note, Observer, Report, RunSpec};
+use decide::pipelinerun::facts::Live;
+use telemetry::panics::isolate;
 
 /// Counts alone have the run looked at so long after they changed.
 const COUNTS: Duration = Duration::from_secs(5);

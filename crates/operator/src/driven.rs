@@ -7,8 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 
 use super::queue::Key;
-use crate::limits;
-use crate::telemetry::process;
+
+use telemetry::process;
 
 /// Runs in progress, and those that wait for memory.
 #[derive(Debug)]

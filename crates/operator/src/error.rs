@@ -10,9 +10,9 @@ use super::cause::cause;
 use super::fence::NoAnswer;
 use super::lead::NotLeading;
 use super::queue::Key;
-use crate::cluster::facts::Trouble;
-use crate::cluster::trouble::from_api_error;
-use crate::telemetry::metrics::Outcome;
+use decide::cluster::facts::Trouble;
+use decide::cluster::trouble::from_api_error;
+use telemetry::metrics::Outcome;
 
 /// Why something could not be done; reads after "failed to".
 #[derive(Debug, thiserror::Error)]

@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 
 use super::cache::Kind;
 use super::queue::Key;
-use crate::cluster::names::MANAGER;
-use crate::telemetry::metrics::Metrics;
+use decide::cluster::names::MANAGER;
+use telemetry::metrics::Metrics;
 
 /// Events that may wait for a slow API server; more are dropped.
 const WAITING: usize = 256;
@@ -62,7 +62,7 @@ impl Events {
     /// Publishes what happened, or drops it when too much waits.
     pub fn publish(&self, kind: Kind, key: &Key, uid: &str, note: Note) {
         let object = ObjectReference {
-            api_version: Some(crate::api::API_VERSION.to_owned()),
+            api_version: Some(api::API_VERSION.to_owned()),
             kind: Some(kind.to_string()),
             namespace: Some(key.namespace.clone()),
             name: Some(key.name.clone()),

@@ -12,7 +12,7 @@ use tokio::time::{Sleep, sleep};
 use tower::{BoxError, Layer, Service};
 
 use super::lead::{Lead, NotLeading};
-use crate::telemetry::metrics::{Answer, Metrics, Verb};
+use telemetry::metrics::{Answer, Metrics, Verb};
 
 /// Longest wait for the head of an answer, retries of the client included. The API server itself ends requests after
 /// 60 s; a watch answers at once and then goes on for as long as it likes.

@@ -10,11 +10,8 @@ use super::cache::{Body, Kind, Listed, Record};
 use super::queue::Key;
 use super::shown::{self, View};
 use super::watch::Sink;
-use crate::limits;
-use crate::trigger::{
-    self, FROZEN_HASH, GENERATION_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL,
-    UID_ANNOTATION,
-};
+
+use decide::pipeline::{self, FROZEN_HASH, GENERATION_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL, UID_ANNOTATION};
 
 /// Labels and annotations by which a Pipeline decides.
 const LABELS: [&str; 2] = [PIPELINE_LABEL, TRIGGER_LABEL];
@@ -98,7 +95,7 @@ pub(super) fn read(run: &View<'_>, meta: &ObjectMeta, record: &Record) -> Option
             "removed": shown::given(run.status.removed, ["outputsAt", "logsAt"]),
         },
     });
-    let (pipeline, _) = trigger::read_run(&slim)?;
+    let (pipeline, _) = pipeline::read_run(&slim)?;
     let key = Key::new(meta.namespace.clone()?, pipeline);
     Some((key, Record { body: Body::json(serde_json::to_vec(&slim).ok()?), ..record.clone() }))
 }

@@ -8,14 +8,14 @@ use super::cache::{Entry, LATE, Record};
 use super::queue::Key;
 use super::run_writes::FINALIZER;
 use super::whole::Whole;
-use crate::api::DaskClusterSpec;
-use crate::api::status::DaskClusterStatus;
-use crate::cluster::facts::{Cluster, PodFact};
-use crate::cluster::{names, validate_named};
-use crate::names::{OBJECT_NAME_MAX, check_label};
-use crate::problem::Problem;
-use crate::runs::facts::Run;
-use crate::trigger::{PIPELINE_LABEL, QUEUED_ANNOTATION};
+use api::DaskClusterSpec;
+use api::status::DaskClusterStatus;
+use decide::cluster::facts::{Cluster, PodFact};
+use decide::cluster::{names, validate_named};
+use api::names::{OBJECT_NAME_MAX, check_label};
+use api::problem::Problem;
+use decide::pipelinerun::facts::Run;
+use decide::pipeline::{PIPELINE_LABEL, QUEUED_ANNOTATION};
 
 /// Problems that a status tells of; more would only hide them.
 const PROBLEMS: usize = 10;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::dask::ops::Leader;
+use dask::ops::Leader;
 
 /// This process does not hold the lease, or its time ran out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

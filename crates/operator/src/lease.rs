@@ -17,8 +17,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::cause::cause;
 use super::clock::Clock;
 use super::lead::{Grant, Lead, lead, moment};
-use crate::dask::ops::Leader;
-use crate::telemetry::health::Health;
+use dask::ops::Leader;
+use telemetry::health::Health;
 
 /// Key of the lease in what `/ready` says.
 const NEED: &str = "lease";

@@ -67,11 +67,11 @@ use self::scope::Scope;
 pub use self::setbacks::Bounds;
 use self::turnstile::Turnstile;
 use self::watch::Sinks;
-use crate::api::storage::Storage;
-use crate::cluster::build::{self, Peer};
-pub use crate::pipeline::allowed::RunLimits;
-use crate::run_model::Runtime;
-use crate::telemetry::metrics::Metrics;
+use api::storage::Storage;
+use decide::cluster::build::{self, Peer};
+pub use lower::allowed::RunLimits;
+use run_model::Runtime;
+use telemetry::metrics::Metrics;
 
 /// Which namespaces are served.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,11 +13,11 @@ use tokio::time::{Instant, sleep, timeout};
 use super::backoff::jittered;
 use super::clock::Clock;
 use super::queue::{Key, Queue};
-use crate::cluster::facts::{Ask, SchedulerFact, SchedulerState, WorkerFact};
-use crate::cluster::scale::remember;
-use crate::dask::ops::{ClusterInfo, ClusterWorker, Drain, Leader, Operation, Retire, Retired, WatchCluster};
-use crate::dask::{Address, Connection, Deadlines, Error, Limits, Tls};
-use crate::limits;
+use decide::cluster::facts::{Ask, SchedulerFact, SchedulerState, WorkerFact};
+use decide::cluster::scale::remember;
+use dask::ops::{ClusterInfo, ClusterWorker, Drain, Leader, Operation, Retire, Retired, WatchCluster};
+use dask::{Address, Connection, Deadlines, Error, Limits, Tls};
+
 
 /// How long the scheduler may keep us waiting for news, in seconds. An answer also says that it is alive.
 const POLL: f64 = 30.0;
@@ -338,8 +338,8 @@ fn read_worker(worker: ClusterWorker) -> (String, WorkerFact) {
     (name, WorkerFact { draining: status == DRAINING, tasks, certificate })
 }
 
-fn read_ask(ask: crate::dask::ops::Ask) -> Ask {
-    let crate::dask::ops::Ask { group, resources, count, later } = ask;
+fn read_ask(ask: dask::ops::Ask) -> Ask {
+    let dask::ops::Ask { group, resources, count, later } = ask;
     let resources: BTreeMap<String, f64> = resources;
     Ask { group, resources, count, later }
 }
@@ -359,7 +359,7 @@ mod tests {
             tasks: 0,
             certificate: None,
         };
-        let ask = crate::dask::ops::Ask { group: None, resources: BTreeMap::new(), count: 1, later: 0 };
+        let ask = dask::ops::Ask { group: None, resources: BTreeMap::new(), count: 1, later: 0 };
         let info = |workers: usize, asks: usize| ClusterInfo {
             version: 1,
             instance: "me".to_owned(),

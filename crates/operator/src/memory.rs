@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use super::error::{Class, PassError};
 use super::link::Link;
 use super::queue::Key;
-use crate::cluster::facts::{Facts, SchedulerFact, TlsFact, Trouble};
-use crate::cluster::plan::Plan;
-use crate::limits::Repetition;
-use crate::repeats::Repeats;
+use decide::cluster::facts::{Facts, SchedulerFact, TlsFact, Trouble};
+use decide::cluster::plan::Plan;
+use limits::Repetition;
+use limits::repeats::Repeats;
 
 /// Of one DaskCluster.
 #[derive(Debug, Default)]

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::cache::Kind;
 use super::certificates::{Certificates, Error, NAME, NAMESPACE, about_list, get};
 use super::queue::Key;
-use crate::cluster::names;
+use decide::cluster::names;
 
 /// How often to look for those of clusters that were deleted while no process led.
 const SWEEP: Duration = Duration::from_secs(3600);

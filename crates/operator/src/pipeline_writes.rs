@@ -12,8 +12,8 @@ use super::error::PassError;
 use super::queue::Key;
 use super::shown::{self, Seen};
 use super::wire;
-use crate::cluster::names::MANAGER;
-use crate::trigger::{Cause, PIPELINE_LABEL, QUEUED_ANNOTATION, Subject, build_run};
+use decide::cluster::names::MANAGER;
+use decide::pipeline::{Cause, PIPELINE_LABEL, QUEUED_ANNOTATION, Subject, build_run};
 
 /// Writes about the runs of one Pipeline.
 pub(super) struct Writer<'a> {

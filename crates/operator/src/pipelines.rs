@@ -1,4 +1,4 @@
-//! One pass over one Pipeline: its runs, what [`trigger::plan`] decides about them, and what to tell.
+//! One pass over one Pipeline: its runs, what [`pipeline::plan`] decides about them, and what to tell.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -22,12 +22,12 @@ use super::queue::Key;
 use super::run::{Controller, Desk, Done};
 use super::scope::Scope;
 use super::whole::{self, Whole};
-use crate::api::status::PipelineStatus;
-use crate::cluster::names::QUEUE_LABEL;
-use crate::pipeline::allowed::RunLimits;
-use crate::problem::Problem;
-use crate::telemetry::metrics::{self, Outcome};
-use crate::trigger::{self, Action, Cause, Facts, Plan, Subject, Timing, Trouble};
+use api::status::PipelineStatus;
+use decide::cluster::names::QUEUE_LABEL;
+use lower::allowed::RunLimits;
+use api::problem::Problem;
+use telemetry::metrics::{self, Outcome};
+use decide::pipeline::{self, Action, Cause, Facts, Plan, Subject, Timing, Trouble};
 
 /// Every Pipeline is looked at about this often even if nothing happens: moments are kept by a clock that may stand still
 /// while the machine sleeps.
@@ -119,7 +119,7 @@ impl Controller for Pipelines {
             Ok(read) => subject.spec = read,
             Err(message) => {
                 let facts = Facts { now: self.clock.now(), runs: runs(&entry), ..Facts::default() };
-                let status = trigger::invalid_status(&subject, &facts, &message);
+                let status = pipeline::invalid_status(&subject, &facts, &message);
                 self.tell(key, &subject, &status, Vec::new()).await?;
                 memory.settled = self.is_still(key, &entry).then_some((entry.revision, None));
                 return Ok(Done {
@@ -140,7 +140,7 @@ impl Controller for Pipelines {
         for round in 0..=ROUNDS {
             facts.now = self.clock.now();
             facts.runs = runs(&self.desk.sink.cache.entry(key).unwrap_or_default());
-            planned = trigger::plan(&subject, timing.as_ref(), &facts);
+            planned = pipeline::plan(&subject, timing.as_ref(), &facts);
             if planned.actions.is_empty() || error.is_some() || round == ROUNDS {
                 break;
             }
@@ -164,7 +164,7 @@ impl Controller for Pipelines {
             return Err(error);
         }
         let left = !planned.actions.is_empty();
-        let status = trigger::build_status(&subject, &facts, &planned);
+        let status = pipeline::build_status(&subject, &facts, &planned);
         made.extend(planned.notes.into_iter().map(|note| Note {
             warning: note.warning,
             reason: note.reason.to_owned(),
@@ -232,8 +232,8 @@ impl Pipelines {
     }
 }
 
-fn runs(entry: &Entry) -> Vec<trigger::RunFact> {
-    entry.children.values().filter_map(|record| Some(trigger::read_run(&record.json())?.1)).collect()
+fn runs(entry: &Entry) -> Vec<pipeline::RunFact> {
+    entry.children.values().filter_map(|record| Some(pipeline::read_run(&record.json())?.1)).collect()
 }
 
 /// The Pipeline with an empty spec.
@@ -257,7 +257,7 @@ fn read_subject(key: &Key, record: &Record, value: &Value) -> Subject {
 impl Pipelines {
     /// The spec if it is valid, or all that is wrong. The checks are made once for each generation: they take milliseconds
     /// for thousands of steps.
-    fn spec(&self, memory: &mut Memory, subject: &Subject, spec: &Value) -> Result<crate::api::PipelineSpec, String> {
+    fn spec(&self, memory: &mut Memory, subject: &Subject, spec: &Value) -> Result<api::PipelineSpec, String> {
         let is_known = |(uid, generation, _): &&(String, i64, Result<(), String>)| {
             *uid == subject.uid && *generation == subject.generation
         };
@@ -271,7 +271,7 @@ impl Pipelines {
             None => {}
         }
         let allows = |address: &str| is_allowed(&self.allowed, address);
-        let checked = trigger::accept(&subject.name, spec, &self.limits, allows);
+        let checked = pipeline::accept(&subject.name, spec, &self.limits, allows);
         let checked = checked.map_err(|problems: Vec<Problem>| problems_text(&problems));
         let verdict = checked.as_ref().map(|_| ()).map_err(Clone::clone);
         memory.checked = Some((subject.uid.clone(), subject.generation, verdict));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use crate::telemetry::metrics::Backlog;
+use telemetry::metrics::Backlog;
 
 /// Namespace and name of a DaskCluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -24,14 +24,14 @@ use super::run::{Controller, Desk, Done};
 use super::scope::Scope;
 use super::setbacks::Bounds;
 use super::whole;
-use crate::api::status::DaskClusterStatus;
-use crate::cluster::build::{self, PodTemplates, build_children, build_runtime, build_templates};
-use crate::cluster::facts::{Cluster, Facts, Phase, PodFact, Refusal, Role, SchedulerFact, TlsFact};
-use crate::cluster::plan::{Plan, Templates, plan};
-use crate::cluster::status::{build_status, invalid_status};
-use crate::cluster::{names, too_many_workers};
-use crate::dask::{Address, Scheme};
-use crate::telemetry::metrics::{self, Outcome};
+use api::status::DaskClusterStatus;
+use decide::cluster::build::{self, PodTemplates, build_children, build_runtime, build_templates};
+use decide::cluster::facts::{Cluster, Facts, Phase, PodFact, Refusal, Role, SchedulerFact, TlsFact};
+use decide::cluster::plan::{Plan, Templates, plan};
+use decide::cluster::status::{build_status, invalid_status};
+use decide::cluster::{names, too_many_workers};
+use dask::{Address, Scheme};
+use telemetry::metrics::{self, Outcome};
 
 /// Every cluster is looked at about this often even if nothing happens: its Secrets are read, which no watch shows.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -403,7 +403,7 @@ impl Work<'_> {
             |pod: &&PodFact| pod.slot.role == Role::Scheduler && pod.deleting.is_none() && pod.phase == Phase::Running;
         let pod = pods.iter().filter(is_there).max_by_key(|pod| pod.slot.incarnation);
         let mode = cluster.spec.tls.as_ref().and_then(|tls| tls.mode).unwrap_or_default();
-        let tls = mode != crate::api::cluster::TlsMode::Disabled;
+        let tls = mode != api::cluster::TlsMode::Disabled;
         let scheme = if tls { Scheme::Tls } else { Scheme::Tcp };
         // One that is starting has nothing to say, and a refused connection is no news about it.
         let asked = |pod: &PodFact| self.memory.link.as_ref().is_some_and(|link| link.asks(&pod.uid));

@@ -9,11 +9,11 @@ use tokio::time::Instant;
 use super::backoff::delay;
 use super::queue::{Key, Queue};
 use super::setbacks::trouble;
-use crate::cluster::facts::Trouble;
-use crate::run::{DriveError, Seat, release};
-use crate::run_model::Released;
-use crate::runs::release::ReleaseFact;
-use crate::telemetry::panics::isolate;
+use decide::cluster::facts::Trouble;
+use driver::{DriveError, Seat, release};
+use run_model::Released;
+use decide::pipelinerun::release::ReleaseFact;
+use telemetry::panics::isolate;
 
 /// Longest pause between two tries.
 const LONGEST: Duration = Duration::from_secs(30);

@@ -11,13 +11,13 @@ use tokio::time::Instant;
 use super::backoff::jittered;
 use super::queue::{Key, Queue};
 use super::setbacks::trouble;
-use crate::cluster::facts::Trouble;
-use crate::limits::Repetition;
-use crate::repeats::Repeats;
-use crate::run::{Seat, Sweep, Swept, sweep};
-use crate::runs::facts::SweepFact;
-use crate::runs::retention::{Due, pause};
-use crate::telemetry::panics::isolate;
+use decide::cluster::facts::Trouble;
+use limits::Repetition;
+use limits::repeats::Repeats;
+use driver::{Seat, Sweep, Swept, sweep};
+use decide::pipelinerun::facts::SweepFact;
+use decide::pipelinerun::retention::{Due, pause};
+use telemetry::panics::isolate;
 
 /// Clusters that are made at once for nothing but this: runs that end together are due together.
 pub(super) const CLUSTERS: usize = 4;

@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::limits;
+
 
 /// Room is counted in these, so that the count fits.
 const UNIT: usize = 1024;

@@ -13,9 +13,9 @@ use super::memory::{Memories, Totals};
 use super::queue::Key;
 use super::reconcile::Context;
 use super::watch::Sink;
-use crate::limits;
-use crate::telemetry::metrics::{self, Metrics, Outcome};
-use crate::telemetry::panics::isolate;
+
+use telemetry::metrics::{self, Metrics, Outcome};
+use telemetry::panics::isolate;
 
 /// After a panic, whatever happens meanwhile: it is a bug, and will most likely come again.
 const AFTER_PANIC: Duration = Duration::from_secs(60);

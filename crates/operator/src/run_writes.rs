@@ -10,8 +10,8 @@ use super::charter::run_owner;
 use super::error::PassError;
 use super::queue::Key;
 use super::shown;
-use crate::api::cluster::DaskClusterSpec;
-use crate::cluster::names;
+use api::cluster::DaskClusterSpec;
+use decide::cluster::names;
 
 /// Keeps a run until nothing of it is open on a scheduler.
 pub(super) const FINALIZER: &str = "daskade.dev/run";
@@ -27,7 +27,7 @@ impl Writer<'_> {
         let name = &self.key.name;
         let failed = |error| PassError::api("create", Kind::Cluster, name, error);
         let mut object = json!({
-            "apiVersion": crate::api::API_VERSION,
+            "apiVersion": api::API_VERSION,
             "kind": "DaskCluster",
             "metadata": {
                 "name": name,

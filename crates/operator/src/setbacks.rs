@@ -7,10 +7,10 @@ use jiff::Timestamp;
 use super::backoff::delay;
 use super::board::known_reason;
 use super::queue::Key;
-use crate::cluster::facts::Trouble;
-use crate::limits::{self, Repetition};
-use crate::repeats::Repeats;
-use crate::run::DriveError;
+use decide::cluster::facts::Trouble;
+use limits::Repetition;
+use limits::repeats::Repeats;
+use driver::DriveError;
 
 /// Longest pause between two tries of what is waited for.
 const LONGEST: Duration = Duration::from_secs(30);

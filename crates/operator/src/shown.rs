@@ -19,12 +19,12 @@ use super::follow;
 use super::queue::Key;
 use super::room;
 use super::run_writes::FINALIZER;
-use crate::api::{GROUP, PipelineSpec};
-use crate::cluster::names;
-use crate::cluster::pods::read_pod;
-use crate::cluster::trouble;
-use crate::limits;
-use crate::trigger::{self, PIPELINE_LABEL, QUEUED_ANNOTATION};
+use api::{GROUP, PipelineSpec};
+use decide::cluster::names;
+use decide::cluster::pods::read_pod;
+use decide::cluster::trouble;
+
+use decide::pipeline::{self, PIPELINE_LABEL, QUEUED_ANNOTATION};
 
 /// Annotations that are read.
 const OURS: &str = "daskade.dev/";
@@ -208,7 +208,7 @@ impl<'a> View<'a> {
         let hash = || match spec.pipeline_spec {
             // What has too many values is refused.
             Some(spec) if room::values(spec.get().as_bytes()) > limits::OBJECT_VALUES => None,
-            Some(spec) => serde_json::from_str::<PipelineSpec>(spec.get()).ok().map(|spec| trigger::hash(&spec)),
+            Some(spec) => serde_json::from_str::<PipelineSpec>(spec.get()).ok().map(|spec| pipeline::hash(&spec)),
             None => shown.frozen.clone(),
         };
         let frozen = labelled.then(hash).flatten();
@@ -231,7 +231,7 @@ impl<'a> View<'a> {
             spec = Part::Fields(fields);
         }
         Slim {
-            api_version: crate::api::API_VERSION,
+            api_version: api::API_VERSION,
             kind: kind.to_string(),
             metadata: metadata(kind, &shown.metadata),
             spec,

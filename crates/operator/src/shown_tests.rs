@@ -119,9 +119,9 @@ fn a_pipeline_is_told_of_its_runs_alike_whatever_their_size() {
         let text = run(bytes, |_| {});
         let (key, slim) = of(&text);
         assert_eq!(key, Key::new("n", "etl"));
-        let hash = trigger::hash(&serde_json::from_value(spec(&text)).expect("a spec"));
+        let hash = pipeline::hash(&serde_json::from_value(spec(&text)).expect("a spec"));
         assert_eq!(slim["frozenHash"], json!(hash));
-        assert_eq!(trigger::read_run(&slim).map(|(_, run)| run.queued), Some(true));
+        assert_eq!(pipeline::read_run(&slim).map(|(_, run)| run.queued), Some(true));
         let size = slim.to_string().len();
         assert!(size < 1000, "{size}");
         // Once it has begun its spec is written down elsewhere, and its hash stays.

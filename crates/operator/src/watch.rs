@@ -23,9 +23,9 @@ use super::collection::{Collection, News, SILENCE, Trouble};
 use super::follow::Follow;
 use super::queue::{Key, Queue};
 use super::shown::{self, Seen, labelled, own, owner, read_child, read_metadata, read_pod_record};
-use crate::api::{DaskCluster, Pipeline, PipelineRun};
-use crate::cluster::names;
-use crate::telemetry::metrics::{self, Backlog, Metrics};
+use api::{DaskCluster, Pipeline, PipelineRun};
+use decide::cluster::names;
+use telemetry::metrics::{self, Backlog, Metrics};
 
 /// A watch may be silent for so long before it is opened anew: a little longer than the API server keeps it open.
 const SILENT: Duration = Duration::from_secs(SILENCE as u64 + 5);

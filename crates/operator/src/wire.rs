@@ -12,7 +12,7 @@ use kube::core::Status;
 use tokio::time::timeout;
 
 use super::room::{self, Held};
-use crate::limits;
+
 
 /// Longest pause in the middle of something that others wait for room for.
 const PAUSE: Duration = Duration::from_secs(20);

@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::api::cluster::DaskClusterSpec;
-use crate::api::pipeline::{Deadlines, PipelineSpec};
-use crate::api::run::{Reuse, ReuseMode, Select};
-use crate::api::step::Step;
-use crate::pipeline::{self, Plan, RunInfo};
-use crate::problem::Problem;
+use api::cluster::DaskClusterSpec;
+use api::pipeline::{Deadlines, PipelineSpec};
+use api::run::{Reuse, ReuseMode, Select};
+use api::step::Step;
+use lower::{Plan, RunInfo};
+use api::problem::Problem;
 
 /// As the journal keeps it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -56,7 +56,7 @@ impl Frozen {
 
     /// Checks and lowers the specification, whose fields stand below `at`; all problems together.
     pub fn plan(&self, at: &str) -> Result<Plan, Vec<Problem>> {
-        let flow = pipeline::validate(&self.pipeline, at)?;
+        let flow = lower::validate(&self.pipeline, at)?;
         let plan = flow.bind(&self.params, &RunInfo { name: self.name.clone(), uid: self.uid.clone() })?;
         let reuse = self.reuse();
         if reuse.run.is_some() && !reuse.missing && self.select.is_none() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::graph;
+
 
 /// Tasks (items of mapped steps counted singly) by what became of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -203,28 +203,28 @@ impl Deadline {
 
 /// Outcome, reason and message of a run's end; `passed`: the deadline that has stopped it.
 pub fn summary(
-    outcome: graph::RunOutcome,
+    outcome: engine::RunOutcome,
     failures: &[Failure],
     passed: Option<Deadline>,
 ) -> (RunOutcome, Option<String>, Option<String>) {
     match outcome {
-        graph::RunOutcome::Succeeded => (RunOutcome::Succeeded, None, None),
-        graph::RunOutcome::Cancelled => {
+        engine::RunOutcome::Succeeded => (RunOutcome::Succeeded, None, None),
+        engine::RunOutcome::Cancelled => {
             (RunOutcome::Cancelled, Some("Cancelled".into()), Some("cancelled by the user".into()))
         }
-        graph::RunOutcome::DeadlineExceeded => {
+        engine::RunOutcome::DeadlineExceeded => {
             let message = match passed {
                 Some(Deadline::Start) => "no step had started within deadlines.start",
                 Some(Deadline::Active) | None => "the run was not finished within deadlines.active",
             };
             (RunOutcome::Failed, Some("DeadlineExceeded".into()), Some(message.into()))
         }
-        graph::RunOutcome::FinallyDeadlineExceeded => {
+        engine::RunOutcome::FinallyDeadlineExceeded => {
             let before = first_failure(failures).map(|failure| format!("; before that, {failure}")).unwrap_or_default();
             let message = format!("the finally steps had not ended within deadlines.finally and were stopped{before}");
             (RunOutcome::Failed, Some("DeadlineExceeded".into()), Some(message))
         }
-        graph::RunOutcome::Failed => (RunOutcome::Failed, Some("StepFailed".into()), first_failure(failures)),
+        engine::RunOutcome::Failed => (RunOutcome::Failed, Some("StepFailed".into()), first_failure(failures)),
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Moment;
 use super::archive::Code;
-use crate::pipeline::Plan;
+use lower::Plan;
 
 /// A run of which no step starts within this time has failed, unless the pipeline says otherwise.
 pub const START_DEADLINE: Duration = Duration::from_secs(30 * 60);

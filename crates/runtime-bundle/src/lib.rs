@@ -1,6 +1,6 @@
 //! The Python runtime, embedded in the program.
 
-use crate::run_model::Runtime;
+use run_model::Runtime;
 
 /// The runtime of this version.
 pub const RUNTIME: Runtime =

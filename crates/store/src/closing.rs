@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use crate::limits;
+
 
 /// Parts as they come, as many as a run can end with.
 #[derive(Debug, Clone, PartialEq)]

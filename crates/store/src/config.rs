@@ -11,7 +11,7 @@ use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use url::Url;
 
 use super::error::{StoreError, clean};
-use crate::keys::{KeyError, check_key};
+use api::keys::{KeyError, check_key};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Without a byte for this long a request fails; large objects may take longer as a whole.

@@ -5,7 +5,7 @@ use bytes::{Buf as _, Bytes};
 use serde_json::{Map, Number, Value};
 
 /// Deepest nesting inside one field of a record.
-pub(super) const DEPTH_LIMIT: usize = crate::limits::RECORD_DEPTH;
+pub(super) const DEPTH_LIMIT: usize = limits::RECORD_DEPTH;
 
 /// Why the bytes are not what was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -11,7 +11,7 @@ use super::error::StoreError;
 use super::fold::{Folded, TaskKey};
 use super::layout::Layout;
 use super::reader::Reader;
-use crate::limits;
+
 
 /// Earlier runs that are read at most, newest first.
 const RUNS: usize = 16;
@@ -177,7 +177,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::store::{Committed, Handle};
+    use crate::{Committed, Handle};
 
     fn committed(item: i64, result: Option<usize>) -> Committed {
         let handle = Handle {

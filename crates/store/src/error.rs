@@ -1,7 +1,7 @@
 //! Failures of reading storage, with the documented reasons.
 
 use super::segment::SegmentError;
-use crate::keys::KeyError;
+use api::keys::KeyError;
 
 /// Why storage could not be read. `Display` reads after "failed to …"; texts of a server are cleaned and capped.
 #[derive(Debug, thiserror::Error)]

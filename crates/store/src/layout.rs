@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::keys::{KeyError, check_key};
+use api::keys::{KeyError, check_key};
 
 /// A run's place in storage.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use object_store::GetOptions;
 use super::config::{StorageConfig, folder_of, percent_decoded};
 use super::error::{StoreError, clean};
 use super::reader::Reader;
-use crate::keys::{KeyError, check_key};
+use api::keys::{KeyError, check_key};
 
 /// Requests to the storage at a time.
 const AT_ONCE: usize = 16;

@@ -15,7 +15,7 @@ use super::fold::Folded;
 use super::layout::Layout;
 use super::logs::{LogFilter, Logs, OBJECT_LIMIT};
 use super::segment::{Handle, Limits, SegmentError, decode_segment};
-use crate::keys::check_key;
+use api::keys::check_key;
 
 /// Largest archive of code that is read, in bytes.
 const CODE_LIMIT: u64 = 80 << 20;

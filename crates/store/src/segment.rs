@@ -5,7 +5,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::cursor::{Bad, Cursor, DEPTH_LIMIT};
-use crate::limits;
+
 
 const MAGIC: &[u8; 4] = b"DSKJ";
 /// Newest format that is read. A segment has the oldest one that all of its records are known in.

@@ -6,10 +6,10 @@ use kube::core::{ApiResource, NamespaceResourceScope};
 use kube::{Api, Client, Config, Resource};
 use serde_json::{Value, json};
 
-use crate::api::{Pipeline, PipelineRun};
+use api::{Pipeline, PipelineRun};
 use crate::cli::Failure;
 use crate::cli::options::KubeOptions;
-use crate::controller::cause::cause;
+use operator::cause::cause;
 
 /// A client, and the namespace that is meant.
 pub(super) struct Connection {
@@ -58,7 +58,7 @@ impl Connection {
     pub async fn no_run(&self, name: &str) -> Failure {
         let listed = self.runs().list(&kube::api::ListParams::default()).await;
         let names: Vec<String> = listed.into_iter().flatten().filter_map(|run| run.metadata.name).collect();
-        let near = crate::problem::nearest(name, names.iter().map(String::as_str));
+        let near = api::problem::nearest(name, names.iter().map(String::as_str));
         let hint = match near {
             Some(near) => format!("; did you mean {near}?"),
             None => format!("; list them by daskade runs -n {}", self.namespace),

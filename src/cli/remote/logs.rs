@@ -11,20 +11,20 @@ use tokio::time::{interval, sleep};
 use super::connection::{Connection, failed};
 use super::scheduler::Scheduler;
 use super::show::{ended, state, word};
-use crate::api::storage::Storage;
+use api::storage::Storage;
 use crate::cli::lines::Printed;
 use crate::cli::logs::MAX_LINES;
 use crate::cli::options::{LogsOptions, StorageOptions};
 use crate::cli::progress::clean;
 use crate::cli::run::{home, reader, store_failure};
 use crate::cli::{Failure, exit, request};
-use crate::dask::ops::{FollowEvents, StoredLogs};
-use crate::dask::{Error, Events, RuntimeEvent};
-use crate::limits;
-use crate::local::home::StorageNote;
-use crate::problem::nearest;
-use crate::run_model::Frozen;
-use crate::store::{LogFilter, LogLine, Logs};
+use dask::ops::{FollowEvents, StoredLogs};
+use dask::{Error, Events, RuntimeEvent};
+
+use local::home::StorageNote;
+use api::problem::nearest;
+use run_model::Frozen;
+use store::{LogFilter, LogLine, Logs};
 
 /// How often the run itself is looked at while its lines are followed.
 const LOOK: Duration = Duration::from_secs(2);
@@ -274,7 +274,7 @@ impl Following<'_> {
         }
     }
 
-    fn read(&self, lines: Vec<crate::dask::events::LogLine>) -> Vec<LogLine> {
+    fn read(&self, lines: Vec<dask::events::LogLine>) -> Vec<LogLine> {
         let lines = lines.into_iter().map(|line| LogLine {
             t: line.at,
             step: self.about.name(line.task.step),

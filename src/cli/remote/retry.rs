@@ -8,11 +8,11 @@ use serde_json::{Map, Value, json};
 use super::connection::{Connection, failed};
 use super::show::{ended, pipeline, state, word};
 use super::submit;
-use crate::api::API_VERSION;
+use api::API_VERSION;
 use crate::cli::Failure;
 use crate::cli::options::RetryOptions;
-use crate::names::{OBJECT_NAME_MAX, check_label};
-use crate::trigger::{PIPELINE_LABEL, TRIGGER_LABEL};
+use api::names::{OBJECT_NAME_MAX, check_label};
+use decide::pipeline::{PIPELINE_LABEL, TRIGGER_LABEL};
 
 /// What stands between the name of a run and the characters that tell its retries apart.
 const MARK: &str = "-retry-";

@@ -9,8 +9,8 @@ use kube::api::ListParams;
 use super::connection::{Connection, failed};
 use super::tunnel::Tunnel;
 use crate::cli::Failure;
-use crate::dask::ops::Hello;
-use crate::dask::{Address, Connection as Dask, Deadlines, Scheme, Tls};
+use dask::ops::Hello;
+use dask::{Address, Connection as Dask, Deadlines, Scheme, Tls};
 
 const PORT: u16 = 8786;
 
@@ -36,7 +36,7 @@ impl Scheduler {
         let tls = secret.map(|secret| tls(&name, &secret)).transpose()?;
         let tunnel = Tunnel::open(connection.typed(), &pod, PORT, 0).await?;
         let scheme = if tls.is_some() { Scheme::Tls } else { Scheme::Tcp };
-        let reached = |error: crate::dask::Error| {
+        let reached = |error: dask::Error| {
             Failure::environment(format!("talk to the scheduler of {cluster} in the pod {pod}: failed to {error}"))
         };
         let address = Address::new(scheme, &tunnel.address.ip().to_string(), tunnel.address.port()).map_err(reached)?;

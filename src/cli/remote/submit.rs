@@ -9,17 +9,17 @@ use serde_json::{Map, Value, json};
 
 use super::connection::{Connection, failed};
 use super::show;
-use crate::api::pipeline::{Code, PipelineSpec};
-use crate::api::run::{PipelineRunSpec, Retention, Select};
-use crate::api::{API_VERSION, PipelineRun};
+use api::pipeline::{Code, PipelineSpec};
+use api::run::{PipelineRunSpec, Retention, Select};
+use api::{API_VERSION, PipelineRun};
 use crate::cli::options::{Output, SubmitOptions};
 use crate::cli::{Failure, request, validate};
-use crate::local::packing;
-use crate::manifest::{self, Object};
-use crate::names::{OBJECT_NAME_MAX, check_label};
-use crate::pipeline;
-use crate::problem::Problem;
-use crate::trigger::{PIPELINE_LABEL, TRIGGER_LABEL};
+use local::packing;
+use manifest::Object;
+use api::names::{OBJECT_NAME_MAX, check_label};
+
+use api::problem::Problem;
+use decide::pipeline::{PIPELINE_LABEL, TRIGGER_LABEL};
 
 /// Bytes of code that a run carries: an object of Kubernetes holds 1.5 MiB, and the run's code is in two.
 const MOST_CODE: u64 = 1 << 20;
@@ -64,7 +64,7 @@ async fn of_cluster(connection: &Connection, options: &SubmitOptions) -> Result<
     let spec: PipelineSpec = serde_json::from_value(found["spec"].clone())
         .map_err(|error| Failure::bad_input(format!("Pipeline {wanted}: spec: {error}")))?;
     let params = given(options, &spec, Map::new())?;
-    told(&format!("Pipeline {wanted}"), pipeline::check(&spec, "spec", Some(params.clone())))?;
+    told(&format!("Pipeline {wanted}"), lower::check(&spec, "spec", Some(params.clone())))?;
     let mut run = named(options, wanted)?;
     let (select, reuse) = request::part(&options.part, None);
     told(&format!("Pipeline {wanted}"), check_part(&spec, &params, select.as_ref()))?;
@@ -117,7 +117,7 @@ fn of_file(options: &SubmitOptions) -> Result<Value, Failure> {
             let mut spec = PipelineSpec { triggers: None, schedule: None, retention: None, ..object.spec.clone() };
             told(file, bring_code(&mut spec, "spec", chosen))?;
             let params = given(options, &spec, Map::new())?;
-            told(file, pipeline::check(&spec, "spec", Some(params.clone())))?;
+            told(file, lower::check(&spec, "spec", Some(params.clone())))?;
             let mut run = named(options, &name)?;
             let (select, reuse) = request::part(&options.part, None);
             told(file, check_part(&spec, &params, select.as_ref()))?;
@@ -164,7 +164,7 @@ fn of_run(options: &SubmitOptions, object: &PipelineRun, chosen: &manifest::Load
     let known = spec.pipeline_spec.clone().unwrap_or_default();
     let params = given(options, &known, spec.params.clone().into_iter().collect())?;
     if spec.pipeline_spec.is_some() {
-        told(file, pipeline::check(&known, "spec.pipelineSpec", Some(params.clone())))?;
+        told(file, lower::check(&known, "spec.pipelineSpec", Some(params.clone())))?;
     }
     (spec.select, spec.reuse) = request::part(&options.part, Some(&spec));
     if spec.pipeline_spec.is_some() {
@@ -188,8 +188,8 @@ fn of_run(options: &SubmitOptions, object: &PipelineRun, chosen: &manifest::Load
 /// What is wrong with a selection of a pipeline that is free of mistakes otherwise.
 fn check_part(spec: &PipelineSpec, params: &Map<String, Value>, select: Option<&Select>) -> Vec<Problem> {
     let Some(select) = select else { return Vec::new() };
-    let run = pipeline::RunInfo { name: "run".to_owned(), uid: uuid::Uuid::nil().to_string() };
-    let plan = pipeline::validate(spec, "spec").and_then(|flow| flow.bind(params, &run));
+    let run = lower::RunInfo { name: "run".to_owned(), uid: uuid::Uuid::nil().to_string() };
+    let plan = lower::validate(spec, "spec").and_then(|flow| flow.bind(params, &run));
     plan.and_then(|plan| plan.select(select, "spec.select")).err().unwrap_or_default()
 }
 

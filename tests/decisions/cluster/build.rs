@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use daskade::cluster::build::{Peer, PodTemplates, Settings, build_children, build_runtime, build_templates};
-use daskade::cluster::facts::{Base, Cluster, Role, Slot};
-use daskade::cluster::pods::read_pod;
-use daskade::cluster::{effective_groups, names, validate_named};
-use daskade::manifest::to_yaml;
+use decide::cluster::build::{Peer, PodTemplates, Settings, build_children, build_runtime, build_templates};
+use decide::cluster::facts::{Base, Cluster, Role, Slot};
+use decide::cluster::pods::read_pod;
+use decide::cluster::{effective_groups, names, validate_named};
+use manifest::to_yaml;
 use serde_json::{Value, json};
 
 use super::support::cluster;

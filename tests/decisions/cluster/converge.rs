@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use daskade::cluster::facts::{
+use decide::cluster::facts::{
     Base, Cluster, Facts, Phase, PodFact, Role, SchedulerFact, SchedulerState, Slot, TlsFact, WorkerFact,
 };
-use daskade::cluster::names;
-use daskade::cluster::plan::{Plan, Templates, plan};
+use decide::cluster::names;
+use decide::cluster::plan::{Plan, Templates, plan};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -1,8 +1,8 @@
 //! What is done about a cluster.
 
-use daskade::cluster::facts::{TlsFact, Trouble};
-use daskade::cluster::names;
-use daskade::cluster::plan::{Plan, plan};
+use decide::cluster::facts::{TlsFact, Trouble};
+use decide::cluster::names;
+use decide::cluster::plan::{Plan, plan};
 use serde_json::{Value, json};
 
 use super::support::{cluster, cluster_with, facts, templates};

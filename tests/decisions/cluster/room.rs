@@ -1,10 +1,10 @@
 //! Pods that wait for room which other workers of their cluster hold: who gives way, and what is told.
 
-use daskade::api::status::DaskClusterStatus;
-use daskade::cluster::facts::{Cluster, Facts};
-use daskade::cluster::plan::plan;
-use daskade::cluster::room::Shortage;
-use daskade::cluster::status::build_status;
+use api::status::DaskClusterStatus;
+use decide::cluster::facts::{Cluster, Facts};
+use decide::cluster::plan::plan;
+use decide::cluster::room::Shortage;
+use decide::cluster::status::build_status;
 use serde_json::{Value, json};
 
 use super::plan::lines;

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use daskade::cluster::effective_groups;
-use daskade::cluster::facts::Recent;
-use daskade::cluster::room::Giving;
-use daskade::cluster::scale::{Desired, desired, remember};
+use decide::cluster::effective_groups;
+use decide::cluster::facts::Recent;
+use decide::cluster::room::Giving;
+use decide::cluster::scale::{Desired, desired, remember};
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 

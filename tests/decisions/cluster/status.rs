@@ -1,10 +1,10 @@
 //! What is told about a cluster.
 
-use daskade::api::condition::CONDITION_REASONS;
-use daskade::api::status::DaskClusterStatus;
-use daskade::cluster::facts::{Cluster, Facts, Refusal, Role, SchedulerFact, TlsFact, Trouble};
-use daskade::cluster::plan::plan;
-use daskade::cluster::status::{build_status, invalid_status};
+use api::condition::CONDITION_REASONS;
+use api::status::DaskClusterStatus;
+use decide::cluster::facts::{Cluster, Facts, Refusal, Role, SchedulerFact, TlsFact, Trouble};
+use decide::cluster::plan::plan;
+use decide::cluster::status::{build_status, invalid_status};
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 

@@ -10,13 +10,13 @@
 
 use std::collections::BTreeMap;
 
-use daskade::cluster::effective_groups;
-use daskade::cluster::facts::{
+use decide::cluster::effective_groups;
+use decide::cluster::facts::{
     Ask, Base, Cluster, Facts, Phase, PodFact, Recent, Role, SchedulerFact, SchedulerState, Slot, TlsFact, Trouble,
     WorkerFact,
 };
-use daskade::cluster::plan::Templates;
-use daskade::cluster::room::Shortage;
+use decide::cluster::plan::Templates;
+use decide::cluster::room::Shortage;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 

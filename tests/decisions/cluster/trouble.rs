@@ -1,9 +1,9 @@
 //! What Kubernetes says about pods and writes, in words that say what to do.
 
-use daskade::api::condition::CONDITION_REASONS;
-use daskade::cluster::facts::Role;
-use daskade::cluster::pods::read_pod;
-use daskade::cluster::trouble::{find, from_api_error, quoted};
+use api::condition::CONDITION_REASONS;
+use decide::cluster::facts::Role;
+use decide::cluster::pods::read_pod;
+use decide::cluster::trouble::{find, from_api_error, quoted};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 

@@ -1,6 +1,6 @@
 //! Who may change runs, and nothing else, writes what they like into labels and annotations: no run more is made for it.
 
-use daskade::trigger::{Action, CHANGES_MAX, Cause, Facts, hash, plan};
+use decide::pipeline::{Action, CHANGES_MAX, Cause, Facts, hash, plan};
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 

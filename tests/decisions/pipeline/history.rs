@@ -102,13 +102,13 @@ fn run(steps: Vec<Step>, policy: &str, catch_up: u32, on_change: bool) {
     if !dropped {
         // As many runs by change as the passes saw changes; at least the last one.
         let seen = world.subject.status.last_triggered.clone();
-        assert_eq!(seen, Some(daskade::trigger::hash(&world.subject.spec)));
+        assert_eq!(seen, Some(decide::pipeline::hash(&world.subject.spec)));
     }
     let ended = world
         .facts()
         .runs
         .iter()
-        .filter(|run| run.moment().is_some() && run.end == Some(daskade::trigger::End::Succeeded))
+        .filter(|run| run.moment().is_some() && run.end == Some(decide::pipeline::End::Succeeded))
         .count();
     assert!(world.subject.spec.schedule.is_none() || ended <= 2, "{ended} succeeded runs are kept");
 }

@@ -201,10 +201,10 @@ fn a_name_that_others_have_is_not_touched() {
     let mut facts = later.facts();
     facts.taken.insert("etl-20260115-130000".to_owned());
     let timing =
-        daskade::trigger::Timing::read(later.subject.spec.schedule.as_ref().unwrap(), later.subject.created).unwrap();
-    let planned = daskade::trigger::plan(&later.subject, Some(&timing), &facts);
+        decide::pipeline::Timing::read(later.subject.spec.schedule.as_ref().unwrap(), later.subject.created).unwrap();
+    let planned = decide::pipeline::plan(&later.subject, Some(&timing), &facts);
     assert!(
-        matches!(&planned.actions[0], daskade::trigger::Action::Create { name, .. } if name == "etl-20260115-130000-2")
+        matches!(&planned.actions[0], decide::pipeline::Action::Create { name, .. } if name == "etl-20260115-130000-2")
     );
 }
 

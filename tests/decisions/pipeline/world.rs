@@ -1,6 +1,6 @@
 //! A namespace with one Pipeline, in memory: what is planned is done, as far as the test lets it.
 
-use daskade::trigger::{Action, Cause, Facts, Note, Plan, Subject, Timing, build_run, build_status, plan, read_run};
+use decide::pipeline::{Action, Cause, Facts, Note, Plan, Subject, Timing, build_run, build_status, plan, read_run};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
@@ -69,7 +69,7 @@ impl World {
     }
 
     pub fn pass_time(&mut self, text: &str) {
-        let by: daskade::api::Duration = text.parse().unwrap();
+        let by: api::Duration = text.parse().unwrap();
         self.now += SignedDuration::try_from(by.to_std()).unwrap();
     }
 

@@ -1,11 +1,11 @@
 //! What is refused before a run starts, and what is written down of one that may start.
 
-use daskade::api::cluster::DaskClusterSpec;
-use daskade::api::storage::Storage;
-use daskade::pipeline::allowed::RunLimits;
-use daskade::runs::admit::{Admission, Charter, World, admit};
-use daskade::runs::code::{ConfigMap, config_map};
-use daskade::runs::facts::Place;
+use api::cluster::DaskClusterSpec;
+use api::storage::Storage;
+use lower::allowed::RunLimits;
+use decide::pipelinerun::admit::{Admission, Charter, World, admit};
+use decide::pipelinerun::code::{ConfigMap, config_map};
+use decide::pipelinerun::facts::Place;
 use serde_json::{Value, json};
 
 use super::support::UID;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use daskade::run_model::RunOutcome;
-use daskade::runs::facts::{ClusterFact, DriveFact, Facts, Live, Place, SpecFact};
-use daskade::runs::plan::{ClusterStep, DriveStep, Hold, State, plan};
+use run_model::RunOutcome;
+use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Live, Place, SpecFact};
+use decide::pipelinerun::plan::{ClusterStep, DriveStep, Hold, State, plan};
 
 use super::support::{at, condition, facts, frozen, open, pass, report, run, says, trouble};
 
@@ -286,7 +286,7 @@ fn a_deleted_run_is_closed_for_a_minute_and_then_let_go() {
 
 #[test]
 fn why_a_run_waits_is_told_and_it_is_tried_again_after_a_pause() {
-    let check = |known: &daskade::runs::facts::Facts, reason: &str, words: &str, stalled: &str| {
+    let check = |known: &decide::pipelinerun::facts::Facts, reason: &str, words: &str, stalled: &str| {
         let mut it = run();
         it.held = true;
         let planned = pass(&mut it, known);

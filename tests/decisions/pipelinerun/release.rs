@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use daskade::run_model::{Released, RunOutcome};
-use daskade::runs::facts::{ClusterFact, DriveFact, Facts, Live, Place, Run, SpecFact};
-use daskade::runs::plan::{DriveStep, Hold, Plan, State, plan};
-use daskade::runs::release::{PATIENCE, PATIENCE_DELETED, ReleaseFact, is_due, is_settled};
+use run_model::{Released, RunOutcome};
+use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Live, Place, Run, SpecFact};
+use decide::pipelinerun::plan::{DriveStep, Hold, Plan, State, plan};
+use decide::pipelinerun::release::{PATIENCE, PATIENCE_DELETED, ReleaseFact, is_due, is_settled};
 use jiff::SignedDuration;
 
 use super::support::{at, condition, facts, frozen, open, pass, report, run, says, trouble};

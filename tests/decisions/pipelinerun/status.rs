@@ -1,9 +1,9 @@
 //! What the status of a run says.
 
-use daskade::api::condition::CONDITION_REASONS;
-use daskade::run_model::{Counts, Failure, ResultValue, RunOutcome};
-use daskade::runs::facts::{ClusterFact, DriveFact, Live, Place};
-use daskade::runs::status::{bounded, says_the_same};
+use api::condition::CONDITION_REASONS;
+use run_model::{Counts, Failure, ResultValue, RunOutcome};
+use decide::pipelinerun::facts::{ClusterFact, DriveFact, Live, Place};
+use decide::pipelinerun::status::{bounded, says_the_same};
 use serde_json::json;
 
 use super::support::{UID, at, condition, facts, frozen, open, pass, report, run};

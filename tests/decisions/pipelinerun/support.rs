@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use daskade::cluster::facts::Trouble;
-use daskade::run_model::{Counts, Report, RunOutcome};
-use daskade::runs::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact, SweepFact};
-use daskade::runs::plan::{Plan, plan};
-use daskade::runs::release::ReleaseFact;
-use daskade::runs::status::build_status;
+use decide::cluster::facts::Trouble;
+use run_model::{Counts, Report, RunOutcome};
+use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact, SweepFact};
+use decide::pipelinerun::plan::{Plan, plan};
+use decide::pipelinerun::release::ReleaseFact;
+use decide::pipelinerun::status::build_status;
 use jiff::{SignedDuration, Timestamp};
 
 pub const UID: &str = "1e85002b-8511-4f19-a101-694a17f10e67";

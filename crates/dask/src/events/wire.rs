@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::{LogLine, RuntimeEvent, WorkerChange};
-use crate::dask::ops::{Item, Json, TaskAddr, item_from_wire};
+use crate::ops::{Item, Json, TaskAddr, item_from_wire};
 
 #[derive(Deserialize)]
 pub(super) struct Started {

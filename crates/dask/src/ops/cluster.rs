@@ -9,9 +9,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Accepted, Operation};
-use crate::dask::frame::Limits;
-use crate::dask::session::Deadlines;
-use crate::limits;
+use crate::frame::Limits;
+use crate::session::Deadlines;
+
 
 /// `daskade-cluster`: the state of the cluster, once its version is above `since` or `wait` seconds have passed.
 #[derive(Debug, Clone, Serialize)]

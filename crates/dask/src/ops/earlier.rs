@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::values::item_to_wire;
 use super::{Accepted, Decided, Done, Item, NamedObjects, Operation, Storage, records};
-use crate::dask::frame::Limits;
-use crate::dask::message::MessageError;
-use crate::dask::msgpack::{self, Head, Reader};
-use crate::dask::session::Deadlines;
-use crate::limits;
+use crate::frame::Limits;
+use crate::message::MessageError;
+use crate::msgpack::{self, Head, Reader};
+use crate::session::Deadlines;
+
 
 /// `daskade-earlier`: reads the newest earlier runs of a pipeline, each once. Before the run itself is opened.
 #[derive(Debug, Clone, Serialize)]

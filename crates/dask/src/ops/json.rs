@@ -6,8 +6,8 @@ use bytes::Bytes;
 use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::dask::message::{self, MessageError};
-use crate::limits;
+use crate::message::{self, MessageError};
+
 
 /// The small result of a step: plain JSON data, sent as msgpack.
 #[derive(Clone)]
@@ -15,7 +15,7 @@ pub struct Json(Bytes);
 
 impl Json {
     /// A value of a checked message, as it stands there; nothing is read. It keeps the whole message in memory.
-    pub(in crate::dask) fn unread(value: Bytes) -> Json {
+    pub(crate) fn unread(value: Bytes) -> Json {
         Json(value)
     }
 

@@ -24,7 +24,7 @@ use super::error::{Error, TEXT_CAP, clean_text};
 use super::frame::Limits;
 use super::message::{Message, MessageError};
 use super::session::Deadlines;
-use crate::limits;
+
 
 pub use cluster::*;
 pub use code::*;

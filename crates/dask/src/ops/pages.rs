@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::values::item_from_wire;
 use super::{Item, Json, Operation, Snapshot, records};
-use crate::dask::frame::Limits;
-use crate::dask::message::MessageError;
-use crate::dask::msgpack::{self, Head, Reader};
-use crate::dask::session::Deadlines;
-use crate::limits;
+use crate::frame::Limits;
+use crate::message::MessageError;
+use crate::msgpack::{self, Head, Reader};
+use crate::session::Deadlines;
+
 
 /// `daskade-snapshot`: the next page of the snapshot of an opened run. Pages are read in order, each once.
 #[derive(Debug, Clone, Serialize)]

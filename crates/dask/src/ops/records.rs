@@ -8,9 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::values::{item_from_wire, item_to_wire};
 use super::{Json, TaskAddr};
-use crate::dask::message::MessageError;
-use crate::dask::msgpack::{self, Head, Reader};
-use crate::limits;
+use crate::message::MessageError;
+use crate::msgpack::{self, Head, Reader};
+
 
 /// A run's closing record: state, reason, message, results and what the caller adds.
 pub type Final = serde_json::Map<String, serde_json::Value>;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Accepted, Final, Operation, Storage};
-use crate::dask::frame::Limits;
-use crate::dask::session::Deadlines;
-use crate::limits::{ANSWER, NAMES};
+use crate::frame::Limits;
+use crate::session::Deadlines;
+use limits::{ANSWER, NAMES};
 
 /// `daskade-stored`: what is left of a run.
 #[derive(Debug, Clone, Serialize)]

@@ -11,15 +11,15 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::{
     Final, FunctionResult, Json, Operation, PathPart, Record, RunFunction, Snapshot, TaskAddr, TaskDep, read_reply,
 };
-use crate::dask::error::{Error, TEXT_CAP, clean_text};
-use crate::dask::frame::Limits;
-use crate::dask::message::{Message, MessageError};
-use crate::dask::pickle::Constant;
-use crate::dask::session::Deadlines;
-use crate::dask::{msgpack, ops::records};
-use crate::limits::{self, Budget};
+use crate::error::{Error, TEXT_CAP, clean_text};
+use crate::frame::Limits;
+use crate::message::{Message, MessageError};
+use crate::pickle::Constant;
+use crate::session::Deadlines;
+use crate::{msgpack, ops::records};
+use limits::Budget;
 
-/// `daskade-hello`: is the runtime there, and which. [`Error::UnknownOp`](crate::dask::Error::UnknownOp) if not.
+/// `daskade-hello`: is the runtime there, and which. [`Error::UnknownOp`](crate::Error::UnknownOp) if not.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Hello {}
 
@@ -318,7 +318,7 @@ pub struct Output {
 }
 
 /// `daskade-events`: turns a connection into the stream of a run's events;
-/// see [`Connection::follow`](crate::dask::Connection::follow).
+/// see [`Connection::follow`](crate::Connection::follow).
 #[derive(Debug, Clone, Serialize)]
 pub struct FollowEvents {
     /// Unique id of the run.
@@ -393,7 +393,7 @@ const INSTALL: &str = include_str!("install.py");
 
 impl RunFunction {
     /// Loads the runtime from a zip of its package into the scheduler's process and starts it there.
-    pub(in crate::dask) fn install(archive: &[u8], digest: &str) -> RunFunction {
+    pub(crate) fn install(archive: &[u8], digest: &str) -> RunFunction {
         let args = [Constant::Bytes(archive), Constant::Text(digest)];
         RunFunction::from_source(INSTALL, "main", "<daskade>", &args)
     }
@@ -410,7 +410,7 @@ struct Installation {
 }
 
 /// Reads the answer to [`RunFunction::install`].
-pub(in crate::dask) fn read_installation(answer: &Message) -> Result<(), Error> {
+pub(crate) fn read_installation(answer: &Message) -> Result<(), Error> {
     let op = RunFunction::OP;
     let result: FunctionResult = read_reply(op, answer)?;
     let bytes = answer.payload(&result.result)?.into_bytes()?;

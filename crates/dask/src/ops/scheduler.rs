@@ -8,11 +8,11 @@ use serde::de::{self, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Operation;
-use crate::dask::frame::Limits;
-use crate::dask::message::Placeholder;
-use crate::dask::pickle::{self, Constant};
-use crate::dask::session::Deadlines;
-use crate::limits;
+use crate::frame::Limits;
+use crate::message::Placeholder;
+use crate::pickle::{self, Constant};
+use crate::session::Deadlines;
+
 
 /// `identity`: who the scheduler is and which workers it has.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -123,7 +123,7 @@ pub struct Broadcast<M> {
 
 /// `run_function`: loads a pickle in the scheduler's process, calls it and, if it is asynchronous, waits for it.
 ///
-/// All three fields are pickles that we wrote; see [`pickle`](crate::dask::pickle).
+/// All three fields are pickles that we wrote; see [`pickle`](crate::pickle).
 #[derive(Debug, Clone, Serialize)]
 pub struct RunFunction {
     #[serde(with = "serde_bytes")]
@@ -163,7 +163,7 @@ impl RunFunction {
 /// Answer of [`RunFunction`]. What the function returned stays closed, unless it is `bytes`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct FunctionResult {
-    /// See [`Message::payload`](crate::dask::message::Message::payload).
+    /// See [`Message::payload`](crate::message::Message::payload).
     pub result: Placeholder,
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::dask::frame::Limits;
+use crate::frame::Limits;
 
 fn message(value: &Value) -> Message {
     let body = rmp_serde::to_vec(value).unwrap_or_default();
@@ -314,7 +314,7 @@ fn encoding_ten_thousand_tasks_takes_one_buffer_and_little_time() {
         .collect();
     let began = std::time::Instant::now();
     let wire =
-        crate::dask::message::encode_request("daskade-submit", true, &Submit { run: "u", epoch: 1, items: &items });
+        crate::message::encode_request("daskade-submit", true, &Submit { run: "u", epoch: 1, items: &items });
     let took = began.elapsed();
     assert!(wire.is_ok_and(|w| w.len() < 600_000));
     // Even a slow machine without optimisation needs a tenth of this.

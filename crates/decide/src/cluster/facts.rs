@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::room::Shortage;
-use crate::api::{cluster::DaskClusterSpec, status::DaskClusterStatus};
+use api::{cluster::DaskClusterSpec, status::DaskClusterStatus};
 
 /// A DaskCluster whose spec is valid.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,9 +1,9 @@
 //! A folder as storage: the same one in every pod, or it is none.
 
 use super::effective_groups;
-use crate::api::cluster::DaskClusterSpec;
-use crate::api::pod::Volume;
-use crate::problem::Problem;
+use api::cluster::DaskClusterSpec;
+use api::pod::Volume;
+use api::problem::Problem;
 
 /// Why the folder `url` (`file://…`), which stands at `at`, is no storage of a cluster of this spec: it must lie on a
 /// PersistentVolumeClaim that scheduler and workers mount. `volumes` says where those are, for people.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::api::cluster::{DaskClusterSpec, GPU_RESOURCE_DEFAULT, Gpu, WorkerGroup};
-use crate::api::pod::Resources;
+use api::cluster::{DaskClusterSpec, GPU_RESOURCE_DEFAULT, Gpu, WorkerGroup};
+use api::pod::Resources;
 
 /// Name of the one group of a cluster that names none.
 pub const DEFAULT_GROUP: &str = "default";

@@ -7,7 +7,7 @@ use super::facts::{Cluster, Facts, Phase, PodFact, Role, SchedulerFact, Trouble}
 use super::group::{Amounts, effective_groups, requests, scheduler_requests};
 use super::plan::Plan;
 use super::room::{Shortage, add, amount, is_going, is_idle, is_of, is_placed};
-use crate::api::cluster::WorkerGroup;
+use api::cluster::WorkerGroup;
 
 /// Facts in which the trouble of each such pod says who holds the room.
 pub(super) fn with_holders<'a>(cluster: &Cluster, facts: &'a Facts, plan: &Plan) -> Cow<'a, Facts> {

@@ -11,7 +11,7 @@ use super::{
     room::Giving,
     scale::{Desired, desired},
 };
-use crate::api::cluster::SchedulerRollout;
+use api::cluster::SchedulerRollout;
 
 /// A pod whose deletion takes this much longer than its grace is on a node that is gone.
 const FORCE_AFTER: i64 = 60;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::facts::{Facts, Phase, PodFact, Role, SchedulerFact, WorkerFact};
 use super::group::{Amounts, requests, scheduler_requests};
-use crate::api::cluster::{DaskClusterSpec, WorkerGroup};
+use api::cluster::{DaskClusterSpec, WorkerGroup};
 
 /// Resources of which a pod may lack some that are looked at; further ones are left out. A group names at most 16.
 const SHORT: usize = 17;

@@ -10,7 +10,7 @@ use super::{
     room::{Giving, give_way, give_way_to_scheduler, waiting},
     threads,
 };
-use crate::api::cluster::WorkerGroup;
+use api::cluster::WorkerGroup;
 
 /// A worker without work is kept this long: the next step of a run, or a person's next line, often follows at once.
 const KEEP_IDLE: Duration = Duration::from_secs(30);

@@ -1,7 +1,7 @@
 //! A cluster that is not made for the run: what a pipeline has to say then, and what it cannot.
 
-use crate::api::pipeline::PipelineSpec;
-use crate::problem::Problem;
+use api::pipeline::PipelineSpec;
+use api::problem::Problem;
 
 /// What is wrong with a pipeline, whose fields stand below `at`, that runs on a cluster which it names. Storage is reached
 /// with that cluster's own identity, no other can.

@@ -2,14 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::{
-    api::{
-        cluster::{DaskClusterSpec, GPU_RESOURCE_DEFAULT, WorkerGroup},
-        pod::{EnvVar, Resources, Volume},
-    },
-    names::{DNS_NAME_MAX, INCARNATION_DIGITS},
-    problem::Problem,
-};
+use api::{cluster::{DaskClusterSpec, GPU_RESOURCE_DEFAULT, WorkerGroup}, pod::{EnvVar, Resources, Volume}};
+use api::names::{DNS_NAME_MAX, INCARNATION_DIGITS};
+use api::problem::Problem;
 
 /// All problems of a spec that stands at `at`, for example `spec` or `spec.cluster.template`.
 pub fn validate(spec: &DaskClusterSpec, at: &str) -> Vec<Problem> {

@@ -3,11 +3,11 @@
 use serde_json::{Map, Value};
 
 use super::validate::validate;
-use crate::api::PipelineSpec;
+use api::PipelineSpec;
 use crate::cluster::{check_folder, check_shared, not_allowed};
-use crate::names::{OBJECT_NAME_MAX, check_label};
-use crate::pipeline::{self, allowed::RunLimits};
-use crate::problem::Problem;
+use api::names::{OBJECT_NAME_MAX, check_label};
+use lower::allowed::RunLimits;
+use api::problem::Problem;
 
 /// Reads and checks the spec of the Pipeline `name`, as it is stored. Objects may be older than the schema that is there
 /// now, or newer than this program. `limits`: what the operator allows a run; `allows`: whether schedulers at an address may
@@ -32,7 +32,7 @@ pub fn accept(
             return Err(problems);
         }
     };
-    problems.extend(pipeline::check(&read, "spec", None));
+    problems.extend(lower::check(&read, "spec", None));
     problems.extend(validate(&read, "spec"));
     if read.code.as_ref().is_some_and(|code| code.path.is_some()) {
         let problem = Problem::new("Conflict", "spec.code.path", "a folder beside the manifest is not in the cluster");

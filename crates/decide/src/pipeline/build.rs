@@ -9,7 +9,7 @@ use super::names::{
     UID_ANNOTATION,
 };
 use super::plan::Cause;
-use crate::api::API_VERSION;
+use api::API_VERSION;
 use crate::cluster::names::{MANAGED_BY, QUEUE_LABEL};
 
 /// A run with a copy of `spec`, the Pipeline's spec as it is stored, so that neither a later change nor a deletion of the

@@ -11,8 +11,8 @@ use super::names::{
     self, GENERATION_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL, UID_ANNOTATION,
 };
 use super::plan::Cause;
-use crate::api::PipelineSpec;
-use crate::api::status::PipelineStatus;
+use api::PipelineSpec;
+use api::status::PipelineStatus;
 
 /// A Pipeline.
 #[derive(Debug, Clone, PartialEq, Default)]

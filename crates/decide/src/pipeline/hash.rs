@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::api::PipelineSpec;
+use api::PipelineSpec;
 
 /// Version of the rules below. A hash of other rules is never compared with one of these: an update of daskade makes no
 /// runs.

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use super::facts::{End, Facts, RunFact};
 use super::plan::Action;
-use crate::api::pipeline::Schedule;
+use api::pipeline::Schedule;
 
 /// Runs kept unless the schedule says otherwise.
 const KEPT: u32 = 3;

@@ -10,7 +10,7 @@ use croner::parser::{CronParser, Seconds, Year};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, Zoned};
 
-use crate::api::pipeline::Schedule;
+use api::pipeline::Schedule;
 
 /// Shortest interval: names of runs have seconds.
 const SHORTEST: SignedDuration = SignedDuration::from_secs(1);
@@ -174,7 +174,7 @@ fn zone(name: &str) -> Result<TimeZone, ScheduleError> {
 
 fn nearest_zone(name: &str) -> Option<String> {
     let names: Vec<String> = jiff::tz::db().available().map(|zone| zone.to_string()).collect();
-    crate::problem::nearest(name, names.iter().map(String::as_str)).map(ToOwned::to_owned)
+    api::problem::nearest(name, names.iter().map(String::as_str)).map(ToOwned::to_owned)
 }
 
 fn read_cron(text: &str) -> Result<Cron, ScheduleError> {

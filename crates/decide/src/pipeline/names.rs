@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use sha2::{Digest, Sha256};
 
-use crate::names::OBJECT_NAME_MAX;
+use api::names::OBJECT_NAME_MAX;
 
 /// Name of the Pipeline whose run it is.
 pub const PIPELINE_LABEL: &str = "daskade.dev/pipeline";
@@ -70,7 +70,7 @@ fn name(pipeline: &str, what: &str, n: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::check_label;
+    use api::names::check_label;
 
     #[test]
     fn names_say_what_made_the_run_and_fit() {

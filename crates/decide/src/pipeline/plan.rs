@@ -7,7 +7,7 @@ use super::hash::{self, VERSION};
 use super::history;
 use super::moments::Timing;
 use super::names;
-use crate::api::pipeline::{ConcurrencyPolicy, Schedule};
+use api::pipeline::{ConcurrencyPolicy, Schedule};
 
 /// Most runs that wait in a queue.
 pub const QUEUE_MAX: usize = 100;

@@ -7,8 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::facts::{Facts, RunFact, Subject};
 use super::plan::{Plan, last_triggered};
-use crate::api::condition::ConditionType;
-use crate::api::status::PipelineStatus;
+use api::condition::ConditionType;
+use api::status::PipelineStatus;
 
 /// Names of active runs that a status tells.
 const ACTIVE: usize = 50;

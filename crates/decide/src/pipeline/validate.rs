@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 
 use super::moments::Timing;
-use crate::api::PipelineSpec;
-use crate::problem::Problem;
+use api::PipelineSpec;
+use api::problem::Problem;
 
 /// Checks the schedule of a Pipeline whose spec is at `at` (`spec`). What the schema says as well is said again, since
 /// objects may be older than it.

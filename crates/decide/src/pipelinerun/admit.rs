@@ -5,17 +5,17 @@ use serde_json::{Map, Value};
 
 use super::code::{ConfigMap, resolve};
 use super::facts::Place;
-use crate::api::cluster::DaskClusterSpec;
-use crate::api::duration::Duration as Span;
-use crate::api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
-use crate::api::run::{PipelineRun, PipelineRunSpec};
-use crate::api::storage::Storage;
+use api::cluster::DaskClusterSpec;
+use api::duration::Duration as Span;
+use api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
+use api::run::{PipelineRun, PipelineRunSpec};
+use api::storage::Storage;
 use crate::cluster::facts::Trouble;
 use crate::cluster::{check_folder, check_shared, effective_groups, not_allowed, too_many_workers, validate_named};
-use crate::manifest::{self, Object};
-use crate::pipeline::allowed::RunLimits;
-use crate::problem::Problem;
-use crate::run_model::{Frozen, START_DEADLINE, run_deadlines};
+use manifest::Object;
+use lower::allowed::RunLimits;
+use api::problem::Problem;
+use run_model::{Frozen, START_DEADLINE, run_deadlines};
 
 /// Everything that a run is carried out from; it never changes.
 #[derive(Debug, Clone, Serialize, Deserialize)]

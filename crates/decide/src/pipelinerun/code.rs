@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::api::pipeline::Code;
-use crate::api::run::PipelineRunSpec;
+use api::pipeline::Code;
+use api::run::PipelineRunSpec;
 use crate::cluster::facts::Trouble;
-use crate::problem::Problem;
+use api::problem::Problem;
 
 use super::admit::World;
 

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::release::ReleaseFact;
 use super::retention::Due;
-use crate::api::duration::Duration as Span;
-use crate::api::run::PipelineRunSpec;
-use crate::api::status::PipelineRunStatus;
+use api::duration::Duration as Span;
+use api::run::PipelineRunSpec;
+use api::status::PipelineRunStatus;
 use crate::cluster::facts::Trouble;
-use crate::run_model::{Counts, Failure, Report};
+use run_model::{Counts, Failure, Report};
 
 /// A PipelineRun.
 #[derive(Debug, Clone, Default)]

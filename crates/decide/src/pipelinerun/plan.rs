@@ -9,7 +9,7 @@ use super::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, Spec
 use super::release::{self, Release, ReleaseWord, shared_place};
 use super::retention::{Removal, Retention, remove, retention};
 use crate::cluster::facts::Trouble;
-use crate::run_model::{Report, RunOutcome};
+use run_model::{Report, RunOutcome};
 
 /// A run that is deleted may take this long to stop its steps; then it is let go, in seconds.
 const CLOSING: i64 = 60;

@@ -7,9 +7,9 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::facts::{Facts, Place, Run, SpecFact};
-use crate::api::condition::ConditionType;
+use api::condition::ConditionType;
 use crate::cluster::facts::Trouble;
-use crate::run_model::Released;
+use run_model::Released;
 
 /// How long a scheduler is asked to confirm that it has forgotten a run.
 pub const PATIENCE: SignedDuration = SignedDuration::from_secs(600);

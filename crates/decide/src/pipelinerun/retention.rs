@@ -43,7 +43,7 @@ pub fn retention(run: &Run, now: Timestamp) -> Retention {
     };
     let done = run.status.removed.clone().unwrap_or_default();
     let passed = now.duration_since(ended);
-    let left = |span: Option<crate::api::duration::Duration>, done: &Option<String>| {
+    let left = |span: Option<api::duration::Duration>, done: &Option<String>| {
         let span = SignedDuration::try_from(span?.to_std()).unwrap_or(SignedDuration::MAX);
         done.is_none().then(|| span.saturating_sub(passed))
     };

@@ -25,7 +25,7 @@ use super::{
     path::step_name,
     scan::{is_identifier, string_end},
 };
-use crate::problem::nearest;
+use api::problem::nearest;
 
 /// Longest expression, in bytes.
 pub const LENGTH: usize = 4096;

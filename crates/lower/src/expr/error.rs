@@ -26,7 +26,7 @@ impl ExprError {
         Self::Syntax { column, message: message.into() }
     }
 
-    pub(crate) fn evaluation(message: impl Into<String>) -> Self {
+    pub fn evaluation(message: impl Into<String>) -> Self {
         Self::Evaluation { message: message.into() }
     }
 

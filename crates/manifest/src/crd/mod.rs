@@ -5,8 +5,8 @@ mod reference;
 use serde_json::{Value, json};
 
 pub use self::reference::{reasons_page, reference};
-pub use crate::api::crd::{CRD_BYTES_MAX, all, documents};
-use crate::manifest::to_yaml;
+pub use api::crd::{CRD_BYTES_MAX, all, documents};
+use crate::to_yaml;
 
 /// All CRDs, one YAML document each.
 pub fn all_yaml() -> String {

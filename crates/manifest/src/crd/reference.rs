@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::documents;
-use crate::api::condition::{CONDITION_REASONS, PROBLEM_REASONS, Reason};
+use api::condition::{CONDITION_REASONS, PROBLEM_REASONS, Reason};
 
 const HEAD: &str = "# Reference\n\n<!-- Generated from src/api; `DASKADE_UPDATE=1 cargo test --test repository generated` writes it again. -->\n\n\
     Every field of every kind of `daskade.dev/v1alpha1`. `*` marks fields that must be given; a field that a local run\n\

@@ -7,17 +7,17 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{OPENING, Work};
-use crate::cluster::facts::{Phase, PodFact, Role, Trouble};
-use crate::controller::cache::Kind;
-use crate::controller::charter::Stored;
-use crate::controller::error::PassError;
-use crate::controller::gather::read_run;
-use crate::controller::queue::Key;
-use crate::controller::release::Whom;
-use crate::run::{Lines, Seat, release};
-use crate::runs::facts::{ClusterFact, Facts, Place, Run, SpecFact};
-use crate::runs::release::{ReleaseFact, shared_place};
-use crate::runs::retention::Due;
+use decide::cluster::facts::{Phase, PodFact, Role, Trouble};
+use crate::cache::Kind;
+use crate::charter::Stored;
+use crate::error::PassError;
+use crate::gather::read_run;
+use crate::queue::Key;
+use crate::release::Whom;
+use driver::{Lines, Seat, release};
+use decide::pipelinerun::facts::{ClusterFact, Facts, Place, Run, SpecFact};
+use decide::pipelinerun::release::{ReleaseFact, shared_place};
+use decide::pipelinerun::retention::Due;
 
 /// How long a scheduler may take to let go of a run.
 const LEAVE: Duration = Duration::from_secs(8);

@@ -6,19 +6,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Settings, metadata};
-use crate::{
-    api::{
-        cluster::{ClusterTls, TlsMode, WorkerGroup},
-        pod::{EnvVar, Resources, Volume},
-        storage::Storage,
-    },
-    cluster::{
-        effective_groups,
-        facts::{Base, Cluster, Role, Slot},
-        group::gpu_resource,
-        memory_bytes, names, offers, threads,
-    },
-};
+use api::{cluster::{ClusterTls, TlsMode, WorkerGroup}, pod::{EnvVar, Resources, Volume}, storage::Storage};
+use crate::cluster::{effective_groups, facts::{Base, Cluster, Role, Slot}, group::gpu_resource, memory_bytes, names, offers, threads};
 
 /// Time that a scheduler gets to write what its runs have finished.
 const SCHEDULER_GRACE: i64 = 30;
