@@ -134,6 +134,11 @@ impl Api {
         self.lock().objects.get(path).cloned()
     }
 
+    /// What is read of an object, of which nothing is copied.
+    pub fn read<T>(&self, path: &str, read: impl FnOnce(&Value) -> T) -> Option<T> {
+        self.lock().objects.get(path).map(read)
+    }
+
     /// Paths of all objects that have a part in their path.
     pub fn paths(&self, part: &str) -> Vec<String> {
         self.lock().objects.keys().filter(|path| path.contains(part)).cloned().collect()

@@ -132,12 +132,12 @@ async fn the_memory_of_runs_in_progress_has_a_bound_and_all_of_them_come_to_thei
     let world = World::new().await;
     world.hold_steps();
     world.create("team", "c", &json!({"tls": {"mode": "Disabled"}, "storage": {"url": "s3://bucket/p"}}));
-    let names: Vec<String> = (0..24).map(|n| format!("r{n:02}")).collect();
+    let names: Vec<String> = (0..12).map(|n| format!("r{n:02}")).collect();
     for (n, name) in names.iter().enumerate() {
-        let spec = if n % 8 == 3 { many_steps() } else { pipeline(LARGE) };
+        let spec = if n % 4 == 3 { many_steps() } else { pipeline(LARGE) };
         world.create_run("team", name, &json!({"pipelineSpec": spec}));
     }
-    let operator = Operator::start(&world.api, &["--max-run-memory=40Mi"]);
+    let operator = Operator::start(&world.api, &["--max-run-memory=20Mi"]);
     world.until_ready("team", "c").await;
     let told = |reason: &str| names.iter().filter(|name| world.succeeded("team", name)[1] == reason).count();
     let all_told = || told("Running") + told("RunLimit") == names.len();
@@ -149,9 +149,9 @@ async fn the_memory_of_runs_in_progress_has_a_bound_and_all_of_them_come_to_thei
     assert!((1..names.len() / 2).contains(&open), "{open}");
     assert_eq!(open, told("Running"));
     let says = |words: &str| names.iter().any(|name| world.succeeded("team", name)[2].contains(words));
-    assert!(says("the operator has 40 MiB of memory for runs in progress; "));
+    assert!(says("the operator has 20 MiB of memory for runs in progress; "));
     assert!(says("older runs wait, too; the run goes on when there is enough"));
-    assert!(peak <= MOST + (40 << 20), "it took {} MiB", peak >> 20);
+    assert!(peak <= MOST + (20 << 20), "it took {} MiB", peak >> 20);
     scheduler.change(|state| state.held = false);
     eventually("all succeed", SOON * 2, || told("Succeeded") == names.len()).await;
 }

@@ -174,10 +174,12 @@ impl World {
 
     /// The condition `Succeeded` of a run: status, reason, message.
     pub fn succeeded(&self, namespace: &str, name: &str) -> [String; 3] {
-        let object = self.api.object(&run_path(namespace, name)).unwrap_or_default();
-        let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        let found = conditions.into_iter().find(|condition| condition["type"] == "Succeeded").unwrap_or_default();
-        ["status", "reason", "message"].map(|key| found[key].as_str().unwrap_or_default().to_owned())
+        let told = self.api.read(&run_path(namespace, name), |object| {
+            let mut conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+            let found = conditions.find(|condition| condition["type"] == "Succeeded")?;
+            Some(["status", "reason", "message"].map(|key| found[key].as_str().unwrap_or_default().to_owned()))
+        });
+        told.flatten().unwrap_or_default()
     }
 
     pub async fn until_run(&self, namespace: &str, name: &str, reason: &str) {
