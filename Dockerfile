@@ -12,7 +12,8 @@ FROM ${RUST} AS build
 ARG PROFILE=dist FEATURES=otlp
 RUN cargo auditable --version 2>/dev/null || cargo install --quiet --locked cargo-auditable@0.7.7
 WORKDIR /src
-COPY Cargo.toml Cargo.lock build.rs ./
+COPY Cargo.toml Cargo.lock ./
+COPY crates crates
 COPY src src
 COPY benches benches
 COPY fuzz fuzz

@@ -1,6 +1,6 @@
 """Limits that the two sides share, each enforced where data enters.
 
-The same numbers stand in ``src/limits.rs``, and for people in ``docs/limits.md``; a test compares the three.
+The same numbers stand in ``crates/limits``, and for people in ``docs/limits.md``; a test compares the three.
 """
 
 from __future__ import annotations

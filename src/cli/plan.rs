@@ -10,8 +10,8 @@ use super::options::{Output, PlanOptions};
 use super::progress::clean;
 use super::request;
 use super::run::{Job, drive_failure, job, run_spec};
-use lower::{Aspect, StepDef};
 use driver::{Because, Fate, Forecast, StepForecast, forecast};
+use lower::{Aspect, StepDef};
 use run_model::{CodeSource, Frozen};
 
 pub(super) async fn plan(options: PlanOptions) -> Result<(), Failure> {

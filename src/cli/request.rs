@@ -16,11 +16,10 @@ use decide::cluster;
 use local::fleet::GroupSpec;
 use local::home::{Home, StorageNote};
 use local::packing;
-use manifest::{Loaded, Object};
 use lower::Plan;
+use manifest::{Loaded, Object};
 use run_model::archive;
 use run_model::{CodeSource, Frozen, run_deadlines};
-
 
 /// A run that was asked for, checked, with its code.
 pub(super) struct Request {

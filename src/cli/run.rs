@@ -14,16 +14,17 @@ use super::request::{self, Request};
 use super::{Failure, exit, finish};
 use api::duration::Duration as Span;
 use api::pipeline::Deadlines;
+use api::problem::nearest;
 use dask::{Address, Scheme};
+use driver::{DriveError, Fabric, TlsPaths, drive};
 use local::home::{Home, RunNote, SchedulerNote, StorageNote, WorkerNote};
 use local::{Environment, Fleet, FleetSpec, environment};
 use lower::Plan;
-use api::problem::nearest;
-use driver::{DriveError, Fabric, TlsPaths, drive};
 use run_model::archive::{self, Code};
-use run_model::{CodeSource, FleetState, Frozen, Moment, Patience, Report, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec};
+use run_model::{
+    CodeSource, FleetState, Frozen, Moment, Patience, Report, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec,
+};
 use runtime_bundle::RUNTIME;
-
 
 /// What `run`, `plan` and `resume` have in common once the run is known.
 pub(super) struct Job {

@@ -4,11 +4,11 @@ use std::io::{self, Write};
 
 use super::Failure;
 use super::options::{CrdOptions, ValidateOptions};
-use manifest::{FileProblem, Loaded, Object, Reading};
 use api::problem::Problem;
 use decide::cluster;
-use manifest::crd;
 use decide::pipeline;
+use manifest::crd;
+use manifest::{FileProblem, Loaded, Object, Reading};
 
 /// Checks every document; all problems at once, on standard error, and exit code 2.
 pub(super) fn validate(options: &ValidateOptions) -> Result<(), Failure> {

@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use ::driver::{DriveError, Fabric, Lines, Seat, drive};
 use api::pipeline::PipelineSpec;
 use lower::{RunInfo, validate};
-use ::driver::{DriveError, Fabric, Lines, Seat, drive};
-use run_model::{CodeSource, Counts, Moment, Note, Observer, Patience, Report, Requirements, Reuse, RunOutcome, RunSpec, Start, StorageSpec, archive};
+use run_model::{
+    CodeSource, Counts, Moment, Note, Observer, Patience, Report, Requirements, Reuse, RunOutcome, RunSpec, Start,
+    StorageSpec, archive,
+};
 use runtime_bundle::RUNTIME;
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpListener, TcpStream};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dask::frame;
 use ::driver::{Fabric, Lines, Seat};
+use dask::frame;
 use run_model::{Note, Patience, RunOutcome, Start};
 use runtime_bundle::RUNTIME;
 use serde_json::{Value, json};

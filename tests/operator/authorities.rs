@@ -3,11 +3,11 @@
 use std::time::{Duration, SystemTime};
 
 use decide::cluster::facts::Cluster;
-use operator::Namespaces;
-use operator::certificates::{CertificateSettings, Certificates};
 use http::Method;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
+use operator::Namespaces;
+use operator::certificates::{CertificateSettings, Certificates};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use telemetry::metrics::{Answer, Controller, Metrics, Outcome, Verb};
 use regex::Regex;
+use telemetry::metrics::{Answer, Controller, Metrics, Outcome, Verb};
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path)

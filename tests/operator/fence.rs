@@ -5,13 +5,13 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use operator::fence::FenceLayer;
-use operator::lead::{Grant, NotLeading, lead};
-use telemetry::metrics::Metrics;
 use http::Method;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::client::ClientBuilder;
+use operator::fence::FenceLayer;
+use operator::lead::{Grant, NotLeading, lead};
+use telemetry::metrics::Metrics;
 use tokio::time::Instant;
 
 use crate::api::Api;

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use operator::clock::Clock;
-use operator::lead::Lead;
-use operator::lease::{LeaseSettings, candidate};
-use telemetry::health::Health;
 use http::Method;
 use jiff::SignedDuration;
 use kube::client::ClientBuilder;
+use operator::clock::Clock;
+use operator::lead::Lead;
+use operator::lease::{LeaseSettings, candidate};
 use serde_json::json;
+use telemetry::health::Health;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;

@@ -1,7 +1,7 @@
 //! Which namespaces are served, and what is left of clusters that went while nobody looked.
 
-use operator::Namespaces;
 use http::Method;
+use operator::Namespaces;
 use serde_json::json;
 
 use crate::api::Fault;

@@ -1,7 +1,7 @@
 //! Runs that the operator ends or suspends while they are open on a scheduler that others use: that scheduler forgets them.
 
-use operator::Namespaces;
 use jiff::SignedDuration;
+use operator::Namespaces;
 use serde_json::{Value, json};
 
 use crate::api::{Fault, Recorded};

@@ -1,7 +1,7 @@
 //! Runs of pipelines against the doubles: in which order things are written, and what a new leader makes of what it finds.
 
-use operator::Namespaces;
 use http::Method;
+use operator::Namespaces;
 use serde_json::{Value, json};
 
 use crate::api::{Fault, Recorded};

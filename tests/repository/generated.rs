@@ -7,8 +7,8 @@ use std::{
 };
 
 use api::condition::{CONDITION_REASONS, PROBLEM_REASONS};
-use manifest::crd;
 use decide::pipelinerun::release::{PATIENCE, PATIENCE_DELETED};
+use manifest::crd;
 use serde_json::Value;
 
 fn in_repository(path: &str) -> PathBuf {
@@ -273,12 +273,14 @@ fn every_reason_of_a_problem_is_documented_once() {
     assert_eq!(unique.len(), documented.len());
     let used = regex::Regex::new(r#"(?:Problem|SyntaxError)::new\(\s*"([A-Z]\w+)""#).unwrap();
     let mut found = 0;
-    for_each_source(&in_repository("src"), &mut |path, text| {
-        for reason in used.captures_iter(text) {
-            assert!(unique.contains(&reason[1]), "{}: {} is not in PROBLEM_REASONS", path.display(), &reason[1]);
-            found += 1;
-        }
-    });
+    for folder in ["src", "crates"] {
+        for_each_source(&in_repository(folder), &mut |path, text| {
+            for reason in used.captures_iter(text) {
+                assert!(unique.contains(&reason[1]), "{}: {} is not in PROBLEM_REASONS", path.display(), &reason[1]);
+                found += 1;
+            }
+        });
+    }
     assert!(found > 40, "{found}");
 }
 

@@ -4,83 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Which modules of this crate each may use. A new edge is a design decision, not a fix.
-const EDGES: &[(&str, &[&str])] = &[
-    ("names", &[]),
-    ("problem", &["names"]),
-    ("keys", &[]),
-    ("limits", &[]),
-    ("repeats", &["limits"]),
-    ("api", &["names", "problem"]),
-    ("crd", &["api", "manifest"]),
-    ("manifest", &["names", "problem", "api"]),
-    ("graph", &["names"]),
-    ("cluster", &["names", "problem", "api"]),
-    ("pipeline", &["names", "problem", "api", "graph", "cluster", "limits", "keys"]),
-    ("trigger", &["names", "problem", "api", "manifest", "cluster", "pipeline"]),
-    ("dask", &["limits"]),
-    ("tls", &[]),
-    ("store", &["keys", "names", "limits"]),
-    ("local", &["names", "run_model"]),
-    ("run", &["names", "problem", "api", "graph", "limits", "repeats", "pipeline", "dask", "store", "run_model"]),
-    ("run_model", &["problem", "api", "graph", "pipeline"]),
-    ("runtime_bundle", &["run_model"]),
-    ("runs", &["names", "problem", "api", "cluster", "manifest", "pipeline", "run_model"]),
-    ("telemetry", &[]),
-    (
-        "controller",
-        &[
-            "names",
-            "problem",
-            "api",
-            "cluster",
-            "limits",
-            "repeats",
-            "pipeline",
-            "trigger",
-            "dask",
-            "run",
-            "run_model",
-            "runs",
-            "tls",
-            "telemetry",
-        ],
-    ),
-    (
-        "cli",
-        &[
-            "names",
-            "problem",
-            "api",
-            "crd",
-            "manifest",
-            "graph",
-            "cluster",
-            "limits",
-            "pipeline",
-            "dask",
-            "trigger",
-            "store",
-            "local",
-            "run",
-            "run_model",
-            "telemetry",
-            "controller",
-            "runtime_bundle",
-        ],
-    ),
-    ("main", &["cli", "telemetry"]),
-];
-
-/// What a module must not name, because it decides without a clock or the outside world, or knows no Kubernetes.
+/// What a crate must not name, because it decides without a clock or the outside world, or knows no Kubernetes.
 const OUTSIDE: &[(&str, &[&str])] = &[
-    ("graph", &["tokio::", "serde::", "serde_json::", "std::fs", "std::net", "std::time", "Instant::now", "rand::"]),
-    ("cluster", &["kube::Client", "tokio::", "object_store::", "std::fs", "std::net", "SystemTime::now"]),
-    ("pipeline", &["kube::Client", "tokio::", "object_store::", "std::fs", "std::net", "SystemTime::now"]),
-    ("trigger", &["kube::", "tokio::", "object_store::", "std::fs", "std::net", "SystemTime::now", "Timestamp::now"]),
-    ("runs", &["kube::Client", "tokio::", "std::fs", "std::net", "SystemTime::now", "Timestamp::now"]),
+    ("engine", &["tokio::", "serde::", "serde_json::", "std::fs", "std::net", "std::time", "Instant::now", "rand::"]),
+    (
+        "decide",
+        &["kube::Client", "tokio::", "object_store::", "std::fs", "std::net", "SystemTime::now", "Timestamp::now"],
+    ),
+    ("lower", &["kube::", "tokio::", "object_store::", "std::fs", "std::net", "SystemTime::now", "Timestamp::now"]),
+    ("run-model", &["kube::", "tokio::", "object_store::", "std::fs", "std::net", "SystemTime::now"]),
     ("dask", &["kube::", "k8s_openapi::"]),
-    ("names", &["tokio::", "std::fs"]),
     ("api", &["tokio::", "std::fs", "kube::Client"]),
 ];
 
@@ -104,52 +37,53 @@ impl Source {
         lines.collect::<Vec<_>>().join("\n")
     }
 
-    /// Top module of the crate that the file belongs to.
-    fn module(&self) -> &str {
-        let below = self.path.strip_prefix("src/").unwrap_or(&self.path);
-        below.split('/').next().unwrap_or(below).trim_end_matches(".rs")
+    /// The crate that the file belongs to; `daskade` for the program.
+    fn crate_name(&self) -> &str {
+        self.path.strip_prefix("crates/").and_then(|below| below.split('/').next()).unwrap_or("daskade")
     }
 }
 
 #[test]
-fn modules_import_only_what_the_architecture_allows() {
-    let allowed: BTreeMap<&str, &[&str]> = EDGES.iter().copied().collect();
-    let mut wrong = BTreeSet::new();
-    for source in rust_sources() {
-        let module = source.module();
-        if module == "lib" {
-            continue;
-        }
-        let Some(edges) = allowed.get(module) else {
-            wrong.insert(format!("{}: module {module} has no row in this test", source.path));
-            continue;
-        };
-        for used in used_modules(&source.code()) {
-            let top = used.split("::").next().unwrap_or(&used);
-            let fits = edges.iter().any(|edge| used == *edge || used.starts_with(&format!("{edge}::")));
-            if top != module && allowed.contains_key(top) && !fits {
-                wrong.insert(format!("{}: {module} must not use {used}", source.path));
-            }
-        }
+fn crates_use_only_what_the_architecture_says() {
+    let page = read("ARCHITECTURE.md");
+    let said: BTreeMap<String, BTreeSet<String>> = page.lines().filter_map(row).collect();
+    let (mut found, mut names) = (BTreeMap::new(), BTreeSet::new());
+    for entry in fs::read_dir(top().join("crates")).expect("crates") {
+        names.insert(entry.expect("a crate").file_name().into_string().expect("a name"));
     }
-    assert_empty(&wrong);
+    for name in &names {
+        let manifest = read(&format!("crates/{name}/Cargo.toml"));
+        let dependencies = manifest.split("\n[dependencies]\n").nth(1).unwrap_or_default();
+        let dependencies = dependencies.split("\n[").next().unwrap_or_default();
+        let used = dependencies.lines().filter_map(|line| line.split(['.', ' ']).next().map(ToOwned::to_owned));
+        found.insert(name.clone(), used.filter(|used| names.contains(used)).collect::<BTreeSet<String>>());
+    }
+    assert_eq!(said, found, "the table in ARCHITECTURE.md, and the manifests");
+}
+
+/// A crate and what it may use, from a row of the table.
+fn row(line: &str) -> Option<(String, BTreeSet<String>)> {
+    let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+    let [_, path, _, uses, _] = cells[..] else { return None };
+    let name = path.strip_prefix("`crates/")?.strip_suffix("/`")?;
+    Some((name.to_owned(), uses.split('`').skip(1).step_by(2).map(ToOwned::to_owned).collect()))
 }
 
 #[test]
-fn pure_modules_stay_off_clocks_networks_and_kubernetes() {
+fn pure_crates_stay_off_clocks_networks_and_kubernetes() {
     let mut wrong = BTreeSet::new();
     for source in rust_sources() {
         let code = source.code();
-        for (module, words) in OUTSIDE {
-            if source.module() == *module {
+        for (name, words) in OUTSIDE {
+            if source.crate_name() == *name {
                 let found = words.iter().filter(|word| code.contains(**word));
-                wrong.extend(found.map(|word| format!("{}: {module} must not use {word}", source.path)));
+                wrong.extend(found.map(|word| format!("{}: {name} must not use {word}", source.path)));
             }
         }
-        if !["main", "cli"].contains(&source.module()) {
+        if source.crate_name() != "daskade" {
             let exits = ["anyhow::", "process::exit", "ExitCode"];
             let found = exits.iter().filter(|word| code.contains(**word));
-            wrong.extend(found.map(|word| format!("{}: only main and cli use {word}", source.path)));
+            wrong.extend(found.map(|word| format!("{}: only the program uses {word}", source.path)));
         }
     }
     assert_empty(&wrong);
@@ -157,24 +91,24 @@ fn pure_modules_stay_off_clocks_networks_and_kubernetes() {
 
 /// Files that look at the clock of the machine, and why no decision about an object hangs on it.
 const LOCAL_TIME: &[(&str, &str)] = &[
-    ("src/controller/clock.rs", "it compares that clock with the API server's"),
-    ("src/controller/lead.rs", "the right to write ends if it jumps, and never begins"),
-    ("src/controller/own.rs", "a line in the log, about a time of the same machine"),
-    ("src/run_model/moment.rs", "runs of the command line, which have no other"),
+    ("crates/operator/src/clock.rs", "it compares that clock with the API server's"),
+    ("crates/operator/src/lead.rs", "the right to write ends if it jumps, and never begins"),
+    ("crates/operator/src/own.rs", "a line in the log, about a time of the same machine"),
+    ("crates/run-model/src/moment.rs", "runs of the command line, which have no other"),
 ];
 
 #[test]
 fn the_operator_has_the_time_from_one_clock() {
     let mut wrong = BTreeSet::new();
     for source in rust_sources() {
-        let decides = ["controller", "run", "runs", "cluster", "trigger"].contains(&source.module());
+        let decides = ["operator", "driver", "decide", "run-model"].contains(&source.crate_name());
         if !decides || LOCAL_TIME.iter().any(|(path, _)| *path == source.path) {
             continue;
         }
         let code = source.code();
         let found = ["SystemTime::now", "Timestamp::now", "Zoned::now", "Utc::now"].into_iter();
         let found = found.filter(|word| code.contains(*word));
-        wrong.extend(found.map(|word| format!("{}: {word}; ask controller::clock", source.path)));
+        wrong.extend(found.map(|word| format!("{}: {word}; ask operator::clock", source.path)));
     }
     assert_empty(&wrong);
 }
@@ -217,12 +151,11 @@ fn tests_of_the_operator_sleep_only_where_they_wait_for_conditions() {
 
 #[test]
 fn commands_name_test_binaries_that_there_are() {
-    let texts = ["src", "tests", "runtime"].into_iter().flat_map(|folder| sources(folder, "rs"));
+    let texts = ["src", "crates", "tests"].into_iter().flat_map(|folder| sources(folder, "rs"));
     let generated = ["crds", "charts"].into_iter().flat_map(|folder| sources(folder, "yaml"));
-    let pages = sources("docs", "md").into_iter().chain(["CONTRIBUTING.md", "README.md"].map(|path| Source {
-        text: fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path),
-        path: path.to_owned(),
-    }));
+    let pages = sources("docs", "md")
+        .into_iter()
+        .chain(["CONTRIBUTING.md", "README.md"].map(|path| Source { text: read(path), path: path.to_owned() }));
     let mut wrong = BTreeSet::new();
     let mut seen = 0;
     for source in texts.chain(generated).chain(pages) {
@@ -230,9 +163,7 @@ fn commands_name_test_binaries_that_there_are() {
             let name: String =
                 rest.chars().take_while(|letter| letter.is_ascii_alphanumeric() || *letter == '_').collect();
             seen += 1;
-            if !name.is_empty()
-                && !Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(&name).join("main.rs").exists()
-            {
+            if !name.is_empty() && !top().join("tests").join(&name).join("main.rs").exists() {
                 wrong.insert(format!("{}: there is no test binary {name}", source.path));
             }
         }
@@ -286,6 +217,7 @@ fn nothing_unfinished_or_careless_is_left() {
     }
     for (folder, ending) in [
         ("src", "rs"),
+        ("crates", "rs"),
         ("tests", "rs"),
         ("runtime", "py"),
         ("tests", "py"),
@@ -318,61 +250,24 @@ fn no_module_is_a_drawer_for_everything() {
     assert_empty(&wrong);
 }
 
-/// Paths below the crate that a text names: `graph`, `store::layout`, and the members of `crate::{a, b::c}`.
-fn used_modules(code: &str) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for marker in ["crate::", "daskade::"] {
-        for (at, _) in code.match_indices(marker) {
-            if code[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':') {
-                continue;
-            }
-            let rest = &code[at + marker.len()..];
-            if let Some(group) = rest.strip_prefix('{') {
-                found.extend(members(group).into_iter().map(|member| path_of(&member)));
-            } else {
-                found.insert(path_of(rest));
-            }
-        }
-    }
-    found.remove("");
-    found
-}
-
-/// The top-level members of a brace group, up to its end.
-fn members(group: &str) -> Vec<String> {
-    let (mut depth, mut member, mut found) = (0_u32, String::new(), Vec::new());
-    for letter in group.chars() {
-        match letter {
-            '}' if depth == 0 => break,
-            ',' if depth == 0 => found.push(std::mem::take(&mut member)),
-            _ => {
-                depth = match letter {
-                    '{' => depth + 1,
-                    '}' => depth - 1,
-                    _ => depth,
-                };
-                member.push(letter);
-            }
-        }
-    }
-    found.push(member);
-    found
-}
-
-/// The first two parts of a path, as far as they are module names.
-fn path_of(text: &str) -> String {
-    let path: String = text.trim_start().chars().take_while(|l| l.is_alphanumeric() || "_:".contains(*l)).collect();
-    let parts = path.split("::").take(2).filter(|part| part.starts_with(|l: char| l.is_ascii_lowercase()));
-    parts.collect::<Vec<_>>().join("::")
-}
-
+/// The Rust code of the program and its crates, without tests.
 fn rust_sources() -> Vec<Source> {
-    sources("src", "rs")
+    let mut all = sources("src", "rs");
+    all.extend(sources("crates", "rs").into_iter().filter(|source| source.path.contains("/src/")));
+    all
+}
+
+fn top() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(top().join(path)).expect(path)
 }
 
 /// All files with an ending below a folder of the repository, sorted; none if there is no such folder.
 fn sources(folder: &str, ending: &str) -> Vec<Source> {
-    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let top = top();
     let mut paths = Vec::new();
     walk(&top.join(folder), &mut paths);
     paths.sort();
@@ -399,12 +294,4 @@ fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
 
 fn assert_empty(wrong: &BTreeSet<String>) {
     assert!(wrong.is_empty(), "{}", wrong.iter().cloned().collect::<Vec<_>>().join("\n"));
-}
-
-#[test]
-fn the_reader_of_imports_sees_groups_and_paths() {
-    let code = "use crate::{api::step::Step, graph, store::{layout, journal}};\nlet x = crate::names::Name::new();";
-    let found: Vec<String> = used_modules(code).into_iter().collect();
-    assert_eq!(found, ["api::step", "graph", "names", "store"]);
-    assert!(used_modules("use other_crate::api; // nothing of ours").is_empty());
 }

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use store::{Committed, Folded, Handle, Limits, Opened, SegmentError, decode_segment};
 use serde_json::{Value, json};
+use store::{Committed, Folded, Handle, Limits, Opened, SegmentError, decode_segment};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/journal")

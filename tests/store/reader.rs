@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
-use store::{Handle, LogFilter, Objects, Reader, StorageConfig, StoreError};
 use sha2::{Digest as _, Sha256};
+use store::{Handle, LogFilter, Objects, Reader, StorageConfig, StoreError};
 
 struct Place {
     folder: tempfile::TempDir,

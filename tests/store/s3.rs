@@ -6,8 +6,8 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use store::{LogFilter, Reader, StorageConfig};
 use serde_json::Value;
+use store::{LogFilter, Reader, StorageConfig};
 
 struct Writer {
     child: Child,

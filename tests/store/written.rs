@@ -7,12 +7,11 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-
 use lower::values_of;
-use store::{Folded, Reader, StorageConfig};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
+use store::{Folded, Reader, StorageConfig};
 
 /// The runtime, which writes what it is told and reads it again.
 struct Writer {

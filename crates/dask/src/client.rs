@@ -21,7 +21,6 @@ use super::room::{Held, Room};
 use super::session::{Awaited, CallId, Command, Deadlines, Event, Session};
 use super::transport::{self, Tls};
 
-
 /// Requests that may wait for the actor before callers are held up.
 const QUEUE: usize = 64;
 /// How long saying goodbye may take.

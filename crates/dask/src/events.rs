@@ -13,7 +13,6 @@ use super::message::{self, MessageError};
 use super::msgpack::{self, Head, Reader};
 use super::ops::{Item, Json, TaskAddr};
 
-
 /// Something that happened in a run. Times are seconds since 1970 by the clock of the machine that tells them.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RuntimeEvent {

@@ -9,8 +9,6 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-
-
 /// Room is counted in these, so that the count fits.
 const UNIT: usize = 1024;
 

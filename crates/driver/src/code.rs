@@ -1,8 +1,8 @@
 //! A run's code as the runtime in the scheduler gets it.
 
 use super::wire::storage;
-use dask::ops::{Code, FetchCode, Leader};
 use dask::Peer;
+use dask::ops::{Code, FetchCode, Leader};
 use run_model::{CodeSource, RunSpec};
 
 /// The code with its digest. An archive is fetched by the runtime, once for the run: it has it then.

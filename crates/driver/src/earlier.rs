@@ -6,8 +6,8 @@ use super::facts::{Facts, View};
 use super::reuse::{Reusable, Taken, Wish};
 use super::supply::{Supplier, look_at};
 use super::wire::{decision, storage};
-use dask::ops::{Adopt, AdoptItem, Earlier, EarlierRun, EarlierRuns, Item, Leader, Opened, Record, Records};
 use dask::Peer;
+use dask::ops::{Adopt, AdoptItem, Earlier, EarlierRun, EarlierRuns, Item, Leader, Opened, Record, Records};
 use engine::{Event, RunState, SkipReason, StepIx, TaskId};
 
 use lower::{Keyring, Part, Plan};

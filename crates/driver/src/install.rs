@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::ended::{Ended, Loss, classify, refused};
-use dask::ops::{Hello, RuntimeInfo};
 use dask::Peer;
+use dask::ops::{Hello, RuntimeInfo};
 use run_model::Runtime;
 
 /// A preloaded runtime installs itself in the background, after the scheduler listens.

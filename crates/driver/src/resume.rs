@@ -1,7 +1,7 @@
 //! The pages of a snapshot, one after the other.
 
-use dask::ops::{NextPage, Opened, Operation, Snapshot};
 use dask::Peer;
+use dask::ops::{NextPage, Opened, Operation, Snapshot};
 
 use run_model::report::{Report, read_closing};
 use store::Parts;

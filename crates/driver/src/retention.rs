@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dask::ops::User;
 
-
 /// Who uses objects of one run: references that were seen, and what their runs need.
 #[derive(Debug, Default)]
 pub(super) struct Users {

@@ -2,8 +2,8 @@
 //! evaluated again.
 
 use super::facts::{Facts, View};
-use dask::ops::{Item, Operation, ReadResults};
 use dask::Peer;
+use dask::ops::{Item, Operation, ReadResults};
 use engine::{Action, Dag, RunState, StepIx, TaskId};
 use lower::Plan;
 

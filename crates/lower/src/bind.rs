@@ -13,9 +13,12 @@ use super::{
     plan::{Part, Plan, PlanStep, PlanVar, ResultSpec, VarSource},
     wire::{StepDef, TargetDef},
 };
-use api::{pipeline::{OnOutputLost, RunLimits}, step::{FailureClass as Class, IfExists, Isolation, Retry, Step}};
-use engine::{Dag, Dep, FailureClass, Limits, MapSource, OnLost, RetryPolicy, StepIx, StepSpec, When};
 use api::problem::Problem;
+use api::{
+    pipeline::{OnOutputLost, RunLimits},
+    step::{FailureClass as Class, IfExists, Isolation, Retry, Step},
+};
+use engine::{Dag, Dep, FailureClass, Limits, MapSource, OnLost, RetryPolicy, StepIx, StepSpec, When};
 
 /// What expressions see of a run as `run`.
 #[derive(Debug, Clone, PartialEq, Eq)]

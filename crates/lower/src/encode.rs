@@ -11,8 +11,8 @@ use super::{
     objects::Target,
     wire::{Reference, Template},
 };
-use api::step::IfExists;
 use api::problem::Problem;
+use api::step::IfExists;
 
 /// A value that is made for each task.
 #[derive(Debug, Clone)]

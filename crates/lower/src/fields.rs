@@ -8,9 +8,9 @@ use super::{
     node::below,
     params::{is_identifier, shortened},
 };
-use api::{pipeline::PipelineSpec, step::Isolation, step::Retry, step::Step};
 use api::names::{STEP_NAME_MAX, check_label};
 use api::problem::Problem;
+use api::{pipeline::PipelineSpec, step::Isolation, step::Retry, step::Step};
 
 /// Longest text of most fields, in bytes.
 const CALL_MAX: usize = 500;

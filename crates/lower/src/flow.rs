@@ -7,7 +7,10 @@ use super::{
     node::Node,
     objects::{Input, Target},
 };
-use api::{pipeline::{OnOutputLost, Param, PipelineSpec, RunLimits}, step::Step};
+use api::{
+    pipeline::{OnOutputLost, Param, PipelineSpec, RunLimits},
+    step::Step,
+};
 use engine::StepIx;
 
 /// A validated pipeline. Parameters are not filled in yet: see [`Flow::bind`].

@@ -9,10 +9,10 @@ use super::expr::{ExprError, Part as TextPart, Text, kind};
 use super::mentions::{Mention, mentions};
 use super::params::shortened;
 use super::plan::{Part, Plan, PlanStep, Results, VarSource};
-use api::step::{IfExists, Serializer};
-use engine::{RunState, StepIx, TaskId};
 use api::keys::check_key;
 use api::problem::{Problem, nearest};
+use api::step::{IfExists, Serializer};
+use engine::{RunState, StepIx, TaskId};
 
 /// Endings of a path that tell the form of what is there.
 const ENDINGS: [(&str, Serializer); 5] = [

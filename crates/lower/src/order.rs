@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::flow::FlowStep;
-use engine::{Dag, DagError, Dep, StepIx, StepSpec};
 use api::problem::Problem;
+use engine::{Dag, DagError, Dep, StepIx, StepSpec};
 
 /// The steps so that each stands behind those that it needs. Cycles go to `problems`, printed in order.
 pub(super) fn check(steps: &[FlowStep], problems: &mut Vec<Problem>) -> Vec<StepIx> {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::params::{listed, shortened};
-use api::{cluster::WorkerGroup, pipeline::PipelineSpec, step::Step};
 use api::problem::{Problem, nearest};
+use api::{cluster::WorkerGroup, pipeline::PipelineSpec, step::Step};
 
 /// Dask resource of a GPU worker.
 const GPU: &str = "GPU";

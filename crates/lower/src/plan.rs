@@ -18,7 +18,6 @@ use super::{
 use api::step::Cache;
 use engine::{Dag, Limits, RunState, StepIx, TaskId};
 
-
 /// What a run can be executed from. Holds no state of the run.
 #[derive(Debug, Clone)]
 pub struct Plan {

@@ -9,9 +9,12 @@ use super::{
     node::Node,
     params::{listed, shortened, unknown},
 };
-use api::{pipeline::{Param, ParamType, PipelineSpec}, step::Step};
-use engine::StepIx;
 use api::problem::{Problem, nearest};
+use api::{
+    pipeline::{Param, ParamType, PipelineSpec},
+    step::Step,
+};
+use engine::StepIx;
 
 /// Entries of `run`.
 pub(super) const RUN: [&str; 2] = ["name", "uid"];

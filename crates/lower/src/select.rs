@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::plan::{Part, Plan};
+use api::problem::{Problem, nearest};
 use api::run::Select;
 use engine::{Dag, Dep, MapSource, OnLost, StepIx, StepSpec, When};
-use api::problem::{Problem, nearest};
 
 impl Plan {
     /// Keeps the steps that `select`, whose fields stand below `at`, chooses; `finally` steps run in any case.

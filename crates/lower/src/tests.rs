@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::{Flow, Plan, Results, RunInfo, expr::PathPart, validate};
 use api::pipeline::PipelineSpec;
-use engine::{Dep, MapSource, OnLost, StepIx, TaskId, When};
 use api::problem::Problem;
+use engine::{Dep, MapSource, OnLost, StepIx, TaskId, When};
 
 #[derive(Debug, Default)]
 struct Facts {

@@ -13,9 +13,13 @@ use super::{
     placement::Placement,
     refs::{Found, Place, Refs},
 };
-use api::{args::Args, pipeline::PipelineSpec, step::{Isolation, Step}};
-use engine::StepIx;
 use api::problem::Problem;
+use api::{
+    args::Args,
+    pipeline::PipelineSpec,
+    step::{Isolation, Step},
+};
+use engine::StepIx;
 
 /// Checks `spec`, whose place in its object is `object_path` (`spec`, or empty). Returns every mistake found.
 pub fn validate(spec: &PipelineSpec, object_path: &str) -> Result<Flow, Vec<Problem>> {

@@ -1,7 +1,11 @@
 //! What is wrong with a text that has not the form of its field, in words instead of a regular expression.
 
-use api::{duration::{DURATION_PATTERN, Duration, POSITIVE_DURATION_PATTERN}, quantity::{QUANTITY_PATTERN, Quantity}, schema::OBJECT_REF_PATTERN};
 use api::names::{DNS_LABEL_PATTERN, IDENTIFIER_PATTERN, check_label};
+use api::{
+    duration::{DURATION_PATTERN, Duration, POSITIVE_DURATION_PATTERN},
+    quantity::{QUANTITY_PATTERN, Quantity},
+    schema::OBJECT_REF_PATTERN,
+};
 
 use super::tree::quote;
 

@@ -103,8 +103,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use api::crd;
     use crate::check_value;
+    use api::crd;
 
     fn check(kind: &str, spec: Value) -> Vec<String> {
         let value =

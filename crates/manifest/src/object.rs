@@ -11,8 +11,8 @@ use super::{
     shape::Shape,
     tree::{Content, Node, Path, quote},
 };
-use api::{API_VERSION, DaskCluster, GROUP, Pipeline, PipelineRun, crd};
 use api::problem::{Problem, nearest};
+use api::{API_VERSION, DaskCluster, GROUP, Pipeline, PipelineRun, crd};
 
 /// Largest object, as JSON: Kubernetes' store takes little more.
 pub const OBJECT_BYTES_MAX: usize = 1024 * 1024;

@@ -17,9 +17,9 @@ use api::cluster::DaskClusterSpec;
 use api::run::PipelineRunSpec;
 use api::storage::Storage;
 use decide::cluster::facts::Trouble;
-use lower::allowed::RunLimits;
 use decide::pipelinerun::admit::{self, World};
 use decide::pipelinerun::code::{self, ConfigMap};
+use lower::allowed::RunLimits;
 
 /// What the run may refer to.
 pub(super) struct Around<'a> {

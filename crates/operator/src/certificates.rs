@@ -18,9 +18,9 @@ use serde_json::{Value, json};
 use super::authorities::{self, Authorities};
 use super::cause::cause;
 use api::cluster::{ClusterTls, TlsMode};
+use dask::Tls;
 use decide::cluster::facts::{Cluster, TlsFact, Trouble};
 use decide::cluster::names;
-use dask::Tls;
 use tls::{Authority, Identity, Subject, is_due};
 
 const CA: &str = "ca.crt";

@@ -19,12 +19,12 @@ use super::room::{self, Charge};
 use super::wire;
 use api::cluster::DaskClusterSpec;
 use decide::cluster::names;
-use lower::Plan;
-use driver::Sweep;
-use run_model::{CodeSource, Moment, Patience, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec, archive};
 use decide::pipelinerun::admit::Charter;
 use decide::pipelinerun::facts::{Frozen, Place};
 use decide::pipelinerun::retention::Due;
+use driver::Sweep;
+use lower::Plan;
+use run_model::{CodeSource, Moment, Patience, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec, archive};
 
 /// A charter as it was stored.
 #[derive(Debug)]

@@ -12,7 +12,6 @@ use serde_json::value::RawValue;
 use super::room::{self, Held};
 use super::wire::{self, Lines};
 
-
 /// A watch that is silent for so long (and five seconds) is opened anew, in seconds: the longest time for which a dead
 /// connection goes unnoticed.
 pub(super) const SILENCE: u32 = 120;

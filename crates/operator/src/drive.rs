@@ -12,9 +12,9 @@ use super::driven::Driven;
 use super::queue::{Key, Queue};
 use super::setbacks::{Bounds, Recurs, STALLED, trouble};
 use decide::cluster::facts::Trouble;
+use decide::pipelinerun::facts::Live;
 use driver::{Fabric, drive};
 use run_model::{Counts, Note, Observer, Report, RunSpec};
-use decide::pipelinerun::facts::Live;
 use telemetry::panics::isolate;
 
 /// Counts alone have the run looked at so long after they changed.

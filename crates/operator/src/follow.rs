@@ -11,7 +11,10 @@ use super::queue::Key;
 use super::shown::{self, View};
 use super::watch::Sink;
 
-use decide::pipeline::{self, FROZEN_HASH, GENERATION_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL, UID_ANNOTATION};
+use decide::pipeline::{
+    self, FROZEN_HASH, GENERATION_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL,
+    UID_ANNOTATION,
+};
 
 /// Labels and annotations by which a Pipeline decides.
 const LABELS: [&str; 2] = [PIPELINE_LABEL, TRIGGER_LABEL];

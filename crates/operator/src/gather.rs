@@ -9,13 +9,13 @@ use super::queue::Key;
 use super::run_writes::FINALIZER;
 use super::whole::Whole;
 use api::DaskClusterSpec;
+use api::names::{OBJECT_NAME_MAX, check_label};
+use api::problem::Problem;
 use api::status::DaskClusterStatus;
 use decide::cluster::facts::{Cluster, PodFact};
 use decide::cluster::{names, validate_named};
-use api::names::{OBJECT_NAME_MAX, check_label};
-use api::problem::Problem;
-use decide::pipelinerun::facts::Run;
 use decide::pipeline::{PIPELINE_LABEL, QUEUED_ANNOTATION};
+use decide::pipelinerun::facts::Run;
 
 /// Problems that a status tells of; more would only hide them.
 const PROBLEMS: usize = 10;

@@ -13,11 +13,10 @@ use tokio::time::{Instant, sleep, timeout};
 use super::backoff::jittered;
 use super::clock::Clock;
 use super::queue::{Key, Queue};
-use decide::cluster::facts::{Ask, SchedulerFact, SchedulerState, WorkerFact};
-use decide::cluster::scale::remember;
 use dask::ops::{ClusterInfo, ClusterWorker, Drain, Leader, Operation, Retire, Retired, WatchCluster};
 use dask::{Address, Connection, Deadlines, Error, Limits, Tls};
-
+use decide::cluster::facts::{Ask, SchedulerFact, SchedulerState, WorkerFact};
+use decide::cluster::scale::remember;
 
 /// How long the scheduler may keep us waiting for news, in seconds. An answer also says that it is alive.
 const POLL: f64 = 30.0;

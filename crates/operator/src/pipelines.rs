@@ -22,12 +22,12 @@ use super::queue::Key;
 use super::run::{Controller, Desk, Done};
 use super::scope::Scope;
 use super::whole::{self, Whole};
+use api::problem::Problem;
 use api::status::PipelineStatus;
 use decide::cluster::names::QUEUE_LABEL;
-use lower::allowed::RunLimits;
-use api::problem::Problem;
-use telemetry::metrics::{self, Outcome};
 use decide::pipeline::{self, Action, Cause, Facts, Plan, Subject, Timing, Trouble};
+use lower::allowed::RunLimits;
+use telemetry::metrics::{self, Outcome};
 
 /// Every Pipeline is looked at about this often even if nothing happens: moments are kept by a clock that may stand still
 /// while the machine sleeps.

@@ -25,12 +25,12 @@ use super::scope::Scope;
 use super::setbacks::Bounds;
 use super::whole;
 use api::status::DaskClusterStatus;
+use dask::{Address, Scheme};
 use decide::cluster::build::{self, PodTemplates, build_children, build_runtime, build_templates};
 use decide::cluster::facts::{Cluster, Facts, Phase, PodFact, Refusal, Role, SchedulerFact, TlsFact};
 use decide::cluster::plan::{Plan, Templates, plan};
 use decide::cluster::status::{build_status, invalid_status};
 use decide::cluster::{names, too_many_workers};
-use dask::{Address, Scheme};
 use telemetry::metrics::{self, Outcome};
 
 /// Every cluster is looked at about this often even if nothing happens: its Secrets are read, which no watch shows.

@@ -10,9 +10,9 @@ use super::backoff::delay;
 use super::queue::{Key, Queue};
 use super::setbacks::trouble;
 use decide::cluster::facts::Trouble;
+use decide::pipelinerun::release::ReleaseFact;
 use driver::{DriveError, Seat, release};
 use run_model::Released;
-use decide::pipelinerun::release::ReleaseFact;
 use telemetry::panics::isolate;
 
 /// Longest pause between two tries.

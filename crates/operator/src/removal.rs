@@ -12,11 +12,11 @@ use super::backoff::jittered;
 use super::queue::{Key, Queue};
 use super::setbacks::trouble;
 use decide::cluster::facts::Trouble;
-use limits::Repetition;
-use limits::repeats::Repeats;
-use driver::{Seat, Sweep, Swept, sweep};
 use decide::pipelinerun::facts::SweepFact;
 use decide::pipelinerun::retention::{Due, pause};
+use driver::{Seat, Sweep, Swept, sweep};
+use limits::Repetition;
+use limits::repeats::Repeats;
 use telemetry::panics::isolate;
 
 /// Clusters that are made at once for nothing but this: runs that end together are due together.

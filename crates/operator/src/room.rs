@@ -6,8 +6,6 @@ use std::sync::{Arc, LazyLock};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-
-
 /// Room is counted in these, so that the count fits.
 const UNIT: usize = 1024;
 /// What a value takes when an object is unpacked, beside its text.

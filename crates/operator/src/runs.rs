@@ -38,14 +38,14 @@ use super::whole::{self, Whole};
 use api::storage::Storage;
 use decide::cluster::facts::Trouble;
 use decide::cluster::names;
-use driver::{Fabric, Seat};
-use run_model::{Report, Runtime, Start};
 use decide::pipelinerun::admit::{self, Admission, Charter};
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Frozen, Place, Run, SpecFact, SweepFact};
 use decide::pipelinerun::plan::{ClusterStep, DriveStep, Hold, Plan, State, plan};
 use decide::pipelinerun::release::{self, ReleaseFact, shared_place};
 use decide::pipelinerun::retention::{Removal as Removing, Retention, SweepStep, retention};
 use decide::pipelinerun::status::{build_status, says_the_same};
+use driver::{Fabric, Seat};
+use run_model::{Report, Runtime, Start};
 use telemetry::metrics::{self, Outcome};
 
 /// Every run that has not ended is looked at about this often even if nothing happens.

@@ -8,9 +8,9 @@ use super::backoff::delay;
 use super::board::known_reason;
 use super::queue::Key;
 use decide::cluster::facts::Trouble;
+use driver::DriveError;
 use limits::Repetition;
 use limits::repeats::Repeats;
-use driver::DriveError;
 
 /// Longest pause between two tries of what is waited for.
 const LONGEST: Duration = Duration::from_secs(30);

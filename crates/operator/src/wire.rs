@@ -13,7 +13,6 @@ use tokio::time::timeout;
 
 use super::room::{self, Held};
 
-
 /// Longest pause in the middle of something that others wait for room for.
 const PAUSE: Duration = Duration::from_secs(20);
 /// Bytes of a line for which no room is needed, and of a buffer that is kept.

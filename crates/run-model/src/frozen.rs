@@ -8,10 +8,10 @@ use sha2::{Digest, Sha256};
 
 use api::cluster::DaskClusterSpec;
 use api::pipeline::{Deadlines, PipelineSpec};
+use api::problem::Problem;
 use api::run::{Reuse, ReuseMode, Select};
 use api::step::Step;
 use lower::{Plan, RunInfo};
-use api::problem::Problem;
 
 /// As the journal keeps it.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -5,8 +5,6 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
-
-
 /// Tasks (items of mapped steps counted singly) by what became of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-
-
 /// Parts as they come, as many as a run can end with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parts {

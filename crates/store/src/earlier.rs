@@ -12,7 +12,6 @@ use super::fold::{Folded, TaskKey};
 use super::layout::Layout;
 use super::reader::Reader;
 
-
 /// Earlier runs that are read at most, newest first.
 const RUNS: usize = 16;
 /// Bytes of their journals together.

@@ -6,7 +6,6 @@ use sha2::{Digest as _, Sha256};
 
 use super::cursor::{Bad, Cursor, DEPTH_LIMIT};
 
-
 const MAGIC: &[u8; 4] = b"DSKJ";
 /// Newest format that is read. A segment has the oldest one that all of its records are known in.
 const VERSION: u8 = 2;

@@ -6,9 +6,9 @@ use kube::core::{ApiResource, NamespaceResourceScope};
 use kube::{Api, Client, Config, Resource};
 use serde_json::{Value, json};
 
-use api::{Pipeline, PipelineRun};
 use crate::cli::Failure;
 use crate::cli::options::KubeOptions;
+use api::{Pipeline, PipelineRun};
 use operator::cause::cause;
 
 /// A client, and the namespace that is meant.

@@ -11,18 +11,18 @@ use tokio::time::{interval, sleep};
 use super::connection::{Connection, failed};
 use super::scheduler::Scheduler;
 use super::show::{ended, state, word};
-use api::storage::Storage;
 use crate::cli::lines::Printed;
 use crate::cli::logs::MAX_LINES;
 use crate::cli::options::{LogsOptions, StorageOptions};
 use crate::cli::progress::clean;
 use crate::cli::run::{home, reader, store_failure};
 use crate::cli::{Failure, exit, request};
+use api::storage::Storage;
 use dask::ops::{FollowEvents, StoredLogs};
 use dask::{Error, Events, RuntimeEvent};
 
-use local::home::StorageNote;
 use api::problem::nearest;
+use local::home::StorageNote;
 use run_model::Frozen;
 use store::{LogFilter, LogLine, Logs};
 

@@ -8,9 +8,9 @@ use serde_json::{Map, Value, json};
 use super::connection::{Connection, failed};
 use super::show::{ended, pipeline, state, word};
 use super::submit;
-use api::API_VERSION;
 use crate::cli::Failure;
 use crate::cli::options::RetryOptions;
+use api::API_VERSION;
 use api::names::{OBJECT_NAME_MAX, check_label};
 use decide::pipeline::{PIPELINE_LABEL, TRIGGER_LABEL};
 

@@ -9,14 +9,14 @@ use serde_json::{Map, Value, json};
 
 use super::connection::{Connection, failed};
 use super::show;
+use crate::cli::options::{Output, SubmitOptions};
+use crate::cli::{Failure, request, validate};
+use api::names::{OBJECT_NAME_MAX, check_label};
 use api::pipeline::{Code, PipelineSpec};
 use api::run::{PipelineRunSpec, Retention, Select};
 use api::{API_VERSION, PipelineRun};
-use crate::cli::options::{Output, SubmitOptions};
-use crate::cli::{Failure, request, validate};
 use local::packing;
 use manifest::Object;
-use api::names::{OBJECT_NAME_MAX, check_label};
 
 use api::problem::Problem;
 use decide::pipeline::{PIPELINE_LABEL, TRIGGER_LABEL};

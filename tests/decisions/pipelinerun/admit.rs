@@ -2,10 +2,10 @@
 
 use api::cluster::DaskClusterSpec;
 use api::storage::Storage;
-use lower::allowed::RunLimits;
 use decide::pipelinerun::admit::{Admission, Charter, World, admit};
 use decide::pipelinerun::code::{ConfigMap, config_map};
 use decide::pipelinerun::facts::Place;
+use lower::allowed::RunLimits;
 use serde_json::{Value, json};
 
 use super::support::UID;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use run_model::RunOutcome;
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Live, Place, SpecFact};
 use decide::pipelinerun::plan::{ClusterStep, DriveStep, Hold, State, plan};
+use run_model::RunOutcome;
 
 use super::support::{at, condition, facts, frozen, open, pass, report, run, says, trouble};
 

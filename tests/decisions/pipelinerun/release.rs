@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use run_model::{Released, RunOutcome};
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Live, Place, Run, SpecFact};
 use decide::pipelinerun::plan::{DriveStep, Hold, Plan, State, plan};
 use decide::pipelinerun::release::{PATIENCE, PATIENCE_DELETED, ReleaseFact, is_due, is_settled};
 use jiff::SignedDuration;
+use run_model::{Released, RunOutcome};
 
 use super::support::{at, condition, facts, frozen, open, pass, report, run, says, trouble};
 

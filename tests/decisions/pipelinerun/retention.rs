@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use run_model::RunOutcome;
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Place, Run, SpecFact, SweepFact};
 use decide::pipelinerun::plan::{ClusterStep, Hold, plan};
 use decide::pipelinerun::retention::{Due, Retention, SweepStep, pause, retention};
+use run_model::RunOutcome;
 use serde_json::json;
 
 use super::support::{at, condition, facts, frozen, pass, report, run, says, trouble};

@@ -1,9 +1,9 @@
 //! What the status of a run says.
 
 use api::condition::CONDITION_REASONS;
-use run_model::{Counts, Failure, ResultValue, RunOutcome};
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Live, Place};
 use decide::pipelinerun::status::{bounded, says_the_same};
+use run_model::{Counts, Failure, ResultValue, RunOutcome};
 use serde_json::json;
 
 use super::support::{UID, at, condition, facts, frozen, open, pass, report, run};
@@ -117,8 +117,13 @@ fn text_is_bounded_at_a_character_and_cannot_steer_a_terminal() {
 #[test]
 fn every_reason_of_a_run_is_in_the_table() {
     let known: Vec<&str> = CONDITION_REASONS.iter().map(|(name, _)| *name).collect();
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
-    for file in ["runs/plan.rs", "runs/admit.rs", "controller/drive.rs", "controller/runs.rs"] {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/crates");
+    for file in [
+        "decide/src/pipelinerun/plan.rs",
+        "decide/src/pipelinerun/admit.rs",
+        "operator/src/drive.rs",
+        "operator/src/runs.rs",
+    ] {
         let text = std::fs::read_to_string(format!("{source}/{file}")).unwrap();
         for part in text.split("reason: \"").skip(1).chain(text.split("word(state, \"").skip(1)) {
             let reason = part.split('"').next().unwrap();

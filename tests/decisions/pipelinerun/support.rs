@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use decide::cluster::facts::Trouble;
-use run_model::{Counts, Report, RunOutcome};
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact, SweepFact};
 use decide::pipelinerun::plan::{Plan, plan};
 use decide::pipelinerun::release::ReleaseFact;
 use decide::pipelinerun::status::build_status;
 use jiff::{SignedDuration, Timestamp};
+use run_model::{Counts, Report, RunOutcome};
 
 pub const UID: &str = "1e85002b-8511-4f19-a101-694a17f10e67";
 

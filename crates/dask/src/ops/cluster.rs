@@ -12,7 +12,6 @@ use super::{Accepted, Operation};
 use crate::frame::Limits;
 use crate::session::Deadlines;
 
-
 /// `daskade-cluster`: the state of the cluster, once its version is above `since` or `wait` seconds have passed.
 #[derive(Debug, Clone, Serialize)]
 pub struct WatchCluster {

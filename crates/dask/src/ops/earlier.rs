@@ -13,7 +13,6 @@ use crate::message::MessageError;
 use crate::msgpack::{self, Head, Reader};
 use crate::session::Deadlines;
 
-
 /// `daskade-earlier`: reads the newest earlier runs of a pipeline, each once. Before the run itself is opened.
 #[derive(Debug, Clone, Serialize)]
 pub struct Earlier<'a> {

@@ -8,7 +8,6 @@ use serde::{Deserialize, Deserializer};
 
 use crate::message::{self, MessageError};
 
-
 /// The small result of a step: plain JSON data, sent as msgpack.
 #[derive(Clone)]
 pub struct Json(Bytes);

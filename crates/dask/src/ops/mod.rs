@@ -25,7 +25,6 @@ use super::frame::Limits;
 use super::message::{Message, MessageError};
 use super::session::Deadlines;
 
-
 pub use cluster::*;
 pub use code::*;
 pub use earlier::*;

@@ -11,7 +11,6 @@ use crate::message::MessageError;
 use crate::msgpack::{self, Head, Reader};
 use crate::session::Deadlines;
 
-
 /// `daskade-snapshot`: the next page of the snapshot of an opened run. Pages are read in order, each once.
 #[derive(Debug, Clone, Serialize)]
 pub struct NextPage<'a> {

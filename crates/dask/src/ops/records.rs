@@ -11,7 +11,6 @@ use super::{Json, TaskAddr};
 use crate::message::MessageError;
 use crate::msgpack::{self, Head, Reader};
 
-
 /// A run's closing record: state, reason, message, results and what the caller adds.
 pub type Final = serde_json::Map<String, serde_json::Value>;
 

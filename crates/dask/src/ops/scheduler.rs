@@ -13,7 +13,6 @@ use crate::message::Placeholder;
 use crate::pickle::{self, Constant};
 use crate::session::Deadlines;
 
-
 /// `identity`: who the scheduler is and which workers it has.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Identity {

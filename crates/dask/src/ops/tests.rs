@@ -313,8 +313,7 @@ fn encoding_ten_thousand_tasks_takes_one_buffer_and_little_time() {
         })
         .collect();
     let began = std::time::Instant::now();
-    let wire =
-        crate::message::encode_request("daskade-submit", true, &Submit { run: "u", epoch: 1, items: &items });
+    let wire = crate::message::encode_request("daskade-submit", true, &Submit { run: "u", epoch: 1, items: &items });
     let took = began.elapsed();
     assert!(wire.is_ok_and(|w| w.len() < 600_000));
     // Even a slow machine without optimisation needs a tenth of this.

@@ -10,7 +10,11 @@ use super::{
     names,
     plan::{Plan, Templates},
 };
-use api::{cluster::{TlsMode, WorkerGroup}, condition::ConditionType, status::{DaskClusterStatus, GroupStatus, TlsStatus, Versions}};
+use api::{
+    cluster::{TlsMode, WorkerGroup},
+    condition::ConditionType,
+    status::{DaskClusterStatus, GroupStatus, TlsStatus, Versions},
+};
 
 /// Bytes of one message: with 32 groups and all conditions a status stays below 64 KiB.
 const MESSAGE: usize = 1000;

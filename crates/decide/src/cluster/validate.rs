@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use api::{cluster::{DaskClusterSpec, GPU_RESOURCE_DEFAULT, WorkerGroup}, pod::{EnvVar, Resources, Volume}};
 use api::names::{DNS_NAME_MAX, INCARNATION_DIGITS};
 use api::problem::Problem;
+use api::{
+    cluster::{DaskClusterSpec, GPU_RESOURCE_DEFAULT, WorkerGroup},
+    pod::{EnvVar, Resources, Volume},
+};
 
 /// All problems of a spec that stands at `at`, for example `spec` or `spec.cluster.template`.
 pub fn validate(spec: &DaskClusterSpec, at: &str) -> Vec<Problem> {

@@ -3,11 +3,11 @@
 use serde_json::{Map, Value};
 
 use super::validate::validate;
-use api::PipelineSpec;
 use crate::cluster::{check_folder, check_shared, not_allowed};
+use api::PipelineSpec;
 use api::names::{OBJECT_NAME_MAX, check_label};
-use lower::allowed::RunLimits;
 use api::problem::Problem;
+use lower::allowed::RunLimits;
 
 /// Reads and checks the spec of the Pipeline `name`, as it is stored. Objects may be older than the schema that is there
 /// now, or newer than this program. `limits`: what the operator allows a run; `allows`: whether schedulers at an address may

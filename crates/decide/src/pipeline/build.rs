@@ -9,8 +9,8 @@ use super::names::{
     UID_ANNOTATION,
 };
 use super::plan::Cause;
-use api::API_VERSION;
 use crate::cluster::names::{MANAGED_BY, QUEUE_LABEL};
+use api::API_VERSION;
 
 /// A run with a copy of `spec`, the Pipeline's spec as it is stored, so that neither a later change nor a deletion of the
 /// Pipeline touches it. It has no owner: Kubernetes deletes what is owned together with its owner.

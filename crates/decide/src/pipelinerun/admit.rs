@@ -5,16 +5,16 @@ use serde_json::{Map, Value};
 
 use super::code::{ConfigMap, resolve};
 use super::facts::Place;
+use crate::cluster::facts::Trouble;
+use crate::cluster::{check_folder, check_shared, effective_groups, not_allowed, too_many_workers, validate_named};
 use api::cluster::DaskClusterSpec;
 use api::duration::Duration as Span;
 use api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
+use api::problem::Problem;
 use api::run::{PipelineRun, PipelineRunSpec};
 use api::storage::Storage;
-use crate::cluster::facts::Trouble;
-use crate::cluster::{check_folder, check_shared, effective_groups, not_allowed, too_many_workers, validate_named};
-use manifest::Object;
 use lower::allowed::RunLimits;
-use api::problem::Problem;
+use manifest::Object;
 use run_model::{Frozen, START_DEADLINE, run_deadlines};
 
 /// Everything that a run is carried out from; it never changes.

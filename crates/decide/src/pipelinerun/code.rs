@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use api::pipeline::Code;
-use api::run::PipelineRunSpec;
 use crate::cluster::facts::Trouble;
+use api::pipeline::Code;
 use api::problem::Problem;
+use api::run::PipelineRunSpec;
 
 use super::admit::World;
 

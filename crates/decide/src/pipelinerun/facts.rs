@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::release::ReleaseFact;
 use super::retention::Due;
+use crate::cluster::facts::Trouble;
 use api::duration::Duration as Span;
 use api::run::PipelineRunSpec;
 use api::status::PipelineRunStatus;
-use crate::cluster::facts::Trouble;
 use run_model::{Counts, Failure, Report};
 
 /// A PipelineRun.

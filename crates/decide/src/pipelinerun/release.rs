@@ -7,8 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::facts::{Facts, Place, Run, SpecFact};
-use api::condition::ConditionType;
 use crate::cluster::facts::Trouble;
+use api::condition::ConditionType;
 use run_model::Released;
 
 /// How long a scheduler is asked to confirm that it has forgotten a run.

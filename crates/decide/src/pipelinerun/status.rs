@@ -10,9 +10,9 @@ use super::facts::{DriveFact, Facts, Live, Run, SpecFact};
 use super::plan::{Plan, State, Word};
 use super::release::{self, PATIENCE, PATIENCE_DELETED, Release, ReleaseWord};
 use super::retention::{Due, Removal, RemovalWord};
+use crate::cluster::facts::Trouble;
 use api::condition::ConditionType;
 use api::status::{PipelineRunStatus, StepCounts, StepFailure, StepWaiting};
-use crate::cluster::facts::Trouble;
 use run_model::{Counts, Failure, Released, Report, RunOutcome};
 
 /// Bytes of the message of a condition.

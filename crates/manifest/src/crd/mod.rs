@@ -5,8 +5,8 @@ mod reference;
 use serde_json::{Value, json};
 
 pub use self::reference::{reasons_page, reference};
-pub use api::crd::{CRD_BYTES_MAX, all, documents};
 use crate::to_yaml;
+pub use api::crd::{CRD_BYTES_MAX, all, documents};
 
 /// All CRDs, one YAML document each.
 pub fn all_yaml() -> String {
@@ -26,7 +26,7 @@ pub fn files() -> Vec<(String, String)> {
 
 fn file(document: &Value) -> String {
     format!(
-        "# Generated from src/api; `DASKADE_UPDATE=1 cargo test --test repository generated` writes it again.\n{}",
+        "# Generated from crates/api; `DASKADE_UPDATE=1 cargo test --test repository generated` writes it again.\n{}",
         to_yaml(document)
     )
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::documents;
 use api::condition::{CONDITION_REASONS, PROBLEM_REASONS, Reason};
 
-const HEAD: &str = "# Reference\n\n<!-- Generated from src/api; `DASKADE_UPDATE=1 cargo test --test repository generated` writes it again. -->\n\n\
+const HEAD: &str = "# Reference\n\n<!-- Generated from crates/api; `DASKADE_UPDATE=1 cargo test --test repository generated` writes it again. -->\n\n\
     Every field of every kind of `daskade.dev/v1alpha1`. `*` marks fields that must be given; a field that a local run\n\
     cannot carry out is refused there by name, never ignored.\n";
 
@@ -31,7 +31,7 @@ pub fn reference() -> String {
     out
 }
 
-const REASONS_HEAD: &str = "# Reasons\n\n<!-- Generated from src/api/condition.rs; `DASKADE_UPDATE=1 cargo test --test repository generated` writes it again. -->\n\n\
+const REASONS_HEAD: &str = "# Reasons\n\n<!-- Generated from crates/api/src/condition.rs; `DASKADE_UPDATE=1 cargo test --test repository generated` writes it again. -->\n\n\
     Every problem and every condition has a reason: one word that stays the same between releases, for scripts and searches.\n";
 
 /// `docs/reasons.md`: every stable reason and what it means.

@@ -7,17 +7,17 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{OPENING, Work};
-use decide::cluster::facts::{Phase, PodFact, Role, Trouble};
 use crate::cache::Kind;
 use crate::charter::Stored;
 use crate::error::PassError;
 use crate::gather::read_run;
 use crate::queue::Key;
 use crate::release::Whom;
-use driver::{Lines, Seat, release};
+use decide::cluster::facts::{Phase, PodFact, Role, Trouble};
 use decide::pipelinerun::facts::{ClusterFact, Facts, Place, Run, SpecFact};
 use decide::pipelinerun::release::{ReleaseFact, shared_place};
 use decide::pipelinerun::retention::Due;
+use driver::{Lines, Seat, release};
 
 /// How long a scheduler may take to let go of a run.
 const LEAVE: Duration = Duration::from_secs(8);

@@ -6,8 +6,17 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Settings, metadata};
-use api::{cluster::{ClusterTls, TlsMode, WorkerGroup}, pod::{EnvVar, Resources, Volume}, storage::Storage};
-use crate::cluster::{effective_groups, facts::{Base, Cluster, Role, Slot}, group::gpu_resource, memory_bytes, names, offers, threads};
+use crate::cluster::{
+    effective_groups,
+    facts::{Base, Cluster, Role, Slot},
+    group::gpu_resource,
+    memory_bytes, names, offers, threads,
+};
+use api::{
+    cluster::{ClusterTls, TlsMode, WorkerGroup},
+    pod::{EnvVar, Resources, Volume},
+    storage::Storage,
+};
 
 /// Time that a scheduler gets to write what its runs have finished.
 const SCHEDULER_GRACE: i64 = 30;
