@@ -322,7 +322,7 @@ async fn a_leader_that_was_stopped_for_a_while_writes_nothing_afterwards() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blocked_log_holds_up_nothing() {
     let api = Api::start().await;
-    // A pipe for some ten lines that nobody reads. What is dropped then: tests/telemetry/blocked.rs.
+    // A pipe for some ten lines that nobody reads. What is dropped then: crates/telemetry/tests.
     let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
     rustix::pipe::fcntl_setpipe_size(&writer, 4096).expect("a small pipe");
     let mut operator = Operator::start_logging_to(&api, &["--log", "trace"], Stdio::from(writer));

@@ -8,8 +8,8 @@
 //! decompressed, and every wait has a deadline.
 //!
 //! ```no_run
-//! # async fn doc() -> Result<(), daskade::dask::Error> {
-//! use daskade::dask::{Address, Connection, Deadlines, ops::{FollowEvents, Hello}};
+//! # async fn doc() -> Result<(), daskade_dask::Error> {
+//! use daskade_dask::{Address, Connection, Deadlines, ops::{FollowEvents, Hello}};
 //! let address: Address = "tcp://127.0.0.1:8786".parse()?;
 //! let connection = Connection::connect(&address, None, Deadlines::default()).await?;
 //! let hello = connection.call(&Hello {}).await?;

@@ -15,7 +15,7 @@ use tokio::io::AsyncWriteExt;
 const RELEASES: [&str; 1] = ["2026.8.0"];
 
 fn golden(release: &str, name: &str) -> Vec<u8> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/dask");
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/dask");
     std::fs::read(folder.join(format!("{release}-{name}.bin"))).expect("a recorded message")
 }
 

@@ -170,7 +170,7 @@ fn step(name: &str, call: &str, args: Vec<u8>, result: u8) -> StepDef {
 /// The archive of the runtime, as its own tool packs it, and its digest.
 async fn archive(folder: &Path) -> (Vec<u8>, String) {
     let path = folder.join("runtime.zip");
-    let runtime = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("runtime");
+    let runtime = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../runtime");
     let runtime = std::env::var_os("DASKADE_TEST_RUNTIME").map_or(runtime, PathBuf::from);
     let output = Command::new(python())
         .args(["-m", "daskade_runtime.install"])

@@ -3,7 +3,7 @@
 mod golden;
 mod hostile;
 mod interop;
-#[path = "../support/peer.rs"]
+#[path = "../../../../tests/support/peer.rs"]
 mod peer;
 mod stream;
 mod tls;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use store::{Committed, Folded, Handle, Limits, Opened, SegmentError, decode_segment};
 
 fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/journal")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/journal")
 }
 
 fn read_json(name: &str) -> Value {

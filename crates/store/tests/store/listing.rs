@@ -61,7 +61,7 @@ fn plain(status: StatusCode, body: Vec<u8>) -> Response<Body> {
 
 /// A journal in a bucket, of which listings leave segment 2 out; what `change` does to it.
 async fn reading(incomplete: usize, change: impl FnOnce(&mut Bucket)) -> (Arc<Bucket>, String, Reader) {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/journal");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/journal");
     let expected: serde_json::Value =
         serde_json::from_slice(&std::fs::read(golden.join("expected.json")).unwrap()).unwrap();
     let run = expected["run"].as_str().unwrap().to_owned();

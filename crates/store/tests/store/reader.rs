@@ -14,7 +14,7 @@ struct Place {
 
 impl Place {
     fn golden() -> Self {
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/journal");
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/journal");
         let expected: serde_json::Value =
             serde_json::from_slice(&std::fs::read(golden.join("expected.json")).unwrap()).unwrap();
         let place = Self { folder: tempfile::tempdir().unwrap(), run: expected["run"].as_str().unwrap().to_owned() };

@@ -19,7 +19,7 @@ struct Writer {
 impl Writer {
     fn start() -> Self {
         let python = std::env::var_os("DASKADE_TEST_PYTHON").expect("DASKADE_TEST_PYTHON names a python with obstore");
-        let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let top = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
         let mut child = Command::new(python)
             .arg(top.join("tests/store/s3_writer.py"))
             .env("PYTHONPATH", std::env::join_paths([top.join("runtime"), top.join("tests")]).unwrap())

@@ -24,7 +24,7 @@ struct Writer {
 impl Writer {
     fn start() -> Self {
         let python = std::env::var_os("DASKADE_TEST_PYTHON").expect("DASKADE_TEST_PYTHON names a python with msgpack");
-        let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let top = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
         let folder = tempfile::tempdir().unwrap();
         let mut child = Command::new(python)
             .arg(top.join("tests/store/written_writer.py"))

@@ -43,7 +43,7 @@ fn pods(cluster: &Cluster, settings: &Settings, queue: Option<&str>) -> Vec<Valu
 }
 
 fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cluster")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/cluster")
 }
 
 fn read(path: &PathBuf) -> (Cluster, Option<String>) {
