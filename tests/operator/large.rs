@@ -33,10 +33,10 @@ fn pipeline(bytes: usize) -> Value {
     })
 }
 
-/// The same size, of ten thousand steps, the most that a pipeline may have.
-fn many_steps() -> Value {
+/// Of so many steps; ten thousand are the same size, and the most that a pipeline may have.
+fn many_steps(count: usize) -> Value {
     let mut pipeline = pipeline(100);
-    pipeline["steps"] = json!(steps(10_000));
+    pipeline["steps"] = json!(steps(count));
     pipeline
 }
 
@@ -93,7 +93,7 @@ async fn the_memory_of_the_operator_has_a_bound_whatever_the_objects_are() {
     for n in 0..count {
         let spec = match n % 8 {
             6 => many_values(),
-            7 => many_steps(),
+            7 => many_steps(10_000),
             _ => pipeline(LARGE),
         };
         world.create_run("team", &format!("r{n}"), &suspended(spec.clone()));
@@ -134,7 +134,7 @@ async fn the_memory_of_runs_in_progress_has_a_bound_and_all_of_them_come_to_thei
     world.create("team", "c", &json!({"tls": {"mode": "Disabled"}, "storage": {"url": "s3://bucket/p"}}));
     let names: Vec<String> = (0..12).map(|n| format!("r{n:02}")).collect();
     for (n, name) in names.iter().enumerate() {
-        let spec = if n % 4 == 3 { many_steps() } else { pipeline(LARGE) };
+        let spec = if n % 4 == 3 { many_steps(4000) } else { pipeline(LARGE) };
         world.create_run("team", name, &json!({"pipelineSpec": spec}));
     }
     let operator = Operator::start(&world.api, &["--max-run-memory=20Mi"]);
@@ -146,14 +146,15 @@ async fn the_memory_of_runs_in_progress_has_a_bound_and_all_of_them_come_to_thei
     let (peak, now) = memory(operator.process());
     let open = scheduler.open();
     println!("{} large runs, {open} of them open: at most {} MiB, now {} MiB", names.len(), peak >> 20, now >> 20);
-    assert!((1..names.len() / 2).contains(&open), "{open}");
+    assert!((1..names.len() - 4).contains(&open), "{open}");
     assert_eq!(open, told("Running"));
     let says = |words: &str| names.iter().any(|name| world.succeeded("team", name)[2].contains(words));
     assert!(says("the operator has 20 MiB of memory for runs in progress; "));
     assert!(says("older runs wait, too; the run goes on when there is enough"));
     assert!(peak <= MOST + (20 << 20), "it took {} MiB", peak >> 20);
     scheduler.change(|state| state.held = false);
-    eventually("all succeed", SOON * 2, || told("Succeeded") == names.len()).await;
+    let each = || names.iter().map(|name| world.succeeded("team", name)).collect::<Vec<_>>();
+    eventually_or(|| format!("all succeed: {:#?}", each()), SOON * 2, || told("Succeeded") == names.len()).await;
 }
 
 /// Issue 13, point 3.

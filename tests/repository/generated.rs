@@ -229,7 +229,7 @@ fn troubleshooting_has_every_reason_of_a_condition_once() {
 #[test]
 fn what_the_docs_say_is_tested_is_there() {
     let read = |path: &str| fs::read_to_string(in_repository(path)).unwrap();
-    let test = regex::Regex::new(r"`((?:runtime/)?tests/[\w/]+\.(?:rs|py))`").unwrap();
+    let test = regex::Regex::new(r"`((?:runtime/|crates/\w+/)?tests/[\w/]+\.(?:rs|py))`").unwrap();
     let page = read("docs/security.md");
     let (_, threats) = page.split_once("\n## Threats\n").unwrap();
     let rows: Vec<&str> =

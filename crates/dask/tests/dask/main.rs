@@ -1,5 +1,7 @@
 //! Dask's protocol: recorded bytes, hostile peers, the event stream, TLS, and real releases of Dask.
 
+extern crate daskade_dask as dask;
+
 mod golden;
 mod hostile;
 mod interop;

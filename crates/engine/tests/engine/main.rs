@@ -1,5 +1,7 @@
 //! The engine: the meaning of each kind of step, demand, scale, and properties of random runs.
 
+extern crate daskade_engine as engine;
+
 mod demand;
 mod properties;
 mod reference;
