@@ -13,7 +13,7 @@ use api::cluster::DaskClusterSpec;
 use api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
 use api::run::{PipelineRunSpec, Reuse, ReuseMode, Select};
 use decide::cluster;
-use local::fleet::GroupSpec;
+use local::GroupSpec;
 use local::home::{Home, StorageNote};
 use local::packing;
 use lower::Plan;

@@ -1,5 +1,6 @@
 //! Rules about the repository itself: generated files, source layout, supported versions.
 
+mod circles;
 mod generated;
 mod stages;
 mod supported;

@@ -70,6 +70,16 @@ fn row(line: &str) -> Option<(String, BTreeSet<String>)> {
 }
 
 #[test]
+fn files_that_the_architecture_names_are_there() {
+    let page = read("ARCHITECTURE.md");
+    let ways = ["crates/", "src/", "runtime/", "charts/"];
+    let paths = page.split('`').skip(1).step_by(2).filter(|path| ways.iter().any(|way| path.starts_with(way)));
+    let (known, gone): (Vec<&str>, Vec<&str>) = paths.partition(|path| top().join(path).exists());
+    assert!(known.len() > 40, "{known:?}");
+    assert!(gone.is_empty(), "{gone:?}");
+}
+
+#[test]
 fn pure_crates_stay_off_clocks_networks_and_kubernetes() {
     let mut wrong = BTreeSet::new();
     for source in rust_sources() {

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    cluster::DaskClusterSpec, duration, duration::Duration, run::Retention, schema, status::PipelineStatus, step::Step,
-    storage::Storage,
+    cluster::DaskClusterSpec, duration, duration::Duration, retention::Retention, schema, status::PipelineStatus,
+    step::Step, storage::Storage,
 };
 
 /// A pipeline: typed parameters, the code, the cluster and storage it uses, and a DAG of steps. Applying one whose

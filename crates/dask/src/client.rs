@@ -12,13 +12,14 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 
 use super::address::Address;
+use super::deadlines::Deadlines;
 use super::error::Error;
 use super::events::EventBatch;
 use super::frame::{FrameDecoder, Limits};
 use super::message::{self, Message};
 use super::ops::{FollowEvents, Operation, RunFunction, read_installation, read_reply};
 use super::room::{Held, Room};
-use super::session::{Awaited, CallId, Command, Deadlines, Event, Session};
+use super::session::{Awaited, CallId, Command, Event, Session};
 use super::transport::{self, Tls};
 
 /// Requests that may wait for the actor before callers are held up.

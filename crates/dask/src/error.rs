@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::frame::FrameError;
-use super::message::MessageError;
 
 /// Longest text of a peer that is kept in an error.
 pub(super) const TEXT_CAP: usize = 16 * 1024;
@@ -262,4 +261,45 @@ mod tests {
         let long = clean_text(&"x".repeat(1 << 20), TEXT_CAP);
         assert!(long.len() < TEXT_CAP + 40 && long.ends_with("(1048576 bytes in all)"));
     }
+}
+
+/// Bytes that are no message, or one that is too large or of the wrong shape.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// A message without frames.
+    #[error("there are no frames")]
+    NoFrames,
+    /// A value is longer than its bytes.
+    #[error("a value ends before its announced length")]
+    Truncated,
+    /// The reserved msgpack marker.
+    #[error("a marker is not msgpack")]
+    Malformed,
+    /// Bytes after the value.
+    #[error("{bytes} bytes follow the value")]
+    Trailing {
+        /// How many.
+        bytes: usize,
+    },
+    /// Arrays and maps nested too deeply.
+    #[error("values are nested deeper than {limit}")]
+    TooDeep {
+        /// What is allowed.
+        limit: usize,
+    },
+    /// Too many values.
+    #[error("there are more than {limit} values")]
+    TooManyElements {
+        /// What is allowed.
+        limit: usize,
+    },
+    /// Well-formed, but not what is expected here.
+    #[error("unexpected shape: {0}")]
+    Shape(String),
+    /// A placeholder that points to no frame.
+    #[error("a payload refers to frames that are not there")]
+    NoPayload,
+    /// A payload that we do not read: compressed, pickled or of another kind.
+    #[error("a payload is {0}")]
+    Opaque(&'static str),
 }

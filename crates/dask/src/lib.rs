@@ -23,6 +23,7 @@
 
 mod address;
 pub mod client;
+mod deadlines;
 mod error;
 pub mod events;
 pub mod frame;
@@ -37,9 +38,9 @@ pub mod transport;
 
 pub use address::{Address, Scheme};
 pub use client::{Connection, Events};
+pub use deadlines::Deadlines;
 pub use error::{Class, Error};
 pub use events::{EventBatch, RuntimeEvent};
 pub use frame::Limits;
 pub use pool::{Peer, Pool};
-pub use session::Deadlines;
 pub use transport::{Tls, TlsFiles};

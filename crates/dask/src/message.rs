@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::de::{self, DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use super::error::MessageError;
 use super::error::clean_text;
 use super::frame::{Limits, SINGLE_PRELUDE, single_prelude};
 use super::msgpack::{self, Head, Reader};
@@ -14,47 +15,6 @@ use super::room::Held;
 
 /// Longest description of a wrong shape.
 const SHAPE_CAP: usize = 500;
-
-/// Bytes that are no message, or one that is too large or of the wrong shape.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum MessageError {
-    /// A message without frames.
-    #[error("there are no frames")]
-    NoFrames,
-    /// A value is longer than its bytes.
-    #[error("a value ends before its announced length")]
-    Truncated,
-    /// The reserved msgpack marker.
-    #[error("a marker is not msgpack")]
-    Malformed,
-    /// Bytes after the value.
-    #[error("{bytes} bytes follow the value")]
-    Trailing {
-        /// How many.
-        bytes: usize,
-    },
-    /// Arrays and maps nested too deeply.
-    #[error("values are nested deeper than {limit}")]
-    TooDeep {
-        /// What is allowed.
-        limit: usize,
-    },
-    /// Too many values.
-    #[error("there are more than {limit} values")]
-    TooManyElements {
-        /// What is allowed.
-        limit: usize,
-    },
-    /// Well-formed, but not what is expected here.
-    #[error("unexpected shape: {0}")]
-    Shape(String),
-    /// A placeholder that points to no frame.
-    #[error("a payload refers to frames that are not there")]
-    NoPayload,
-    /// A payload that we do not read: compressed, pickled or of another kind.
-    #[error("a payload is {0}")]
-    Opaque(&'static str),
-}
 
 /// One received message whose first frame has been checked against [`Limits`].
 #[derive(Debug, Clone)]

@@ -1,7 +1,7 @@
 //! Reading msgpack without building anything: checks of untrusted bytes, and finding a value inside a map.
 
+use super::error::MessageError;
 use super::frame::Limits;
-use super::message::MessageError;
 
 /// What one msgpack marker says. Lengths of `Bin` and `Ext` have been stepped over already.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -7,10 +7,10 @@ use tokio::time::{Instant, sleep};
 
 use super::address::Address;
 use super::client::{Connection, Events};
+use super::deadlines::Deadlines;
 use super::error::Error;
 use super::frame::Limits;
 use super::ops::{FollowEvents, Operation};
-use super::session::Deadlines;
 use super::transport::Tls;
 
 /// Connections that wait for the next call at most: more callers than that at one moment are rare.

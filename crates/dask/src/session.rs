@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::deadlines::Deadlines;
 use super::error::Error;
 use super::events::{self, EventBatch};
 use super::message::{self, Message};
@@ -13,30 +14,6 @@ use super::ops::{self, FollowEvents};
 
 /// Silent beats after which the peer of an event stream counts as gone.
 const SILENT_BEATS: u32 = 3;
-
-/// How long each step may take. Nothing waits without one of these.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deadlines {
-    /// Name lookup and TCP connection.
-    pub connect: Duration,
-    /// TLS, and again the first message of the peer: a stopped process still accepts connections.
-    pub handshake: Duration,
-    /// A call, including the wait for calls before it.
-    pub rpc: Duration,
-    /// A call that reads or writes storage, or runs a function at the peer.
-    pub slow: Duration,
-}
-
-impl Default for Deadlines {
-    fn default() -> Deadlines {
-        Deadlines {
-            connect: Duration::from_secs(10),
-            handshake: Duration::from_secs(10),
-            rpc: Duration::from_secs(30),
-            slow: Duration::from_secs(300),
-        }
-    }
-}
 
 /// Names a call within its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -23,8 +23,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::address::{Address, Scheme};
+use super::deadlines::Deadlines;
 use super::error::Error;
-use super::session::Deadlines;
 
 /// How long bytes of ours may stay unacknowledged by the peer's machine; Dask's `comm.timeouts.tcp`.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::driver::DriveError;
 use super::ended::{Ended, Loss};
+use super::error::DriveError;
 
 use limits::repeats::Repeats;
 use run_model::Patience;

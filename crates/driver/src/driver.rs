@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep};
 use super::Fabric;
 use super::comeback::{Comeback, Next, Past};
 use super::ended::Loss;
+use super::error::DriveError;
 use super::session::Session;
 
 use run_model::{Note, Observer, Report, RunSpec, Start};
@@ -13,42 +14,6 @@ use run_model::{Note, Observer, Report, RunSpec, Start};
 /// Events that may be on their way without being acknowledged, and how many if that was too much.
 const WINDOW: u32 = 4000;
 const NARROW_WINDOW: u32 = 50;
-
-/// Why a run could not be driven to an end of its own. The journal is intact: it can be resumed.
-#[derive(Debug, thiserror::Error)]
-pub enum DriveError {
-    /// The cluster does not come up or stay up.
-    #[error("{0}")]
-    Cluster(String),
-    /// The runtime refused the run.
-    #[error("{reason}: {message}")]
-    Refused { reason: String, message: String },
-    /// Another command or operator has taken the run over.
-    #[error("Fenced: another command took this run over{}; this one has stopped", in_brackets(.how.as_deref()))]
-    Fenced {
-        /// What is known of it.
-        how: Option<String>,
-    },
-    /// The scheduler does not answer as it must.
-    #[error("speak to the scheduler: {0}")]
-    Dask(#[source] Box<dask::Error>),
-}
-
-fn in_brackets(text: Option<&str>) -> String {
-    text.map(|text| format!(" ({text})")).unwrap_or_default()
-}
-
-impl DriveError {
-    /// Stable name for messages and tests.
-    pub fn reason(&self) -> &str {
-        match self {
-            Self::Cluster(_) => "ClusterFailed",
-            Self::Refused { reason, .. } => reason,
-            Self::Fenced { .. } => "Fenced",
-            Self::Dask(error) => error.category(),
-        }
-    }
-}
 
 /// Runs `spec` to its end. `cancel` turns true when the user asks for an end.
 ///

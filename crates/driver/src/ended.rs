@@ -1,6 +1,6 @@
 //! How a session ends before its run, and what a failed call means for it.
 
-use super::driver::DriveError;
+use super::error::DriveError;
 
 use limits::Repetition;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use super::DriveError;
+use super::error::DriveError;
 use super::pulse::Pulse;
 use dask::ops::Leader;
 use dask::{Limits, Pool, Tls, TlsFiles};

@@ -7,13 +7,15 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::objects::Versions;
 use super::results::Kept;
 use dask::ops::{Json, NamedObjects};
 use engine::{Dag, FailReason, Invalid, RunState, StepIx, TaskId, TaskStatus};
 use limits::clip;
 use lower::{Plan, Results};
 use run_model::report::{Deadline, Failure, task_name};
+
+/// Versions of objects by their paths; `None`: not there.
+pub(super) type Versions = HashMap<String, Option<String>>;
 
 #[derive(Debug, Default)]
 pub(super) struct Facts {

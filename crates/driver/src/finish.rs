@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::counts::counts;
 use super::ended::{Ended, classify};
 use super::facts::{Facts, View};
 use super::results::Room;
@@ -11,7 +12,7 @@ use dask::Peer;
 use dask::ops::{Close, Opened, ReadOutput};
 use engine::{RunState, TaskId, TaskStatus};
 use lower::{ExprError, Part, ResultSource, ResultSpec};
-use run_model::report::{Counts, Report, ResultValue, summary};
+use run_model::report::{Report, ResultValue, summary};
 
 /// Failures kept for the report.
 const MAX_FAILURES: usize = 20;
@@ -92,20 +93,5 @@ impl Session<'_> {
             Some(path) => format!("{run}/{path}"),
         };
         Ok(ResultValue::Stored { uri, size: output.size, serializer: output.serializer })
-    }
-}
-
-/// Tasks counted for progress and reports.
-pub(super) fn counts(state: &RunState, facts: &Facts) -> Counts {
-    let counts = state.counts();
-    Counts {
-        total: counts.total.into(),
-        done: (counts.done + counts.failed + counts.skipped + counts.cancelled).into(),
-        running: counts.running.into(),
-        cached: u64::from(counts.cached) + facts.resumed.len() as u64,
-        failed: counts.failed.into(),
-        skipped: (counts.skipped + counts.cancelled).into(),
-        kept_back: counts.cancelled.into(),
-        finalizing: state.is_finalizing(),
     }
 }

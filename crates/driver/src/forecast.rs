@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::driver::DriveError;
 use super::earlier::{self, has_ended};
+use super::error::DriveError;
 use super::facts::{Facts, View};
 use super::objects::{self, Meeting, Objects, Wanted};
 use super::past;

@@ -5,10 +5,12 @@
 
 mod code;
 mod comeback;
+mod counts;
 mod demand;
 mod driver;
 mod earlier;
 mod ended;
+mod error;
 mod fabric;
 mod facts;
 mod finish;
@@ -31,7 +33,8 @@ mod sweep;
 mod turn;
 mod wire;
 
-pub use driver::{DriveError, drive};
+pub use driver::drive;
+pub use error::DriveError;
 pub use fabric::{Fabric, Lines, Seat, TlsPaths};
 pub use forecast::{Fate, Forecast, StepForecast, Tally, forecast};
 pub use release::release;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::facts::{Facts, View};
+use super::facts::{Facts, Versions, View};
 use super::wire::storage;
 use api::step::IfExists;
 use dask::Peer;
@@ -14,9 +14,6 @@ use run_model::RunSpec;
 
 /// Paths per message to the runtime, which makes a request to the storage for each.
 const CHUNK: usize = 1000;
-
-/// Versions of objects by their paths; `None`: not there.
-pub(super) type Versions = HashMap<String, Option<String>>;
 
 /// What becomes of a task about to be handed over.
 #[derive(Debug, PartialEq, Eq)]

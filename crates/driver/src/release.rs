@@ -1,7 +1,7 @@
 //! Has a scheduler forget a run that its driver has left: it stops the steps of the run, and asks for no workers for them.
 
-use super::driver::DriveError;
 use super::ended::{classify, into_error};
+use super::error::DriveError;
 use super::fabric::Seat;
 use dask::ops::{Forget, Hello};
 use dask::{Address, Limits, Peer};

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::driver::DriveError;
 use super::ended::{Ended, classify, into_error, refused};
+use super::error::DriveError;
 use super::fabric::Seat;
 use super::install::runtime;
 use super::retention::{InUse, Users, split};

@@ -94,6 +94,7 @@
 mod action;
 mod admission;
 mod apply;
+mod counts;
 mod dag;
 mod demand;
 mod event;
@@ -110,10 +111,11 @@ mod verdict;
 mod view;
 
 pub use action::{Action, FailReason, Invalid, NoRerun, Plan, RunOutcome, SkipReason, StopReason, TaskDep};
+pub use counts::Counts;
 pub use dag::{Dag, DagError, MAX_STEPS};
 pub use demand::{Demand, demand};
 pub use event::{Event, TransitionError};
 pub use plan::plan;
 pub use state::{MAX_ITEMS, RunState};
 pub use types::{Attempt, Dep, FailureClass, Limits, MapSource, OnLost, RetryPolicy, StepIx, StepSpec, TaskId, When};
-pub use view::{Counts, Element, StepState, StepSummary, TaskStatus, TaskView};
+pub use view::{Element, StepState, StepSummary, TaskStatus, TaskView};

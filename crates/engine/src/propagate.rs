@@ -1,10 +1,10 @@
 //! Carries the change of one task to the counts of its step, of its dependents and of the run. Never decides anything:
 //! it only marks what has to be looked at.
 
+use super::counts::Counts;
 use super::dag::Dag;
 use super::state::{Key, Phase, RunState, Signal, Timer, Whole};
 use super::types::StepIx;
-use super::view::Counts;
 
 impl RunState {
     /// Moves a task to another phase. `due`: when the new phase ends by itself.

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::action::{Action, FailReason, RunOutcome, SkipReason};
+use super::counts::Counts;
 use super::dag::Dag;
 use super::types::{Attempt, FailureClass, Limits, StepIx, TaskId};
-use super::view::Counts;
 
 /// Items that a step may have whatever the limits say: bounds what a journal or a peer can make us allocate.
 pub const MAX_ITEMS: u32 = 1_000_000;

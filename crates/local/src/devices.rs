@@ -3,7 +3,7 @@
 use std::env;
 use std::fs;
 
-use super::fleet::GroupSpec;
+use super::spec::GroupSpec;
 
 /// The machine's GPUs as `CUDA_VISIBLE_DEVICES` names them: what that variable holds already, else NVIDIA's device files
 /// counted. Empty if there are none, or none that can be told that way.

@@ -1,9 +1,9 @@
 //! The scheduler and the workers of a local run, kept running: what ends is started again, and a scheduler that hangs
 //! is replaced on request. A new scheduler means new workers, since Dask's workers never reconnect.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -11,9 +11,9 @@ use tokio::process::Command;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Environment;
 use super::devices;
 use super::process::{Exit, Process, tail};
+use super::spec::FleetSpec;
 use run_model::{Endpoint, FleetState};
 
 /// A scheduler that does not listen within this time is taken as failed: importing Dask and bokeh from a cold disk
@@ -26,28 +26,6 @@ const SHORT_LIFE: Duration = Duration::from_secs(20);
 /// More scheduler losses than this within `LOSS_PERIOD` end the run.
 const MAX_SCHEDULER_LOSSES: usize = 8;
 const LOSS_PERIOD: Duration = Duration::from_secs(600);
-
-/// What to start.
-#[derive(Debug, Clone)]
-pub struct FleetSpec {
-    pub environment: Environment,
-    /// Folder for the processes' logs and the workers' files.
-    pub scratch: PathBuf,
-    pub groups: Vec<GroupSpec>,
-}
-
-/// One worker group: `replicas` processes alike.
-#[derive(Debug, Clone)]
-pub struct GroupSpec {
-    pub name: String,
-    pub replicas: u32,
-    pub threads: u32,
-    /// Dask resources that each worker advertises, for example `GPU: 1`.
-    pub resources: BTreeMap<String, f64>,
-    /// Bytes; none lets Dask take its share of the machine.
-    pub memory_limit: Option<u64>,
-    pub env: Vec<(String, String)>,
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum FleetError {

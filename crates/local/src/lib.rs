@@ -9,7 +9,9 @@ pub mod fleet;
 pub mod home;
 pub mod packing;
 mod process;
+mod spec;
 
 pub use environment::{Environment, EnvironmentError};
-pub use fleet::{Fleet, FleetError, FleetSpec, GroupSpec};
+pub use fleet::{Fleet, FleetError};
 pub use home::Home;
+pub use spec::{FleetSpec, GroupSpec};

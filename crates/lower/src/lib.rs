@@ -17,9 +17,11 @@ mod node;
 mod objects;
 mod order;
 mod params;
+mod pin;
 mod pins;
 mod placement;
 mod plan;
+mod plan_objects;
 mod refs;
 mod select;
 #[cfg(test)]
@@ -35,7 +37,7 @@ pub use self::{
     key::{Aspect, Key, Keyring, Known, Parts},
     objects::Named,
     params::read as read_parameter,
-    pins::Pin,
+    pin::Pin,
     plan::{Computed, Part, Plan, ResultSource, ResultSpec, Results, values_of},
     validate::validate,
     wire::{Reference, StepDef, TargetDef, Template},

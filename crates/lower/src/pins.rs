@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::objects::Declared;
 use super::params::{listed, shortened};
+use super::pin::Pin;
 use super::plan::Plan;
 use api::problem::{Problem, nearest};
 
@@ -11,15 +12,6 @@ use api::problem::{Problem, nearest};
 const VERSION_BYTES: usize = 1024;
 /// Paths that a message names.
 const NAMED: usize = 10;
-
-/// A version that is read in place of the one that is there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pin {
-    /// As the storage calls it: the version id on S3.
-    pub version: String,
-    /// Where that is said.
-    pub at: String,
-}
 
 impl Plan {
     /// Versions that are fixed, by the paths of the objects.

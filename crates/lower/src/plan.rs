@@ -12,7 +12,7 @@ use super::{
     mentions::{Mention, mentions},
     node::Node,
     objects::{Input, Target},
-    pins::Pin,
+    pin::Pin,
     wire::{Reference, StepDef, Template},
 };
 use api::step::Cache;

@@ -14,10 +14,11 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::cache::{Body, Cache, Entry, Kind, Record};
+use super::cache::{Cache, Entry};
 use super::compare::{contains, is_same};
 use super::error::PassError;
 use super::queue::Key;
+use super::record::{Body, Kind, Record};
 use super::{shown, wire};
 use decide::cluster::names;
 

@@ -2,29 +2,43 @@
 //! just before the run, and the run would keep the old spec.
 
 use k8s_openapi::api::core::v1::ConfigMap as Object;
-use kube::Api;
+use kube::{Api, Client};
 use regex::Regex;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::cache::Kind;
+use super::allowance::Limits;
+use super::board::Waiters;
 use super::error::PassError;
 use super::queue::Key;
-use super::runs::Runs;
+use super::record::Kind;
 use super::shown::Read;
 use super::whole;
 use api::cluster::DaskClusterSpec;
 use api::run::PipelineRunSpec;
 use api::storage::Storage;
 use decide::cluster::facts::Trouble;
-use decide::pipelinerun::admit::{self, World};
+use decide::pipelinerun::admit;
 use decide::pipelinerun::code::{self, ConfigMap};
+use decide::pipelinerun::references::References;
 use lower::allowed::RunLimits;
+
+/// Where it is looked for, and what the operator allows.
+#[derive(Clone, Copy)]
+pub(super) struct Sources<'a> {
+    pub client: &'a Client,
+    pub waiters: &'a Waiters,
+    /// Where runs that name no storage keep their data; each namespace below it.
+    pub storage: Option<&'a Storage>,
+    /// Addresses of schedulers outside that may be used.
+    pub allowed: &'a [Regex],
+    pub limits: Limits,
+}
 
 /// What the run may refer to.
 pub(super) struct Around<'a> {
-    pub runs: &'a Runs,
-    pub key: &'a Key,
+    sources: Sources<'a>,
+    key: &'a Key,
     pipeline: Option<Value>,
     cluster: Option<DaskClusterSpec>,
     code: Option<ConfigMap>,
@@ -32,8 +46,8 @@ pub(super) struct Around<'a> {
 
 impl<'a> Around<'a> {
     /// Reads what the run names: its Pipeline, its DaskCluster, the ConfigMap with its code.
-    pub async fn read(runs: &'a Runs, key: &'a Key, run: &PipelineRunSpec) -> Result<Self, Trouble> {
-        let mut around = Around { runs, key, pipeline: None, cluster: None, code: None };
+    pub async fn read(sources: Sources<'a>, key: &'a Key, run: &PipelineRunSpec) -> Result<Self, Trouble> {
+        let mut around = Around { sources, key, pipeline: None, cluster: None, code: None };
         if let Some(name) = &run.pipeline_ref {
             around.pipeline = around.object(Kind::Pipeline, name).await?;
         }
@@ -55,8 +69,8 @@ impl<'a> Around<'a> {
     /// An object of the run's namespace. The run hears of its next change.
     async fn object(&self, kind: Kind, name: &str) -> Result<Option<Value>, Trouble> {
         let key = Key::new(self.key.namespace.clone(), name);
-        self.runs.waiters.wait(kind, &key, self.key);
-        let found = whole::fetch(&self.runs.client, kind, &key).await.map_err(|error| unread(kind, name, error))?;
+        self.sources.waiters.wait(kind, &key, self.key);
+        let found = whole::fetch(self.sources.client, kind, &key).await.map_err(|error| unread(kind, name, error))?;
         match found {
             Some(Read { refused: Some(why), .. }) => {
                 Err(Trouble { reason: "Invalid", message: format!("{kind} {name}: {why}"), stalled: true })
@@ -66,7 +80,7 @@ impl<'a> Around<'a> {
     }
 
     async fn config_map(&self, name: &str) -> ConfigMap {
-        let api: Api<Object> = Api::namespaced(self.runs.client.clone(), &self.key.namespace);
+        let api: Api<Object> = Api::namespaced(self.sources.client.clone(), &self.key.namespace);
         match api.get_opt(name).await {
             Ok(Some(found)) => {
                 let binary = found.binary_data.unwrap_or_default().into_keys().collect();
@@ -85,7 +99,7 @@ fn unread(kind: Kind, name: &str, error: kube::Error) -> Trouble {
     trouble.unwrap_or(Trouble { reason: "ApiError", message, stalled: false })
 }
 
-impl World for Around<'_> {
+impl References for Around<'_> {
     fn pipeline(&self, _: &str) -> Option<Value> {
         self.pipeline.clone()
     }
@@ -95,7 +109,7 @@ impl World for Around<'_> {
     }
 
     fn storage(&self) -> Option<Storage> {
-        let mut storage = self.runs.storage.clone()?;
+        let mut storage = self.sources.storage.cloned()?;
         // Tenants that share a bucket are told apart.
         storage.url = format!("{}/{}", storage.url.trim_end_matches('/'), self.key.namespace);
         Some(storage)
@@ -106,15 +120,15 @@ impl World for Around<'_> {
     }
 
     fn most_workers(&self) -> Option<u32> {
-        self.runs.limits.workers_per_cluster
+        self.sources.limits.workers_per_cluster
     }
 
     fn limits(&self) -> RunLimits {
-        self.runs.limits.run
+        self.sources.limits.run
     }
 
     fn allows(&self, address: &str) -> bool {
-        is_allowed(&self.runs.allowed, address)
+        is_allowed(self.sources.allowed, address)
     }
 }
 

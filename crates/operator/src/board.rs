@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use super::cache::Kind;
 use super::link::Target;
 use super::queue::{Key, Queue};
+use super::record::Kind;
 use api::condition::CONDITION_REASONS;
 use api::status::DaskClusterStatus;
 use decide::cluster::facts::Trouble;

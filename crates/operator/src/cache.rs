@@ -5,158 +5,39 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::time::Instant;
 
 use super::queue::Key;
-use super::room::{Charge, OBJECTS};
+use super::record::{Body, Kind, PodBody, Record, Text};
+use super::room::OBJECTS;
 use super::shown;
-use decide::cluster::facts::{PodFact, Trouble};
 
 /// How long an object that we wrote may be missing in a list without counting as gone: the list may be older.
 const UNSEEN: Duration = Duration::from_secs(10);
 
-/// From this age on a pod that is being made is in trouble, in seconds: what it says then is found out when it is seen,
-/// since the pod itself is not kept.
-pub const LATE: i64 = 61;
-
-/// Kinds that are watched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    Cluster,
-    Pipeline,
-    Run,
-    /// A PipelineRun, as what belongs to its Pipeline.
-    RunOf,
-    Pod,
-    Service,
-    ConfigMap,
-    NetworkPolicy,
-    /// What a run is carried out from; not watched.
-    Revision,
-}
-
-impl Record {
-    /// The object without what is not kept of it; null of what is not kept as JSON. Of a [`Body::Part`] it is no more than
-    /// what others decide by.
-    pub fn json(&self) -> Value {
-        match &self.body {
-            Body::Json(text) => serde_json::from_slice(&text.json).unwrap_or_default(),
-            Body::Part(part) => serde_json::from_slice(&part.json).unwrap_or_default(),
-            Body::Pod(_) | Body::Nothing => Value::Null,
+/// Whether both are of the same object, whatever is kept of it.
+fn is_same(one: &Body, other: &Body) -> bool {
+    match (one, other) {
+        (Body::Part(one), Body::Part(other)) => one.digest == other.digest,
+        (Body::Part(part), Body::Json(text)) | (Body::Json(text), Body::Part(part)) => {
+            part.digest == shown::digest_of(&text.json)
         }
+        (one, other) => one == other,
     }
+}
 
-    /// What it takes to have it as a whole while it has its turn, if it has to be read for that.
-    pub fn weight(&self) -> usize {
-        match &self.body {
-            Body::Part(part) => part.weight,
-            Body::Json(_) | Body::Pod(_) | Body::Nothing => 0,
+/// What is kept of it: a part, if there is no room for the whole.
+fn fit(body: Body, kind: Kind) -> Body {
+    match body {
+        Body::Json(text) if kind != Kind::RunOf && text.charge.is_none() => {
+            let Some(charge) = OBJECTS.charge(text.json.len()) else {
+                return shown::reduce(kind, &text.json).unwrap_or(Body::Nothing);
+            };
+            let json = Arc::try_unwrap(text).map_or_else(|text| text.json.clone(), |text| text.json);
+            Body::Json(Arc::new(Text { json, charge: Some(charge) }))
         }
+        kept => kept,
     }
-}
-
-impl Kind {
-    /// Whether it is looked at for itself; the others belong to one of these.
-    pub const fn is_root(self) -> bool {
-        matches!(self, Self::Cluster | Self::Pipeline | Self::Run)
-    }
-}
-
-/// An object as it was seen last.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Record {
-    pub uid: String,
-    /// Resource version.
-    pub version: String,
-    /// Uid of the DaskCluster that owns it; its own of what is looked at for itself.
-    pub owner: String,
-    pub body: Body,
-    /// We wrote it, and no watch has shown it since.
-    pub unseen: Option<Instant>,
-    /// We deleted it. It counts as terminating even while a lagging watch shows it unchanged.
-    pub deleted: bool,
-}
-
-/// What is kept of an object.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Body {
-    /// The object without what others manage, as JSON: a tenth of the size that it has in memory when it is parsed, and
-    /// it is parsed only when something is to be decided about it.
-    Json(Arc<Text>),
-    /// Of an object that is too large for that: who decides about it reads it.
-    Part(Arc<Part>),
-    Pod(Box<PodBody>),
-    /// Its being there is all.
-    Nothing,
-}
-
-/// An object as a whole.
-#[derive(Debug)]
-pub struct Text {
-    pub json: Box<[u8]>,
-    /// Of what a cache holds.
-    charge: Option<Charge>,
-}
-
-impl PartialEq for Text {
-    fn eq(&self, other: &Self) -> bool {
-        self.json == other.json
-    }
-}
-
-/// A part of an object.
-#[derive(Debug, PartialEq)]
-pub struct Part {
-    /// The fields by which others decide.
-    pub json: Box<[u8]>,
-    /// Of the whole.
-    digest: [u8; 32],
-    /// What the whole takes while it is looked at.
-    weight: usize,
-}
-
-impl Body {
-    pub fn json(json: Vec<u8>) -> Self {
-        Self::Json(Arc::new(Text { json: json.into_boxed_slice(), charge: None }))
-    }
-
-    pub fn part(json: Box<[u8]>, digest: [u8; 32], weight: usize) -> Self {
-        Self::Part(Arc::new(Part { json, digest, weight }))
-    }
-
-    /// Whether both are of the same object, whatever is kept of it.
-    fn is_same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Part(one), Self::Part(other)) => one.digest == other.digest,
-            (Self::Part(part), Self::Json(text)) | (Self::Json(text), Self::Part(part)) => {
-                part.digest == shown::digest_of(&text.json)
-            }
-            (one, other) => one == other,
-        }
-    }
-
-    /// What is kept of it: a part, if there is no room for the whole.
-    fn fit(self, kind: Kind) -> Self {
-        match self {
-            Self::Json(text) if kind != Kind::RunOf && text.charge.is_none() => {
-                let Some(charge) = OBJECTS.charge(text.json.len()) else {
-                    return shown::reduce(kind, &text.json).unwrap_or(Self::Nothing);
-                };
-                let json = Arc::try_unwrap(text).map_or_else(|text| text.json.clone(), |text| text.json);
-                Self::Json(Arc::new(Text { json, charge: Some(charge) }))
-            }
-            kept => kept,
-        }
-    }
-}
-
-/// A pod.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PodBody {
-    pub fact: PodFact,
-    /// What is wrong with it if it is still the same when it is older; see [`LATE`].
-    pub late: Option<Trouble>,
 }
 
 /// An object and all that belongs to it.
@@ -345,16 +226,16 @@ fn store(entry: &mut Entry, kind: Kind, name: &str, record: Record) -> bool {
             return false;
         }
         let deleted = record.deleted || known.deleted && known.uid == record.uid;
-        let same = known.uid == record.uid && known.owner == record.owner && known.body.is_same(&record.body);
+        let same = known.uid == record.uid && known.owner == record.owner && is_same(&known.body, &record.body);
         // What it was makes room for what it is.
         let body = if same { std::mem::replace(&mut known.body, Body::Nothing) } else { record.body };
         known.body = Body::Nothing;
-        *known = Record { deleted, body: body.fit(kind), ..record };
+        *known = Record { deleted, body: fit(body, kind), ..record };
         if same {
             return false;
         }
     } else {
-        let record = Record { body: record.body.fit(kind), ..record };
+        let record = Record { body: fit(record.body, kind), ..record };
         if kind.is_root() {
             entry.root = Some(record);
         } else {
@@ -373,6 +254,7 @@ pub(super) fn is_older(version: &str, known: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::room::Charge;
 
     fn record(uid: &str, version: &str, text: &str) -> Record {
         Record {

@@ -13,8 +13,8 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::apply::Writer;
-use super::cache::Kind;
 use super::error::PassError;
+use super::record::Kind;
 use super::room::{self, Charge};
 use super::wire;
 use api::cluster::DaskClusterSpec;

@@ -5,11 +5,11 @@ use std::time::Duration;
 use kube::core::Status;
 
 use super::backoff::{delay, jittered};
-use super::cache::Kind;
 use super::cause::cause;
 use super::fence::NoAnswer;
 use super::lead::NotLeading;
 use super::queue::Key;
+use super::record::Kind;
 use decide::cluster::facts::Trouble;
 use decide::cluster::trouble::from_api_error;
 use telemetry::metrics::Outcome;

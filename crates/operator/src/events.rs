@@ -8,8 +8,8 @@ use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc;
 
-use super::cache::Kind;
 use super::queue::Key;
+use super::record::Kind;
 use decide::cluster::names::MANAGER;
 use telemetry::metrics::Metrics;
 

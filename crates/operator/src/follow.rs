@@ -1,24 +1,14 @@
 //! Runs, as what belongs to their Pipeline: what the watch of runs shows is told to Pipelines too, reduced to what they
 //! decide by, so that the progress of a run is no news to its Pipeline.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde_json::{Map, Value, json};
 
-use super::cache::{Body, Kind, Listed, Record};
+use super::cache::Listed;
 use super::queue::Key;
-use super::shown::{self, View};
-use super::watch::Sink;
+use super::record::{Kind, Record};
+use super::sink::Sink;
 
-use decide::pipeline::{
-    self, FROZEN_HASH, GENERATION_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL,
-    UID_ANNOTATION,
-};
-
-/// Labels and annotations by which a Pipeline decides.
-const LABELS: [&str; 2] = [PIPELINE_LABEL, TRIGGER_LABEL];
-const ANNOTATIONS: [&str; 4] = [UID_ANNOTATION, GENERATION_ANNOTATION, MOMENT_ANNOTATION, QUEUED_ANNOTATION];
+use decide::pipeline::PIPELINE_LABEL;
 
 /// Tells Pipelines of their runs.
 pub(super) struct Follow {
@@ -72,42 +62,4 @@ impl Follow {
             self.sink.queue.add(key);
         }
     }
-}
-
-/// The Pipeline of a run, and the run as that Pipeline's entry keeps it; none if it belongs to no Pipeline.
-pub(super) fn read(run: &View<'_>, meta: &ObjectMeta, record: &Record) -> Option<(Key, Record)> {
-    let slim = json!({
-        FROZEN_HASH: run.frozen,
-        "metadata": {
-            "name": meta.name,
-            "uid": meta.uid,
-            "creationTimestamp": meta.creation_timestamp,
-            "deletionTimestamp": meta.deletion_timestamp,
-            "labels": some_of(meta.labels.as_ref(), &LABELS),
-            "annotations": some_of(meta.annotations.as_ref(), &ANNOTATIONS),
-        },
-        "spec": {
-            "pipelineRef": shown::name(run.spec.pipeline_ref),
-            "suspend": shown::is_true(run.spec.suspend),
-            "cancel": shown::is_true(run.spec.cancel),
-            "retention": shown::given(run.spec.retention, ["outputs", "logs"]),
-        },
-        "status": {
-            "conditions": run.succeeded(),
-            "revision": run.status.revision.map(|_| true),
-            "removed": shown::given(run.status.removed, ["outputsAt", "logsAt"]),
-        },
-    });
-    let (pipeline, _) = pipeline::read_run(&slim)?;
-    let key = Key::new(meta.namespace.clone()?, pipeline);
-    Some((key, Record { body: Body::json(serde_json::to_vec(&slim).ok()?), ..record.clone() }))
-}
-
-/// Those of the labels or annotations with these names, as far as they are not longer than ours are.
-fn some_of(all: Option<&BTreeMap<String, String>>, names: &[&str]) -> Map<String, Value> {
-    let found = names.iter().filter_map(|name| Some((*name, all?.get(*name)?)));
-    found
-        .filter(|(_, value)| value.len() <= limits::WORD)
-        .map(|(name, value)| (name.to_owned(), json!(value)))
-        .collect()
 }

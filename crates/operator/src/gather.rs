@@ -4,9 +4,10 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::cache::{Entry, LATE, Record};
+use super::cache::Entry;
 use super::queue::Key;
-use super::run_writes::FINALIZER;
+use super::record::{LATE, Record};
+use super::shown::FINALIZER;
 use super::whole::Whole;
 use api::DaskClusterSpec;
 use api::names::{OBJECT_NAME_MAX, check_label};

@@ -1,5 +1,6 @@
 //! The shell of the operator: everything that talks to Kubernetes.
 
+mod allowance;
 mod apply;
 mod around;
 mod authorities;
@@ -30,6 +31,7 @@ mod pipeline_writes;
 mod pipelines;
 mod queue;
 mod reconcile;
+mod record;
 mod release;
 mod removal;
 mod room;
@@ -39,6 +41,8 @@ mod runs;
 mod scope;
 mod setbacks;
 mod shown;
+mod sink;
+mod totals;
 mod turnstile;
 mod watch;
 mod whole;
@@ -53,6 +57,7 @@ use regex::Regex;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
+pub use self::allowance::Limits;
 use self::board::Board;
 use self::certificates::{CertificateSettings, Certificates};
 use self::clock::Clock;
@@ -127,19 +132,6 @@ impl Default for Pauses {
         let seconds = Duration::from_secs;
         Self { first_lists: seconds(10), missing: seconds(10), orphans: seconds(30), bounds: Bounds::default() }
     }
-}
-
-/// What tenants may not go beyond; none: no limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Runs that are carried out at once in one namespace.
-    pub runs_per_namespace: Option<u32>,
-    /// Bytes of memory for all runs in progress together; none: as many as the container leaves.
-    pub run_memory: Option<u64>,
-    /// Workers that the groups of one cluster may ask for together.
-    pub workers_per_cluster: Option<u32>,
-    /// What one run may ask for.
-    pub run: RunLimits,
 }
 
 /// Why the controllers ended; reads after "failed to".
@@ -247,7 +239,7 @@ pub async fn run(
     background.spawn(run::follow_lead(context.clone()));
     background.spawn(run::follow_lead(pipelines.clone()));
     background.spawn(run::follow_lead(runs.clone()));
-    background.spawn(run::count(context.clone()));
+    background.spawn(totals::count(context.clone()));
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let concurrency = usize::from(concurrency);
     let dispatch = async {

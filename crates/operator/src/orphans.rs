@@ -9,9 +9,9 @@ use kube::api::{DeleteParams, DynamicObject};
 use kube::{Api, ResourceExt};
 use tokio::time::{Instant, sleep};
 
-use super::cache::Kind;
 use super::certificates::{Certificates, Error, NAME, NAMESPACE, about_list, get};
 use super::queue::Key;
+use super::record::Kind;
 use decide::cluster::names;
 
 /// How often to look for those of clusters that were deleted while no process led.

@@ -7,9 +7,10 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::cache::{Cache, Kind, Record};
+use super::cache::Cache;
 use super::error::PassError;
 use super::queue::Key;
+use super::record::{Kind, Record};
 use super::shown::{self, Seen};
 use super::wire;
 use decide::cluster::names::MANAGER;

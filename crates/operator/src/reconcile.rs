@@ -1,7 +1,6 @@
 //! One pass over one cluster: what is there, what should be there, the difference, and what to tell.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use kube::Client;
@@ -10,7 +9,7 @@ use tokio::time::Instant;
 use super::apply::Writer;
 use super::backoff::jittered;
 use super::board::Board;
-use super::cache::{Entry, Kind};
+use super::cache::Entry;
 use super::certificates::{Certificates, Credentials};
 use super::clock::Clock;
 use super::error::PassError;
@@ -20,6 +19,7 @@ use super::link::{Link, Target};
 use super::memory::{Memory, Tally};
 use super::orphans::Word;
 use super::queue::Key;
+use super::record::Kind;
 use super::run::{Controller, Desk, Done};
 use super::scope::Scope;
 use super::setbacks::Bounds;

@@ -9,10 +9,9 @@ use tracing::Instrument;
 
 use super::error::{Class, PassError};
 use super::lead::Lead;
-use super::memory::{Memories, Totals};
+use super::memory::Memories;
 use super::queue::Key;
-use super::reconcile::Context;
-use super::watch::Sink;
+use super::sink::Sink;
 
 use telemetry::metrics::{self, Metrics, Outcome};
 use telemetry::panics::isolate;
@@ -21,8 +20,6 @@ use telemetry::panics::isolate;
 const AFTER_PANIC: Duration = Duration::from_secs(60);
 /// How long passes that are in the middle may go on at the end. What they did not do is done by whoever leads next.
 const GRACE: Duration = Duration::from_secs(4);
-/// How often the sums in the metrics are made.
-const COUNT: Duration = Duration::from_secs(2);
 
 /// What looks at the objects of one kind.
 pub(super) trait Controller: Send + Sync + 'static {
@@ -184,16 +181,5 @@ pub(super) async fn follow_lead<C: Controller>(controller: Arc<C>) {
             },
             () = controller.lead_on() => {}
         }
-    }
-}
-
-/// Keeps the sums in the metrics. Never ends.
-pub(super) async fn count(context: Arc<Context>) {
-    loop {
-        let Totals { ready, not_ready, desired, workers, connected, unreachable } = context.desk.memories.totals();
-        context.desk.metrics.set_clusters(ready, not_ready);
-        context.desk.metrics.set_workers(desired, workers);
-        context.desk.metrics.set_schedulers(connected, unreachable);
-        tokio::time::sleep(COUNT).await;
     }
 }

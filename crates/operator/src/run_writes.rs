@@ -5,16 +5,14 @@ use kube::core::Request;
 use serde_json::json;
 
 use super::apply::Writer;
-use super::cache::{Cache, Kind};
+use super::cache::Cache;
 use super::charter::run_owner;
 use super::error::PassError;
 use super::queue::Key;
-use super::shown;
+use super::record::Kind;
+use super::shown::{self, FINALIZER};
 use api::cluster::DaskClusterSpec;
 use decide::cluster::names;
-
-/// Keeps a run until nothing of it is open on a scheduler.
-pub(super) const FINALIZER: &str = "daskade.dev/run";
 
 impl Writer<'_> {
     /// Makes the DaskCluster of a run, unless it is there. `queue` is Kueue's, from the run's label.

@@ -11,12 +11,12 @@ use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use super::Limits;
+use super::allowance::Limits;
 use super::apply::Writer;
-use super::around::Around;
+use super::around::{Around, Sources};
 use super::backoff::jittered;
 use super::board::{Board, Waiters};
-use super::cache::{Kind, Record, is_older};
+use super::cache::is_older;
 use super::certificates::Certificates;
 use super::charter::{self, Stored, revision_name};
 use super::clock::{Clock, Reading, Trust};
@@ -26,14 +26,15 @@ use super::error::PassError;
 use super::events::{Events, notes};
 use super::gather::read_run;
 use super::queue::Key;
+use super::record::{Kind, Record};
 use super::release::Releasing;
 use super::removal::Removal;
 use super::run::{Controller, Desk, Done};
 use super::run_writes::own_cluster;
 use super::scope::Scope;
 use super::setbacks::{Bounds, Setbacks, Try};
+use super::sink::Sink;
 use super::turnstile::{Full, Turnstile};
-use super::watch::Sink;
 use super::whole::{self, Whole};
 use api::storage::Storage;
 use decide::cluster::facts::Trouble;
@@ -86,6 +87,18 @@ pub(super) struct Runs {
     /// Places for removals that clusters are made for.
     pub removals: Arc<Semaphore>,
     pub clock: Clock,
+}
+
+impl Runs {
+    fn sources(&self) -> Sources<'_> {
+        Sources {
+            client: &self.client,
+            waiters: &self.waiters,
+            storage: self.storage.as_ref(),
+            allowed: &self.allowed,
+            limits: self.limits,
+        }
+    }
 }
 
 /// What is remembered of a run. Without it, everything is found out again.
@@ -376,7 +389,7 @@ impl Work<'_> {
         if let Some(why) = &self.refused {
             return (SpecFact::Invalid(why.clone()), None);
         }
-        let around = match Around::read(self.runs, self.key, &run.spec).await {
+        let around = match Around::read(self.runs.sources(), self.key, &run.spec).await {
             Ok(around) => around,
             Err(trouble) => {
                 self.soon = Some(self.runs.missing);
@@ -548,25 +561,6 @@ impl Work<'_> {
         let version = entry.map(|record| record.version).filter(|version| !is_older(version, &self.record.version));
         let version = version.unwrap_or_else(|| self.record.version.clone());
         self.writer.hold(hold, &names, &version).await
-    }
-
-    /// What is not needed any more, and in the end the run itself.
-    async fn take_away(&mut self, run: &Run, planned: &Plan) -> Result<(), PassError> {
-        if planned.cluster == ClusterStep::Delete
-            && let Some((uid, true, false)) = own_cluster(&self.runs.clusters.cache, self.key, &run.uid)
-        {
-            tracing::info!(cluster = self.key.name, "deleting the cluster of the run");
-            self.runs.waiters.wait(Kind::Cluster, self.key, self.key);
-            self.writer.delete_cluster(&uid, &self.runs.clusters.cache).await?;
-        }
-        if planned.hold == Hold::Release {
-            self.hold(false).await?;
-        }
-        if planned.delete && !self.record.deleted {
-            tracing::info!("deleting the run: its ttlAfterFinished has passed");
-            self.writer.delete_run().await?;
-        }
-        Ok(())
     }
 
     /// Writes the status if it says something new; when to come back if that has to wait.

@@ -11,20 +11,27 @@ use kube::api::DynamicObject;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::cache::{Body, Kind, LATE, PodBody, Record};
-use super::follow;
 use super::queue::Key;
+use super::record::{Body, Kind, LATE, PodBody, Record};
 use super::room;
-use super::run_writes::FINALIZER;
 use api::{GROUP, PipelineSpec};
 use decide::cluster::names;
 use decide::cluster::pods::read_pod;
 use decide::cluster::trouble;
 
-use decide::pipeline::{self, PIPELINE_LABEL, QUEUED_ANNOTATION};
+use decide::pipeline::{
+    self, FROZEN_HASH, GENERATION_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL,
+    UID_ANNOTATION,
+};
+
+/// Keeps a run until nothing of it is open on a scheduler.
+pub(super) const FINALIZER: &str = "daskade.dev/run";
+/// Labels and annotations by which a Pipeline decides.
+const LABELS: [&str; 2] = [PIPELINE_LABEL, TRIGGER_LABEL];
+const ANNOTATIONS: [&str; 4] = [UID_ANNOTATION, GENERATION_ANNOTATION, MOMENT_ANNOTATION, QUEUED_ANNOTATION];
 
 /// Annotations that are read.
 const OURS: &str = "daskade.dev/";
@@ -134,7 +141,7 @@ pub(super) fn read_root(kind: Kind, text: &str) -> serde_json::Result<Seen> {
     let body = body(&slim, size, || view.light(kind, &shown.metadata))?;
     let version = shown.metadata.resource_version.clone().unwrap_or_default();
     let record = Record { owner: uid.clone(), uid, version, body, unseen: None, deleted: false };
-    let of = (kind == Kind::Run).then(|| follow::read(&view, &shown.metadata, &record)).flatten();
+    let of = (kind == Kind::Run).then(|| of_pipeline(&view, &shown.metadata, &record)).flatten();
     Ok(Seen { meta: shown.metadata, kept: Some((key, record)), of })
 }
 
@@ -494,3 +501,41 @@ impl<'de> Deserialize<'de> for Annotations {
 #[cfg(test)]
 #[path = "shown_tests.rs"]
 mod tests;
+
+/// The Pipeline of a run, and the run as that Pipeline's entry keeps it; none if it belongs to no Pipeline.
+fn of_pipeline(run: &View<'_>, meta: &ObjectMeta, record: &Record) -> Option<(Key, Record)> {
+    let slim = json!({
+        FROZEN_HASH: run.frozen,
+        "metadata": {
+            "name": meta.name,
+            "uid": meta.uid,
+            "creationTimestamp": meta.creation_timestamp,
+            "deletionTimestamp": meta.deletion_timestamp,
+            "labels": some_of(meta.labels.as_ref(), &LABELS),
+            "annotations": some_of(meta.annotations.as_ref(), &ANNOTATIONS),
+        },
+        "spec": {
+            "pipelineRef": name(run.spec.pipeline_ref),
+            "suspend": is_true(run.spec.suspend),
+            "cancel": is_true(run.spec.cancel),
+            "retention": given(run.spec.retention, ["outputs", "logs"]),
+        },
+        "status": {
+            "conditions": run.succeeded(),
+            "revision": run.status.revision.map(|_| true),
+            "removed": given(run.status.removed, ["outputsAt", "logsAt"]),
+        },
+    });
+    let (pipeline, _) = pipeline::read_run(&slim)?;
+    let key = Key::new(meta.namespace.clone()?, pipeline);
+    Some((key, Record { body: Body::json(serde_json::to_vec(&slim).ok()?), ..record.clone() }))
+}
+
+/// Those of the labels or annotations with these names, as far as they are not longer than ours are.
+fn some_of(all: Option<&BTreeMap<String, String>>, names: &[&str]) -> Map<String, Value> {
+    let found = names.iter().filter_map(|name| Some((*name, all?.get(*name)?)));
+    found
+        .filter(|(_, value)| value.len() <= limits::WORD)
+        .map(|(name, value)| (name.to_owned(), json!(value)))
+        .collect()
+}

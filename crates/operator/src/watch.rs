@@ -18,14 +18,16 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::backoff::jittered;
 use super::board::Waiters;
-use super::cache::{Body, Cache, Kind, Listed};
+use super::cache::Listed;
 use super::collection::{Collection, News, SILENCE, Trouble};
 use super::follow::Follow;
-use super::queue::{Key, Queue};
+use super::queue::Key;
+use super::record::{Body, Kind};
 use super::shown::{self, Seen, labelled, own, owner, read_child, read_metadata, read_pod_record};
+use super::sink::Sink;
 use api::{DaskCluster, Pipeline, PipelineRun};
 use decide::cluster::names;
-use telemetry::metrics::{self, Backlog, Metrics};
+use telemetry::metrics::{self, Metrics};
 
 /// A watch may be silent for so long before it is opened anew: a little longer than the API server keeps it open.
 const SILENT: Duration = Duration::from_secs(SILENCE as u64 + 5);
@@ -34,19 +36,6 @@ const SILENT: Duration = Duration::from_secs(SILENCE as u64 + 5);
 const RESYNC: Duration = Duration::from_secs(15 * 60);
 /// News about children are bundled for so long: a pod that starts changes several times at once.
 const BUNDLE: Duration = Duration::from_millis(50);
-
-/// Where the watches of one kind, and of what belongs to it, lead.
-#[derive(Clone)]
-pub(super) struct Sink {
-    pub cache: Arc<Cache>,
-    pub queue: Arc<Queue>,
-}
-
-impl Sink {
-    fn new(backlog: Backlog) -> Self {
-        Self { cache: Arc::default(), queue: Arc::new(Queue::new(backlog)) }
-    }
-}
 
 /// Where all watches lead.
 #[derive(Clone)]

@@ -5,9 +5,9 @@ use kube::core::Request;
 use kube::{Client, Resource};
 use serde_json::Value;
 
-use super::cache::{Body, Kind, Record};
 use super::error::PassError;
 use super::queue::Key;
+use super::record::{Body, Kind, Record};
 use super::room::{self, Held};
 use super::shown::{self, Read};
 use super::wire;

@@ -1,5 +1,6 @@
 //! What the operator tells about itself: log lines, traces, metrics, health. Knows nothing of what it is told about.
 
+mod error;
 pub mod health;
 pub mod log;
 pub mod metrics;

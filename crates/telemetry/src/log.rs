@@ -11,6 +11,7 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry};
 
+pub use super::error::Error;
 use super::traces::{self, Traces};
 
 /// Lines that wait while the pipe of the log is blocked; further ones are dropped and counted. A line is some 300 bytes,
@@ -36,19 +37,6 @@ pub struct Settings {
     pub filter: String,
     /// Base address of an OTLP collector that takes HTTP, for example `http://collector:4318`.
     pub otlp: Option<String>,
-}
-
-/// Why telemetry could not start; reads after "failed to".
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("read the log filter {filter:?}: {source}")]
-    Filter { filter: String, source: tracing_subscriber::filter::ParseError },
-    #[error("set up the export of traces to {endpoint}: {source}")]
-    Otlp { endpoint: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("export traces to {endpoint}: this binary was built without OpenTelemetry; rebuild with `--features otlp`")]
-    NoOtlp { endpoint: String },
-    #[error("install the log: {0}")]
-    Installed(#[from] tracing_subscriber::util::TryInitError),
 }
 
 /// Keeps log and traces running; [`Telemetry::finish`] writes out what waits.

@@ -3,7 +3,7 @@
 use tracing::Subscriber;
 use tracing_subscriber::layer::{Identity, Layer};
 
-use super::log::Error;
+use super::error::Error;
 
 /// There are none.
 #[derive(Debug)]

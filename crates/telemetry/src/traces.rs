@@ -11,7 +11,7 @@ use tracing::Subscriber;
 use tracing_subscriber::layer::Layer;
 use tracing_subscriber::registry::LookupSpan;
 
-use super::log::Error;
+use super::error::Error;
 
 /// One export; a collector that is slower loses the batch, nobody waits for it.
 const EXPORT: Duration = Duration::from_secs(5);

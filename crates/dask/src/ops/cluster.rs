@@ -9,8 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Accepted, Operation};
+use crate::deadlines::Deadlines;
 use crate::frame::Limits;
-use crate::session::Deadlines;
 
 /// `daskade-cluster`: the state of the cluster, once its version is above `since` or `wait` seconds have passed.
 #[derive(Debug, Clone, Serialize)]

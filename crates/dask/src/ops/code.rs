@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Operation, Storage};
-use crate::session::Deadlines;
+use crate::deadlines::Deadlines;
 
 /// `daskade-code`: fetches an archive and keeps it as the run's code; asked again, it tells what was kept. Before the run is
 /// opened.

@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::values::item_to_wire;
 use super::{Accepted, Decided, Done, Item, NamedObjects, Operation, Storage, records};
+use crate::deadlines::Deadlines;
 use crate::frame::Limits;
 use crate::message::MessageError;
 use crate::msgpack::{self, Head, Reader};
-use crate::session::Deadlines;
 
 /// `daskade-earlier`: reads the newest earlier runs of a pipeline, each once. Before the run itself is opened.
 #[derive(Debug, Clone, Serialize)]

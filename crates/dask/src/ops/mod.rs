@@ -20,10 +20,10 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::deadlines::Deadlines;
 use super::error::{Error, TEXT_CAP, clean_text};
 use super::frame::Limits;
 use super::message::{Message, MessageError};
-use super::session::Deadlines;
 
 pub use cluster::*;
 pub use code::*;

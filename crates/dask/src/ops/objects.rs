@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::values::item_to_wire;
 use super::{Item, Operation, Storage};
-use crate::session::Deadlines;
+use crate::deadlines::Deadlines;
 
 /// `daskade-look`: what is at these paths now. Also before the run is opened.
 #[derive(Debug, Clone, Serialize)]

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::values::item_from_wire;
 use super::{Item, Json, Operation, Snapshot, records};
+use crate::deadlines::Deadlines;
 use crate::frame::Limits;
 use crate::message::MessageError;
 use crate::msgpack::{self, Head, Reader};
-use crate::session::Deadlines;
 
 /// `daskade-snapshot`: the next page of the snapshot of an opened run. Pages are read in order, each once.
 #[derive(Debug, Clone, Serialize)]

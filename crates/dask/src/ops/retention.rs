@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Accepted, Final, Operation, Storage};
+use crate::deadlines::Deadlines;
 use crate::frame::Limits;
-use crate::session::Deadlines;
 use limits::{ANSWER, NAMES};
 
 /// `daskade-stored`: what is left of a run.

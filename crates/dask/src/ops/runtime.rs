@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::{
     Final, FunctionResult, Json, Operation, PathPart, Record, RunFunction, Snapshot, TaskAddr, TaskDep, read_reply,
 };
+use crate::deadlines::Deadlines;
 use crate::error::{Error, TEXT_CAP, clean_text};
 use crate::frame::Limits;
 use crate::message::{Message, MessageError};
 use crate::pickle::Constant;
-use crate::session::Deadlines;
 use crate::{msgpack, ops::records};
 use limits::Budget;
 

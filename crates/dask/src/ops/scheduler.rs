@@ -8,10 +8,10 @@ use serde::de::{self, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Operation;
+use crate::deadlines::Deadlines;
 use crate::frame::Limits;
 use crate::message::Placeholder;
 use crate::pickle::{self, Constant};
-use crate::session::Deadlines;
 
 /// `identity`: who the scheduler is and which workers it has.
 #[derive(Debug, Clone, Default, Serialize)]

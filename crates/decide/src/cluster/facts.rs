@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::room::Shortage;
+use super::shortage::Shortage;
 use api::{cluster::DaskClusterSpec, status::DaskClusterStatus};
 
 /// A DaskCluster whose spec is valid.

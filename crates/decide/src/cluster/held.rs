@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use super::facts::{Cluster, Facts, Phase, PodFact, Role, SchedulerFact, Trouble};
 use super::group::{Amounts, effective_groups, requests, scheduler_requests};
 use super::plan::Plan;
-use super::room::{Shortage, add, amount, is_going, is_idle, is_of, is_placed};
+use super::room::{add, is_going, is_idle, is_of, is_placed};
+use super::shortage::{Shortage, amount};
 use api::cluster::WorkerGroup;
 
 /// Facts in which the trouble of each such pod says who holds the room.

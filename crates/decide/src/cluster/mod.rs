@@ -11,6 +11,7 @@ pub mod pods;
 pub mod room;
 pub mod scale;
 mod shared;
+mod shortage;
 pub mod status;
 pub mod trouble;
 mod validate;

@@ -2,13 +2,13 @@
 
 use serde_json::{Map, Value, json};
 
+use super::action::Cause;
 use super::facts::Subject;
 use super::hash::hash;
 use super::names::{
     GENERATION_ANNOTATION, HASH_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL,
     UID_ANNOTATION,
 };
-use super::plan::Cause;
 use crate::cluster::names::{MANAGED_BY, QUEUE_LABEL};
 use api::API_VERSION;
 

@@ -6,11 +6,11 @@ use jiff::Timestamp;
 use serde::Deserialize as _;
 use serde_json::Value;
 
+use super::action::Cause;
 use super::hash;
 use super::names::{
     self, GENERATION_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL, UID_ANNOTATION,
 };
-use super::plan::Cause;
 use api::PipelineSpec;
 use api::status::PipelineStatus;
 

@@ -2,8 +2,8 @@
 
 use std::cmp::Reverse;
 
+use super::action::Action;
 use super::facts::{End, Facts, RunFact};
-use super::plan::Action;
 use api::pipeline::Schedule;
 
 /// Runs kept unless the schedule says otherwise.

@@ -4,6 +4,7 @@
 //! Pipeline's status and its runs say, so that a process may end between any two actions and the next one goes on.
 
 mod accept;
+mod action;
 mod build;
 mod facts;
 mod hash;
@@ -16,6 +17,7 @@ mod validate;
 
 pub use self::{
     accept::accept,
+    action::{Action, Cause},
     build::build_run,
     facts::{End, FROZEN_HASH, Facts, Origin, RunFact, Subject, Trouble, frozen_hash, read_run},
     hash::hash,
@@ -24,7 +26,7 @@ pub use self::{
         GENERATION_ANNOTATION, HASH_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL,
         UID_ANNOTATION, change_name, moment_name,
     },
-    plan::{Action, CHANGES_MAX, Cause, Marks, Note, Plan, QUEUE_MAX, plan},
+    plan::{CHANGES_MAX, Marks, Note, Plan, QUEUE_MAX, plan},
     status::{build_status, invalid_status},
     validate::validate,
 };

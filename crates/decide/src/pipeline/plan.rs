@@ -2,6 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::action::{Action, Cause};
 use super::facts::{Facts, Origin, RunFact, Subject, Trouble};
 use super::hash::{self, VERSION};
 use super::history;
@@ -33,28 +34,6 @@ pub struct Plan {
     pub trouble: Option<Trouble>,
     /// When to look again even if nothing happens.
     pub wake: Option<Timestamp>,
-}
-
-/// Something to do. `why` reads after "because".
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Tell a run to end.
-    Cancel { name: String, uid: String, why: String },
-    /// Make a run.
-    Create { name: String, cause: Cause, queued: bool },
-    /// Let a run begin that waited.
-    Release { name: String, uid: String },
-    /// Delete a run that has ended.
-    Delete { name: String, uid: String, why: String },
-}
-
-/// Why a run is made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cause {
-    /// The spec has another hash than that of the run before.
-    Change { hash: String },
-    /// A moment of the schedule has come.
-    Schedule { moment: Timestamp },
 }
 
 /// What was decided, for the status.

@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::code::{ConfigMap, resolve};
+use super::code::resolve;
 use super::facts::Place;
+use super::references::References;
 use crate::cluster::facts::Trouble;
 use crate::cluster::{check_folder, check_shared, effective_groups, not_allowed, too_many_workers, validate_named};
 use api::cluster::DaskClusterSpec;
@@ -13,7 +14,6 @@ use api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
 use api::problem::Problem;
 use api::run::{PipelineRun, PipelineRunSpec};
 use api::storage::Storage;
-use lower::allowed::RunLimits;
 use manifest::Object;
 use run_model::{Frozen, START_DEADLINE, run_deadlines};
 
@@ -36,26 +36,8 @@ pub enum Admission {
     Waits(Trouble, Span),
 }
 
-/// What a run may refer to, and what the operator allows.
-pub trait World {
-    /// The Pipeline of this name in the run's namespace, as JSON.
-    fn pipeline(&self, name: &str) -> Option<Value>;
-    /// The spec of the DaskCluster of this name in the run's namespace.
-    fn cluster(&self, name: &str) -> Option<DaskClusterSpec>;
-    /// Where runs of the namespace keep their data if nothing else is said.
-    fn storage(&self) -> Option<Storage>;
-    /// A ConfigMap of the run's namespace.
-    fn config_map(&self, name: &str) -> ConfigMap;
-    /// Workers that one cluster may ask for.
-    fn most_workers(&self) -> Option<u32>;
-    /// What one run may ask for.
-    fn limits(&self) -> RunLimits;
-    /// Whether schedulers at this address may be used.
-    fn allows(&self, address: &str) -> bool;
-}
-
 /// Checks a run, as JSON, and resolves what it refers to.
-pub fn admit(object: &Value, world: &dyn World) -> Admission {
+pub fn admit(object: &Value, world: &dyn References) -> Admission {
     let run = match read(object, "") {
         Ok(Object::PipelineRun(run)) => run,
         Ok(_) => return Admission::Invalid(vec!["it is no PipelineRun".to_owned()]),
@@ -116,7 +98,7 @@ pub fn admit(object: &Value, world: &dyn World) -> Admission {
 }
 
 /// Name of the DaskCluster that a run is to use.
-pub fn cluster(run: &PipelineRunSpec, world: &dyn World) -> Option<String> {
+pub fn cluster(run: &PipelineRunSpec, world: &dyn References) -> Option<String> {
     if let Some(spec) = &run.pipeline_spec {
         return spec.cluster.as_ref()?.ref_.clone();
     }
@@ -137,7 +119,7 @@ fn read(object: &Value, told: &str) -> Result<Object, Vec<String>> {
 }
 
 /// The pipeline, where its fields stand, and what to say before each of its problems.
-fn pipeline_of(run: &PipelineRun, world: &dyn World) -> Result<(PipelineSpec, &'static str, String), Admission> {
+fn pipeline_of(run: &PipelineRun, world: &dyn References) -> Result<(PipelineSpec, &'static str, String), Admission> {
     if let Some(spec) = &run.spec.pipeline_spec {
         return Ok((spec.clone(), "spec.pipelineSpec", String::new()));
     }
@@ -170,7 +152,7 @@ fn place(
     name: &str,
     spec: &PipelineSpec,
     at: &str,
-    world: &dyn World,
+    world: &dyn References,
     problems: &mut Vec<Problem>,
 ) -> Result<Placed, Trouble> {
     if let Some(path) = spec.code.as_ref().and_then(|code| code.path.as_ref()) {
@@ -234,7 +216,7 @@ fn outside(
     choice: &ClusterChoice,
     spec: &PipelineSpec,
     at: &str,
-    world: &dyn World,
+    world: &dyn References,
     problems: &mut Vec<Problem>,
 ) -> Placed {
     let secret = choice.tls.as_ref().and_then(|tls| tls.secret_ref.clone());

@@ -1,32 +1,18 @@
 //! Code that a run takes from a ConfigMap: copied when it starts.
 
-use std::collections::BTreeMap;
-
 use crate::cluster::facts::Trouble;
 use api::pipeline::Code;
 use api::problem::Problem;
 use api::run::PipelineRunSpec;
 
-use super::admit::World;
+pub use super::references::ConfigMap;
+use super::references::References;
 
 /// Bytes of all files as JSON: they are written down with the run, in one object of the API server.
 const FILES: usize = 900 << 10;
 
-/// A ConfigMap of the run's namespace, as far as somebody has looked.
-#[derive(Debug, Clone)]
-pub enum ConfigMap {
-    Missing,
-    /// It cannot be read now.
-    Unread(Trouble),
-    Found {
-        files: BTreeMap<String, String>,
-        /// Names of those that are no text.
-        binary: Vec<String>,
-    },
-}
-
 /// Name of the ConfigMap that holds the code of a run.
-pub fn config_map(run: &PipelineRunSpec, world: &dyn World) -> Option<String> {
+pub fn config_map(run: &PipelineRunSpec, world: &dyn References) -> Option<String> {
     if let Some(spec) = &run.pipeline_spec {
         return spec.code.as_ref()?.config_map.clone();
     }
@@ -38,7 +24,7 @@ pub fn config_map(run: &PipelineRunSpec, world: &dyn World) -> Option<String> {
 pub(super) fn resolve(
     code: Option<&Code>,
     at: &str,
-    world: &dyn World,
+    world: &dyn References,
     problems: &mut Vec<Problem>,
 ) -> Result<Option<Code>, Trouble> {
     let Some(name) = code.and_then(|code| code.config_map.as_deref()) else { return Ok(code.cloned()) };

@@ -6,13 +6,11 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::release::ReleaseFact;
-use super::retention::Due;
 use crate::cluster::facts::Trouble;
 use api::duration::Duration as Span;
 use api::run::PipelineRunSpec;
 use api::status::PipelineRunStatus;
-use run_model::{Counts, Failure, Report};
+use run_model::{Counts, Failure, Released, Report};
 
 /// A PipelineRun.
 #[derive(Debug, Clone, Default)]
@@ -211,4 +209,31 @@ pub struct Live {
     pub cancelling: bool,
     /// How the try before this one ended.
     pub before: Option<Trouble>,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ReleaseFact {
+    /// It is not due, or the scheduler is not known.
+    #[default]
+    None,
+    /// The scheduler can be asked; how the last try ended.
+    Ready(Option<Trouble>),
+    /// It is being asked; how the try before ended.
+    Live(Option<Trouble>),
+    /// It cannot be asked now.
+    Waits(Trouble),
+    /// Asking failed, and is tried again after a pause.
+    Paused {
+        trouble: Trouble,
+        left: Duration,
+    },
+    Done(Released),
+}
+
+/// Whose time has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    pub outputs: bool,
+    pub record: bool,
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+pub use super::action::ClusterStep;
 use super::advice::advised;
 use super::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact, SweepFact};
 use super::release::{self, Release, ReleaseWord, shared_place};
@@ -49,14 +50,6 @@ pub enum Hold {
     Take,
     /// Nothing of it is open any more.
     Release,
-}
-
-/// About the cluster of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClusterStep {
-    Keep,
-    Make,
-    Delete,
 }
 
 /// About the task that drives it.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
+pub use super::facts::ReleaseFact;
 use super::facts::{Facts, Place, Run, SpecFact};
 use crate::cluster::facts::Trouble;
 use api::condition::ConditionType;
@@ -17,26 +18,6 @@ pub const PATIENCE: SignedDuration = SignedDuration::from_secs(600);
 pub const PATIENCE_DELETED: SignedDuration = SignedDuration::from_secs(120);
 /// The reason when that has passed.
 const GIVEN_UP: &str = "NotReleased";
-
-/// How far it is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum ReleaseFact {
-    /// It is not due, or the scheduler is not known.
-    #[default]
-    None,
-    /// The scheduler can be asked; how the last try ended.
-    Ready(Option<Trouble>),
-    /// It is being asked; how the try before ended.
-    Live(Option<Trouble>),
-    /// It cannot be asked now.
-    Waits(Trouble),
-    /// Asking failed, and is tried again after a pause.
-    Paused {
-        trouble: Trouble,
-        left: Duration,
-    },
-    Done(Released),
-}
 
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::action::ClusterStep;
+pub use super::facts::Due;
 use super::facts::{ClusterFact, Facts, Place, Run, SpecFact, SweepFact};
-use super::plan::ClusterStep;
 use crate::cluster::facts::Trouble;
 
 /// A scheduler that is made for a removal has to be there within this time; then its cluster is given back, and made anew
@@ -16,13 +17,6 @@ const FIRST: Duration = Duration::from_secs(30);
 const LONGEST: Duration = Duration::from_secs(3600);
 /// How soon one that found no place looks again.
 const CROWDED: Duration = Duration::from_secs(15);
-
-/// Whose time has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Due {
-    pub outputs: bool,
-    pub record: bool,
-}
 
 /// What retention asks for now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,14 +21,12 @@ use serde_json::{Map, Value};
 use super::{
     convert::{mapping, to_cel, to_json},
     cost::{self, Account, Spent},
-    error::ExprError,
+    error::{ExprError, LENGTH},
     path::step_name,
     scan::{is_identifier, string_end},
 };
 use api::problem::nearest;
 
-/// Longest expression, in bytes.
-pub const LENGTH: usize = 4096;
 /// Deepest nesting of brackets, and of the parsed expression along one operator chain.
 const BRACKETS: usize = 64;
 const TOKENS: usize = 1000;

@@ -1,5 +1,8 @@
 //! What can be wrong with an expression, at parse time or when it is evaluated.
 
+/// Longest expression, in bytes.
+pub const LENGTH: usize = 4096;
+
 /// A refused or failed expression: a stable reason and a message for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ExprError {

@@ -11,7 +11,7 @@ mod text;
 
 pub(crate) use self::text::no_values;
 pub use self::{
-    cel::{Cel, LENGTH, Names, Scope, Uses},
+    cel::{Cel, Names, Scope, Uses},
     cost::Account,
     error::ExprError,
     path::{Gather, Path, PathPart, Root, kind, lookup},

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use super::{cel::LENGTH, error::ExprError};
+use super::error::{ExprError, LENGTH};
 
 /// Names that make `$(…)` an expression.
 const VALUES: [&str; 4] = ["params", "steps", "run", "item"];

@@ -98,7 +98,7 @@ impl Text {
 impl Expr {
     /// Parses the inside of `$(…)`, or a bare condition. Columns count from 1 in `source`.
     pub fn parse(source: &str) -> Result<Self, ExprError> {
-        if source.len() <= super::LENGTH
+        if source.len() <= super::error::LENGTH
             && let Some(path) = Path::parse(source)?
         {
             return Ok(Self::Path(path));

@@ -7,14 +7,16 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{OPENING, Work};
-use crate::cache::Kind;
 use crate::charter::Stored;
 use crate::error::PassError;
 use crate::gather::read_run;
 use crate::queue::Key;
+use crate::record::Kind;
 use crate::release::Whom;
+use crate::run_writes::own_cluster;
 use decide::cluster::facts::{Phase, PodFact, Role, Trouble};
 use decide::pipelinerun::facts::{ClusterFact, Facts, Place, Run, SpecFact};
+use decide::pipelinerun::plan::{ClusterStep, Hold, Plan};
 use decide::pipelinerun::release::{ReleaseFact, shared_place};
 use decide::pipelinerun::retention::Due;
 use driver::{Lines, Seat, release};
@@ -187,5 +189,24 @@ impl Work<'_> {
         let records = keys.filter_map(|key| Some((cache.entry(&key)?.root?, key)));
         let runs = records.map(|(record, key)| read_run(&key, &record, &record.json()));
         runs.filter(Run::has_ended).map(|run| run.uid).collect()
+    }
+
+    /// What is not needed any more, and in the end the run itself.
+    pub(super) async fn take_away(&mut self, run: &Run, planned: &Plan) -> Result<(), PassError> {
+        if planned.cluster == ClusterStep::Delete
+            && let Some((uid, true, false)) = own_cluster(&self.runs.clusters.cache, self.key, &run.uid)
+        {
+            tracing::info!(cluster = self.key.name, "deleting the cluster of the run");
+            self.runs.waiters.wait(Kind::Cluster, self.key, self.key);
+            self.writer.delete_cluster(&uid, &self.runs.clusters.cache).await?;
+        }
+        if planned.hold == Hold::Release {
+            self.hold(false).await?;
+        }
+        if planned.delete && !self.record.deleted {
+            tracing::info!("deleting the run: its ttlAfterFinished has passed");
+            self.writer.delete_run().await?;
+        }
+        Ok(())
     }
 }

@@ -2,9 +2,10 @@
 
 use api::cluster::DaskClusterSpec;
 use api::storage::Storage;
-use decide::pipelinerun::admit::{Admission, Charter, World, admit};
+use decide::pipelinerun::admit::{Admission, Charter, admit};
 use decide::pipelinerun::code::{ConfigMap, config_map};
 use decide::pipelinerun::facts::Place;
+use decide::pipelinerun::references::References;
 use lower::allowed::RunLimits;
 use serde_json::{Value, json};
 
@@ -18,7 +19,7 @@ struct Around {
     storage: Option<&'static str>,
 }
 
-impl World for Around {
+impl References for Around {
     fn pipeline(&self, name: &str) -> Option<Value> {
         let spec = json!({"steps": [{"name": "a", "call": "m:f", "dependsOn": ["b"]}]});
         let good =
