@@ -230,6 +230,8 @@ fn nothing_unfinished_or_careless_is_left() {
         let code = source.code();
         let found = in_rust.iter().filter(|word| code.contains(**word));
         wrong.extend(found.map(|word| format!("{}: {word}", source.path)));
+        let globs = code.lines().filter(|line| line.trim_start().starts_with("pub") && line.ends_with("::*;"));
+        wrong.extend(globs.map(|line| format!("{}: name what is handed on: {}", source.path, line.trim())));
     }
     for (folder, ending) in [
         ("src", "rs"),

@@ -25,17 +25,27 @@ use super::error::{Error, TEXT_CAP, clean_text};
 use super::frame::Limits;
 use super::message::{Message, MessageError};
 
-pub use cluster::*;
-pub use code::*;
-pub use earlier::*;
+pub use cluster::{Ask, Certificate, ClusterInfo, ClusterWorker, Demand, Drain, Retire, Retired, WatchCluster};
+pub use code::{FetchCode, FetchedCode};
+pub use earlier::{Adopt, AdoptItem, Earlier, EarlierRun, EarlierRuns};
 pub use json::Json;
 pub use leader::Leader;
-pub use objects::*;
-pub use pages::*;
-pub use records::*;
-pub use retention::*;
-pub use runtime::*;
-pub use scheduler::*;
+pub use objects::{Kept, LookAt, Seen, SeenObjects};
+pub use pages::{NextPage, ReadResults, ResultsPage, SnapshotPage, TaskResult};
+pub use records::{Decided, Done, FailedAttempt, Final, Invalidated, Item, NamedObjects, Record, ResultPart, Snapshot};
+pub use retention::{
+    Discard, Folder, ListObjects, ListReferences, LookStored, LookUser, MarkRemoved, Objects, Part, References, Seal,
+    Stored, StoredJournal, User,
+};
+pub(crate) use runtime::read_installation;
+pub use runtime::{
+    Accepted, Close, Code, FollowEvents, Forget, Hello, LogObjects, Open, Opened, Output, ReadOutput, Records,
+    RuntimeInfo, Settings, StepDef, Stop, Storage, StoredLogs, Submit, SubmitItem, Target,
+};
+pub use scheduler::{
+    Broadcast, Count, FunctionResult, Identity, Processing, RetireWorkers, RunFunction, SchedulerIdentity, VersionInfo,
+    Versions, WorkerInfo,
+};
 pub(crate) use values::item_from_wire;
 pub use values::{PathPart, TaskAddr, TaskDep};
 
