@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ::driver::{DriveError, Fabric, Lines, Seat, drive};
+use ::driver::{ConnectionPool, DriveError, Fabric, SchedulerEndpoint, drive};
 use api::pipeline::PipelineSpec;
 use lower::{RunInfo, validate};
 use run_model::{
@@ -544,14 +544,14 @@ async fn an_end_that_was_written_although_its_answer_was_lost_is_not_written_aga
 }
 
 /// A scheduler as an operator has found it.
-pub fn seat(scheduler: &Scheduler, generation: u64, lead: u64) -> Option<Seat> {
-    Some(Seat {
+pub fn endpoint(scheduler: &Scheduler, generation: u64, lead: u64) -> Option<SchedulerEndpoint> {
+    Some(SchedulerEndpoint {
         address: scheduler.address.clone(),
         tls: None,
         generation,
         lead: lead.into(),
         install: None,
-        lines: Lines::default(),
+        connections: ConnectionPool::default(),
     })
 }
 
@@ -564,9 +564,9 @@ async fn a_run_of_which_nobody_knows_whether_it_was_opened_is_looked_for_and_the
         Some(usual(op, &finished()))
     })
     .await;
-    let (_seats, seats) = watch::channel(seat(&scheduler, 1, 7));
+    let (_seats, endpoints) = watch::channel(endpoint(&scheduler, 1, 7));
     let spec = RunSpec { reopen: false, ..run_of_one_step(Start::Either, short()) };
-    let (ended, _, _) = driven_on(&spec, Fabric::Followed(seats)).await;
+    let (ended, _, _) = driven_on(&spec, Fabric::Followed(endpoints)).await;
     assert_eq!(ended.expect("it ends").outcome, RunOutcome::Succeeded);
     let opens = scheduler.asked("daskade-open");
     let asked: Vec<Value> = opens.iter().map(|open| json!([open["create"], open["reopen"], open["lead"]])).collect();
@@ -586,9 +586,9 @@ async fn how_a_run_was_closed_is_all_that_is_told_of_it_unless_it_is_to_go_on() 
         Some(answer)
     })
     .await;
-    let (_seats, seats) = watch::channel(seat(&scheduler, 1, 7));
+    let (_seats, endpoints) = watch::channel(endpoint(&scheduler, 1, 7));
     let spec = RunSpec { reopen: false, ..run_of_one_step(Start::Either, short()) };
-    let (ended, _, _) = driven_on(&spec, Fabric::Followed(seats)).await;
+    let (ended, _, _) = driven_on(&spec, Fabric::Followed(endpoints)).await;
     let report = ended.expect("it ends");
     assert_eq!((report.outcome, report.message.as_deref()), (RunOutcome::Failed, Some("step a failed")));
     assert_eq!((report.counts.total, report.counts.failed, report.results.len()), (1, 1, 1));
@@ -599,20 +599,20 @@ async fn how_a_run_was_closed_is_all_that_is_told_of_it_unless_it_is_to_go_on() 
 async fn a_run_follows_its_scheduler_to_another_pod() {
     let silent = Scheduler::new(|op, _| (op == "daskade-hello").then(|| usual(op, &finished()))).await;
     let next = Scheduler::new(|op, _| Some(usual(op, &finished()))).await;
-    let (seats, followed) = watch::channel(None);
+    let (endpoints, followed) = watch::channel(None);
     let spec = RunSpec {
         patience: Patience { open: Duration::MAX, first: Duration::MAX },
         ..run_of_one_step(Start::Either, short())
     };
     let moving = tokio::spawn({
-        let (first, second) = (seat(&silent, 1, 7), seat(&next, 2, 7));
+        let (first, second) = (endpoint(&silent, 1, 7), endpoint(&next, 2, 7));
         async move {
-            seats.send_replace(first);
+            endpoints.send_replace(first);
             silent.until_asked("daskade-open", 2).await;
-            seats.send_replace(None);
+            endpoints.send_replace(None);
             // There is none for a while.
             tokio::time::sleep(Duration::from_millis(100)).await;
-            seats.send_replace(second);
+            endpoints.send_replace(second);
             // As long as somebody looks after the cluster.
             std::future::pending::<()>().await
         }
@@ -630,7 +630,7 @@ async fn runs_on_one_scheduler_have_a_connection_each_and_share_all_others() {
         Some(if op == "daskade-events" { stream } else { usual(op, &[]) })
     })
     .await;
-    let (seats, followed) = watch::channel(seat(&scheduler, 1, 7));
+    let (endpoints, followed) = watch::channel(endpoint(&scheduler, 1, 7));
     let mut runs = tokio::task::JoinSet::new();
     for _ in 0..20 {
         let followed = followed.clone();
@@ -639,7 +639,7 @@ async fn runs_on_one_scheduler_have_a_connection_each_and_share_all_others() {
         });
     }
     scheduler.until_asked("daskade-submit", 20).await;
-    // Their streams, one that feels the pulse, and a few that wait for the next call. Others end now.
+    // Their streams, one that feels the heartbeat, and a few that wait for the next call. Others end now.
     let mut connections = scheduler.connections.subscribe();
     let few = timeout(Duration::from_secs(10), connections.wait_for(|open| (21..=25).contains(open))).await.is_ok();
     assert!(few, "{} connections", *scheduler.connections.borrow());
@@ -650,7 +650,7 @@ async fn runs_on_one_scheduler_have_a_connection_each_and_share_all_others() {
     runs.shutdown().await;
     let ended = timeout(Duration::from_secs(10), connections.wait_for(|open| *open <= 4)).await.is_ok();
     assert!(ended, "{} connections are left", *scheduler.connections.borrow());
-    drop(seats);
+    drop(endpoints);
 }
 
 #[tokio::test]
@@ -672,8 +672,8 @@ async fn what_a_run_needs_soon_is_told_while_the_step_before_it_runs_and_taken_b
     let info = RunInfo { name: "run".to_owned(), uid: "uid".to_owned() };
     let plan = validate(&spec, "spec").and_then(|flow| flow.bind(&Map::new(), &info)).expect("no mistakes");
     let spec = RunSpec { plan, ..run_of_one_step(Start::New, Patience::default()) };
-    let (_seats, seats) = watch::channel(seat(&scheduler, 1, 7));
-    let (ended, _, _) = driven_on(&spec, Fabric::Followed(seats)).await;
+    let (_seats, endpoints) = watch::channel(endpoint(&scheduler, 1, 7));
+    let (ended, _, _) = driven_on(&spec, Fabric::Followed(endpoints)).await;
     assert_eq!(ended.expect("a report").outcome, RunOutcome::Succeeded);
     // All three were handed over at once; of these `b` comes next, and the GPU does not.
     let told = scheduler.asked("daskade-demand");
@@ -685,8 +685,8 @@ async fn what_a_run_needs_soon_is_told_while_the_step_before_it_runs_and_taken_b
 
 #[tokio::test]
 async fn a_run_ends_when_nobody_looks_after_its_cluster_any_more() {
-    let (seats, followed) = watch::channel(None);
-    drop(seats);
+    let (endpoints, followed) = watch::channel(None);
+    drop(endpoints);
     let (ended, _, _) = driven_on(&run_of_one_step(Start::Either, short()), Fabric::Followed(followed)).await;
     assert!(matches!(ended, Err(DriveError::Cluster(_))), "{ended:?}");
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ::driver::{Fabric, Lines, Seat};
+use ::driver::{ConnectionPool, Fabric, SchedulerEndpoint};
 use dask::frame;
 use run_model::{Note, Patience, RunOutcome, Start};
 use runtime_bundle::RUNTIME;
@@ -61,11 +61,11 @@ fn usual() -> Answers {
     ["daskade-hello", "daskade-open", "daskade-read"].map(|op| (op, vec![plain(&driver::usual(op, &[]))])).into()
 }
 
-fn followed(address: &str) -> (watch::Sender<Option<Seat>>, Fabric) {
-    let (address, lines) = (address.to_owned(), Lines::default());
-    let seat = Seat { address, tls: None, generation: 1, lead: 7.into(), install: None, lines };
-    let (keep, seats) = watch::channel(Some(seat));
-    (keep, Fabric::Followed(seats))
+fn followed(address: &str) -> (watch::Sender<Option<SchedulerEndpoint>>, Fabric) {
+    let (address, connections) = (address.to_owned(), ConnectionPool::default());
+    let endpoint = SchedulerEndpoint { address, tls: None, generation: 1, lead: 7.into(), install: None, connections };
+    let (keep, endpoints) = watch::channel(Some(endpoint));
+    (keep, Fabric::Followed(endpoints))
 }
 
 /// A message of the stream with packed events, the last of them of this number.

@@ -58,7 +58,7 @@ async fn a_runtime_that_does_not_come_up_is_asked_for_ever_less_often() {
     let spec = run_of_one_step(Start::New, Patience::default());
     let waiting = timeout(Duration::from_secs(4), driven(&spec, &scheduler.address)).await;
     assert!(waiting.is_err(), "it is waited for: {waiting:?}");
-    // Also whoever feels the pulse asks.
+    // Also whoever feels the heartbeat asks.
     let asked = scheduler.asked("daskade-hello").len();
     assert!((3..=20).contains(&asked), "{asked} times within 4 s");
 }

@@ -4,7 +4,7 @@ use ::driver::{DriveError, release};
 use run_model::Released;
 use serde_json::{Value, json};
 
-use crate::driver::{Scheduler, ok, seat, usual};
+use crate::driver::{Scheduler, endpoint, ok, usual};
 
 /// A scheduler on which run `uid` is open under epoch 4; its first answer has these fields too, or others in place of those.
 async fn scheduler(fields: Value, forget: Value) -> Scheduler {
@@ -25,7 +25,7 @@ async fn scheduler(fields: Value, forget: Value) -> Scheduler {
 }
 
 async fn released(scheduler: &Scheduler) -> Result<Released, DriveError> {
-    release("uid", &seat(scheduler, 1, 7).expect("a seat")).await
+    release("uid", &endpoint(scheduler, 1, 7).expect("a endpoint")).await
 }
 
 #[tokio::test]

@@ -148,7 +148,7 @@ fn limits_are_as_the_page_says() {
         ("one object that is read", size(limits::OBJECT)),
         ("values in the spec of one object", number(limits::OBJECT_VALUES)),
         ("large objects that are being", size(limits::TURNS_AT_ONCE)),
-        ("specs of runs that have begun", size(limits::CHARTERS_KEPT)),
+        ("specs of runs that have begun", size(limits::REVISIONS_KEPT)),
     ] {
         let row = page.lines().find(|line| line.starts_with(&format!("| {what}"))).unwrap_or_else(|| panic!("{what}"));
         assert!(row.contains(&limit), "{limit}: {row}");

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::error::DriveError;
-use super::pulse::Pulse;
+use super::heartbeat::Heartbeat;
 use dask::ops::Leader;
 use dask::{Limits, Pool, Tls, TlsFiles};
 use run_model::{Endpoint, FleetState, Runtime};
@@ -23,16 +23,16 @@ pub struct TlsPaths {
     pub key: PathBuf,
 }
 
-/// What all runs on one scheduler share: connections for calls, and its pulse.
+/// What all runs on one scheduler share: connections for calls, and its heartbeat.
 #[derive(Debug, Clone, Default)]
-pub struct Lines {
+pub struct ConnectionPool {
     pub(super) pool: Pool,
-    pub(super) pulse: Pulse,
+    pub(super) heartbeat: Heartbeat,
 }
 
 /// A scheduler that an operator has found, and how to speak to it.
 #[derive(Debug, Clone)]
-pub struct Seat {
+pub struct SchedulerEndpoint {
     pub address: String,
     pub tls: Option<Tls>,
     /// Another number is another scheduler.
@@ -42,7 +42,7 @@ pub struct Seat {
     /// Others started it: what to put into it if it has no runtime yet.
     pub install: Option<Runtime>,
     /// Of this scheduler alone.
-    pub lines: Lines,
+    pub connections: ConnectionPool,
 }
 
 /// The source of scheduler addresses.
@@ -53,7 +53,7 @@ pub enum Fabric {
     /// A cluster that others run; a lost scheduler is waited for.
     Remote { address: String, tls: Option<TlsPaths>, runtime: Runtime },
     /// A cluster in Kubernetes, whose scheduler moves from pod to pod; it is waited for, for as long as it takes.
-    Followed(watch::Receiver<Option<Seat>>),
+    Followed(watch::Receiver<Option<SchedulerEndpoint>>),
 }
 
 /// How to speak to the scheduler.
@@ -61,7 +61,7 @@ pub(super) struct Access {
     pub tls: Option<Tls>,
     pub install: Option<Runtime>,
     pub lead: Option<Leader>,
-    pub lines: Lines,
+    pub connections: ConnectionPool,
     /// What is taken of it.
     pub limits: Limits,
 }
@@ -86,10 +86,10 @@ impl Fabric {
                     (None, None) => Err(DriveError::Cluster("the local cluster has ended".into())),
                 }
             }
-            Self::Followed(seats) => {
-                let seat = seats.wait_for(Option::is_some).await.ok().and_then(|seat| seat.clone());
-                let Seat { address, generation, .. } =
-                    seat.ok_or_else(|| DriveError::Cluster("the cluster's controller has stopped".into()))?;
+            Self::Followed(endpoints) => {
+                let endpoint = endpoints.wait_for(Option::is_some).await.ok().and_then(|endpoint| endpoint.clone());
+                let SchedulerEndpoint { address, generation, .. } =
+                    endpoint.ok_or_else(|| DriveError::Cluster("the cluster's controller has stopped".into()))?;
                 Ok(Endpoint { address, dashboard: None, pid: None, generation })
             }
         }
@@ -107,9 +107,11 @@ impl Fabric {
                 drop(state.wait_for(other).await);
                 "the scheduler process ended".to_owned()
             }
-            Self::Followed(seats) => {
-                let other = |seat: &Option<Seat>| seat.as_ref().is_none_or(|seat| seat.generation != generation);
-                drop(seats.wait_for(other).await);
+            Self::Followed(endpoints) => {
+                let other = |endpoint: &Option<SchedulerEndpoint>| {
+                    endpoint.as_ref().is_none_or(|endpoint| endpoint.generation != generation)
+                };
+                drop(endpoints.wait_for(other).await);
                 "the scheduler's pod is gone".to_owned()
             }
         }
@@ -125,20 +127,22 @@ impl Fabric {
 
     /// How to speak to the scheduler of now. Reads certificates anew: they may have been renewed.
     pub(super) fn access(&self) -> Result<Access, dask::Error> {
-        let own = Lines::default;
-        let (tls, install, lead, lines) = match self {
+        let own = ConnectionPool::default;
+        let (tls, install, lead, connections) = match self {
             Self::Local { .. } => (None, None, None, own()),
             Self::Remote { tls: None, runtime, .. } => (None, Some(*runtime), None, own()),
             Self::Remote { tls: Some(paths), runtime, .. } => {
                 let TlsPaths { ca, cert, key } = paths.clone();
                 (Some(Tls::from_files(&TlsFiles { ca, cert, key })?), Some(*runtime), None, own())
             }
-            Self::Followed(seats) => match &*seats.borrow() {
-                Some(seat) => (seat.tls.clone(), seat.install, Some(seat.lead.clone()), seat.lines.clone()),
+            Self::Followed(endpoints) => match &*endpoints.borrow() {
+                Some(endpoint) => {
+                    (endpoint.tls.clone(), endpoint.install, Some(endpoint.lead.clone()), endpoint.connections.clone())
+                }
                 None => (None, None, None, own()),
             },
         };
         let limits = if matches!(self, Self::Followed(_)) { Limits::operator() } else { Limits::default() };
-        Ok(Access { tls, install, lead, lines, limits })
+        Ok(Access { tls, install, lead, connections, limits })
     }
 }

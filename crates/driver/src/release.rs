@@ -2,15 +2,15 @@
 
 use super::ended::{classify, into_error};
 use super::error::DriveError;
-use super::fabric::Seat;
+use super::fabric::SchedulerEndpoint;
 use dask::ops::{Forget, Hello};
 use dask::{Address, Limits, Peer};
 use run_model::Released;
 
 /// Has the scheduler forget the run as it is open there, whoever opened it for the operator. May be done twice.
-pub async fn release(run: &str, seat: &Seat) -> Result<Released, DriveError> {
-    let address: Address = seat.address.parse().map_err(|error| DriveError::Dask(Box::new(error)))?;
-    let peer = Peer::new(address, seat.tls.clone(), seat.lines.pool.clone()).within(Limits::operator());
+pub async fn release(run: &str, endpoint: &SchedulerEndpoint) -> Result<Released, DriveError> {
+    let address: Address = endpoint.address.parse().map_err(|error| DriveError::Dask(Box::new(error)))?;
+    let peer = Peer::new(address, endpoint.tls.clone(), endpoint.connections.pool.clone()).within(Limits::operator());
     let failed = |error: dask::Error| match error.refusal() {
         Some("StaleEpoch") => again("the run was reopened in the meantime"),
         Some(_) => into_error(classify(error)),
@@ -29,7 +29,7 @@ pub async fn release(run: &str, seat: &Seat) -> Result<Released, DriveError> {
         return Ok(Released::TakenOver);
     }
     // A later opening is not meant.
-    let (lead, lease) = (Some(seat.lead.epoch), seat.lead.lease.as_deref());
+    let (lead, lease) = (Some(endpoint.lead.epoch), endpoint.lead.lease.as_deref());
     let forget = Forget { run, epoch: Some(epoch), lead, lease };
     peer.call(&forget).await.map_err(failed)?;
     Ok(Released::Forgotten)

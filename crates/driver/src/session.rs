@@ -72,12 +72,12 @@ pub(super) struct Session<'a> {
 
 impl Session<'_> {
     pub(super) async fn run(mut self, fabric: &mut Fabric, endpoint: &Endpoint) -> Result<Report, Ended> {
-        let Access { tls, install, lead, lines, limits } = fabric.access().map_err(fatal)?;
+        let Access { tls, install, lead, connections, limits } = fabric.access().map_err(fatal)?;
         let address: Address = endpoint.address.parse().map_err(fatal)?;
-        let peer = Peer::new(address.clone(), tls.clone(), lines.pool.clone()).within(limits);
+        let peer = Peer::new(address.clone(), tls.clone(), connections.pool.clone()).within(limits);
         tokio::select! {
             finished = self.converse(&peer, install, lead.as_ref()) => finished,
-            error = lines.pulse.lost(&address, tls.as_ref()) => match error.is_excess() {
+            error = connections.heartbeat.lost(&address, tls.as_ref()) => match error.is_excess() {
                 true => Err(classify(error)),
                 false => Err(lost(error.to_string())),
             },

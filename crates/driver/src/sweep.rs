@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::ended::{Ended, classify, into_error, refused};
 use super::error::DriveError;
-use super::fabric::Seat;
+use super::fabric::SchedulerEndpoint;
 use super::install::runtime;
 use super::retention::{InUse, Users, split};
 use super::wire::storage;
@@ -50,11 +50,11 @@ pub struct Swept {
 }
 
 /// Removes it. All of it may be done twice, also by two at once.
-pub async fn sweep(sweep: &Sweep, seat: &Seat) -> Result<Swept, DriveError> {
-    let address: Address = seat.address.parse().map_err(|error| DriveError::Dask(Box::new(error)))?;
-    let peer = Peer::new(address, seat.tls.clone(), seat.lines.pool.clone()).within(Limits::operator());
-    let sweeper = Sweeper { peer, sweep, storage: storage(&sweep.storage), lead: seat.lead.clone() };
-    sweeper.run(seat.install).await.map_err(into_error)
+pub async fn sweep(sweep: &Sweep, endpoint: &SchedulerEndpoint) -> Result<Swept, DriveError> {
+    let address: Address = endpoint.address.parse().map_err(|error| DriveError::Dask(Box::new(error)))?;
+    let peer = Peer::new(address, endpoint.tls.clone(), endpoint.connections.pool.clone()).within(Limits::operator());
+    let sweeper = Sweeper { peer, sweep, storage: storage(&sweep.storage), lead: endpoint.lead.clone() };
+    sweeper.run(endpoint.install).await.map_err(into_error)
 }
 
 struct Sweeper<'a> {

@@ -150,7 +150,7 @@ pub const RUNS_UNLIMITED: usize = 1 << 30;
 pub const RUN: usize = 64 << 10;
 pub const TASK: usize = 256;
 /// Bytes of memory for what runs are carried out from, which is kept as long as there is room; beyond that it is read again.
-pub const CHARTERS_KEPT: usize = 16 << 20;
+pub const REVISIONS_KEPT: usize = 16 << 20;
 
 pub use shared::{
     CLOSING_RESULTS, EARLIER_RESULTS, FINAL_VALUES, MAPPED_ELEMENTS, RECORD_DEPTH, RESULT_DEPTH, RESULT_JSON,

@@ -8,10 +8,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::allowance::Limits;
-use super::board::Waiters;
 use super::error::PassError;
 use super::queue::Key;
 use super::record::Kind;
+use super::registry::Waiters;
 use super::shown::Read;
 use super::whole;
 use api::cluster::DaskClusterSpec;

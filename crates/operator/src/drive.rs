@@ -7,9 +7,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::board::known_reason;
 use super::driven::Driven;
 use super::queue::{Key, Queue};
+use super::registry::known_reason;
 use super::setbacks::{Bounds, Recurs, STALLED, trouble};
 use decide::cluster::facts::Trouble;
 use decide::pipelinerun::facts::Live;

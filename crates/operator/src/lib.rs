@@ -5,11 +5,9 @@ mod apply;
 mod around;
 mod authorities;
 mod backoff;
-mod board;
 mod cache;
 pub mod cause;
 pub mod certificates;
-mod charter;
 pub mod clock;
 mod collection;
 mod compare;
@@ -32,10 +30,13 @@ mod pipelines;
 mod queue;
 mod reconcile;
 mod record;
+mod registry;
 mod release;
 mod removal;
 mod room;
 mod run;
+mod run_quota;
+mod run_revision;
 mod run_writes;
 mod runs;
 mod scope;
@@ -43,7 +44,6 @@ mod setbacks;
 mod shown;
 mod sink;
 mod totals;
-mod turnstile;
 mod watch;
 mod whole;
 mod wire;
@@ -58,7 +58,6 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 pub use self::allowance::Limits;
-use self::board::Board;
 use self::certificates::{CertificateSettings, Certificates};
 use self::clock::Clock;
 use self::driven::Driven;
@@ -66,11 +65,12 @@ use self::events::Events;
 use self::lead::Lead;
 use self::pipelines::Pipelines;
 use self::reconcile::Context;
+use self::registry::SchedulerRegistry;
 use self::run::Desk;
+use self::run_quota::RunQuota;
 use self::runs::Runs;
 use self::scope::Scope;
 pub use self::setbacks::Bounds;
-use self::turnstile::Turnstile;
 use self::watch::Sinks;
 use api::storage::Storage;
 use decide::cluster::build::{self, Peer};
@@ -181,7 +181,7 @@ pub async fn run(
         ca_lifetime: AUTHORITY_LIFETIME.max(certificate_lifetime * 4),
     };
     let certificates = Arc::new(Certificates::new(client.clone(), certificates));
-    let board = Arc::new(Board::new(sinks.waiters.clone()));
+    let registry = Arc::new(SchedulerRegistry::new(sinks.waiters.clone()));
     sinks.waiters.lead_to(sinks.runs.queue.clone());
     let pipelines = Arc::new(Pipelines {
         client: client.clone(),
@@ -198,14 +198,14 @@ pub async fn run(
         clusters: sinks.clusters.clone(),
         pipelines: sinks.pipelines.clone(),
         waiters: sinks.waiters.clone(),
-        board: board.clone(),
+        registry: registry.clone(),
         certificates: certificates.clone(),
         events: events.clone(),
         scope: scope.clone(),
         storage,
         runtime,
         allowed: allowed_addresses,
-        turnstile: Turnstile::new(limits.runs_per_namespace.map(|most| most as usize)),
+        quota: RunQuota::new(limits.runs_per_namespace.map(|most| most as usize)),
         driven: Arc::new(Driven::new(driven::room(limits.run_memory))),
         limits,
         missing: pauses.missing,
@@ -222,7 +222,7 @@ pub async fn run(
         settings: build::Settings { image, runtime: runtime.zip, runtime_digest: runtime.digest, operator },
         desk: Desk::new(sinks.clusters, lead, metrics),
         certificates,
-        board,
+        registry,
         events,
         scope,
         clock,

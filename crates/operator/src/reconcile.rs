@@ -8,7 +8,6 @@ use tokio::time::Instant;
 
 use super::apply::Writer;
 use super::backoff::jittered;
-use super::board::Board;
 use super::cache::Entry;
 use super::certificates::{Certificates, Credentials};
 use super::clock::Clock;
@@ -20,6 +19,7 @@ use super::memory::{Memory, Tally};
 use super::orphans::Word;
 use super::queue::Key;
 use super::record::Kind;
+use super::registry::SchedulerRegistry;
 use super::run::{Controller, Desk, Done};
 use super::scope::Scope;
 use super::setbacks::Bounds;
@@ -57,7 +57,7 @@ pub(super) struct Context {
     pub desk: Desk<Memory>,
     pub certificates: Arc<Certificates>,
     /// For runs.
-    pub board: Arc<Board>,
+    pub registry: Arc<SchedulerRegistry>,
     pub events: Events,
     pub scope: Scope,
     /// Workers that one cluster may ask for.
@@ -116,7 +116,7 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
     }
     if !context.scope.has(&key.namespace) {
         memory.link = None;
-        context.board.forget(key);
+        context.registry.forget(key);
         return Ok(Done { outcome: Outcome::Settled, again: None, left: None, gone: false });
     }
     memory.uid.clone_from(&record.uid);
@@ -148,7 +148,7 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
     if object.deleting {
         // Kubernetes collects the children by their owner.
         memory.link = None;
-        context.board.forget(key);
+        context.registry.forget(key);
         return Ok(Done { outcome: Outcome::Waiting, again: None, left: None, gone: false });
     }
     let uid = whole.record.uid.clone();
@@ -176,7 +176,7 @@ async fn forget(context: &Context, key: &Key, memory: &mut Memory) -> Result<Don
         return Err(PassError::Behind);
     }
     memory.link = None;
-    context.board.forget(key);
+    context.registry.forget(key);
     Ok(Done { outcome: Outcome::Settled, again: None, left: None, gone: true })
 }
 
@@ -415,15 +415,15 @@ impl Work<'_> {
             let (pod, uid) = (pod.name.clone(), pod.uid.clone());
             Some(Target { cluster: cluster.uid.clone(), pod, uid, address, tls, lead })
         });
-        let board = &self.context.board;
+        let registry = &self.context.registry;
         match (target, &self.memory.link) {
             (Some(target), Some(link)) if link.asks(&target.uid) => {
-                board.seat(self.key, Some(&target));
+                registry.endpoint(self.key, Some(&target));
                 link.aim(target);
             }
             (Some(target), _) => {
                 // Runs need not wait for its first word.
-                board.seat(self.key, Some(&target));
+                registry.endpoint(self.key, Some(&target));
                 let (queue, clock) = (self.context.desk.sink.queue.clone(), self.context.clock.clone());
                 let link = Link::start(target, self.key.clone(), queue, clock);
                 link.heard(FIRST_WORD).await;
@@ -433,7 +433,7 @@ impl Work<'_> {
             (None, Some(_)) if pod.is_some_and(asked) => {}
             (None, _) => {
                 self.memory.link = None;
-                board.seat(self.key, None);
+                registry.endpoint(self.key, None);
             }
         }
     }
@@ -570,7 +570,7 @@ impl Work<'_> {
             desired: status.workers_desired.unwrap_or(0) as usize,
             workers: status.workers_ready.unwrap_or(0) as usize,
         };
-        self.context.board.tell(self.key, status);
+        self.context.registry.tell(self.key, status);
         if *status == cluster.status {
             return Ok(());
         }

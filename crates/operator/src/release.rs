@@ -11,7 +11,7 @@ use super::queue::{Key, Queue};
 use super::setbacks::trouble;
 use decide::cluster::facts::Trouble;
 use decide::pipelinerun::release::ReleaseFact;
-use driver::{DriveError, Seat, release};
+use driver::{DriveError, SchedulerEndpoint, release};
 use run_model::Released;
 use telemetry::panics::isolate;
 
@@ -82,11 +82,11 @@ impl Releasing {
     }
 
     /// Asks the scheduler. `queue` gets `key` when it has answered, or has not.
-    pub fn start(&mut self, run: String, seat: Seat, key: &Key, queue: Arc<Queue>) {
+    pub fn start(&mut self, run: String, endpoint: SchedulerEndpoint, key: &Key, queue: Arc<Queue>) {
         let end = End::default();
         let (told, key) = (end.clone(), key.clone());
         let task = tokio::spawn(async move {
-            let ended = match isolate(release(&run, &seat)).await {
+            let ended = match isolate(release(&run, &endpoint)).await {
                 Ok(ended) => ended,
                 Err(panicked) => Err(DriveError::Cluster(format!("internal error in the operator ({panicked})"))),
             };

@@ -14,7 +14,7 @@ use super::setbacks::trouble;
 use decide::cluster::facts::Trouble;
 use decide::pipelinerun::facts::SweepFact;
 use decide::pipelinerun::retention::{Due, pause};
-use driver::{Seat, Sweep, Swept, sweep};
+use driver::{SchedulerEndpoint, Sweep, Swept, sweep};
 use limits::Repetition;
 use limits::repeats::Repeats;
 use telemetry::panics::isolate;
@@ -88,11 +88,11 @@ impl Removal {
     }
 
     /// Has the scheduler do it. `queue` gets `key` when it has ended.
-    pub fn start(&mut self, order: Sweep, due: Due, seat: Seat, key: &Key, queue: Arc<Queue>) {
+    pub fn start(&mut self, order: Sweep, due: Due, endpoint: SchedulerEndpoint, key: &Key, queue: Arc<Queue>) {
         let end = End::default();
         let (told, key) = (end.clone(), key.clone());
         let task = tokio::spawn(async move {
-            let ended = match isolate(sweep(&order, &seat)).await {
+            let ended = match isolate(sweep(&order, &endpoint)).await {
                 Ok(ended) => ended.map_err(|error| trouble(&error)),
                 Err(panicked) => {
                     let message = format!("internal error in the operator ({panicked})");

@@ -14,7 +14,7 @@ const VALUE: usize = 64;
 /// it. Measured: 8 MiB for 1 MiB of code, 45 MiB for ten thousand steps.
 const COPIES: usize = 8;
 
-/// How many times over the text of a run's charter is in memory while the run is in progress, and what each of its values takes
+/// How many times over the text of a run's run_revision is in memory while the run is in progress, and what each of its values takes
 /// there beside that. Measured: 2 MiB for 1 MiB of code, 35 MiB for ten thousand steps.
 const IN_PROGRESS: usize = 3;
 const PLANNED: usize = 768;
@@ -25,7 +25,7 @@ static TURNS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| semaphore(limits::TURN
 /// For objects that are kept as a whole.
 pub(super) static OBJECTS: Store = Store::new(limits::OBJECTS_KEPT);
 /// For what runs are carried out from.
-pub(super) static CHARTERS: Store = Store::new(limits::CHARTERS_KEPT);
+pub(super) static CHARTERS: Store = Store::new(limits::REVISIONS_KEPT);
 
 /// Room that is taken, until this is dropped.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ pub(super) fn weight(json: &str) -> usize {
     COPIES * size(json)
 }
 
-/// What a run takes while it is in progress, besides its tasks, by its charter as JSON.
+/// What a run takes while it is in progress, besides its tasks, by its run_revision as JSON.
 pub(super) fn in_progress(json: &str) -> usize {
     limits::RUN + IN_PROGRESS * json.len() + PLANNED * values(json.as_bytes())
 }

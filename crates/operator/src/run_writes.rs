@@ -6,10 +6,10 @@ use serde_json::json;
 
 use super::apply::Writer;
 use super::cache::Cache;
-use super::charter::run_owner;
 use super::error::PassError;
 use super::queue::Key;
 use super::record::Kind;
+use super::run_revision::run_owner;
 use super::shown::{self, FINALIZER};
 use api::cluster::DaskClusterSpec;
 use decide::cluster::names;

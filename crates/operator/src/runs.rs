@@ -15,10 +15,8 @@ use super::allowance::Limits;
 use super::apply::Writer;
 use super::around::{Around, Sources};
 use super::backoff::jittered;
-use super::board::{Board, Waiters};
 use super::cache::is_older;
 use super::certificates::Certificates;
-use super::charter::{self, Stored, revision_name};
 use super::clock::{Clock, Reading, Trust};
 use super::drive::{Drive, End};
 use super::driven::{Crowded, Driven};
@@ -27,25 +25,27 @@ use super::events::{Events, notes};
 use super::gather::read_run;
 use super::queue::Key;
 use super::record::{Kind, Record};
+use super::registry::{SchedulerRegistry, Waiters};
 use super::release::Releasing;
 use super::removal::Removal;
 use super::run::{Controller, Desk, Done};
+use super::run_quota::{Full, RunQuota};
+use super::run_revision::{self, Stored, revision_name};
 use super::run_writes::own_cluster;
 use super::scope::Scope;
 use super::setbacks::{Bounds, Setbacks, Try};
 use super::sink::Sink;
-use super::turnstile::{Full, Turnstile};
 use super::whole::{self, Whole};
 use api::storage::Storage;
 use decide::cluster::facts::Trouble;
 use decide::cluster::names;
-use decide::pipelinerun::admit::{self, Admission, Charter};
+use decide::pipelinerun::admit::{self, Admission, RunRevision};
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Frozen, Place, Run, SpecFact, SweepFact};
 use decide::pipelinerun::plan::{ClusterStep, DriveStep, Hold, Plan, State, plan};
 use decide::pipelinerun::release::{self, ReleaseFact, shared_place};
 use decide::pipelinerun::retention::{Removal as Removing, Retention, SweepStep, retention};
 use decide::pipelinerun::status::{build_status, says_the_same};
-use driver::{Fabric, Seat};
+use driver::{Fabric, SchedulerEndpoint};
 use run_model::{Report, Runtime, Start};
 use telemetry::metrics::{self, Outcome};
 
@@ -57,7 +57,7 @@ const COUNTS: Duration = Duration::from_secs(5);
 const OPENING: Duration = Duration::from_secs(1);
 /// Problems that a status tells of; more would only hide them.
 const PROBLEMS: usize = 10;
-/// What the charter of a run counts for that was not read yet.
+/// What the run_revision of a run counts for that was not read yet.
 const UNREAD: usize = 2 << 20;
 
 /// What passes share.
@@ -67,7 +67,7 @@ pub(super) struct Runs {
     pub clusters: Sink,
     pub pipelines: Sink,
     pub waiters: Arc<Waiters>,
-    pub board: Arc<Board>,
+    pub registry: Arc<SchedulerRegistry>,
     pub certificates: Arc<Certificates>,
     pub events: Events,
     pub scope: Scope,
@@ -77,7 +77,7 @@ pub(super) struct Runs {
     pub runtime: Runtime,
     /// Addresses of schedulers outside that may be used.
     pub allowed: Vec<regex::Regex>,
-    pub turnstile: Turnstile,
+    pub quota: RunQuota,
     pub driven: Arc<Driven>,
     pub limits: Limits,
     /// How often objects of users are looked for while they are missing.
@@ -108,7 +108,7 @@ pub(super) struct Memory {
     /// When this process saw it first.
     seen: Option<Instant>,
     stored: Option<Arc<Stored>>,
-    /// What the charter takes that there was no room to keep.
+    /// What the run_revision takes that there was no room to keep.
     heavy: Option<usize>,
     drive: Option<Drive>,
     /// How the last try ended, and when the next one may begin.
@@ -116,7 +116,7 @@ pub(super) struct Memory {
     setbacks: Setbacks,
     done: Option<Box<Report>>,
     /// The scheduler of a run that is on no DaskCluster.
-    outside: Option<watch::Sender<Option<Seat>>>,
+    outside: Option<watch::Sender<Option<SchedulerEndpoint>>>,
     /// What it waited for, until a step ran.
     waited: Option<String>,
     /// When its cancellation was first seen.
@@ -171,13 +171,13 @@ impl Controller for Runs {
     fn begin(&self) {
         // Of runs that went while another process led nobody has told.
         self.waiters.clear();
-        self.turnstile.clear();
+        self.quota.clear();
         self.driven.clear();
         for key in self.desk.sink.cache.keys() {
             let Some(record) = self.desk.sink.cache.entry(&key).and_then(|entry| entry.root) else { continue };
             let run = read_run(&key, &record, &record.json());
             if !run.has_ended() && !run.spec.suspend && (run.held || run.status.revision.is_some()) {
-                self.turnstile.hold(&key);
+                self.quota.hold(&key);
             }
         }
     }
@@ -213,7 +213,7 @@ impl Runs {
 
     /// A run needs its place no more: the next ones have their turn.
     fn leave(&self, key: &Key) {
-        for next in self.turnstile.leave(key).into_iter().chain(self.driven.leave(key)) {
+        for next in self.quota.leave(key).into_iter().chain(self.driven.leave(key)) {
             self.desk.sink.queue.add(next);
         }
     }
@@ -243,17 +243,17 @@ impl Work<'_> {
     async fn run(mut self, run: Run) -> Result<Done, PassError> {
         self.hear();
         let mut spec = self.spec(&run).await;
-        let mut charter = None;
+        let mut run_revision = None;
         if matches!(spec, SpecFact::Valid) && !run.has_ended() && run.deleting.is_none() {
-            (spec, charter) = self.admit(&run).await;
+            (spec, run_revision) = self.admit(&run).await;
         }
         let mut facts = self.facts(&run, spec).await;
-        facts.full = self.place(&run, &facts, charter.as_deref());
+        facts.full = self.place(&run, &facts, run_revision.as_deref());
         let mut planned = plan(&run, &facts);
         if planned.freeze
-            && let Some(charter) = charter
+            && let Some(run_revision) = run_revision
         {
-            match self.writer.store_charter(&charter).await {
+            match self.writer.store_revision(&run_revision).await {
                 Ok(Ok(stored)) => {
                     self.memory.stored = Some(stored.clone());
                     facts = self.facts(&run, SpecFact::Frozen(stored.frozen())).await;
@@ -333,7 +333,7 @@ impl Work<'_> {
         // What is held was written down before, whether or not that was told.
         let held = run.held.then(|| revision_name(&run.name, &run.uid));
         let Some(name) = run.status.revision.clone().or(held) else { return SpecFact::Valid };
-        match self.writer.read_charter(&name).await {
+        match self.writer.read_revision(&name).await {
             Ok(Ok(stored)) => {
                 let frozen = stored.frozen();
                 self.memory.stored = Some(stored);
@@ -350,25 +350,25 @@ impl Work<'_> {
     }
 
     /// Takes or gives back its place among the runs of its namespace, and its memory; why there is none for it.
-    fn place(&self, run: &Run, facts: &Facts, charter: Option<&Charter>) -> Option<Trouble> {
-        let Runs { turnstile, driven, .. } = self.runs;
+    fn place(&self, run: &Run, facts: &Facts, run_revision: Option<&RunRevision>) -> Option<Trouble> {
+        let Runs { quota, driven, .. } = self.runs;
         let waits = |message: String| Some(Trouble { reason: "RunLimit", message, stalled: false });
         let goes = !run.has_ended() && run.deleting.is_none() && !run.spec.suspend && !run.spec.cancel;
         let fits = match &facts.spec {
             SpecFact::Frozen(_) if !run.has_ended() && !run.spec.suspend => {
-                turnstile.hold(self.key);
+                quota.hold(self.key);
                 let opens =
                     matches!(facts.drive, DriveFact::Live(_)) || matches!(facts.cluster, ClusterFact::Answers(_));
                 let bytes = self.memory.stored.as_ref().map_or(0, |stored| stored.in_progress());
                 if opens { driven.enter(self.key, run.created, bytes) } else { Ok(()) }
             }
             SpecFact::Valid if goes => {
-                if let Err(Full { most, before }) = turnstile.enter(self.key, run.created) {
+                if let Err(Full { most, before }) = quota.enter(self.key, run.created) {
                     let before =
                         if before == 0 { String::new() } else { format!("; {before} older ones wait before it") };
                     return waits(format!("the operator handles at most {most} runs of a namespace at once{before}"));
                 }
-                driven.fits(self.key, run.created, charter.map_or(0, charter::in_progress))
+                driven.fits(self.key, run.created, run_revision.map_or(0, run_revision::in_progress))
             }
             _ => {
                 self.runs.leave(self.key);
@@ -385,7 +385,7 @@ impl Work<'_> {
         ))
     }
 
-    async fn admit(&mut self, run: &Run) -> (SpecFact, Option<Box<Charter>>) {
+    async fn admit(&mut self, run: &Run) -> (SpecFact, Option<Box<RunRevision>>) {
         if let Some(why) = &self.refused {
             return (SpecFact::Invalid(why.clone()), None);
         }
@@ -400,7 +400,7 @@ impl Work<'_> {
             self.soon = Some(self.runs.missing);
         }
         match admit::admit(&self.value, &around) {
-            Admission::Ready(charter) => (SpecFact::Valid, Some(charter)),
+            Admission::Ready(run_revision) => (SpecFact::Valid, Some(run_revision)),
             Admission::Waits(trouble, patience) => (SpecFact::Waits(trouble, Some(patience)), None),
             Admission::Invalid(problems) => {
                 let shown = problems.iter().take(PROBLEMS).cloned().collect::<Vec<_>>().join("; ");
@@ -472,7 +472,8 @@ impl Work<'_> {
         if let (ClusterStep::Make, Some(stored)) = (planned.cluster, &stored) {
             let queue = self.value.pointer("/metadata/labels").and_then(|labels| labels.get(names::QUEUE_LABEL));
             let queue = queue.and_then(Value::as_str);
-            let made = self.writer.make_cluster(&stored.charter.run.cluster, queue, &self.runs.clusters.cache).await;
+            let made =
+                self.writer.make_cluster(&stored.run_revision.run.cluster, queue, &self.runs.clusters.cache).await;
             match made {
                 Ok(()) => {
                     tracing::info!(cluster = self.key.name, "made the cluster of the run");
@@ -534,12 +535,12 @@ impl Work<'_> {
                     return;
                 }
             };
-            let fabric = Fabric::Followed(match (&self.memory.outside, &stored.charter.place) {
-                (Some(seat), _) => seat.subscribe(),
+            let fabric = Fabric::Followed(match (&self.memory.outside, &stored.run_revision.place) {
+                (Some(endpoint), _) => endpoint.subscribe(),
                 (None, Place::Shared(name)) => {
-                    self.runs.board.seats(&Key::new(self.key.namespace.clone(), name.clone()))
+                    self.runs.registry.endpoints(&Key::new(self.key.namespace.clone(), name.clone()))
                 }
-                (None, _) => self.runs.board.seats(self.key),
+                (None, _) => self.runs.registry.endpoints(self.key),
             });
             let before = self.memory.broken.take().map(|(trouble, _)| trouble);
             self.memory.opening = before.is_none().then(Instant::now);

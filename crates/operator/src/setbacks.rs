@@ -5,8 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::backoff::delay;
-use super::board::known_reason;
 use super::queue::Key;
+use super::registry::known_reason;
 use decide::cluster::facts::Trouble;
 use driver::DriveError;
 use limits::Repetition;

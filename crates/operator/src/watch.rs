@@ -17,12 +17,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::backoff::jittered;
-use super::board::Waiters;
 use super::cache::Listed;
 use super::collection::{Collection, News, SILENCE, Trouble};
 use super::follow::Follow;
 use super::queue::Key;
 use super::record::{Body, Kind};
+use super::registry::Waiters;
 use super::shown::{self, Seen, labelled, own, owner, read_child, read_metadata, read_pod_record};
 use super::sink::Sink;
 use api::{DaskCluster, Pipeline, PipelineRun};

@@ -19,7 +19,7 @@ use run_model::{Frozen, START_DEADLINE, run_deadlines};
 
 /// Everything that a run is carried out from; it never changes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Charter {
+pub struct RunRevision {
     /// What also stands in the run's journal.
     pub run: Frozen,
     pub place: Place,
@@ -29,7 +29,7 @@ pub struct Charter {
 /// What became of a request to run.
 #[derive(Debug)]
 pub enum Admission {
-    Ready(Box<Charter>),
+    Ready(Box<RunRevision>),
     /// All that is wrong, each with object and field.
     Invalid(Vec<String>),
     /// An object that it names is not there yet; how long it waits for it.
@@ -91,7 +91,7 @@ pub fn admit(object: &Value, world: &dyn References) -> Admission {
     }
     match placed.storage {
         Some(storage) if problems.is_empty() => {
-            Admission::Ready(Box::new(Charter { run: frozen, place: placed.place, storage }))
+            Admission::Ready(Box::new(RunRevision { run: frozen, place: placed.place, storage }))
         }
         _ => Admission::Invalid(prefixed(problems)),
     }

@@ -7,19 +7,19 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{OPENING, Work};
-use crate::charter::Stored;
 use crate::error::PassError;
 use crate::gather::read_run;
 use crate::queue::Key;
 use crate::record::Kind;
 use crate::release::Whom;
+use crate::run_revision::Stored;
 use crate::run_writes::own_cluster;
 use decide::cluster::facts::{Phase, PodFact, Role, Trouble};
 use decide::pipelinerun::facts::{ClusterFact, Facts, Place, Run, SpecFact};
 use decide::pipelinerun::plan::{ClusterStep, Hold, Plan};
 use decide::pipelinerun::release::{ReleaseFact, shared_place};
 use decide::pipelinerun::retention::Due;
-use driver::{Lines, Seat, release};
+use driver::{ConnectionPool, SchedulerEndpoint, release};
 
 /// How long a scheduler may take to let go of a run.
 const LEAVE: Duration = Duration::from_secs(8);
@@ -51,7 +51,7 @@ impl Work<'_> {
         } else if self.runs.clusters.cache.entry(&key).is_none_or(|entry| entry.root.is_none()) {
             return ClusterFact::Missing;
         }
-        let standing = self.runs.board.standing(&key).unwrap_or_default();
+        let standing = self.runs.registry.standing(&key).unwrap_or_default();
         // One that ends again and again has its address all the while, and answers in between at most.
         let unstable = standing.scheduler.as_ref().is_some_and(|trouble| trouble.reason == "SchedulerUnstable");
         if standing.seated && !unstable {
@@ -92,26 +92,27 @@ impl Work<'_> {
             }
         };
         let lead = self.runs.desk.lead.leader().unwrap_or_default();
-        let lines = Lines::default();
+        let connections = ConnectionPool::default();
         let install = Some(self.runs.runtime);
-        let seat = Seat { address: address.to_owned(), tls, generation: 1, lead, install, lines };
-        self.memory.outside = Some(watch::Sender::new(Some(seat)));
+        let endpoint =
+            SchedulerEndpoint { address: address.to_owned(), tls, generation: 1, lead, install, connections };
+        self.memory.outside = Some(watch::Sender::new(Some(endpoint)));
         ClusterFact::Answers(None)
     }
 
     /// Has the run's scheduler remove what it has stored.
     pub(super) fn sweep(&mut self, stored: &Stored, due: Due) {
-        let Some(seat) = self.seat(&stored.charter.place) else { return self.soon = Some(OPENING) };
+        let Some(endpoint) = self.endpoint(&stored.run_revision.place) else { return self.soon = Some(OPENING) };
         let order = stored.sweep(due, self.ended());
-        self.memory.removal.start(order, due, seat, self.key, self.runs.desk.sink.queue.clone());
+        self.memory.removal.start(order, due, endpoint, self.key, self.runs.desk.sink.queue.clone());
     }
 
     /// Has the scheduler of the run's own cluster let go of it, so that what its steps have just finished is stored before
     /// the cluster goes. It matters little if that cannot be told.
     pub(super) async fn leave(&self, run: &Run, facts: &Facts) {
         let SpecFact::Frozen(frozen) = &facts.spec else { return };
-        let Some(seat) = self.seat(&frozen.place) else { return };
-        if let Ok(Err(error)) = timeout(LEAVE, release(&run.uid, &seat)).await {
+        let Some(endpoint) = self.endpoint(&frozen.place) else { return };
+        if let Ok(Err(error)) = timeout(LEAVE, release(&run.uid, &endpoint)).await {
             tracing::debug!(reason = error.reason(), "failed to release the run on the scheduler: {error}");
         }
     }
@@ -129,15 +130,15 @@ impl Work<'_> {
 
     /// Asks the scheduler to forget the run.
     pub(super) fn release(&mut self, run: &Run, spec: &SpecFact) {
-        let Some(seat) = shared_place(run, spec).and_then(|place| self.seat(&place)) else {
+        let Some(endpoint) = shared_place(run, spec).and_then(|place| self.endpoint(&place)) else {
             return self.soon = Some(OPENING);
         };
-        self.memory.release.start(run.uid.clone(), seat, self.key, self.runs.desk.sink.queue.clone());
+        self.memory.release.start(run.uid.clone(), endpoint, self.key, self.runs.desk.sink.queue.clone());
     }
 
     /// Who is to forget the run.
     async fn whom(&self, place: &Place, cluster: &ClusterFact) -> Whom {
-        if self.seat(place).is_some() {
+        if self.endpoint(place).is_some() {
             return Whom::Scheduler;
         }
         if let Place::Shared(name) = place {
@@ -173,11 +174,11 @@ impl Work<'_> {
     }
 
     /// The scheduler at `place`, if it can be spoken to.
-    fn seat(&self, place: &Place) -> Option<Seat> {
+    fn endpoint(&self, place: &Place) -> Option<SchedulerEndpoint> {
         let cluster = place.cluster(&self.key.name).map(|name| Key::new(self.key.namespace.clone(), name));
         match (&self.memory.outside, cluster) {
-            (Some(seat), _) => seat.borrow().clone(),
-            (None, Some(key)) => self.runs.board.seats(&key).borrow().clone(),
+            (Some(endpoint), _) => endpoint.borrow().clone(),
+            (None, Some(key)) => self.runs.registry.endpoints(&key).borrow().clone(),
             (None, None) => None,
         }
     }

@@ -2,7 +2,7 @@
 
 use api::cluster::DaskClusterSpec;
 use api::storage::Storage;
-use decide::pipelinerun::admit::{Admission, Charter, admit};
+use decide::pipelinerun::admit::{Admission, RunRevision, admit};
 use decide::pipelinerun::code::{ConfigMap, config_map};
 use decide::pipelinerun::facts::Place;
 use decide::pipelinerun::references::References;
@@ -83,9 +83,9 @@ fn ask_with(spec: Value, around: Around) -> Admission {
     )
 }
 
-fn charter(spec: Value) -> Charter {
+fn run_revision(spec: Value) -> RunRevision {
     match ask(spec) {
-        Admission::Ready(charter) => *charter,
+        Admission::Ready(run_revision) => *run_revision,
         other => panic!("{other:?}"),
     }
 }
@@ -103,7 +103,7 @@ fn steps() -> Value {
 
 #[test]
 fn a_pipeline_is_resolved_with_the_runs_own_deadlines_and_the_clusters_storage() {
-    let it = charter(json!({"pipelineRef": "p", "deadlines": {"active": "2h"}}));
+    let it = run_revision(json!({"pipelineRef": "p", "deadlines": {"active": "2h"}}));
     assert_eq!(it.place, Place::Shared("c".into()));
     assert_eq!(it.storage.url, "s3://bucket/c");
     let deadlines = it.run.pipeline.deadlines.clone().unwrap();
@@ -113,7 +113,7 @@ fn a_pipeline_is_resolved_with_the_runs_own_deadlines_and_the_clusters_storage()
     );
     assert_eq!((it.run.uid.as_str(), it.run.name.as_str()), (UID, "r"));
     // What is stored and read back is the same to the byte: the journal compares its digest.
-    let back: Charter = serde_json::from_value(serde_json::to_value(&it).unwrap()).unwrap();
+    let back: RunRevision = serde_json::from_value(serde_json::to_value(&it).unwrap()).unwrap();
     assert_eq!(back.run.to_bytes().unwrap(), it.run.to_bytes().unwrap());
 }
 
@@ -121,9 +121,9 @@ fn a_pipeline_is_resolved_with_the_runs_own_deadlines_and_the_clusters_storage()
 fn the_operators_storage_is_for_those_who_name_none_and_whose_cluster_is_their_own() {
     let around = || Around { storage: Some("s3://all/team"), ..Around::default() };
     let own = |url: &str, spec: Value| match ask_with(spec, around()) {
-        Admission::Ready(charter) => {
-            assert_eq!(charter.storage.url, url);
-            assert_eq!(charter.run.cluster.storage.unwrap().url, url, "its pods reach it");
+        Admission::Ready(run_revision) => {
+            assert_eq!(run_revision.storage.url, url);
+            assert_eq!(run_revision.run.cluster.storage.unwrap().url, url, "its pods reach it");
         }
         other => panic!("{other:?}"),
     };
@@ -140,11 +140,11 @@ fn the_operators_storage_is_for_those_who_name_none_and_whose_cluster_is_their_o
 fn a_cluster_of_its_own_gets_the_pipelines_storage() {
     let storage = json!({"url": "s3://bucket/p", "secretRef": "keys"});
     let template = json!({"template": {"storage": {"url": "s3://bucket/other"}}});
-    let it = charter(json!({"pipelineSpec": {"steps": steps(), "storage": storage, "cluster": template}}));
+    let it = run_revision(json!({"pipelineSpec": {"steps": steps(), "storage": storage, "cluster": template}}));
     assert_eq!(it.place, Place::Own);
     assert_eq!(it.run.cluster.storage.as_ref().unwrap().secret_ref.as_deref(), Some("keys"));
     assert_eq!(it.run.cluster.workers[0].name, "default");
-    let it = charter(json!({"pipelineSpec": {"steps": steps(), "storage": storage}}));
+    let it = run_revision(json!({"pipelineSpec": {"steps": steps(), "storage": storage}}));
     assert_eq!((it.place, it.storage.url.as_str()), (Place::Own, "s3://bucket/p"));
 }
 
@@ -301,7 +301,7 @@ fn the_files_of_a_config_map_are_written_down_with_the_run() {
         let code = json!({ "configMap": name });
         json!({"pipelineSpec": {"steps": steps(), "code": code, "storage": {"url": "s3://bucket/p"}}})
     };
-    let it = charter(spec("flow"));
+    let it = run_revision(spec("flow"));
     let code = it.run.pipeline.code.unwrap();
     assert_eq!((code.config_map, code.files.unwrap()["flow.py"].as_str()), (None, "x = 1"));
     for (name, words) in [
@@ -337,7 +337,7 @@ fn a_folder_on_a_claim_is_a_storage() {
         json!({ "pipelineSpec": spec })
     };
     for at in ["pipeline", "template"] {
-        assert_eq!(charter(spec(at, template.clone())).storage.url, "file:///data/runs");
+        assert_eq!(run_revision(spec(at, template.clone())).storage.url, "file:///data/runs");
     }
     let told = refused(spec("template", json!({"workers": [{"name": "a", "volumes": volumes}]})));
     assert!(told.contains("spec.pipelineSpec.cluster.template.storage.url: InvalidValue"), "{told}");
@@ -389,5 +389,5 @@ fn an_address_that_is_allowed_is_used_with_its_secret() {
     let spec = json!({"steps": steps(), "cluster": cluster, "storage": {"url": "s3://bucket/x"}});
     let address = "tls://dask.example.com:8786".to_owned();
     let place = Place::Address { address, secret: Some("dask".into()) };
-    assert_eq!(charter(json!({"pipelineSpec": spec})).place, place);
+    assert_eq!(run_revision(json!({"pipelineSpec": spec})).place, place);
 }

@@ -19,17 +19,17 @@ use super::room::{self, Charge};
 use super::wire;
 use api::cluster::DaskClusterSpec;
 use decide::cluster::names;
-use decide::pipelinerun::admit::Charter;
+use decide::pipelinerun::admit::RunRevision;
 use decide::pipelinerun::facts::{Frozen, Place};
 use decide::pipelinerun::retention::Due;
 use driver::Sweep;
 use lower::Plan;
 use run_model::{CodeSource, Moment, Patience, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec, archive};
 
-/// A charter as it was stored.
+/// A run_revision as it was stored.
 #[derive(Debug)]
 pub(super) struct Stored {
-    pub charter: Charter,
+    pub run_revision: RunRevision,
     /// Name of the ControllerRevision.
     pub name: String,
     pub since: Timestamp,
@@ -43,12 +43,12 @@ pub(super) fn revision_name(run: &str, uid: &str) -> String {
     format!("{run}-{}", uid.get(..8).unwrap_or(uid))
 }
 
-/// Why a stored charter cannot be used; reads after "it".
+/// Why a stored run_revision cannot be used; reads after "it".
 pub(super) type Unusable = String;
 
 impl Writer<'_> {
-    /// Stores the charter of a run, unless one is stored already, which then counts.
-    pub async fn store_charter(&self, charter: &Charter) -> Result<Result<Arc<Stored>, Unusable>, PassError> {
+    /// Stores the run_revision of a run, unless one is stored already, which then counts.
+    pub async fn store_revision(&self, run_revision: &RunRevision) -> Result<Result<Arc<Stored>, Unusable>, PassError> {
         let name = revision_name(&self.key.name, self.uid);
         let failed = |error| PassError::api("create", Kind::Revision, &name, error);
         let metadata = json!({
@@ -60,7 +60,8 @@ impl Writer<'_> {
             },
             "ownerReferences": [run_owner(&self.key.name, self.uid)],
         });
-        let made = Made { api_version: "apps/v1", kind: "ControllerRevision", metadata, revision: 1, data: charter };
+        let made =
+            Made { api_version: "apps/v1", kind: "ControllerRevision", metadata, revision: 1, data: run_revision };
         let object = serde_json::to_vec(&made);
         let object = object.map_err(|error| failed(kube::Error::SerdeError(error)))?;
         let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
@@ -68,13 +69,13 @@ impl Writer<'_> {
         let request = request.map_err(|error| failed(kube::Error::BuildRequest(error)))?;
         match wire::text(self.client, request).await {
             Ok(stored) => Ok(read(&name, self.uid, &stored)),
-            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => self.read_charter(&name).await,
+            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => self.read_revision(&name).await,
             Err(error) => Err(failed(error)),
         }
     }
 
-    /// Reads the charter of a run.
-    pub async fn read_charter(&self, name: &str) -> Result<Result<Arc<Stored>, Unusable>, PassError> {
+    /// Reads the run_revision of a run.
+    pub async fn read_revision(&self, name: &str) -> Result<Result<Arc<Stored>, Unusable>, PassError> {
         let failed = |error| PassError::api("read", Kind::Revision, name, error);
         let request = Request::new(self.objects(Kind::Revision).resource_url()).get(name, &GetParams::default());
         let request = request.map_err(|error| failed(kube::Error::BuildRequest(error)))?;
@@ -95,7 +96,7 @@ struct Made<'a> {
     kind: &'static str,
     metadata: Value,
     revision: u32,
-    data: &'a Charter,
+    data: &'a RunRevision,
 }
 
 #[derive(Deserialize)]
@@ -120,8 +121,8 @@ pub(super) fn run_owner(name: &str, uid: &str) -> Value {
 }
 
 /// What a run takes while it is in progress.
-pub(super) fn in_progress(charter: &Charter) -> usize {
-    serde_json::to_string(charter).map_or(0, |json| room::in_progress(&json))
+pub(super) fn in_progress(run_revision: &RunRevision) -> usize {
+    serde_json::to_string(run_revision).map_or(0, |json| room::in_progress(&json))
 }
 
 fn read(name: &str, uid: &str, stored: &str) -> Result<Arc<Stored>, Unusable> {
@@ -129,14 +130,14 @@ fn read(name: &str, uid: &str, stored: &str) -> Result<Arc<Stored>, Unusable> {
         |error: serde_json::Error| format!("has a ControllerRevision {name} that this version cannot read: {error}");
     let Found { metadata, data } = serde_json::from_str(stored).map_err(unread)?;
     let data = data.map_or("null", RawValue::get);
-    let charter: Charter = serde_json::from_str(data).map_err(unread)?;
-    if charter.run.uid != uid {
+    let run_revision: RunRevision = serde_json::from_str(data).map_err(unread)?;
+    if run_revision.run.uid != uid {
         return Err(format!("has a ControllerRevision {name} that is of another run; it is not touched"));
     }
     let since = metadata.creation_timestamp.map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     let charge = room::CHARTERS.charge(room::size(data));
     let (weight, in_progress) = (room::weight(data), room::in_progress(data));
-    Ok(Arc::new(Stored { charter, name: name.to_owned(), since, weight, in_progress, charge }))
+    Ok(Arc::new(Stored { run_revision, name: name.to_owned(), since, weight, in_progress, charge }))
 }
 
 impl Stored {
@@ -157,18 +158,24 @@ impl Stored {
 
     /// What decisions need of it.
     pub fn frozen(&self) -> Frozen {
-        let deadlines = self.charter.run.pipeline.deadlines.as_ref();
+        let deadlines = self.run_revision.run.pipeline.deadlines.as_ref();
         let start = deadlines.and_then(|deadlines| deadlines.start.as_ref()).map(|span| span.to_std());
         Frozen {
             revision: self.name.clone(),
             since: self.since,
-            place: self.charter.place.clone(),
-            storage_url: self.charter.storage.url.trim_end_matches('/').to_owned(),
-            storage_secret: self.charter.run.cluster.storage.as_ref().and_then(|storage| storage.secret_ref.clone()),
+            place: self.run_revision.place.clone(),
+            storage_url: self.run_revision.storage.url.trim_end_matches('/').to_owned(),
+            storage_secret: self
+                .run_revision
+                .run
+                .cluster
+                .storage
+                .as_ref()
+                .and_then(|storage| storage.secret_ref.clone()),
             start: start.unwrap_or(START_DEADLINE),
             active: deadlines.and_then(|deadlines| deadlines.active.as_ref()).map(|span| span.to_std()),
             finally: match deadlines.and_then(|deadlines| deadlines.finally.as_ref()) {
-                _ if self.charter.run.pipeline.finally.is_empty() => Some(Duration::ZERO),
+                _ if self.run_revision.run.pipeline.finally.is_empty() => Some(Duration::ZERO),
                 span => span.map(|span| span.to_std()),
             },
         }
@@ -176,14 +183,14 @@ impl Stored {
 
     /// How what the run has stored is removed. `ended`: uids of runs that are known to have ended.
     pub fn sweep(&self, due: Due, ended: BTreeSet<String>) -> Sweep {
-        let Charter { run, .. } = &self.charter;
+        let RunRevision { run, .. } = &self.run_revision;
         let pipeline = run.pipeline_name.clone();
         let (storage, Due { outputs, record }) = (self.storage(), due);
         Sweep { uid: run.uid.clone(), pipeline, storage, outputs, record, ended }
     }
 
     fn storage(&self) -> StorageSpec {
-        let storage = &self.charter.storage;
+        let storage = &self.run_revision.storage;
         StorageSpec {
             url: storage.url.trim_end_matches('/').to_owned(),
             endpoint: storage.endpoint.clone(),
@@ -194,7 +201,7 @@ impl Stored {
     /// What the driver needs. `begun`: a step was seen running, so that the time to the first one does not count any more.
     /// `steps`: how many the operator allows.
     pub fn run_spec(&self, now: Timestamp, begun: bool, start: Start, steps: Option<u32>) -> Result<RunSpec, Unusable> {
-        let Charter { run, .. } = &self.charter;
+        let RunRevision { run, .. } = &self.run_revision;
         let mut plan: Plan = run.plan("spec").map_err(|problems| {
             let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
             format!("is refused by this version of the operator: {}", texts.join("; "))
@@ -222,7 +229,7 @@ impl Stored {
             code,
             requirements: Requirements {
                 wanted: run.pipeline.requirements.clone(),
-                same_image: !matches!(self.charter.place, Place::Address { .. }) && has_one_image(&run.cluster),
+                same_image: !matches!(self.run_revision.place, Place::Address { .. }) && has_one_image(&run.cluster),
             },
             image: run.cluster.image.clone(),
             pipeline: run.pipeline_name.clone(),

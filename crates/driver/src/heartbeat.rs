@@ -14,9 +14,9 @@ use dask::{Address, Connection, Deadlines};
 const PULSE: Duration = Duration::from_secs(3);
 const PULSE_PATIENCE: Duration = Duration::from_secs(12);
 
-/// The pulse of one scheduler, felt once for all runs that are open on it. Clones share it.
+/// The heartbeat of one scheduler, felt once for all runs that are open on it. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Pulse(Arc<Mutex<Weak<Beat>>>);
+pub struct Heartbeat(Arc<Mutex<Weak<Beat>>>);
 
 /// The task that feels it: it ends with the last run that wants to know.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ struct Beat {
     task: JoinHandle<()>,
 }
 
-impl Pulse {
+impl Heartbeat {
     /// Completes when the scheduler does not answer any more, and says why. Opening a run and closing it may take minutes
     /// while storage is slow, and a stopped process keeps its connections: only asking tells whether it lives.
     pub(super) async fn lost(&self, address: &Address, tls: Option<&dask::Tls>) -> dask::Error {

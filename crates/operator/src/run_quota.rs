@@ -9,7 +9,7 @@ use super::queue::Key;
 
 /// Counts the runs of each namespace.
 #[derive(Debug, Default)]
-pub(super) struct Turnstile {
+pub(super) struct RunQuota {
     /// Runs at once in one namespace; none: as many as there are.
     most: Option<usize>,
     gates: Mutex<HashMap<String, Gate>>,
@@ -30,7 +30,7 @@ pub(super) struct Full {
     pub before: usize,
 }
 
-impl Turnstile {
+impl RunQuota {
     pub fn new(most: Option<usize>) -> Self {
         Self { most, gates: Mutex::default() }
     }
@@ -114,47 +114,47 @@ mod tests {
 
     #[test]
     fn the_older_ones_go_first_and_each_namespace_for_itself() {
-        let turnstile = Turnstile::new(Some(1));
-        assert_eq!(turnstile.enter(&key("a"), at(1)), Ok(()));
-        assert_eq!(turnstile.enter(&key("a"), at(1)), Ok(()), "it has its place");
-        assert_eq!(turnstile.enter(&Key::new("other", "a"), at(9)), Ok(()));
-        assert_eq!(turnstile.enter(&key("c"), at(3)), Err(Full { most: 1, before: 0 }));
-        assert_eq!(turnstile.enter(&key("b"), at(2)), Err(Full { most: 1, before: 0 }));
-        assert_eq!(turnstile.enter(&key("c"), at(3)), Err(Full { most: 1, before: 1 }));
-        assert_eq!(names(turnstile.leave(&key("a"))), ["b"]);
-        assert_eq!(turnstile.enter(&key("c"), at(3)), Err(Full { most: 1, before: 1 }), "an older one waits");
-        assert_eq!(turnstile.enter(&key("b"), at(2)), Ok(()));
-        assert_eq!(names(turnstile.leave(&key("a"))), [""; 0], "it has left before");
-        assert_eq!(names(turnstile.leave(&key("b"))), ["c"]);
+        let quota = RunQuota::new(Some(1));
+        assert_eq!(quota.enter(&key("a"), at(1)), Ok(()));
+        assert_eq!(quota.enter(&key("a"), at(1)), Ok(()), "it has its place");
+        assert_eq!(quota.enter(&Key::new("other", "a"), at(9)), Ok(()));
+        assert_eq!(quota.enter(&key("c"), at(3)), Err(Full { most: 1, before: 0 }));
+        assert_eq!(quota.enter(&key("b"), at(2)), Err(Full { most: 1, before: 0 }));
+        assert_eq!(quota.enter(&key("c"), at(3)), Err(Full { most: 1, before: 1 }));
+        assert_eq!(names(quota.leave(&key("a"))), ["b"]);
+        assert_eq!(quota.enter(&key("c"), at(3)), Err(Full { most: 1, before: 1 }), "an older one waits");
+        assert_eq!(quota.enter(&key("b"), at(2)), Ok(()));
+        assert_eq!(names(quota.leave(&key("a"))), [""; 0], "it has left before");
+        assert_eq!(names(quota.leave(&key("b"))), ["c"]);
     }
 
     #[test]
     fn one_that_has_begun_has_a_place_in_any_case() {
-        let turnstile = Turnstile::new(Some(1));
-        turnstile.hold(&key("a"));
-        turnstile.hold(&key("b"));
-        assert_eq!(turnstile.enter(&key("c"), at(3)), Err(Full { most: 1, before: 0 }));
-        assert_eq!(names(turnstile.leave(&key("a"))), [""; 0], "there is still one");
-        assert_eq!(names(turnstile.leave(&key("b"))), ["c"]);
+        let quota = RunQuota::new(Some(1));
+        quota.hold(&key("a"));
+        quota.hold(&key("b"));
+        assert_eq!(quota.enter(&key("c"), at(3)), Err(Full { most: 1, before: 0 }));
+        assert_eq!(names(quota.leave(&key("a"))), [""; 0], "there is still one");
+        assert_eq!(names(quota.leave(&key("b"))), ["c"]);
     }
 
     #[test]
     fn one_that_goes_while_it_waits_holds_nobody_up() {
-        let turnstile = Turnstile::new(Some(1));
-        turnstile.hold(&key("a"));
-        assert!(turnstile.enter(&key("b"), at(2)).is_err());
-        assert!(turnstile.enter(&key("c"), at(3)).is_err());
-        assert_eq!(names(turnstile.leave(&key("b"))), [""; 0]);
-        assert_eq!(names(turnstile.leave(&key("a"))), ["c"]);
-        assert_eq!(turnstile.enter(&key("c"), at(3)), Ok(()));
-        assert_eq!(names(turnstile.leave(&key("c"))), [""; 0]);
-        assert!(turnstile.lock().is_empty(), "nothing is kept of namespaces without runs");
+        let quota = RunQuota::new(Some(1));
+        quota.hold(&key("a"));
+        assert!(quota.enter(&key("b"), at(2)).is_err());
+        assert!(quota.enter(&key("c"), at(3)).is_err());
+        assert_eq!(names(quota.leave(&key("b"))), [""; 0]);
+        assert_eq!(names(quota.leave(&key("a"))), ["c"]);
+        assert_eq!(quota.enter(&key("c"), at(3)), Ok(()));
+        assert_eq!(names(quota.leave(&key("c"))), [""; 0]);
+        assert!(quota.lock().is_empty(), "nothing is kept of namespaces without runs");
     }
 
     #[test]
     fn without_a_limit_nobody_waits() {
-        let turnstile = Turnstile::new(None);
-        assert!((0..1000).all(|n| turnstile.enter(&key(&n.to_string()), at(n)).is_ok()));
-        assert!(turnstile.leave(&key("1")).is_empty());
+        let quota = RunQuota::new(None);
+        assert!((0..1000).all(|n| quota.enter(&key(&n.to_string()), at(n)).is_ok()));
+        assert!(quota.leave(&key("1")).is_empty());
     }
 }

@@ -11,7 +11,7 @@ use super::record::Kind;
 use api::condition::CONDITION_REASONS;
 use api::status::DaskClusterStatus;
 use decide::cluster::facts::Trouble;
-use driver::{Lines, Seat};
+use driver::{ConnectionPool, SchedulerEndpoint};
 
 /// Runs that want another turn when an object changes. Each is told once: a run that still waits says so again. What is kept
 /// is what the runs that are there waited for in their last turn, however many names they have waited for before.
@@ -94,10 +94,10 @@ impl Waiters {
     }
 }
 
-/// What stands on the board about one cluster.
+/// What stands on the registry about one cluster.
 #[derive(Debug)]
 struct Post {
-    seat: watch::Sender<Option<Seat>>,
+    endpoint: watch::Sender<Option<SchedulerEndpoint>>,
     /// Of the pod of the scheduler.
     uid: String,
     standing: Standing,
@@ -116,12 +116,12 @@ pub(super) struct Standing {
 
 /// Of all clusters.
 #[derive(Debug)]
-pub(super) struct Board {
+pub(super) struct SchedulerRegistry {
     posts: Mutex<HashMap<Key, Post>>,
     waiters: Arc<Waiters>,
 }
 
-impl Board {
+impl SchedulerRegistry {
     pub fn new(waiters: Arc<Waiters>) -> Self {
         Self { posts: Mutex::default(), waiters }
     }
@@ -132,17 +132,17 @@ impl Board {
     }
 
     /// The scheduler of a cluster, now and from now on.
-    pub fn seats(&self, cluster: &Key) -> watch::Receiver<Option<Seat>> {
+    pub fn endpoints(&self, cluster: &Key) -> watch::Receiver<Option<SchedulerEndpoint>> {
         let mut posts = self.lock();
         if !posts.contains_key(cluster) {
             // Of those that nobody follows, and that were never or are no more, nothing is known.
             posts.retain(|_, post| !post.is_vacant());
         }
-        posts.entry(cluster.clone()).or_insert_with(Post::new).seat.subscribe()
+        posts.entry(cluster.clone()).or_insert_with(Post::new).endpoint.subscribe()
     }
 
     /// Which scheduler a cluster has now.
-    pub fn seat(&self, cluster: &Key, target: Option<&Target>) {
+    pub fn endpoint(&self, cluster: &Key, target: Option<&Target>) {
         self.change(cluster, |post| {
             post.aim(target);
             Standing { seated: target.is_some(), ..post.standing.clone() }
@@ -174,7 +174,7 @@ impl Board {
         post.aim(None);
         post.standing = Standing::default();
         // Whoever follows it would miss the next one of the name.
-        if post.seat.is_closed() {
+        if post.endpoint.is_closed() {
             posts.remove(cluster);
         }
         drop(posts);
@@ -189,31 +189,34 @@ impl Board {
 
 impl Post {
     fn new() -> Self {
-        Self { seat: watch::Sender::new(None), uid: String::new(), standing: Standing::default() }
+        Self { endpoint: watch::Sender::new(None), uid: String::new(), standing: Standing::default() }
     }
 
     /// Nothing is known of the cluster, and nobody follows it.
     fn is_vacant(&self) -> bool {
-        self.seat.is_closed() && self.seat.borrow().is_none() && self.standing == Standing::default()
+        self.endpoint.is_closed() && self.endpoint.borrow().is_none() && self.standing == Standing::default()
     }
 
     /// Certificates and epoch are replaced in silence; another pod is news.
     fn aim(&mut self, target: Option<&Target>) {
-        let Self { seat, uid, .. } = self;
-        seat.send_if_modified(|known| {
+        let Self { endpoint, uid, .. } = self;
+        endpoint.send_if_modified(|known| {
             let Some(target) = target else { return known.take().is_some() };
-            let generation = known.as_ref().map_or(0, |seat| seat.generation);
+            let generation = known.as_ref().map_or(0, |endpoint| endpoint.generation);
             let same = known.is_some() && *uid == target.uid;
             let generation = if same { generation } else { next_generation() };
-            let lines = known.as_ref().filter(|_| same).map_or_else(Lines::default, |seat| seat.lines.clone());
+            let connections = known
+                .as_ref()
+                .filter(|_| same)
+                .map_or_else(ConnectionPool::default, |endpoint| endpoint.connections.clone());
             uid.clone_from(&target.uid);
-            *known = Some(Seat {
+            *known = Some(SchedulerEndpoint {
                 address: target.address.to_string(),
                 tls: target.tls.clone(),
                 generation,
                 lead: target.lead.clone(),
                 install: None,
-                lines,
+                connections,
             });
             !same
         });
@@ -290,14 +293,14 @@ mod tests {
 
     #[test]
     fn clusters_that_never_were_leave_nothing_on_the_board() {
-        let board = Board::new(Arc::default());
-        let followed = board.seats(&key("followed"));
+        let registry = SchedulerRegistry::new(Arc::default());
+        let followed = registry.endpoints(&key("followed"));
         for n in 0..1000 {
-            drop(board.seats(&key(&format!("c{n}"))));
+            drop(registry.endpoints(&key(&format!("c{n}"))));
         }
-        board.seat(&key("known"), None);
-        assert!(board.lock().len() <= 3, "{}", board.lock().len());
-        assert!(board.lock().contains_key(&key("followed")));
+        registry.endpoint(&key("known"), None);
+        assert!(registry.lock().len() <= 3, "{}", registry.lock().len());
+        assert!(registry.lock().contains_key(&key("followed")));
         drop(followed);
     }
 }
