@@ -21,12 +21,12 @@ type Like = (Option<String>, Vec<(String, u64)>);
 
 /// What was told of one run on one scheduler.
 #[derive(Debug)]
-pub(super) struct Teller {
+pub(super) struct DemandReporter {
     told: Vec<Ask>,
     next: Instant,
 }
 
-impl Teller {
+impl DemandReporter {
     pub(super) fn new() -> Self {
         Self { told: Vec::new(), next: Instant::now() }
     }

@@ -110,7 +110,7 @@ pub async fn forecast(spec: &RunSpec, whole: &Plan) -> Result<Forecast, DriveErr
     rest.apply(&spec.plan, &mut state);
     let names = reusable.iter().flat_map(Reusable::runs).map(|(name, uid)| (uid.to_owned(), name.to_owned())).collect();
     let listed = reusable.as_ref().map(|known| known.runs().map(|(n, u)| (n.to_owned(), u.to_owned())).collect());
-    let mut teller = Teller {
+    let mut forecaster = Forecaster {
         spec,
         objects: Objects::new(&spec.plan),
         facts,
@@ -129,20 +129,20 @@ pub async fn forecast(spec: &RunSpec, whole: &Plan) -> Result<Forecast, DriveErr
     if spec.reuse.missing {
         paths.extend(spec.plan.known_paths());
     }
-    teller.look(Wanted { reads: paths.into_iter().collect(), keeps: Vec::new() }).await?;
-    if let Some(message) = objects::unpinned(&spec.plan, &teller.facts.versions) {
+    forecaster.look(Wanted { reads: paths.into_iter().collect(), keeps: Vec::new() }).await?;
+    if let Some(message) = objects::unpinned(&spec.plan, &forecaster.facts.versions) {
         return Err(DriveError::Refused { reason: "VersionNotFound".to_owned(), message });
     }
-    teller.engine().await?;
+    forecaster.engine().await?;
     let mut steps = Vec::new();
     for step in order(whole) {
-        steps.push(teller.tell(step, whole).await?);
+        steps.push(forecaster.tell(step, whole).await?);
     }
     Ok(Forecast { earlier: listed, steps })
 }
 
 /// A run that is thought through.
-struct Teller<'a> {
+struct Forecaster<'a> {
     spec: &'a RunSpec,
     objects: Objects,
     facts: Facts,
@@ -165,7 +165,7 @@ struct Teller<'a> {
     fates: BTreeMap<StepIx, (Fate, BTreeSet<String>)>,
 }
 
-impl Teller<'_> {
+impl Forecaster<'_> {
     /// Lets the engine go on until nothing follows any more without a step that runs.
     async fn engine(&mut self) -> Result<(), DriveError> {
         let plan = &self.spec.plan;

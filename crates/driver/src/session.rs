@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::code::code;
 use super::counts::counts;
-use super::demand::Teller;
+use super::demand::DemandReporter;
 use super::ended::{Ended, Loss, classify, fatal, lost, refused, stopped};
 use super::error::DriveError;
 use super::fabric::Access;
@@ -269,7 +269,7 @@ impl Session<'_> {
         follow.logs = self.spec.logs;
         let mut events = peer.follow(&follow).await.map_err(classify)?;
         facts.begun = !facts.resumed.is_empty();
-        let mut demand = self.scaled.then(Teller::new);
+        let mut demand = self.scaled.then(DemandReporter::new);
         let mut limits = plan.limits.clone();
         limits.finally_ms = self.spec.finally_deadline.map(|deadline| deadline.as_millis() as u64);
         let (mut cancel, mut cancelled) = (self.cancel.clone(), false);

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::cache::{Cache, Entry};
 use super::compare::{contains, is_same};
-use super::error::PassError;
+use super::error::ReconcileError;
 use super::queue::Key;
 use super::record::{Body, Kind, Record};
 use super::{shown, wire};
@@ -45,7 +45,7 @@ enum Ownership {
 
 impl Writer<'_> {
     /// Makes a child as it was built, unless it is so already. Tells whether it wrote.
-    pub async fn apply(&self, kind: Kind, built: &Value, entry: &Entry) -> Result<bool, PassError> {
+    pub async fn apply(&self, kind: Kind, built: &Value, entry: &Entry) -> Result<bool, ReconcileError> {
         let name = built.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
         let known = entry.children.get(&(kind, name.to_owned())).filter(|record| record.owner == self.uid);
         if let Some(known) = known
@@ -60,8 +60,8 @@ impl Writer<'_> {
 
     /// Not by an apply, which would overwrite what somebody else made of that name in part, and which the API server reads as
     /// YAML, twice: that was a seventh of its time when clusters came.
-    async fn create(&self, kind: Kind, name: &str, built: &Value) -> Result<bool, PassError> {
-        let failed = |error| PassError::api("create", kind, name, error);
+    async fn create(&self, kind: Kind, name: &str, built: &Value) -> Result<bool, ReconcileError> {
+        let failed = |error| ReconcileError::api("create", kind, name, error);
         let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
         let body = serde_json::to_vec(built).map_err(|error| failed(kube::Error::SerdeError(error)))?;
         let api = self.objects(kind);
@@ -78,7 +78,8 @@ impl Writer<'_> {
         match answer {
             Ok(answer) => self.keep(kind, name, answer),
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
-                let found = api.get_metadata(name).await.map_err(|error| PassError::api("read", kind, name, error))?;
+                let found =
+                    api.get_metadata(name).await.map_err(|error| ReconcileError::api("read", kind, name, error))?;
                 let uid = self.own(kind, name, &found.metadata)?;
                 if kind == Kind::ConfigMap {
                     // What it holds is in its name, and cannot be changed.
@@ -93,40 +94,47 @@ impl Writer<'_> {
     }
 
     /// Makes one of ours as it was built, if it is still that one; what somebody else wrote into it goes.
-    async fn change(&self, kind: Kind, name: &str, built: &Value, uid: &str) -> Result<(), PassError> {
+    async fn change(&self, kind: Kind, name: &str, built: &Value, uid: &str) -> Result<(), ReconcileError> {
         let mut wanted = built.clone();
         if let Some(metadata) = wanted.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.insert("uid".to_owned(), json!(uid));
         }
         let params = PatchParams::apply(names::MANAGER).force();
         let answer = self.objects(kind).patch(name, &params, &Patch::Apply(&wanted)).await;
-        let answer = answer.map_err(|error| PassError::api("apply", kind, name, error))?;
+        let answer = answer.map_err(|error| ReconcileError::api("apply", kind, name, error))?;
         self.keep(kind, name, shown::read_child(&answer));
         Ok(())
     }
 
     /// Makes a pod. One of that name that is the cluster's already is as good.
-    pub async fn create_pod(&self, built: Value) -> Result<(), PassError> {
+    pub async fn create_pod(&self, built: Value) -> Result<(), ReconcileError> {
         let api = self.pods();
         let name = built.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
         let pod: Pod = serde_json::from_value(built)
-            .map_err(|error| PassError::api("build", Kind::Pod, &name, kube::Error::SerdeError(error)))?;
+            .map_err(|error| ReconcileError::api("build", Kind::Pod, &name, kube::Error::SerdeError(error)))?;
         let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
         let answer = match api.create(&params, &pod).await {
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
-                let found = api.get(&name).await.map_err(|error| PassError::api("read", Kind::Pod, &name, error))?;
+                let found =
+                    api.get(&name).await.map_err(|error| ReconcileError::api("read", Kind::Pod, &name, error))?;
                 self.own(Kind::Pod, &name, &found.metadata)?;
                 Ok(found)
             }
             answer => answer,
         };
-        let pod = answer.map_err(|error| PassError::api("create", Kind::Pod, &name, error))?;
+        let pod = answer.map_err(|error| ReconcileError::api("create", Kind::Pod, &name, error))?;
         self.keep(Kind::Pod, &name, shown::read_pod_record(&pod));
         Ok(())
     }
 
     /// Deletes a pod if it is still that one, and, where a version is given, still as it was seen.
-    pub async fn delete_pod(&self, name: &str, uid: &str, version: Option<&str>, force: bool) -> Result<(), PassError> {
+    pub async fn delete_pod(
+        &self,
+        name: &str,
+        uid: &str,
+        version: Option<&str>,
+        force: bool,
+    ) -> Result<(), ReconcileError> {
         let params = DeleteParams {
             grace_period_seconds: force.then_some(0),
             preconditions: Some(Preconditions {
@@ -148,17 +156,17 @@ impl Writer<'_> {
                 self.cache.remove(Kind::Pod, self.key, name, Some(uid));
                 Ok(())
             }
-            Err(error) => Err(PassError::api("delete", Kind::Pod, name, error)),
+            Err(error) => Err(ReconcileError::api("delete", Kind::Pod, name, error)),
         }
     }
 
     /// Deletes a child that is wanted no more, if it is still that one.
-    pub async fn delete(&self, kind: Kind, name: &str, record: &Record) -> Result<(), PassError> {
+    pub async fn delete(&self, kind: Kind, name: &str, record: &Record) -> Result<(), ReconcileError> {
         let preconditions = Some(Preconditions { uid: Some(record.uid.clone()), resource_version: None });
         let params = DeleteParams { preconditions, ..DeleteParams::default() };
         match self.objects(kind).delete(name, &params).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) => return Err(PassError::api("delete", kind, name, error)),
+            Err(error) => return Err(ReconcileError::api("delete", kind, name, error)),
             Ok(_) => {}
         }
         self.cache.remove(kind, self.key, name, Some(&record.uid));
@@ -167,7 +175,7 @@ impl Writer<'_> {
 
     /// Notes on a pod which certificate it should show. The kubelet then looks at the mounted Secret at once instead of in
     /// a minute or two.
-    pub async fn note_certificate(&self, name: &str, uid: &str, fingerprint: &str) -> Result<(), PassError> {
+    pub async fn note_certificate(&self, name: &str, uid: &str, fingerprint: &str) -> Result<(), ReconcileError> {
         let note = json!({"metadata": {"uid": uid, "annotations": {names::CERTIFICATE_ANNOTATION: fingerprint}}});
         let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
         match self.pods().patch(name, &params, &Patch::Merge(&note)).await {
@@ -175,13 +183,18 @@ impl Writer<'_> {
             Err(kube::Error::Api(status)) if status.code == 404 => {
                 self.cache.remove(Kind::Pod, self.key, name, Some(uid));
             }
-            Err(error) => return Err(PassError::api("patch", Kind::Pod, name, error)),
+            Err(error) => return Err(ReconcileError::api("patch", Kind::Pod, name, error)),
         }
         Ok(())
     }
 
     /// Gives a pod back the labels that it was made with.
-    pub async fn relabel(&self, name: &str, uid: &str, labels: &BTreeMap<String, String>) -> Result<(), PassError> {
+    pub async fn relabel(
+        &self,
+        name: &str,
+        uid: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ReconcileError> {
         let patch = json!({"metadata": {"uid": uid, "labels": labels}});
         let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
         match self.pods().patch(name, &params, &Patch::Merge(&patch)).await {
@@ -189,16 +202,16 @@ impl Writer<'_> {
             Err(kube::Error::Api(status)) if status.code == 404 => {
                 self.cache.remove(Kind::Pod, self.key, name, Some(uid));
             }
-            Err(error) => return Err(PassError::api("patch", Kind::Pod, name, error)),
+            Err(error) => return Err(ReconcileError::api("patch", Kind::Pod, name, error)),
         }
         Ok(())
     }
 
     /// Replaces the status.
-    pub async fn write_status(&self, kind: Kind, status: &impl Serialize) -> Result<(), PassError> {
+    pub async fn write_status(&self, kind: Kind, status: &impl Serialize) -> Result<(), ReconcileError> {
         let api = self.objects(kind);
         let name = &self.key.name;
-        let failed = |error| PassError::api("write the status of", kind, name, error);
+        let failed = |error| ReconcileError::api("write the status of", kind, name, error);
         let patch = json!([
             {"op": "test", "path": "/metadata/uid", "value": self.uid},
             {"op": "add", "path": "/status", "value": status},
@@ -215,8 +228,8 @@ impl Writer<'_> {
         &self,
         kind: Kind,
         request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
-        failed: impl Fn(kube::Error) -> PassError,
-    ) -> Result<(), PassError> {
+        failed: impl Fn(kube::Error) -> ReconcileError,
+    ) -> Result<(), ReconcileError> {
         let request = request.map_err(|error| failed(kube::Error::BuildRequest(error)))?;
         let text = match wire::text(self.client, request).await {
             Ok(text) => text,
@@ -229,16 +242,16 @@ impl Writer<'_> {
     }
 
     /// Fails if the object that is looked at is another one by now, or has another spec.
-    pub async fn confirm(&self, kind: Kind, generation: i64) -> Result<(), PassError> {
+    pub async fn confirm(&self, kind: Kind, generation: i64) -> Result<(), ReconcileError> {
         let name = &self.key.name;
         let found = self.objects(kind).get_metadata_opt(name).await;
-        let found = found.map_err(|error| PassError::api("read", kind, name, error))?;
+        let found = found.map_err(|error| ReconcileError::api("read", kind, name, error))?;
         let is_known = |meta: &ObjectMeta| {
             meta.uid.as_deref() == Some(self.uid)
                 && meta.generation.is_none_or(|live| live == generation)
                 && meta.deletion_timestamp.is_none()
         };
-        if found.is_some_and(|found| is_known(&found.metadata)) { Ok(()) } else { Err(PassError::Behind) }
+        if found.is_some_and(|found| is_known(&found.metadata)) { Ok(()) } else { Err(ReconcileError::Behind) }
     }
 
     /// The version in which a pod was seen last.
@@ -248,8 +261,8 @@ impl Writer<'_> {
     }
 
     /// Looks whether an object is still there that no watch has shown for long.
-    pub async fn verify(&self, kind: Kind, name: &str, uid: &str) -> Result<(), PassError> {
-        let failed = |error| PassError::api("read", kind, name, error);
+    pub async fn verify(&self, kind: Kind, name: &str, uid: &str) -> Result<(), ReconcileError> {
+        let failed = |error| ReconcileError::api("read", kind, name, error);
         let found = match kind {
             Kind::Pod => {
                 let pod = self.pods().get_opt(name).await.map_err(failed)?;
@@ -270,14 +283,14 @@ impl Writer<'_> {
     }
 
     /// Whether a child is as it was built; one that is too large to be kept is read for that.
-    async fn is_there(&self, kind: Kind, name: &str, known: &Record, built: &Value) -> Result<bool, PassError> {
+    async fn is_there(&self, kind: Kind, name: &str, known: &Record, built: &Value) -> Result<bool, ReconcileError> {
         match &known.body {
             // Its content is in its name, and cannot be changed.
             Body::Nothing => Ok(true),
             Body::Json(_) => Ok(is_as_built(kind, &known.json(), built)),
             Body::Part(_) => {
                 let found = self.objects(kind).get_opt(name).await;
-                let found = found.map_err(|error| PassError::api("read", kind, name, error))?;
+                let found = found.map_err(|error| ReconcileError::api("read", kind, name, error))?;
                 let live = found.filter(|found| found.metadata.uid.as_ref() == Some(&known.uid));
                 let live = live.and_then(|live| serde_json::to_value(live).ok());
                 Ok(live.is_some_and(|live| is_as_built(kind, &live, built)))
@@ -308,11 +321,11 @@ impl Writer<'_> {
     }
 
     /// The uid of an object that is the cluster's own.
-    fn own(&self, kind: Kind, name: &str, meta: &ObjectMeta) -> Result<String, PassError> {
+    fn own(&self, kind: Kind, name: &str, meta: &ObjectMeta) -> Result<String, ReconcileError> {
         match ownership(meta, &self.key.name, self.uid) {
             Ownership::Ours => Ok(meta.uid.clone().unwrap_or_default()),
-            Ownership::Leftover => Err(PassError::Leftover { kind, name: name.to_owned() }),
-            Ownership::Foreign(owner) => Err(PassError::Taken { kind, name: name.to_owned(), owner }),
+            Ownership::Leftover => Err(ReconcileError::Leftover { kind, name: name.to_owned() }),
+            Ownership::Foreign(owner) => Err(ReconcileError::Taken { kind, name: name.to_owned(), owner }),
         }
     }
 }

@@ -19,7 +19,7 @@ use super::authorities::{self, Authorities};
 use super::cause::cause;
 use api::cluster::{ClusterTls, TlsMode};
 use dask::Tls;
-use decide::cluster::facts::{Cluster, TlsFact, Trouble};
+use decide::cluster::facts::{Cluster, Issue, TlsFact};
 use decide::cluster::names;
 use tls::{Authority, Identity, Subject, is_due};
 
@@ -75,7 +75,7 @@ impl Error {
 /// What the operator needs to speak to a cluster, and what its pods should show.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
-    /// The operator's own identity; none without TLS, or when there are no certificates (see `fact.trouble`).
+    /// The operator's own identity; none without TLS, or when there are no certificates (see `fact.issue`).
     pub client: Option<Tls>,
     pub fact: TlsFact,
     /// When to look again.
@@ -260,7 +260,7 @@ impl Certificates {
                 fingerprint: Some(leaf.fingerprint),
                 ca_fingerprint: Some(ca.fingerprint),
                 expires: Some(leaf.expires),
-                trouble: None,
+                issue: None,
             },
             (Ok(leaf), Ok(_)) if leaf.expires <= now => {
                 return Ok(invalid(format!("the certificate in the Secret {name} expired on {}", leaf.expires)));
@@ -293,11 +293,11 @@ impl Certificates {
         let secret = names::tls_secret(&cluster.name);
         let shown = match self.leaf(cluster, &secret, &pods, &chain, now, &mut seen).await? {
             Ok(identity) => identity,
-            Err(trouble) => return Ok(troubled(trouble)),
+            Err(issue) => return Ok(troubled(issue)),
         };
         let secret = names::client_secret(&cluster.name);
-        if let Err(trouble) = self.leaf(cluster, &secret, &people, &chain, now, &mut seen).await? {
-            return Ok(troubled(trouble));
+        if let Err(issue) = self.leaf(cluster, &secret, &people, &chain, now, &mut seen).await? {
+            return Ok(troubled(issue));
         }
         // One that was just made is looked at once more, as it was stored.
         if seen.len() == 2 {
@@ -313,7 +313,7 @@ impl Certificates {
                 fingerprint: Some(facts.fingerprint),
                 ca_fingerprint: Some(chain.current.facts()?.fingerprint),
                 expires: Some(facts.expires),
-                trouble: None,
+                issue: None,
             },
             renew_after: Some(half.min(self.settings.lifetime / 4)),
         })
@@ -329,7 +329,7 @@ impl Certificates {
         chain: &Chain,
         now: Timestamp,
         seen: &mut BTreeMap<String, String>,
-    ) -> Result<Result<Identity, Trouble>, Error> {
+    ) -> Result<Result<Identity, Issue>, Error> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &cluster.namespace);
         let bundle = chain.bundle(now);
         let found = get(&api, name).await?;
@@ -339,7 +339,7 @@ impl Certificates {
                     "the Secret {name} is not this cluster's and is not touched; rename or delete it, or give the cluster \
                      another name"
                 );
-                return Ok(Err(Trouble { reason: "NameConflict", message, stalled: true }));
+                return Ok(Err(Issue { reason: "NameConflict", message, stalled: true }));
             }
             let value = |key: &str| text(secret, key).unwrap_or_default();
             let identity = Identity { cert: value(CERT), key: value(KEY) };
@@ -550,13 +550,13 @@ fn client(ca: &str, identity: &Identity) -> Result<Tls, Error> {
 }
 
 fn missing(message: String) -> Credentials {
-    troubled(Trouble { reason: "SecretNotFound", message, stalled: false })
+    troubled(Issue { reason: "SecretNotFound", message, stalled: false })
 }
 
 fn invalid(message: String) -> Credentials {
-    troubled(Trouble { reason: "InvalidCertificates", message, stalled: true })
+    troubled(Issue { reason: "InvalidCertificates", message, stalled: true })
 }
 
-fn troubled(trouble: Trouble) -> Credentials {
-    Credentials { client: None, fact: TlsFact { trouble: Some(trouble), ..TlsFact::default() }, renew_after: None }
+fn troubled(issue: Issue) -> Credentials {
+    Credentials { client: None, fact: TlsFact { issue: Some(issue), ..TlsFact::default() }, renew_after: None }
 }

@@ -28,7 +28,7 @@ pub(super) struct Collection {
 
 /// What went wrong with a list or a watch.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(super) enum WatchError {
     List(kube::Error),
     Watch(kube::Error),
     /// Told by the API server in the middle of a watch.
@@ -64,7 +64,7 @@ struct Mark {
 /// Walks through the pages of a list.
 pub(super) struct Walk<'a> {
     collection: &'a Collection,
-    pace: Pace,
+    pace: PageSize,
     next: Option<String>,
     version: Option<String>,
     ended: bool,
@@ -80,9 +80,9 @@ pub(super) enum News<T> {
 
 /// How many objects to ask for at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Pace(u32);
+struct PageSize(u32);
 
-impl Pace {
+impl PageSize {
     /// After a page with so many objects and bytes: pages grow while they are small, and shrink when they are large.
     fn after(self, objects: usize, bytes: usize) -> Self {
         let each = bytes / objects.max(1);
@@ -109,12 +109,12 @@ impl Collection {
 
     /// Begins a list.
     pub fn walk(&self) -> Walk<'_> {
-        let pace = Pace(limits::LIST_FIRST);
+        let pace = PageSize(limits::LIST_FIRST);
         Walk { collection: self, pace, next: None, version: None, ended: false }
     }
 
     /// Begins a watch behind a version.
-    pub async fn watch(&self, version: &str) -> Result<Lines, Trouble> {
+    pub async fn watch(&self, version: &str) -> Result<Lines, WatchError> {
         let params = WatchParams {
             label_selector: self.labels.clone(),
             timeout: Some(SILENCE),
@@ -126,11 +126,11 @@ impl Collection {
             true => request.watch_metadata(&params, version),
             false => request.watch(&params, version),
         };
-        let request = request.map_err(|error| Trouble::Watch(kube::Error::BuildRequest(error)))?;
-        Ok(wire::ask(&self.client, request).await.map_err(Trouble::Watch)?.lines())
+        let request = request.map_err(|error| WatchError::Watch(kube::Error::BuildRequest(error)))?;
+        Ok(wire::ask(&self.client, request).await.map_err(WatchError::Watch)?.lines())
     }
 
-    async fn page(&self, limit: u32, next: Option<&str>) -> Result<Option<Page>, Trouble> {
+    async fn page(&self, limit: u32, next: Option<&str>) -> Result<Option<Page>, WatchError> {
         let params = ListParams {
             label_selector: self.labels.clone(),
             limit: Some(limit),
@@ -142,24 +142,24 @@ impl Collection {
             true => request.list_metadata(&params),
             false => request.list(&params),
         };
-        let request = request.map_err(|error| Trouble::List(kube::Error::BuildRequest(error)))?;
+        let request = request.map_err(|error| WatchError::List(kube::Error::BuildRequest(error)))?;
         let room = room::listed(limits::LIST_PAGE).await;
         let most = if limit == 1 { limits::OBJECT } else { limits::LIST_PAGE };
         let read = async { wire::ask(&self.client, request).await?.read(most).await };
-        let Some(bytes) = read.await.map_err(Trouble::List)? else { return Ok(None) };
-        let text = String::from_utf8(bytes).map_err(|error| Trouble::List(kube::Error::FromUtf8(error)))?;
+        let Some(bytes) = read.await.map_err(WatchError::List)? else { return Ok(None) };
+        let text = String::from_utf8(bytes).map_err(|error| WatchError::List(kube::Error::FromUtf8(error)))?;
         Ok(Some(Page { text, _room: room }))
     }
 }
 
 impl Walk<'_> {
     /// Shows each object of the next page, as its text; false after the last one.
-    pub async fn next(&mut self, mut show: impl FnMut(&str) -> serde_json::Result<()>) -> Result<bool, Trouble> {
-        let unreadable = |error| Trouble::List(kube::Error::SerdeError(error));
+    pub async fn next(&mut self, mut show: impl FnMut(&str) -> serde_json::Result<()>) -> Result<bool, WatchError> {
+        let unreadable = |error| WatchError::List(kube::Error::SerdeError(error));
         while !self.ended {
             let Some(page) = self.collection.page(self.pace.0, self.next.as_deref()).await? else {
                 let why = || std::io::Error::other("an object is larger than the API server stores");
-                self.pace = self.pace.slower().ok_or_else(|| Trouble::List(kube::Error::ReadEvents(why())))?;
+                self.pace = self.pace.slower().ok_or_else(|| WatchError::List(kube::Error::ReadEvents(why())))?;
                 continue;
             };
             let Listing { metadata, items } = serde_json::from_str(&page.text).map_err(unreadable)?;
@@ -177,8 +177,8 @@ impl Walk<'_> {
     }
 
     /// The version of the list, after its last page.
-    pub fn version(self) -> Result<String, Trouble> {
-        self.version.ok_or(Trouble::NoVersion)
+    pub fn version(self) -> Result<String, WatchError> {
+        self.version.ok_or(WatchError::NoVersion)
     }
 }
 
@@ -197,26 +197,26 @@ struct Marked {
 
 impl<T> News<T> {
     /// Reads a line of a watch; its object by `read`.
-    pub fn read(line: &[u8], read: impl FnOnce(&str) -> serde_json::Result<T>) -> Result<Self, Trouble> {
-        let failed = |error| Trouble::Watch(kube::Error::SerdeError(error));
+    pub fn read(line: &[u8], read: impl FnOnce(&str) -> serde_json::Result<T>) -> Result<Self, WatchError> {
+        let failed = |error| WatchError::Watch(kube::Error::SerdeError(error));
         let Line { kind, object } = match serde_json::from_slice(line) {
             Ok(line) => line,
             // An error that is no event.
-            Err(error) => return Err(serde_json::from_slice(line).map_or_else(|_| failed(error), Trouble::Told)),
+            Err(error) => return Err(serde_json::from_slice(line).map_or_else(|_| failed(error), WatchError::Told)),
         };
         match kind.as_ref() {
             "DELETED" => read(object.get()).map(Self::Deleted).map_err(failed),
             "BOOKMARK" => {
                 let Marked { metadata } = serde_json::from_str(object.get()).map_err(failed)?;
-                metadata.resource_version.map(Self::Bookmark).ok_or(Trouble::NoVersion)
+                metadata.resource_version.map(Self::Bookmark).ok_or(WatchError::NoVersion)
             }
-            "ERROR" => Err(serde_json::from_str(object.get()).map_or_else(failed, Trouble::Told)),
+            "ERROR" => Err(serde_json::from_str(object.get()).map_or_else(failed, WatchError::Told)),
             _ => read(object.get()).map(Self::Applied).map_err(failed),
         }
     }
 }
 
-impl Trouble {
+impl WatchError {
     /// The versions that were asked for are not known any more: everything has to be listed anew.
     pub fn is_expired(&self) -> bool {
         match self {
@@ -229,7 +229,7 @@ impl Trouble {
 }
 
 /// What it says, without the object that it may quote.
-impl fmt::Display for Trouble {
+impl fmt::Display for WatchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::List(error) => write!(f, "list: {error}"),
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn pages_grow_while_they_are_small_and_shrink_with_their_objects() {
-        let mut pace = Pace(limits::LIST_FIRST);
+        let mut pace = PageSize(limits::LIST_FIRST);
         let mut seen = Vec::new();
         for each in [2_000, 2_000, 2_000, 1 << 20, 1 << 20, 3 << 20, 900, 0] {
             let objects = pace.0 as usize;
@@ -254,12 +254,12 @@ mod tests {
             seen.push(pace.0);
         }
         assert_eq!(seen, [16, 64, 100, 2, 2, 1, 4, 16]);
-        assert_eq!(Pace(16).after(0, 200), Pace(64), "no object has the label");
+        assert_eq!(PageSize(16).after(0, 200), PageSize(64), "no object has the label");
     }
 
     #[test]
     fn a_page_that_was_too_large_is_asked_for_in_smaller_ones() {
-        let mut pace = Pace(limits::LIST_MOST);
+        let mut pace = PageSize(limits::LIST_MOST);
         let mut seen = Vec::new();
         while let Some(slower) = pace.slower() {
             pace = slower;
@@ -271,7 +271,7 @@ mod tests {
     #[test]
     fn lines_of_a_watch_are_read() {
         let read = |line: &str| News::read(line.as_bytes(), |object| Ok(object.to_owned()));
-        let told = |line: &str| read(line).err().map(|trouble| (trouble.to_string(), trouble.is_expired()));
+        let told = |line: &str| read(line).err().map(|issue| (issue.to_string(), issue.is_expired()));
         assert!(
             matches!(read(r#"{"type":"ADDED","object":{"a":1}}"#), Ok(News::Applied(text)) if text == r#"{"a":1}"#)
         );

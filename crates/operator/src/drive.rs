@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use super::driven::Driven;
 use super::queue::{Key, Queue};
 use super::registry::known_reason;
-use super::setbacks::{Bounds, Recurs, STALLED, trouble};
-use decide::cluster::facts::Trouble;
+use super::setbacks::{Bounds, Recurs, STALLED, issue};
+use decide::cluster::facts::Issue;
 use decide::pipelinerun::facts::Live;
 use driver::{Fabric, drive};
 use run_model::{Counts, Note, Observer, Report, RunSpec};
@@ -30,7 +30,7 @@ const FAILURES: usize = 10;
 #[derive(Debug)]
 pub(super) enum End {
     Done(Box<Report>),
-    Broken { trouble: Trouble, recurs: Recurs },
+    Broken { issue: Issue, recurs: Recurs },
 }
 
 /// A run that is being driven. Dropping it ends the task; what was handed to the scheduler goes on.
@@ -51,23 +51,24 @@ impl Drive {
         key: Key,
         queue: Arc<Queue>,
         (driven, memory): (Arc<Driven>, usize),
-        before: Option<Trouble>,
+        before: Option<Issue>,
         bounds: Bounds,
     ) -> Self {
         let live = Arc::new(Mutex::new(Live { before, ..Live::default() }));
         let end = Arc::new(Mutex::new(None));
         let (cancel, cancelled) = watch::channel(false);
         let (told_of, queue_of) = (live.clone(), queue.clone());
-        let mut teller = Teller { live: told_of, key: key.clone(), queue: queue_of, driven, own: memory, told: memory };
+        let mut observer =
+            RunObserver { live: told_of, key: key.clone(), queue: queue_of, driven, own: memory, told: memory };
         let told = end.clone();
         let task = tokio::spawn(async move {
-            let ended = match isolate(drive(&spec, &mut fabric, &mut teller, cancelled)).await {
+            let ended = match isolate(drive(&spec, &mut fabric, &mut observer, cancelled)).await {
                 Ok(Ok(report)) => End::Done(Box::new(report)),
-                Ok(Err(error)) => End::Broken { trouble: trouble(&error), recurs: bounds.recurs(&error) },
+                Ok(Err(error)) => End::Broken { issue: issue(&error), recurs: bounds.recurs(&error) },
                 Err(panicked) => {
                     let message = format!("internal error in the operator ({panicked})");
-                    let trouble = Trouble { reason: "ApiError", message, stalled: false };
-                    End::Broken { trouble, recurs: bounds.panicked() }
+                    let issue = Issue { reason: "ApiError", message, stalled: false };
+                    End::Broken { issue, recurs: bounds.panicked() }
                 }
             };
             *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
@@ -116,7 +117,7 @@ fn lock(live: &Mutex<Live>) -> MutexGuard<'_, Live> {
 }
 
 /// Keeps what the driver tells, and has the run looked at.
-struct Teller {
+struct RunObserver {
     live: Arc<Mutex<Live>>,
     key: Key,
     queue: Arc<Queue>,
@@ -126,7 +127,7 @@ struct Teller {
     told: usize,
 }
 
-impl Observer for Teller {
+impl Observer for RunObserver {
     fn note(&mut self, note: Note) {
         let mut live = lock(&self.live);
         match note {
@@ -143,7 +144,7 @@ impl Observer for Teller {
             Note::Unblocked { step } => drop(live.blocked.remove(&step)),
             Note::StorageDown { reason, message } => {
                 let reason = known_reason(&reason).unwrap_or("StorageUnreachable");
-                live.storage = Some(Trouble { reason, message, stalled: STALLED.contains(&reason) });
+                live.storage = Some(Issue { reason, message, stalled: STALLED.contains(&reason) });
             }
             Note::StorageUp => live.storage = None,
             Note::SchedulerLost { cause } => {

@@ -10,13 +10,13 @@ use super::fence::NoAnswer;
 use super::lead::NotLeading;
 use super::queue::Key;
 use super::record::Kind;
-use decide::cluster::facts::Trouble;
-use decide::cluster::trouble::from_api_error;
+use decide::cluster::facts::Issue;
+use decide::cluster::pod_problem::from_api_error;
 use telemetry::metrics::Outcome;
 
 /// Why something could not be done; reads after "failed to".
 #[derive(Debug, thiserror::Error)]
-pub enum PassError {
+pub enum ReconcileError {
     #[error("{verb} {kind} {name}: {text}", text = text(source))]
     Api { verb: &'static str, kind: Kind, name: String, source: Box<kube::Error> },
     /// Something that is not the cluster's has the name of a child.
@@ -49,7 +49,7 @@ pub enum Class {
     Fenced,
 }
 
-impl PassError {
+impl ReconcileError {
     pub(super) fn api(verb: &'static str, kind: Kind, name: &str, source: kube::Error) -> Self {
         Self::Api { verb, kind, name: name.to_owned(), source: Box::new(source) }
     }
@@ -76,7 +76,7 @@ impl PassError {
     }
 
     /// In the words of a condition; none if it is nobody's business because it will pass in a moment.
-    pub fn trouble(&self) -> Option<Trouble> {
+    pub fn issue(&self) -> Option<Issue> {
         match self {
             Self::Api { source, .. } => match &**source {
                 kube::Error::Api(status) if !matches!(self.class(), Class::Conflict) => {
@@ -86,7 +86,7 @@ impl PassError {
                 _ => None,
             },
 
-            Self::Taken { .. } => Some(Trouble {
+            Self::Taken { .. } => Some(Issue {
                 reason: "NameConflict",
                 message: format!(
                     "cannot {self}; it is not touched. Rename or delete it, or give the cluster another name"
@@ -100,7 +100,7 @@ impl PassError {
                 }
                 _ => {
                     let message = format!("failed to {error}; retrying");
-                    Some(Trouble { reason: "ApiError", message, stalled: false })
+                    Some(Issue { reason: "ApiError", message, stalled: false })
                 }
             },
             Self::Leftover { .. } | Self::Behind => None,

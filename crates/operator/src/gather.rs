@@ -120,12 +120,12 @@ pub(super) fn gather_pods(entry: &Entry, uid: &str, now: Timestamp) -> (Vec<PodF
     let mut wake: Option<SignedDuration> = None;
     let pods = entry.pods(uid).map(|(_, pod)| {
         let mut fact = pod.fact.clone();
-        if fact.trouble.is_none() && pod.late.is_some() {
+        if fact.issue.is_none() && pod.late.is_some() {
             let left = SignedDuration::from_secs(LATE) - now.duration_since(fact.created);
             if left.is_positive() {
                 wake = Some(wake.map_or(left, |wake| wake.min(left)));
             } else {
-                fact.trouble = pod.late.clone();
+                fact.issue = pod.late.clone();
             }
         }
         fact

@@ -2,7 +2,6 @@
 
 mod allowance;
 mod apply;
-mod around;
 mod authorities;
 mod backoff;
 mod cache;
@@ -36,6 +35,7 @@ mod removal;
 mod room;
 mod run;
 mod run_quota;
+mod run_references;
 mod run_revision;
 mod run_writes;
 mod runs;

@@ -67,7 +67,7 @@ pub struct Target {
 pub struct Link {
     target: watch::Sender<Target>,
     state: State,
-    teller: Teller,
+    reporter: StateReporter,
     task: JoinHandle<()>,
 }
 
@@ -79,9 +79,9 @@ impl Link {
     pub fn start(target: Target, key: Key, queue: Arc<Queue>, clock: Clock) -> Self {
         let (target, targets) = watch::channel(target);
         let state: State = Arc::new(watch::Sender::new((SchedulerFact::Unknown, 0)));
-        let teller = Teller { targets: targets.clone(), state: state.clone(), key, queue, clock };
-        let poller = Poller { targets, teller: teller.clone() };
-        Self { target, state, teller, task: tokio::spawn(poller.run()) }
+        let reporter = StateReporter { targets: targets.clone(), state: state.clone(), key, queue, clock };
+        let poller = Poller { targets, reporter: reporter.clone() };
+        Self { target, state, reporter, task: tokio::spawn(poller.run()) }
     }
 
     /// Whether it is about this pod.
@@ -121,8 +121,8 @@ impl Link {
             connection.call(&ask).await.and_then(bounded)
         };
         match answer.await {
-            Ok(info) => self.teller.tell_answer(&target, info),
-            Err(error) => self.teller.tell_error(&target, &error),
+            Ok(info) => self.reporter.tell_answer(&target, info),
+            Err(error) => self.reporter.tell_error(&target, &error),
         }
         self.state().0
     }
@@ -163,7 +163,7 @@ impl Target {
 /// The task behind a [`Link`].
 struct Poller {
     targets: watch::Receiver<Target>,
-    teller: Teller,
+    reporter: StateReporter,
 }
 
 impl Poller {
@@ -176,7 +176,7 @@ impl Poller {
             let error = tokio::select! {
                 error = follow(&self.targets, |target, info| {
                     answered = true;
-                    self.teller.tell_answer(target, info);
+                    self.reporter.tell_answer(target, info);
                 }) => error,
                 () = moved(self.targets.clone(), &target) => {
                     (pause, penalty, began) = (RETRY_FIRST, EXCESS_FIRST, Instant::now());
@@ -192,9 +192,9 @@ impl Poller {
                 pause = RETRY_FIRST;
             }
             let wait = if error.is_excess() { penalty } else { pause };
-            self.teller.tell_error(&target, &error);
+            self.reporter.tell_error(&target, &error);
             tokio::select! {
-                () = sleep(jittered(wait, &(&self.teller.key, Instant::now()))) => {}
+                () = sleep(jittered(wait, &(&self.reporter.key, Instant::now()))) => {}
                 () = moved(self.targets.clone(), &target) => {}
             }
             if error.is_excess() {
@@ -254,7 +254,7 @@ async fn follow(targets: &watch::Receiver<Target>, mut tell: impl FnMut(&Target,
 
 /// Keeps what was heard, and has the cluster looked at when it is news.
 #[derive(Debug, Clone)]
-struct Teller {
+struct StateReporter {
     targets: watch::Receiver<Target>,
     state: State,
     key: Key,
@@ -263,7 +263,7 @@ struct Teller {
     clock: Clock,
 }
 
-impl Teller {
+impl StateReporter {
     fn tell_answer(&self, target: &Target, info: ClusterInfo) {
         self.tell(target, |known| {
             let now = self.clock.now();

@@ -8,10 +8,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::error::{Class, PassError};
+use super::error::{Class, ReconcileError};
 use super::link::Link;
 use super::queue::Key;
-use decide::cluster::facts::{Facts, SchedulerFact, TlsFact, Trouble};
+use decide::cluster::facts::{Facts, Issue, SchedulerFact, TlsFact};
 use decide::cluster::plan::Plan;
 use limits::Repetition;
 use limits::repeats::Repeats;
@@ -44,20 +44,20 @@ pub(super) struct Memory {
 
 impl Memory {
     /// What to tell of an error. One that should pass in a moment is nobody's business before it has come too often.
-    pub fn told(&mut self, error: &PassError, limit: &Repetition, now: Timestamp) -> Option<Trouble> {
+    pub fn told(&mut self, error: &ReconcileError, limit: &Repetition, now: Timestamp) -> Option<Issue> {
         if error.class() != Class::Conflict {
-            return error.trouble();
+            return error.issue();
         }
         let repeat = self.conflicts.note(&error.to_string(), limit);
         let told = repeat.told(now).filter(|_| repeat.is_over)?;
         let (reason, help) = match error {
-            PassError::Leftover { kind, name } => (
+            ReconcileError::Leftover { kind, name } => (
                 "NameConflict",
                 format!("check the finalizers of {kind} {name}; the controllers that set them must remove them"),
             ),
             _ => ("ApiError", "check the operator's log and the object's Events".to_owned()),
         };
-        Some(Trouble { reason, message: format!("failed to {error}; {told}; {help}"), stalled: true })
+        Some(Issue { reason, message: format!("failed to {error}; {told}; {help}"), stalled: true })
     }
 
     /// Time until the work is due that the last pass left undone.

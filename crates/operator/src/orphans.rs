@@ -21,7 +21,7 @@ const SWEEP_AGAIN: Duration = Duration::from_secs(60);
 
 /// What the API server says of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Word {
+pub(super) enum Presence {
     Lives,
     Gone,
     /// It does not tell us: the right to read in its namespace is gone.
@@ -30,9 +30,9 @@ pub(super) enum Word {
 
 impl Certificates {
     /// No watch shows the cluster any more. If it is gone, so is its authority.
-    pub(super) async fn forget(&self, key: &Key, uid: &str) -> Result<Word, Error> {
+    pub(super) async fn forget(&self, key: &Key, uid: &str) -> Result<Presence, Error> {
         let word = self.word(key, uid).await?;
-        if word == Word::Gone {
+        if word == Presence::Gone {
             self.drop_known(uid);
             self.remove(uid).await?;
         }
@@ -95,23 +95,23 @@ impl Certificates {
                 continue;
             }
             match self.word(&Key::new(namespace, name), &uid).await? {
-                Word::Gone => self.remove(&uid).await?,
+                Presence::Gone => self.remove(&uid).await?,
                 // The watch will show it.
-                Word::Lives => drop(doubts.remove(&uid)),
-                Word::Refused => {}
+                Presence::Lives => drop(doubts.remove(&uid)),
+                Presence::Refused => {}
             }
         }
         Ok(waits)
     }
 
     /// Asks the API server itself.
-    async fn word(&self, key: &Key, uid: &str) -> Result<Word, Error> {
+    async fn word(&self, key: &Key, uid: &str) -> Result<Presence, Error> {
         let resource = Kind::Cluster.resource();
         let clusters: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, &resource);
         match clusters.get_metadata_opt(&key.name).await {
-            Ok(Some(found)) if found.metadata.uid.as_deref() == Some(uid) => Ok(Word::Lives),
-            Ok(_) => Ok(Word::Gone),
-            Err(kube::Error::Api(status)) if status.code == 403 => Ok(Word::Refused),
+            Ok(Some(found)) if found.metadata.uid.as_deref() == Some(uid) => Ok(Presence::Lives),
+            Ok(_) => Ok(Presence::Gone),
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(Presence::Refused),
             Err(source) => Err(Error::Cluster { name: key.to_string(), source: Box::new(source) }),
         }
     }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::cache::Cache;
-use super::error::PassError;
+use super::error::ReconcileError;
 use super::queue::Key;
 use super::record::{Kind, Record};
 use super::shown::{self, Seen};
@@ -39,9 +39,9 @@ pub(super) enum Made {
 }
 
 impl Writer<'_> {
-    pub async fn create(&self, name: &str, cause: &Cause, queued: bool) -> Result<Made, PassError> {
+    pub async fn create(&self, name: &str, cause: &Cause, queued: bool) -> Result<Made, ReconcileError> {
         let built = build_run(self.subject, self.spec, name, cause, queued);
-        let failed = |verb: &'static str, error| PassError::api(verb, Kind::Run, name, error);
+        let failed = |verb: &'static str, error| ReconcileError::api(verb, Kind::Run, name, error);
         let run = serde_json::to_vec(&built).map_err(|error| failed("build", kube::Error::SerdeError(error)))?;
         drop(built);
         let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
@@ -68,7 +68,7 @@ impl Writer<'_> {
     }
 
     /// Takes a run out of the queue; `cancel` ends it.
-    pub async fn patch(&self, name: &str, uid: &str, cancel: bool) -> Result<(), PassError> {
+    pub async fn patch(&self, name: &str, uid: &str, cancel: bool) -> Result<(), ReconcileError> {
         let mut patch = json!({
             "metadata": {"uid": uid, "annotations": {QUEUED_ANNOTATION: null}},
             "spec": {"suspend": false},
@@ -80,13 +80,13 @@ impl Writer<'_> {
         match self.ask(Request::new(runs.resource_url()).patch(name, &params(), &Patch::Merge(&patch))).await {
             Ok(seen) => self.keep(seen),
             Err(kube::Error::Api(status)) if status.code == 404 => self.forget(name, uid),
-            Err(error) => return Err(PassError::api("patch", Kind::Run, name, error)),
+            Err(error) => return Err(ReconcileError::api("patch", Kind::Run, name, error)),
         }
         Ok(())
     }
 
     /// Deletes a run if it is still that one.
-    pub async fn delete(&self, name: &str, uid: &str) -> Result<(), PassError> {
+    pub async fn delete(&self, name: &str, uid: &str) -> Result<(), ReconcileError> {
         let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
         let params = DeleteParams { preconditions, ..DeleteParams::default() };
         match self.runs().delete(name, &params).await {
@@ -96,7 +96,7 @@ impl Writer<'_> {
                 None => self.forget(name, uid),
             },
             Err(kube::Error::Api(status)) if status.code == 404 => self.forget(name, uid),
-            Err(error) => return Err(PassError::api("delete", Kind::Run, name, error)),
+            Err(error) => return Err(ReconcileError::api("delete", Kind::Run, name, error)),
         }
         Ok(())
     }

@@ -10,23 +10,23 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::apply;
-use super::around::is_allowed;
 use super::backoff::jittered;
 use super::cache::Entry;
 use super::clock::Clock;
-use super::error::{Class, PassError};
+use super::error::{Class, ReconcileError};
 use super::events::{Events, Note, notes};
 use super::gather::problems_text;
 use super::pipeline_writes::{Made, Writer};
 use super::queue::Key;
 use super::record::{Kind, Record};
 use super::run::{Controller, Desk, Done};
+use super::run_references::is_allowed;
 use super::scope::Scope;
 use super::whole::{self, Whole};
 use api::problem::Problem;
 use api::status::PipelineStatus;
 use decide::cluster::names::QUEUE_LABEL;
-use decide::pipeline::{self, Action, Cause, Facts, Plan, Subject, Timing, Trouble};
+use decide::pipeline::{self, Action, Cause, Facts, Issue, Plan, Subject, Timing};
 use lower::allowed::RunLimits;
 use telemetry::metrics::{self, Outcome};
 
@@ -95,7 +95,7 @@ impl Controller for Pipelines {
 
     const NAME: metrics::Controller = metrics::Controller::Pipeline;
 
-    async fn pass(&self, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
+    async fn pass(&self, key: &Key, memory: &mut Memory) -> Result<Done, ReconcileError> {
         let entry = self.desk.sink.cache.entry(key).unwrap_or_default();
         let Some(record) = &entry.root else {
             // Its runs go on by themselves.
@@ -154,7 +154,7 @@ impl Controller for Pipelines {
                 match done {
                     Ok(note) => made.extend(note),
                     Err(cause) => {
-                        facts.trouble = trouble(&cause);
+                        facts.issue = issue(&cause);
                         error = Some(cause);
                         break;
                     }
@@ -218,7 +218,7 @@ impl Pipelines {
         subject: &Subject,
         status: &PipelineStatus,
         made: Vec<Note>,
-    ) -> Result<(), PassError> {
+    ) -> Result<(), ReconcileError> {
         // Runs were made and cancelled whether or not that can be written down.
         let (now, later): (Vec<Note>, Vec<Note>) = made.into_iter().partition(|note| note.action != "Schedule");
         let publish = |note| self.events.publish(Kind::Pipeline, key, &subject.uid, note);
@@ -281,7 +281,7 @@ impl Pipelines {
 }
 
 /// Does one thing; gives what is to be told of it.
-async fn act(writer: &Writer<'_>, action: &Action, facts: &mut Facts) -> Result<Option<Note>, PassError> {
+async fn act(writer: &Writer<'_>, action: &Action, facts: &mut Facts) -> Result<Option<Note>, ReconcileError> {
     match action {
         Action::Create { name, cause, queued } => match writer.create(name, cause, *queued).await? {
             Made::Ours => {
@@ -323,10 +323,6 @@ async fn act(writer: &Writer<'_>, action: &Action, facts: &mut Facts) -> Result<
     }
 }
 
-fn trouble(error: &PassError) -> Option<Trouble> {
-    error.trouble().map(|trouble| Trouble {
-        reason: trouble.reason.to_owned(),
-        message: trouble.message,
-        stalled: trouble.stalled,
-    })
+fn issue(error: &ReconcileError) -> Option<Issue> {
+    error.issue().map(|issue| Issue { reason: issue.reason.to_owned(), message: issue.message, stalled: issue.stalled })
 }

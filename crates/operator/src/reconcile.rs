@@ -11,12 +11,12 @@ use super::backoff::jittered;
 use super::cache::Entry;
 use super::certificates::{Certificates, Credentials};
 use super::clock::Clock;
-use super::error::PassError;
+use super::error::ReconcileError;
 use super::events::{Events, notes};
 use super::gather::{Object, gather_pods, problems_text, read_object};
 use super::link::{Link, Target};
 use super::memory::{Memory, Tally};
-use super::orphans::Word;
+use super::orphans::Presence;
 use super::queue::Key;
 use super::record::Kind;
 use super::registry::SchedulerRegistry;
@@ -75,7 +75,7 @@ impl Controller for Context {
 
     const NAME: metrics::Controller = metrics::Controller::DaskCluster;
 
-    async fn pass(&self, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
+    async fn pass(&self, key: &Key, memory: &mut Memory) -> Result<Done, ReconcileError> {
         let ended = pass(self, key, memory).await;
         if ended.is_err() {
             memory.settled = None;
@@ -107,7 +107,7 @@ impl Context {
 }
 
 /// Looks at one cluster and does what is to be done.
-async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
+async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done, ReconcileError> {
     let Some(entry) = context.desk.sink.cache.entry(key) else { return forget(context, key, memory).await };
     let Some(record) = &entry.root else { return forget(context, key, memory).await };
     if memory.uid != record.uid {
@@ -170,10 +170,10 @@ async fn pass(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done,
 }
 
 /// The cluster is gone: what Kubernetes does not collect is removed.
-async fn forget(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
+async fn forget(context: &Context, key: &Key, memory: &mut Memory) -> Result<Done, ReconcileError> {
     // A list that lags may lack it: then it will be shown again.
-    if !memory.uid.is_empty() && context.certificates.forget(key, &memory.uid).await? == Word::Lives {
-        return Err(PassError::Behind);
+    if !memory.uid.is_empty() && context.certificates.forget(key, &memory.uid).await? == Presence::Lives {
+        return Err(ReconcileError::Behind);
     }
     memory.link = None;
     context.registry.forget(key);
@@ -190,7 +190,7 @@ struct Work<'a> {
     /// What Kubernetes refused in this pass.
     refused: Vec<Refusal>,
     /// The first error: the pass goes on as far as it makes sense, and is tried again.
-    error: Option<PassError>,
+    error: Option<ReconcileError>,
     /// Moments to look again.
     waits: Vec<Duration>,
     /// When to do what this pass leaves to the next one.
@@ -199,7 +199,7 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// A spec that is not valid: what runs goes on, with certificates that are renewed, and the status says what is wrong.
-    async fn refuse(mut self, object: Object, entry: &Entry) -> Result<Done, PassError> {
+    async fn refuse(mut self, object: Object, entry: &Entry) -> Result<Done, ReconcileError> {
         let message = problems_text(&object.problems);
         let cluster = &object.cluster;
         if object.has_tls && entry.pods(&cluster.uid).next().is_some() {
@@ -216,7 +216,7 @@ impl Work<'_> {
         Ok(self.done(Outcome::Invalid))
     }
 
-    async fn run(mut self, object: Object, entry: Entry, unchanged: Option<Duration>) -> Result<Done, PassError> {
+    async fn run(mut self, object: Object, entry: Entry, unchanged: Option<Duration>) -> Result<Done, ReconcileError> {
         let mut cluster = object.cluster;
         let incarnation = cluster.status.incarnation.unwrap_or(0).max(self.memory.incarnation);
         let mut credentials = self.credentials(&cluster, false).await;
@@ -259,8 +259,8 @@ impl Work<'_> {
             if !self.secrets_are_fresh() {
                 credentials = self.credentials(&cluster, true).await;
             }
-            if credentials.fact.trouble.is_none()
-                && self.error.as_ref().is_none_or(|error| !matches!(error, PassError::Certificates(_)))
+            if credentials.fact.issue.is_none()
+                && self.error.as_ref().is_none_or(|error| !matches!(error, ReconcileError::Certificates(_)))
             {
                 let templates = match &planned.scheduler_waits {
                     Some(base) => templates.beside(base),
@@ -308,9 +308,9 @@ impl Work<'_> {
     }
 
     /// Goes on after an error, and keeps the first one and what it tells.
-    fn fail(&mut self, error: PassError, role: Option<&Role>) {
-        if let Some(trouble) = self.memory.told(&error, &self.context.bounds.conflict, self.now) {
-            self.refused.push(Refusal { role: role.cloned(), trouble });
+    fn fail(&mut self, error: ReconcileError, role: Option<&Role>) {
+        if let Some(issue) = self.memory.told(&error, &self.context.bounds.conflict, self.now) {
+            self.refused.push(Refusal { role: role.cloned(), issue });
         }
         self.error.get_or_insert(error);
     }
@@ -332,15 +332,15 @@ impl Work<'_> {
                 if check {
                     self.memory.secrets = Some(Instant::now());
                 }
-                if credentials.fact.trouble.is_some() {
+                if credentials.fact.issue.is_some() {
                     self.memory.secrets = None;
                     self.waits.push(self.context.missing);
                 }
                 credentials
             }
             Err(error) => {
-                let error = PassError::Certificates(error);
-                let fact = TlsFact { trouble: error.trouble(), ..self.memory.tls.clone() };
+                let error = ReconcileError::Certificates(error);
+                let fact = TlsFact { issue: error.issue(), ..self.memory.tls.clone() };
                 self.error.get_or_insert(error);
                 Credentials { client: None, fact, renew_after: None }
             }
@@ -439,7 +439,7 @@ impl Work<'_> {
     }
 
     /// Before something is taken away: what is known of the spec may be old if the watch lags.
-    async fn confirm(&mut self, cluster: &Cluster) -> Result<(), PassError> {
+    async fn confirm(&mut self, cluster: &Cluster) -> Result<(), ReconcileError> {
         let known = self.memory.confirmed;
         if known.is_some_and(|(generation, at)| generation == cluster.generation && at.elapsed() < CONFIRMED) {
             return Ok(());
@@ -564,7 +564,7 @@ impl Work<'_> {
     }
 
     /// Writes the status if it says something new.
-    async fn tell(&mut self, cluster: &Cluster, status: &DaskClusterStatus) -> Result<(), PassError> {
+    async fn tell(&mut self, cluster: &Cluster, status: &DaskClusterStatus) -> Result<(), ReconcileError> {
         self.memory.tally = Tally {
             ready: status.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
             desired: status.workers_desired.unwrap_or(0) as usize,

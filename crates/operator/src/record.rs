@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::room::Charge;
-use decide::cluster::facts::{PodFact, Trouble};
+use decide::cluster::facts::{Issue, PodFact};
 
 /// From this age on a pod that is being made is in trouble, in seconds: what it says then is found out when it is seen,
 /// since the pod itself is not kept.
@@ -123,5 +123,5 @@ impl Body {
 pub struct PodBody {
     pub fact: PodFact,
     /// What is wrong with it if it is still the same when it is older; see [`LATE`].
-    pub late: Option<Trouble>,
+    pub late: Option<Issue>,
 }

@@ -10,7 +10,7 @@ use super::queue::{Key, Queue};
 use super::record::Kind;
 use api::condition::CONDITION_REASONS;
 use api::status::DaskClusterStatus;
-use decide::cluster::facts::Trouble;
+use decide::cluster::facts::Issue;
 use driver::{ConnectionPool, SchedulerEndpoint};
 
 /// Runs that want another turn when an object changes. Each is told once: a run that still waits says so again. What is kept
@@ -109,9 +109,9 @@ pub(super) struct Standing {
     /// There is a scheduler to speak to.
     pub seated: bool,
     /// Why there is none.
-    pub scheduler: Option<Trouble>,
+    pub scheduler: Option<Issue>,
     /// Why workers are missing.
-    pub workers: Option<Trouble>,
+    pub workers: Option<Issue>,
 }
 
 /// Of all clusters.
@@ -151,7 +151,7 @@ impl SchedulerRegistry {
 
     /// What a pass over a cluster tells of it.
     pub fn tell(&self, cluster: &Key, status: &DaskClusterStatus) {
-        let (scheduler, workers) = (trouble(status, "SchedulerReady"), trouble(status, "WorkersReady"));
+        let (scheduler, workers) = (issue(status, "SchedulerReady"), issue(status, "WorkersReady"));
         self.change(cluster, |post| Standing { seated: post.standing.seated, scheduler, workers });
     }
 
@@ -231,10 +231,10 @@ fn next_generation() -> u64 {
 }
 
 /// What a condition says that is not True.
-fn trouble(status: &DaskClusterStatus, kind: &str) -> Option<Trouble> {
+fn issue(status: &DaskClusterStatus, kind: &str) -> Option<Issue> {
     let found = status.conditions.iter().find(|condition| condition.type_ == kind && condition.status != "True")?;
     let stalled = status.conditions.iter().any(|condition| condition.type_ == "Stalled" && condition.status == "True");
-    Some(Trouble { reason: known_reason(&found.reason)?, message: found.message.clone(), stalled })
+    Some(Issue { reason: known_reason(&found.reason)?, message: found.message.clone(), stalled })
 }
 
 /// The reason of this name in the table.

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::backoff::delay;
 use super::queue::{Key, Queue};
-use super::setbacks::trouble;
-use decide::cluster::facts::Trouble;
+use super::setbacks::issue;
+use decide::cluster::facts::Issue;
 use decide::pipelinerun::release::ReleaseFact;
 use driver::{DriveError, SchedulerEndpoint, release};
 use run_model::Released;
@@ -24,12 +24,12 @@ pub(super) struct Releasing {
     task: Option<Task>,
     done: Option<Released>,
     /// How the last try ended, and when the next one may begin.
-    broken: Option<(Trouble, Instant)>,
+    broken: Option<(Issue, Instant)>,
     /// Tries in a row that ended so.
     tries: u32,
 }
 
-type End = Arc<Mutex<Option<Result<Released, Trouble>>>>;
+type End = Arc<Mutex<Option<Result<Released, Issue>>>>;
 
 #[derive(Debug)]
 struct Task {
@@ -50,7 +50,7 @@ pub(super) enum Whom {
     /// Nobody: the scheduler is gone.
     Gone,
     /// It cannot be asked now.
-    Later(Trouble),
+    Later(Issue),
 }
 
 impl Releasing {
@@ -59,24 +59,24 @@ impl Releasing {
         let ended = self.task.as_ref().and_then(|task| task.end.lock().unwrap_or_else(PoisonError::into_inner).take());
         match ended {
             Some(Ok(released)) => (self.done, self.task) = (Some(released), None),
-            Some(Err(trouble)) => {
+            Some(Err(issue)) => {
                 self.tries = self.tries.saturating_add(1);
                 let pause = delay(key, self.tries).min(LONGEST);
-                tracing::info!(reason = trouble.reason, again = ?pause, "the scheduler has not released the run: {}", trouble.message);
-                (self.broken, self.task) = (Some((trouble, Instant::now() + pause)), None);
+                tracing::info!(reason = issue.reason, again = ?pause, "the scheduler has not released the run: {}", issue.message);
+                (self.broken, self.task) = (Some((issue, Instant::now() + pause)), None);
             }
             None => {}
         }
         if let Some(released) = self.done {
             return ReleaseFact::Done(released);
         }
-        let before = self.broken.as_ref().map(|(trouble, _)| trouble.clone());
+        let before = self.broken.as_ref().map(|(issue, _)| issue.clone());
         let left = self.broken.as_ref().map(|(_, until)| until.saturating_duration_since(Instant::now()));
         match (whom, left.filter(|left| !left.is_zero()), before) {
             (Whom::Gone, ..) => ReleaseFact::Done(Released::Gone),
             (_, _, before) if self.task.is_some() => ReleaseFact::Live(before),
-            (Whom::Later(trouble), ..) => ReleaseFact::Waits(trouble),
-            (Whom::Scheduler, Some(left), Some(trouble)) => ReleaseFact::Paused { trouble, left },
+            (Whom::Later(issue), ..) => ReleaseFact::Waits(issue),
+            (Whom::Scheduler, Some(left), Some(issue)) => ReleaseFact::Paused { issue, left },
             (Whom::Scheduler, _, before) => ReleaseFact::Ready(before),
         }
     }
@@ -90,7 +90,7 @@ impl Releasing {
                 Ok(ended) => ended,
                 Err(panicked) => Err(DriveError::Cluster(format!("internal error in the operator ({panicked})"))),
             };
-            let ended = ended.map_err(|error| trouble(&error));
+            let ended = ended.map_err(|error| issue(&error));
             *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
             queue.add(key);
         });

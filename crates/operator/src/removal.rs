@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use super::backoff::jittered;
 use super::queue::{Key, Queue};
-use super::setbacks::trouble;
-use decide::cluster::facts::Trouble;
+use super::setbacks::issue;
+use decide::cluster::facts::Issue;
 use decide::pipelinerun::facts::SweepFact;
 use decide::pipelinerun::retention::{Due, pause};
 use driver::{SchedulerEndpoint, Sweep, Swept, sweep};
@@ -27,7 +27,7 @@ pub(super) const CLUSTERS: usize = 4;
 pub(super) struct Removal {
     task: Option<Task>,
     done: Option<(Due, Swept)>,
-    broken: Option<(Trouble, Instant)>,
+    broken: Option<(Issue, Instant)>,
     tries: u32,
     repeats: Repeats,
     /// Since when it waits for a scheduler.
@@ -39,7 +39,7 @@ pub(super) struct Removal {
 /// A removal is tried until it is done.
 const UNBOUNDED: Repetition = Repetition { times: u32::MAX, span: Duration::ZERO, quiet: None };
 
-type End = Arc<Mutex<Option<Result<Swept, Trouble>>>>;
+type End = Arc<Mutex<Option<Result<Swept, Issue>>>>;
 
 #[derive(Debug)]
 struct Task {
@@ -63,7 +63,7 @@ impl Removal {
         });
         match ended {
             Some((due, Ok(swept))) => (self.done, self.task) = (Some((due, swept)), None),
-            Some((_, Err(trouble))) => drop(self.pause(key, trouble, now)),
+            Some((_, Err(issue))) => drop(self.pause(key, issue, now)),
             None => {}
         }
         if let Some((due, Swept { kept })) = self.done {
@@ -72,10 +72,10 @@ impl Removal {
         if self.task.is_some() {
             return SweepFact::Live;
         }
-        if let Some((trouble, until)) = &self.broken {
+        if let Some((issue, until)) = &self.broken {
             let left = until.saturating_duration_since(Instant::now());
             if !left.is_zero() {
-                return SweepFact::Paused { trouble: trouble.clone(), left };
+                return SweepFact::Paused { issue: issue.clone(), left };
             }
         }
         if let Some(places) = places.filter(|_| self.place.is_none()) {
@@ -93,10 +93,10 @@ impl Removal {
         let (told, key) = (end.clone(), key.clone());
         let task = tokio::spawn(async move {
             let ended = match isolate(sweep(&order, &endpoint)).await {
-                Ok(ended) => ended.map_err(|error| trouble(&error)),
+                Ok(ended) => ended.map_err(|error| issue(&error)),
                 Err(panicked) => {
                     let message = format!("internal error in the operator ({panicked})");
-                    Err(Trouble { reason: "ApiError", message, stalled: false })
+                    Err(Issue { reason: "ApiError", message, stalled: false })
                 }
             };
             *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
@@ -106,15 +106,15 @@ impl Removal {
     }
 
     /// It could not be done; how long until it is tried again. Its place is another's.
-    pub fn pause(&mut self, key: &Key, mut trouble: Trouble, now: Timestamp) -> Duration {
+    pub fn pause(&mut self, key: &Key, mut issue: Issue, now: Timestamp) -> Duration {
         self.tries = self.tries.saturating_add(1);
         let pause = jittered(pause(self.tries), key);
         // It is not given up, since what is stored would stay; the pause between two tries has a bound.
-        if let Some(told) = self.repeats.note(trouble.reason, &UNBOUNDED).told(now) {
-            trouble.message = format!("{}; {told}", trouble.message);
+        if let Some(told) = self.repeats.note(issue.reason, &UNBOUNDED).told(now) {
+            issue.message = format!("{}; {told}", issue.message);
         }
-        tracing::info!(reason = trouble.reason, again = ?pause, "cannot remove what the run has stored: {}", trouble.message);
-        self.broken = Some((trouble, Instant::now() + pause));
+        tracing::info!(reason = issue.reason, again = ?pause, "cannot remove what the run has stored: {}", issue.message);
+        self.broken = Some((issue, Instant::now() + pause));
         (self.task, self.waits, self.place) = (None, None, None);
         pause
     }

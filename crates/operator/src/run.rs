@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tracing::Instrument;
 
-use super::error::{Class, PassError};
+use super::error::{Class, ReconcileError};
 use super::lead::Lead;
 use super::memory::Memories;
 use super::queue::Key;
@@ -30,7 +30,7 @@ pub(super) trait Controller: Send + Sync + 'static {
     const NAME: metrics::Controller;
 
     /// Looks at one object and does what is to be done.
-    fn pass(&self, key: &Key, memory: &mut Self::Memory) -> impl Future<Output = Result<Done, PassError>> + Send;
+    fn pass(&self, key: &Key, memory: &mut Self::Memory) -> impl Future<Output = Result<Done, ReconcileError>> + Send;
 
     /// This process begins to lead, or does no more: nothing has had its turn yet.
     fn begin(&self) {}
@@ -141,7 +141,7 @@ async fn turn<C: Controller>(controller: Arc<C>, key: Key) {
 }
 
 /// What follows from a pass that failed, for the n-th time in a row.
-fn failed(key: &Key, failures: u32, error: &PassError) -> Done {
+fn failed(key: &Key, failures: u32, error: &ReconcileError) -> Done {
     let class = error.class();
     match class {
         Class::Conflict if failures == limits::CONFLICT.times => {

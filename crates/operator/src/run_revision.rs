@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::apply::Writer;
-use super::error::PassError;
+use super::error::ReconcileError;
 use super::record::Kind;
 use super::room::{self, Charge};
 use super::wire;
@@ -48,9 +48,12 @@ pub(super) type Unusable = String;
 
 impl Writer<'_> {
     /// Stores the run_revision of a run, unless one is stored already, which then counts.
-    pub async fn store_revision(&self, run_revision: &RunRevision) -> Result<Result<Arc<Stored>, Unusable>, PassError> {
+    pub async fn store_revision(
+        &self,
+        run_revision: &RunRevision,
+    ) -> Result<Result<Arc<Stored>, Unusable>, ReconcileError> {
         let name = revision_name(&self.key.name, self.uid);
-        let failed = |error| PassError::api("create", Kind::Revision, &name, error);
+        let failed = |error| ReconcileError::api("create", Kind::Revision, &name, error);
         let metadata = json!({
             "name": name,
             "labels": {
@@ -75,8 +78,8 @@ impl Writer<'_> {
     }
 
     /// Reads the run_revision of a run.
-    pub async fn read_revision(&self, name: &str) -> Result<Result<Arc<Stored>, Unusable>, PassError> {
-        let failed = |error| PassError::api("read", Kind::Revision, name, error);
+    pub async fn read_revision(&self, name: &str) -> Result<Result<Arc<Stored>, Unusable>, ReconcileError> {
+        let failed = |error| ReconcileError::api("read", Kind::Revision, name, error);
         let request = Request::new(self.objects(Kind::Revision).resource_url()).get(name, &GetParams::default());
         let request = request.map_err(|error| failed(kube::Error::BuildRequest(error)))?;
         match wire::text(self.client, request).await {

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::apply::Writer;
 use super::cache::Cache;
-use super::error::PassError;
+use super::error::ReconcileError;
 use super::queue::Key;
 use super::record::Kind;
 use super::run_revision::run_owner;
@@ -21,9 +21,9 @@ impl Writer<'_> {
         spec: &DaskClusterSpec,
         queue: Option<&str>,
         clusters: &Cache,
-    ) -> Result<(), PassError> {
+    ) -> Result<(), ReconcileError> {
         let name = &self.key.name;
-        let failed = |error| PassError::api("create", Kind::Cluster, name, error);
+        let failed = |error| ReconcileError::api("create", Kind::Cluster, name, error);
         let mut object = json!({
             "apiVersion": api::API_VERSION,
             "kind": "DaskCluster",
@@ -56,22 +56,22 @@ impl Writer<'_> {
     }
 
     /// Deletes the DaskCluster of a run, if it is still that one.
-    pub async fn delete_cluster(&self, uid: &str, clusters: &Cache) -> Result<(), PassError> {
+    pub async fn delete_cluster(&self, uid: &str, clusters: &Cache) -> Result<(), ReconcileError> {
         self.delete_root(Kind::Cluster, uid, clusters).await
     }
 
     /// Deletes the run itself.
-    pub async fn delete_run(&self) -> Result<(), PassError> {
+    pub async fn delete_run(&self) -> Result<(), ReconcileError> {
         self.delete_root(Kind::Run, self.uid, self.cache).await
     }
 
-    async fn delete_root(&self, kind: Kind, uid: &str, cache: &Cache) -> Result<(), PassError> {
+    async fn delete_root(&self, kind: Kind, uid: &str, cache: &Cache) -> Result<(), ReconcileError> {
         let name = &self.key.name;
         let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
         let params = DeleteParams { preconditions, ..DeleteParams::background() };
         match self.objects(kind).delete(name, &params).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) => return Err(PassError::api("delete", kind, name, error)),
+            Err(error) => return Err(ReconcileError::api("delete", kind, name, error)),
             Ok(_) => {}
         }
         // The watch may lag: without this mark the next pass would delete it again.
@@ -80,7 +80,7 @@ impl Writer<'_> {
     }
 
     /// Puts our finalizer on the run, or takes it away. `version` is the one in which `others` were seen.
-    pub async fn hold(&self, hold: bool, others: &[String], version: &str) -> Result<(), PassError> {
+    pub async fn hold(&self, hold: bool, others: &[String], version: &str) -> Result<(), ReconcileError> {
         let name = &self.key.name;
         let mut finalizers: Vec<&str> = others.iter().map(String::as_str).filter(|other| *other != FINALIZER).collect();
         if hold {
@@ -90,7 +90,7 @@ impl Writer<'_> {
         let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
         let api = self.objects(Kind::Run);
         let request = Request::new(api.resource_url()).patch(name, &params, &Patch::Merge(&patch));
-        self.keep_root(Kind::Run, request, |error| PassError::api("patch", Kind::Run, name, error)).await
+        self.keep_root(Kind::Run, request, |error| ReconcileError::api("patch", Kind::Run, name, error)).await
     }
 }
 

@@ -13,14 +13,13 @@ use tokio::time::Instant;
 
 use super::allowance::Limits;
 use super::apply::Writer;
-use super::around::{Around, Sources};
 use super::backoff::jittered;
 use super::cache::is_older;
 use super::certificates::Certificates;
 use super::clock::{Clock, Reading, Trust};
 use super::drive::{Drive, End};
 use super::driven::{Crowded, Driven};
-use super::error::PassError;
+use super::error::ReconcileError;
 use super::events::{Events, notes};
 use super::gather::read_run;
 use super::queue::Key;
@@ -30,6 +29,7 @@ use super::release::Releasing;
 use super::removal::Removal;
 use super::run::{Controller, Desk, Done};
 use super::run_quota::{Full, RunQuota};
+use super::run_references::{RunReferences, Sources};
 use super::run_revision::{self, Stored, revision_name};
 use super::run_writes::own_cluster;
 use super::scope::Scope;
@@ -37,7 +37,7 @@ use super::setbacks::{Bounds, Setbacks, Try};
 use super::sink::Sink;
 use super::whole::{self, Whole};
 use api::storage::Storage;
-use decide::cluster::facts::Trouble;
+use decide::cluster::facts::Issue;
 use decide::cluster::names;
 use decide::pipelinerun::admit::{self, Admission, RunRevision};
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Frozen, Place, Run, SpecFact, SweepFact};
@@ -112,7 +112,7 @@ pub(super) struct Memory {
     heavy: Option<usize>,
     drive: Option<Drive>,
     /// How the last try ended, and when the next one may begin.
-    broken: Option<(Trouble, Option<Instant>)>,
+    broken: Option<(Issue, Option<Instant>)>,
     setbacks: Setbacks,
     done: Option<Box<Report>>,
     /// The scheduler of a run that is on no DaskCluster.
@@ -134,7 +134,7 @@ impl Controller for Runs {
 
     const NAME: metrics::Controller = metrics::Controller::PipelineRun;
 
-    async fn pass(&self, key: &Key, memory: &mut Memory) -> Result<Done, PassError> {
+    async fn pass(&self, key: &Key, memory: &mut Memory) -> Result<Done, ReconcileError> {
         let gone = Done { outcome: Outcome::Settled, again: None, left: None, gone: true };
         self.waiters.leave(key);
         let Some(record) = self.desk.sink.cache.entry(key).and_then(|entry| entry.root) else {
@@ -236,11 +236,11 @@ struct Work<'a> {
     /// A moment to look again.
     soon: Option<Duration>,
     /// The first error: the pass goes on to tell of it, and is tried again.
-    error: Option<PassError>,
+    error: Option<ReconcileError>,
 }
 
 impl Work<'_> {
-    async fn run(mut self, run: Run) -> Result<Done, PassError> {
+    async fn run(mut self, run: Run) -> Result<Done, ReconcileError> {
         self.hear();
         let mut spec = self.spec(&run).await;
         let mut run_revision = None;
@@ -261,7 +261,7 @@ impl Work<'_> {
                 }
                 Ok(Err(why)) => facts.spec = SpecFact::Invalid(format!("it {why}")),
                 Err(error) => {
-                    facts.trouble = error.trouble();
+                    facts.issue = error.issue();
                     self.error = Some(error);
                 }
             }
@@ -307,13 +307,13 @@ impl Work<'_> {
                 self.memory.done = Some(report);
                 self.memory.drive = None;
             }
-            Some(End::Broken { trouble, recurs }) => {
+            Some(End::Broken { issue, recurs }) => {
                 let live = drive.live();
                 let open = live.open.then(|| drive.age());
-                let failed = Try { trouble, recurs, done: live.done, open };
-                let (trouble, pause) = self.memory.setbacks.note(self.key, failed, self.now);
-                tracing::info!(reason = trouble.reason, again = ?pause, "the run cannot be driven now: {}", trouble.message);
-                self.memory.broken = Some((trouble, pause.map(|pause| Instant::now() + pause)));
+                let failed = Try { issue, recurs, done: live.done, open };
+                let (issue, pause) = self.memory.setbacks.note(self.key, failed, self.now);
+                tracing::info!(reason = issue.reason, again = ?pause, "the run cannot be driven now: {}", issue.message);
+                self.memory.broken = Some((issue, pause.map(|pause| Instant::now() + pause)));
                 self.memory.drive = None;
                 // Its certificates may have been renewed.
                 self.memory.outside = None;
@@ -342,17 +342,17 @@ impl Work<'_> {
             Ok(Err(why)) => SpecFact::Invalid(format!("it {why}")),
             Err(error) => {
                 let message = format!("cannot read ControllerRevision {name}; retrying");
-                let trouble = error.trouble().unwrap_or(Trouble { reason: "ApiError", message, stalled: false });
+                let issue = error.issue().unwrap_or(Issue { reason: "ApiError", message, stalled: false });
                 self.error = Some(error);
-                SpecFact::Waits(trouble, None)
+                SpecFact::Waits(issue, None)
             }
         }
     }
 
     /// Takes or gives back its place among the runs of its namespace, and its memory; why there is none for it.
-    fn place(&self, run: &Run, facts: &Facts, run_revision: Option<&RunRevision>) -> Option<Trouble> {
+    fn place(&self, run: &Run, facts: &Facts, run_revision: Option<&RunRevision>) -> Option<Issue> {
         let Runs { quota, driven, .. } = self.runs;
-        let waits = |message: String| Some(Trouble { reason: "RunLimit", message, stalled: false });
+        let waits = |message: String| Some(Issue { reason: "RunLimit", message, stalled: false });
         let goes = !run.has_ended() && run.deleting.is_none() && !run.spec.suspend && !run.spec.cancel;
         let fits = match &facts.spec {
             SpecFact::Frozen(_) if !run.has_ended() && !run.spec.suspend => {
@@ -389,19 +389,19 @@ impl Work<'_> {
         if let Some(why) = &self.refused {
             return (SpecFact::Invalid(why.clone()), None);
         }
-        let around = match Around::read(self.runs.sources(), self.key, &run.spec).await {
-            Ok(around) => around,
-            Err(trouble) => {
+        let references = match RunReferences::read(self.runs.sources(), self.key, &run.spec).await {
+            Ok(references) => references,
+            Err(issue) => {
                 self.soon = Some(self.runs.missing);
-                return (SpecFact::Waits(trouble, None), None);
+                return (SpecFact::Waits(issue, None), None);
             }
         };
-        if around.lacks_code() {
+        if references.lacks_code() {
             self.soon = Some(self.runs.missing);
         }
-        match admit::admit(&self.value, &around) {
+        match admit::admit(&self.value, &references) {
             Admission::Ready(run_revision) => (SpecFact::Valid, Some(run_revision)),
-            Admission::Waits(trouble, patience) => (SpecFact::Waits(trouble, Some(patience)), None),
+            Admission::Waits(issue, patience) => (SpecFact::Waits(issue, Some(patience)), None),
             Admission::Invalid(problems) => {
                 let shown = problems.iter().take(PROBLEMS).cloned().collect::<Vec<_>>().join("; ");
                 let more = problems.len().saturating_sub(PROBLEMS);
@@ -428,9 +428,9 @@ impl Work<'_> {
         let drive = match (&self.memory.done, &self.memory.drive, &self.memory.broken) {
             (Some(report), _, _) => DriveFact::Done(report.clone()),
             (None, Some(drive), _) => DriveFact::Live(drive.live()),
-            (None, None, Some((trouble, again))) => {
+            (None, None, Some((issue, again))) => {
                 let again = again.map(|at| at.saturating_duration_since(Instant::now()));
-                DriveFact::Broken { trouble: trouble.clone(), again }
+                DriveFact::Broken { issue: issue.clone(), again }
             }
             (None, None, None) => DriveFact::None,
         };
@@ -454,7 +454,7 @@ impl Work<'_> {
             cancelling,
             stuck: self.memory.stuck.map(|at| at.elapsed()).unwrap_or_default(),
             waited: self.memory.waited.clone(),
-            trouble: None,
+            issue: None,
             full: None,
             sweep,
             release,
@@ -508,15 +508,15 @@ impl Work<'_> {
         }
         match (&planned.removal, &stored) {
             (Some(Removing { step: SweepStep::Start, due, .. }), Some(stored)) => self.sweep(stored, *due),
-            (Some(Removing { step: SweepStep::Pause(trouble), .. }), _) => {
-                self.soon = Some(self.memory.removal.pause(self.key, trouble.clone(), self.now));
+            (Some(Removing { step: SweepStep::Pause(issue), .. }), _) => {
+                self.soon = Some(self.memory.removal.pause(self.key, issue.clone(), self.now));
             }
             _ => {}
         }
     }
 
-    fn fail(&mut self, run: &Run, error: PassError, planned: &mut Plan, facts: &mut Facts) {
-        facts.trouble = error.trouble();
+    fn fail(&mut self, run: &Run, error: ReconcileError, planned: &mut Plan, facts: &mut Facts) {
+        facts.issue = error.issue();
         self.error.get_or_insert(error);
         let told = plan(run, facts);
         (planned.word, planned.removal, planned.release) = (told.word, told.removal, told.release);
@@ -542,7 +542,7 @@ impl Work<'_> {
                 }
                 (None, _) => self.runs.registry.endpoints(self.key),
             });
-            let before = self.memory.broken.take().map(|(trouble, _)| trouble);
+            let before = self.memory.broken.take().map(|(issue, _)| issue);
             self.memory.opening = before.is_none().then(Instant::now);
             let (queue, bounds) = (self.runs.desk.sink.queue.clone(), self.runs.bounds);
             let memory = (self.runs.driven.clone(), stored.in_progress());
@@ -554,7 +554,7 @@ impl Work<'_> {
         }
     }
 
-    async fn hold(&mut self, hold: bool) -> Result<(), PassError> {
+    async fn hold(&mut self, hold: bool) -> Result<(), ReconcileError> {
         let names = self.value.pointer("/metadata/finalizers").and_then(Value::as_array);
         let names: Vec<String> = names.into_iter().flatten().filter_map(Value::as_str).map(ToOwned::to_owned).collect();
         // A write of this pass has made another version.
@@ -565,7 +565,7 @@ impl Work<'_> {
     }
 
     /// Writes the status if it says something new; when to come back if that has to wait.
-    async fn tell(&mut self, run: &Run, facts: &Facts, planned: &Plan) -> Result<Option<Duration>, PassError> {
+    async fn tell(&mut self, run: &Run, facts: &Facts, planned: &Plan) -> Result<Option<Duration>, ReconcileError> {
         let status = build_status(run, facts, planned);
         if status == run.status {
             return Ok(None);

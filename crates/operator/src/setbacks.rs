@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::backoff::delay;
 use super::queue::Key;
 use super::registry::known_reason;
-use decide::cluster::facts::Trouble;
+use decide::cluster::facts::Issue;
 use driver::DriveError;
 use limits::Repetition;
 use limits::repeats::Repeats;
@@ -60,7 +60,7 @@ pub(super) struct Setbacks {
 /// A try that came to nothing.
 #[derive(Debug)]
 pub(super) struct Try {
-    pub trouble: Trouble,
+    pub issue: Issue,
     pub recurs: Recurs,
     /// Tasks that had come to their end.
     pub done: u64,
@@ -70,8 +70,8 @@ pub(super) struct Try {
 
 impl Setbacks {
     /// What is told of a try, and how long until the next one; none: the run has failed.
-    pub fn note(&mut self, key: &Key, failed: Try, now: Timestamp) -> (Trouble, Option<Duration>) {
-        let Try { mut trouble, recurs, done, open } = failed;
+    pub fn note(&mut self, key: &Key, failed: Try, now: Timestamp) -> (Issue, Option<Duration>) {
+        let Try { mut issue, recurs, done, open } = failed;
         if done > self.done {
             self.done = done;
             self.repeats.clear();
@@ -82,8 +82,8 @@ impl Setbacks {
         }
         self.tries = self.tries.saturating_add(1);
         match recurs {
-            Recurs::ForEver => (trouble, None),
-            Recurs::Waits => (trouble, Some(delay(key, self.tries).min(LONGEST))),
+            Recurs::ForEver => (issue, None),
+            Recurs::Waits => (issue, Some(delay(key, self.tries).min(LONGEST))),
             Recurs::Counts { error, limit } => {
                 let repeat = self.repeats.note(&error, &limit);
                 if let Some(told) = repeat.told(now) {
@@ -91,11 +91,11 @@ impl Setbacks {
                         true => "so the run has failed; fix the cause, then use daskade retry",
                         false => "retrying at growing intervals; the run fails if this continues",
                     };
-                    trouble.message = format!("{}; {told}: {next}", trouble.message);
+                    issue.message = format!("{}; {told}: {next}", issue.message);
                 }
-                trouble.stalled |= repeat.times >= STALLS;
+                issue.stalled |= repeat.times >= STALLS;
                 let pause = delay(key, self.tries).min(limits::REFUSED_PAUSE);
-                (trouble, (!repeat.is_over).then_some(pause))
+                (issue, (!repeat.is_over).then_some(pause))
             }
         }
     }
@@ -147,7 +147,7 @@ const FOR_EVER: [&str; 13] = [
 pub(super) const STALLED: [&str; 4] = ["AccessDenied", "CodeNotFound", "NoSuchBucket", "StorageFull"];
 
 /// Why a run cannot be driven, or cleared away, in the words of a condition.
-pub(super) fn trouble(error: &DriveError) -> Trouble {
+pub(super) fn issue(error: &DriveError) -> Issue {
     let (reason, message) = match error {
         DriveError::Fenced { .. } => {
             ("TakenOver", "another command has taken over the run; the operator continues it soon".to_owned())
@@ -159,7 +159,7 @@ pub(super) fn trouble(error: &DriveError) -> Trouble {
         DriveError::Cluster(message) => ("SchedulerUnreachable", message.clone()),
         DriveError::Dask(error) => ("SchedulerUnreachable", format!("failed to {error}")),
     };
-    Trouble { reason, message, stalled: STALLED.contains(&error.reason()) }
+    Issue { reason, message, stalled: STALLED.contains(&error.reason()) }
 }
 
 #[cfg(test)]
@@ -173,7 +173,7 @@ mod tests {
     }
 
     /// Tries that all end with this error: how many there are within a day, and what is told of the last one.
-    async fn tries(reason: &str, open: Duration, done: impl Fn(u64) -> u64) -> (u64, Option<Trouble>, Duration) {
+    async fn tries(reason: &str, open: Duration, done: impl Fn(u64) -> u64) -> (u64, Option<Issue>, Duration) {
         let (mut setbacks, key) = (Setbacks::default(), Key::new("team".to_owned(), "r".to_owned()));
         let now: Timestamp = "2026-03-01T12:00:00Z".parse().unwrap();
         let began = Instant::now();
@@ -181,7 +181,7 @@ mod tests {
             advance(open).await;
             let error = refusal(reason);
             let recurs = Bounds::default().recurs(&error);
-            let failed = Try { trouble: trouble(&error), recurs, done: done(count), open: Some(open) };
+            let failed = Try { issue: issue(&error), recurs, done: done(count), open: Some(open) };
             let (told, pause) = setbacks.note(&key, failed, now);
             match pause {
                 None => return (count, Some(told), began.elapsed()),

@@ -19,8 +19,8 @@ use super::record::{Body, Kind, LATE, PodBody, Record};
 use super::room;
 use api::{GROUP, PipelineSpec};
 use decide::cluster::names;
+use decide::cluster::pod_problem;
 use decide::cluster::pods::read_pod;
-use decide::cluster::trouble;
 
 use decide::pipeline::{
     self, FROZEN_HASH, GENERATION_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL,
@@ -389,10 +389,10 @@ pub(super) fn read_pod_record(pod: &Pod) -> Option<(Key, Record)> {
     let made = pod.metadata.creation_timestamp.as_ref()?.0;
     let mut fact = read_pod(pod, made)?;
     let old = fact.created.checked_add(SignedDuration::from_secs(LATE)).ok()?;
-    let mut late = trouble::find(pod, old);
+    let mut late = pod_problem::find(pod, old);
     limits::clip(&mut fact.template, limits::WORD);
-    for trouble in [&mut fact.trouble, &mut late].into_iter().flatten() {
-        limits::clip(&mut trouble.message, MESSAGE);
+    for issue in [&mut fact.issue, &mut late].into_iter().flatten() {
+        limits::clip(&mut issue.message, MESSAGE);
     }
     if let Some(certificate) = &mut fact.certificate {
         limits::clip(certificate, limits::WORD);

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::backoff::jittered;
 use super::cache::Listed;
-use super::collection::{Collection, News, SILENCE, Trouble};
+use super::collection::{Collection, News, SILENCE, WatchError};
 use super::follow::Follow;
 use super::queue::Key;
 use super::record::{Body, Kind};
@@ -179,13 +179,13 @@ impl Feed {
                     () = self.watch(&collection, version, read, &mut backoff) => {}
                     () = sleep_until(end) => {}
                 },
-                Err(trouble) => self.failed(&trouble, &mut backoff).await,
+                Err(issue) => self.failed(&issue, &mut backoff).await,
             }
         }
     }
 
     /// Shows all that there is; the version up to which that is so.
-    async fn list(&mut self, collection: &Collection, read: Reader) -> Result<String, Trouble> {
+    async fn list(&mut self, collection: &Collection, read: Reader) -> Result<String, WatchError> {
         let mut listed = Listed::new();
         if let Some(follow) = &mut self.follow {
             follow.begin();
@@ -224,16 +224,16 @@ impl Feed {
         loop {
             let mut lines = match collection.watch(&version).await {
                 Ok(lines) => lines,
-                Err(trouble) => {
-                    self.failed(&trouble, backoff).await;
-                    if trouble.is_expired() {
+                Err(issue) => {
+                    self.failed(&issue, backoff).await;
+                    if issue.is_expired() {
                         return;
                     }
                     continue;
                 }
             };
             while let Ok(got) = timeout(SILENT, lines.next(|line| News::read(line, read))).await {
-                let trouble = match got {
+                let issue = match got {
                     Ok(None) => break,
                     Ok(Some(Ok(news))) => match self.take(news) {
                         Some(shown) => {
@@ -241,16 +241,16 @@ impl Feed {
                             backoff.reset();
                             continue;
                         }
-                        None => Trouble::NoVersion,
+                        None => WatchError::NoVersion,
                     },
-                    Ok(Some(Err(trouble))) => trouble,
+                    Ok(Some(Err(issue))) => issue,
                     Err(error) => {
-                        self.failed(&Trouble::Watch(error), backoff).await;
+                        self.failed(&WatchError::Watch(error), backoff).await;
                         break;
                     }
                 };
-                self.failed(&trouble, backoff).await;
-                if trouble.is_expired() {
+                self.failed(&issue, backoff).await;
+                if issue.is_expired() {
                     return;
                 }
             }
@@ -329,10 +329,10 @@ impl Feed {
     }
 
     /// Tells what went wrong, unless it is known, and waits a while.
-    async fn failed(&mut self, trouble: &Trouble, backoff: &mut DefaultBackoff) {
+    async fn failed(&mut self, issue: &WatchError, backoff: &mut DefaultBackoff) {
         if !std::mem::replace(&mut self.broken, true) {
             let namespace = self.namespace.as_deref().unwrap_or("*");
-            tracing::warn!(kind = %self.kind, namespace, "failed to watch; trying again: {trouble}");
+            tracing::warn!(kind = %self.kind, namespace, "failed to watch; trying again: {issue}");
         }
         sleep(backoff.next().unwrap_or(SILENT)).await;
     }

@@ -5,7 +5,7 @@ use kube::core::Request;
 use kube::{Client, Resource};
 use serde_json::Value;
 
-use super::error::PassError;
+use super::error::ReconcileError;
 use super::queue::Key;
 use super::record::{Body, Kind, Record};
 use super::room::{self, Held};
@@ -29,16 +29,16 @@ pub(super) async fn read(
     key: &Key,
     record: &Record,
     more: usize,
-) -> Result<Whole, PassError> {
+) -> Result<Whole, ReconcileError> {
     let room = room::turn(record.weight().saturating_add(more)).await;
     if !matches!(record.body, Body::Part(_)) {
         return Ok(Whole { record: record.clone(), value: record.json(), refused: None, room });
     }
-    let failed = |error| PassError::api("read", kind, &key.name, error);
+    let failed = |error| ReconcileError::api("read", kind, &key.name, error);
     // What is gone, or another one by now, the watch will show.
     let found = fetch(client, kind, key).await.map_err(failed)?;
     let Some(Read { meta, value, refused }) = found.filter(|found| found.meta.uid.as_ref() == Some(&record.uid)) else {
-        return Err(PassError::Behind);
+        return Err(ReconcileError::Behind);
     };
     let version = meta.resource_version.unwrap_or_default();
     Ok(Whole { record: Record { version, ..record.clone() }, value, refused, room })

@@ -84,7 +84,7 @@ pub struct PodFact {
     /// The node that it was given.
     pub node: Option<String>,
     /// Why it is not there yet, or ended.
-    pub trouble: Option<Trouble>,
+    pub issue: Option<Issue>,
     /// What no node has enough of for it.
     pub shortage: Option<Shortage>,
     /// Restarts of its container.
@@ -114,7 +114,7 @@ pub enum Phase {
 
 /// What is wrong with a pod, in the words of a condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble {
+pub struct Issue {
     /// From the table of reasons.
     pub reason: &'static str,
     /// What, and what to do.
@@ -128,7 +128,7 @@ pub struct Trouble {
 pub struct Refusal {
     /// Whose pod; none for other children.
     pub role: Option<Role>,
-    pub trouble: Trouble,
+    pub issue: Issue,
 }
 
 /// What the scheduler said last.
@@ -205,5 +205,5 @@ pub struct TlsFact {
     pub ca_fingerprint: Option<String>,
     pub expires: Option<Timestamp>,
     /// Why there is none.
-    pub trouble: Option<Trouble>,
+    pub issue: Option<Issue>,
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::facts::{Cluster, Facts, Phase, PodFact, Role, SchedulerFact, Trouble};
+use super::facts::{Cluster, Facts, Issue, Phase, PodFact, Role, SchedulerFact};
 use super::group::{Amounts, effective_groups, requests, scheduler_requests};
 use super::plan::Plan;
 use super::room::{add, is_going, is_idle, is_of, is_placed};
@@ -27,8 +27,8 @@ pub(super) fn with_holders<'a>(cluster: &Cluster, facts: &'a Facts, plan: &Plan)
         let others = groups.iter().filter(|group| own.is_none_or(|own| own.name != group.name));
         let holders = others.map(|group| Holders::find(group, shortage, facts, plan));
         let holders: Vec<Holders<'_>> = holders.filter(|holders| holders.count() > 0).collect();
-        if let Some(trouble) = trouble(pod, shortage, &wanted, &holders) {
-            told.to_mut().pods[at].trouble = Some(trouble);
+        if let Some(issue) = issue(pod, shortage, &wanted, &holders) {
+            told.to_mut().pods[at].issue = Some(issue);
         }
     }
     told
@@ -100,7 +100,7 @@ impl<'a> Holders<'a> {
     }
 }
 
-fn trouble(pod: &PodFact, shortage: &Shortage, wanted: &Amounts, holders: &[Holders<'_>]) -> Option<Trouble> {
+fn issue(pod: &PodFact, shortage: &Shortage, wanted: &Amounts, holders: &[Holders<'_>]) -> Option<Issue> {
     let mut nodes: BTreeMap<Option<&str>, Amounts> = BTreeMap::new();
     for (node, held) in holders.iter().flat_map(|holders| &holders.by_node) {
         add(nodes.entry(node.as_deref()).or_default(), held);
@@ -119,14 +119,14 @@ fn trouble(pod: &PodFact, shortage: &Shortage, wanted: &Amounts, holders: &[Hold
         "the pod starts once they are no longer needed"
     };
     let who: Vec<String> = holders.iter().map(|holders| holders.text(shortage)).collect();
-    let said = pod.trouble.as_ref().map(|trouble| format!("; {}", trouble.message)).unwrap_or_default();
+    let said = pod.issue.as_ref().map(|issue| format!("; {}", issue.message)).unwrap_or_default();
     let of = shortage.of.join(" and ");
     let message = format!(
         "pod {} waits for {of} that other workers of this cluster hold: {}; {help}{said}",
         pod.name,
         who.join("; ")
     );
-    Some(Trouble { reason: "HeldByCluster", message, stalled: false })
+    Some(Issue { reason: "HeldByCluster", message, stalled: false })
 }
 
 /// An amount with its name: `2 cpu`, `512Mi memory`.

@@ -7,13 +7,13 @@ mod group;
 mod held;
 pub mod names;
 pub mod plan;
+pub mod pod_problem;
 pub mod pods;
 pub mod room;
 pub mod scale;
 mod shared;
 mod shortage;
 pub mod status;
-pub mod trouble;
 mod validate;
 
 pub use folder::check_folder;

@@ -125,7 +125,7 @@ impl Pass<'_> {
         match &facts.scheduler {
             SchedulerFact::Answers(_) => false,
             // It will be asked in a moment, unless it cannot be.
-            SchedulerFact::Unknown => !live || facts.tls.trouble.is_some(),
+            SchedulerFact::Unknown => !live || facts.tls.issue.is_some(),
             SchedulerFact::Unreachable { since, .. } => {
                 let left = UNASKED - facts.now.duration_since(*since).as_secs();
                 if live && left > 0 {
@@ -213,7 +213,7 @@ impl Pass<'_> {
         let answers = self.state().is_some();
         let unused = match self.state() {
             Some(state) => state.runs == 0 && state.clients == 0 && state.tasks == 0,
-            None => !pod.ready && pod.restarts == 0 && pod.ip.is_none() || pod.trouble.is_some() && !pod.ready,
+            None => !pod.ready && pod.restarts == 0 && pod.ip.is_none() || pod.issue.is_some() && !pod.ready,
         };
         let rollout = self.cluster.spec.scheduler.as_ref().and_then(|scheduler| scheduler.rollout).unwrap_or_default();
         if unused || rollout == SchedulerRollout::Immediately {

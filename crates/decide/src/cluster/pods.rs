@@ -5,9 +5,8 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use super::{
     build::{HEALTH_OPTION, RUNTIME_VOLUME},
     facts::{Base, Phase, PodFact, Role},
-    names,
+    names, pod_problem,
     room::Shortage,
-    trouble,
 };
 
 /// Reads a pod; none for one that is not a DaskCluster's, or has no name of ours. What it is does not depend on its labels:
@@ -27,8 +26,8 @@ pub fn read_pod(pod: &Pod, now: jiff::Timestamp) -> Option<PodFact> {
     let created = meta.creation_timestamp.as_ref().map_or(now, |time| time.0);
     let labels = names::pod_labels(&owner.name, &slot);
     let labelled = labels.iter().all(|(name, value)| meta.labels.as_ref().and_then(|map| map.get(name)) == Some(value));
-    let find = if slot.role == Role::Scheduler { trouble::find_scheduler } else { trouble::find };
-    let trouble = find(pod, now);
+    let find = if slot.role == Role::Scheduler { pod_problem::find_scheduler } else { pod_problem::find };
+    let issue = find(pod, now);
     Some(PodFact {
         name: meta.name.clone()?,
         uid: meta.uid.clone()?,
@@ -47,7 +46,7 @@ pub fn read_pod(pod: &Pod, now: jiff::Timestamp) -> Option<PodFact> {
         created,
         deleting: meta.deletion_timestamp.as_ref().map(|time| deletion(time.0, meta.deletion_grace_period_seconds)),
         node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).filter(|node| !node.is_empty()),
-        trouble,
+        issue,
         shortage: read_shortage(&status),
         restarts: status
             .container_statuses

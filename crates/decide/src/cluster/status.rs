@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     effective_groups,
-    facts::{Cluster, Facts, PodFact, Role, SchedulerFact, Trouble},
+    facts::{Cluster, Facts, Issue, PodFact, Role, SchedulerFact},
     held::with_holders,
     names,
     plan::{Plan, Templates},
@@ -24,7 +24,7 @@ const SAME_IDLE: SignedDuration = SignedDuration::from_secs(3);
 const VERSION: usize = 100;
 
 /// A condition before it has a time.
-struct Word {
+struct ConditionUpdate {
     kind: ConditionType,
     status: &'static str,
     reason: &'static str,
@@ -76,7 +76,7 @@ pub fn build_status(cluster: &Cluster, templates: &Templates, facts: &Facts, pla
 
 /// A status for a spec that is not valid: nothing is done about it.
 pub fn invalid_status(cluster: &Cluster, reason: &'static str, message: String, now: Timestamp) -> DaskClusterStatus {
-    let word = |kind, status, reason| Word { kind, status, reason, message: message.clone() };
+    let word = |kind, status, reason| ConditionUpdate { kind, status, reason, message: message.clone() };
     let words = [
         word(ConditionType::Ready, "False", reason),
         word(ConditionType::Reconciling, "False", reason),
@@ -109,10 +109,10 @@ fn group_status(group: &WorkerGroup, desired: u32, templates: &Templates, facts:
         .refused
         .iter()
         .find(|refusal| matches!(&refusal.role, Some(Role::Worker { group: name, .. }) if *name == group.name));
-    let trouble = refused.map(|refusal| &refusal.trouble).or_else(|| {
-        pods.iter().filter_map(|pod| pod.trouble.as_ref()).max_by_key(|trouble| (trouble.stalled, trouble.reason))
-    });
-    let trouble = trouble.filter(|_| ready < desired);
+    let issue = refused
+        .map(|refusal| &refusal.issue)
+        .or_else(|| pods.iter().filter_map(|pod| pod.issue.as_ref()).max_by_key(|issue| (issue.stalled, issue.reason)));
+    let issue = issue.filter(|_| ready < desired);
     GroupStatus {
         name: group.name.clone(),
         desired,
@@ -120,23 +120,28 @@ fn group_status(group: &WorkerGroup, desired: u32, templates: &Templates, facts:
         draining: (draining > 0).then_some(draining),
         outdated: (outdated > 0).then_some(outdated),
         gpus: group.gpu.as_ref().map(|gpu| gpu.count * ready),
-        reason: trouble.map(|trouble| trouble.reason.to_owned()),
-        message: trouble.map(|trouble| bounded(&trouble.message)),
+        reason: issue.map(|issue| issue.reason.to_owned()),
+        message: issue.map(|issue| bounded(&issue.message)),
     }
 }
 
-fn scheduler_word(cluster: &Cluster, facts: &Facts, plan: &Plan) -> Word {
-    let word = |status, reason, message: String| Word { kind: ConditionType::SchedulerReady, status, reason, message };
+fn scheduler_word(cluster: &Cluster, facts: &Facts, plan: &Plan) -> ConditionUpdate {
+    let word = |status, reason, message: String| ConditionUpdate {
+        kind: ConditionType::SchedulerReady,
+        status,
+        reason,
+        message,
+    };
     if cluster.spec.suspend {
         return word("False", "Suspended", "spec.suspend is true".to_owned());
     }
-    if let Some(trouble) = &facts.tls.trouble {
-        return word("False", trouble.reason, trouble.message.clone());
+    if let Some(issue) = &facts.tls.issue {
+        return word("False", issue.reason, issue.message.clone());
     }
     let pod = facts.pods.iter().find(|pod| pod.slot.role == Role::Scheduler && pod.deleting.is_none());
     let refused = facts.refused.iter().find(|refusal| !matches!(refusal.role, Some(Role::Worker { .. })));
-    if let Some(trouble) = refused.map(|refusal| &refusal.trouble).or(pod.and_then(|pod| pod.trouble.as_ref())) {
-        return word("False", trouble.reason, trouble.message.clone());
+    if let Some(issue) = refused.map(|refusal| &refusal.issue).or(pod.and_then(|pod| pod.issue.as_ref())) {
+        return word("False", issue.reason, issue.message.clone());
     }
     match (&facts.scheduler, pod) {
         (SchedulerFact::Answers(_), Some(_)) if plan.scheduler_waits.is_some() => {
@@ -158,8 +163,13 @@ fn scheduler_word(cluster: &Cluster, facts: &Facts, plan: &Plan) -> Word {
     }
 }
 
-fn workers_word(cluster: &Cluster, groups: &[GroupStatus], facts: &Facts, plan: &Plan) -> Word {
-    let word = |status, reason, message: String| Word { kind: ConditionType::WorkersReady, status, reason, message };
+fn workers_word(cluster: &Cluster, groups: &[GroupStatus], facts: &Facts, plan: &Plan) -> ConditionUpdate {
+    let word = |status, reason, message: String| ConditionUpdate {
+        kind: ConditionType::WorkersReady,
+        status,
+        reason,
+        message,
+    };
     if cluster.spec.suspend {
         return word("False", "Suspended", "spec.suspend is true".to_owned());
     }
@@ -173,7 +183,7 @@ fn workers_word(cluster: &Cluster, groups: &[GroupStatus], facts: &Facts, plan: 
     if let Some(group) = groups.iter().find(|group| group.ready < group.desired) {
         let counts = format!("group {}: {} of {} ready", group.name, group.ready, group.desired);
         return match trouble_of(group, facts) {
-            Some(trouble) => word("False", trouble.reason, format!("{counts}; {}", trouble.message)),
+            Some(issue) => word("False", issue.reason, format!("{counts}; {}", issue.message)),
             None => word("False", "Progressing", counts),
         };
     }
@@ -187,30 +197,30 @@ fn workers_word(cluster: &Cluster, groups: &[GroupStatus], facts: &Facts, plan: 
     }
 }
 
-fn trouble_of<'a>(group: &GroupStatus, facts: &'a Facts) -> Option<&'a Trouble> {
+fn trouble_of<'a>(group: &GroupStatus, facts: &'a Facts) -> Option<&'a Issue> {
     let reason = group.reason.as_deref()?;
-    let refused = facts.refused.iter().map(|refusal| &refusal.trouble);
-    let pods = facts.pods.iter().filter_map(|pod| pod.trouble.as_ref());
+    let refused = facts.refused.iter().map(|refusal| &refusal.issue);
+    let pods = facts.pods.iter().filter_map(|pod| pod.issue.as_ref());
     refused
         .chain(pods)
-        .find(|trouble| trouble.reason == reason && group.message.as_deref() == Some(&bounded(&trouble.message)))
+        .find(|issue| issue.reason == reason && group.message.as_deref() == Some(&bounded(&issue.message)))
 }
 
 fn words(
     cluster: &Cluster,
-    scheduler: Word,
-    workers: Word,
+    scheduler: ConditionUpdate,
+    workers: ConditionUpdate,
     facts: &Facts,
     plan: &Plan,
     groups: &[GroupStatus],
-) -> Vec<Word> {
+) -> Vec<ConditionUpdate> {
     let stalled = facts
         .tls
-        .trouble
+        .issue
         .iter()
-        .chain(facts.refused.iter().map(|refusal| &refusal.trouble))
-        .chain(facts.pods.iter().filter_map(|pod| pod.trouble.as_ref()))
-        .find(|trouble| trouble.stalled);
+        .chain(facts.refused.iter().map(|refusal| &refusal.issue))
+        .chain(facts.pods.iter().filter_map(|pod| pod.issue.as_ref()))
+        .find(|issue| issue.stalled);
     let behind = scheduler.status != "True" || workers.status != "True";
     let stalled = stalled.filter(|_| behind);
     let (status, cause) = match (scheduler.status, workers.status) {
@@ -218,29 +228,35 @@ fn words(
         ("True", _) => ("False", &workers),
         _ => ("False", &scheduler),
     };
-    let ready = Word { kind: ConditionType::Ready, status, reason: cause.reason, message: cause.message.clone() };
+    let ready =
+        ConditionUpdate { kind: ConditionType::Ready, status, reason: cause.reason, message: cause.message.clone() };
     let outdated = groups.iter().any(|group| group.outdated.is_some());
     let working = !cluster.spec.suspend && (behind || outdated || plan.scheduler_waits.is_some()) && stalled.is_none();
-    let reconciling = Word {
+    let reconciling = ConditionUpdate {
         kind: ConditionType::Reconciling,
         status: if working { "True" } else { "False" },
         reason: if working { "Progressing" } else { ready.reason },
         message: String::new(),
     };
     let stalled = match stalled {
-        Some(trouble) => Word {
+        Some(issue) => ConditionUpdate {
             kind: ConditionType::Stalled,
             status: "True",
-            reason: trouble.reason,
-            message: trouble.message.clone(),
+            reason: issue.reason,
+            message: issue.message.clone(),
         },
-        None => Word { kind: ConditionType::Stalled, status: "False", reason: "Progressing", message: String::new() },
+        None => ConditionUpdate {
+            kind: ConditionType::Stalled,
+            status: "False",
+            reason: "Progressing",
+            message: String::new(),
+        },
     };
     vec![ready, scheduler, workers, reconciling, stalled]
 }
 
 /// `lastTransitionTime` moves only when the status does.
-fn condition(word: Word, cluster: &Cluster, now: Timestamp) -> Condition {
+fn condition(word: ConditionUpdate, cluster: &Cluster, now: Timestamp) -> Condition {
     let kind = word.kind.as_str();
     let before = cluster.status.conditions.iter().find(|before| before.type_ == kind);
     let since = before.filter(|before| before.status == word.status).map(|before| before.last_transition_time.clone());

@@ -40,7 +40,7 @@ pub struct Facts {
     /// What this process made for the Pipeline's present generation. It counts whatever became of those runs since.
     pub made: Vec<Cause>,
     /// What kept the last action from being done.
-    pub trouble: Option<Trouble>,
+    pub issue: Option<Issue>,
 }
 
 /// A run of the Pipeline.
@@ -89,7 +89,7 @@ pub enum End {
 
 /// Why something could not be done, in the words of a condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble {
+pub struct Issue {
     /// A documented reason.
     pub reason: String,
     pub message: String,

@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::action::{Action, Cause};
-use super::facts::{Facts, Origin, RunFact, Subject, Trouble};
+use super::facts::{Facts, Issue, Origin, RunFact, Subject};
 use super::hash::{self, VERSION};
 use super::history;
 use super::moments::Timing;
@@ -31,7 +31,7 @@ pub struct Plan {
     /// What was decided without an action.
     pub notes: Vec<Note>,
     /// Why something is not done now that is due.
-    pub trouble: Option<Trouble>,
+    pub issue: Option<Issue>,
     /// When to look again even if nothing happens.
     pub wake: Option<Timestamp>,
 }
@@ -96,8 +96,8 @@ fn change(subject: &Subject, facts: &Facts, plan: &mut Plan) {
         return;
     }
     plan.marks.last_triggered = last;
-    if let Some((trouble, again)) = too_many(subject, facts, &wanted) {
-        (plan.trouble, plan.wake) = (Some(trouble), again);
+    if let Some((issue, again)) = too_many(subject, facts, &wanted) {
+        (plan.issue, plan.wake) = (Some(issue), again);
         return;
     }
     let name = free_name(facts, |n| names::change_name(&subject.name, &wanted, n));
@@ -134,7 +134,7 @@ pub(super) fn last_triggered(subject: &Subject, facts: &Facts, wanted: Option<&s
 }
 
 /// Why no further run of the spec with this hash is made now, and when one may be.
-fn too_many(subject: &Subject, facts: &Facts, wanted: &str) -> Option<(Trouble, Option<Timestamp>)> {
+fn too_many(subject: &Subject, facts: &Facts, wanted: &str) -> Option<(Issue, Option<Timestamp>)> {
     let is_one = |name: &String| names::is_change_name(&subject.name, wanted, name);
     let young = |run: &&RunFact| facts.now.duration_since(run.created) < CHANGES_SPAN;
     let mut made: Vec<Timestamp> =
@@ -150,7 +150,7 @@ fn too_many(subject: &Subject, facts: &Facts, wanted: &str) -> Option<(Trouble, 
          what changes the Pipeline or its runs so often",
         made.len() + others
     );
-    Some((Trouble { reason: "TooManyRuns".to_owned(), message, stalled: false }, again))
+    Some((Issue { reason: "TooManyRuns".to_owned(), message, stalled: false }, again))
 }
 
 fn free_name(facts: &Facts, name: impl Fn(u32) -> String) -> String {

@@ -17,16 +17,16 @@ const MESSAGE: usize = 8 * 1024;
 
 /// The status of a valid Pipeline whose planned actions are done, as far as they could be.
 pub fn build_status(subject: &Subject, facts: &Facts, plan: &Plan) -> PipelineStatus {
-    let trouble = facts.trouble.as_ref().or(plan.trouble.as_ref());
-    let (reason, message) = match trouble {
-        Some(trouble) => (&*trouble.reason, trouble.message.clone()),
+    let issue = facts.issue.as_ref().or(plan.issue.as_ref());
+    let (reason, message) = match issue {
+        Some(issue) => (&*issue.reason, issue.message.clone()),
         None => ("Accepted", String::new()),
     };
-    let stalled = trouble.is_some_and(|trouble| trouble.stalled);
+    let stalled = issue.is_some_and(|issue| issue.stalled);
     let is = |truth| if truth { "True" } else { "False" };
     let words = [
         (ConditionType::Accepted, "True", "Accepted", "the spec is valid".to_owned()),
-        (ConditionType::Reconciling, is(trouble.is_some() && !stalled), reason, message.clone()),
+        (ConditionType::Reconciling, is(issue.is_some() && !stalled), reason, message.clone()),
         (ConditionType::Stalled, is(stalled), reason, message),
     ];
     PipelineStatus {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::code::resolve;
 use super::facts::Place;
 use super::references::References;
-use crate::cluster::facts::Trouble;
+use crate::cluster::facts::Issue;
 use crate::cluster::{check_folder, check_shared, effective_groups, not_allowed, too_many_workers, validate_named};
 use api::cluster::DaskClusterSpec;
 use api::duration::Duration as Span;
@@ -33,7 +33,7 @@ pub enum Admission {
     /// All that is wrong, each with object and field.
     Invalid(Vec<String>),
     /// An object that it names is not there yet; how long it waits for it.
-    Waits(Trouble, Span),
+    Waits(Issue, Span),
 }
 
 /// Checks a run, as JSON, and resolves what it refers to.
@@ -59,15 +59,15 @@ pub fn admit(object: &Value, world: &dyn References) -> Admission {
     let limits = world.limits();
     let params: Map<String, Value> = run.spec.params.clone().into_iter().collect();
     let deadlines = run_deadlines(spec.deadlines.clone(), run.spec.deadlines.as_ref());
-    let waits = |trouble| Admission::Waits(trouble, patience(deadlines.as_ref()));
+    let waits = |issue| Admission::Waits(issue, patience(deadlines.as_ref()));
     let mut problems = limits.check(&spec, &params, at);
     let code = match resolve(spec.code.as_ref(), at, world, &mut problems) {
         Ok(code) => code,
-        Err(trouble) => return waits(trouble),
+        Err(issue) => return waits(issue),
     };
     let placed = match place(&name, &spec, at, world, &mut problems) {
         Ok(placed) => placed,
-        Err(trouble) => return waits(trouble),
+        Err(issue) => return waits(issue),
     };
     let mut pipeline = PipelineSpec { cluster: placed.choice, code, ..spec };
     pipeline.deadlines = deadlines;
@@ -128,8 +128,8 @@ fn pipeline_of(run: &PipelineRun, world: &dyn References) -> Result<(PipelineSpe
         let message = format!(
             "Pipeline \"{name}\" does not exist in the namespace (spec.pipelineRef); create it, and the run continues"
         );
-        let trouble = Trouble { reason: "PipelineNotFound", message, stalled: false };
-        return Err(Admission::Waits(trouble, patience(run.spec.deadlines.as_ref())));
+        let issue = Issue { reason: "PipelineNotFound", message, stalled: false };
+        return Err(Admission::Waits(issue, patience(run.spec.deadlines.as_ref())));
     };
     let told = format!("Pipeline {name}: ");
     match read(&found, &told) {
@@ -154,7 +154,7 @@ fn place(
     at: &str,
     world: &dyn References,
     problems: &mut Vec<Problem>,
-) -> Result<Placed, Trouble> {
+) -> Result<Placed, Issue> {
     if let Some(path) = spec.code.as_ref().and_then(|code| code.path.as_ref()) {
         let message = format!("the operator does not see the folder {path}, which is beside the manifest");
         let problem = Problem::new("InvalidValue", format!("{at}.code.path"), message);
@@ -172,7 +172,7 @@ fn place(
                 "DaskCluster \"{cluster}\" does not exist in the namespace ({at}.cluster.ref); create it, and the run \
                  continues"
             );
-            return Err(Trouble { reason: "ClusterNotFound", message, stalled: false });
+            return Err(Issue { reason: "ClusterNotFound", message, stalled: false });
         };
         let storage = spec.storage.clone().or_else(|| found.storage.clone());
         if storage.is_none() {

@@ -1,12 +1,12 @@
 //! What a person can do about a storage that does not let a run in.
 
 use super::facts::Frozen;
-use crate::cluster::facts::Trouble;
+use crate::cluster::facts::Issue;
 
 /// The trouble with what to do about it.
-pub(super) fn advised(trouble: &Trouble, frozen: &Frozen) -> Trouble {
-    let Some(advice) = advice(trouble.reason, frozen) else { return trouble.clone() };
-    Trouble { message: format!("{}; {advice}", trouble.message), ..trouble.clone() }
+pub(super) fn advised(issue: &Issue, frozen: &Frozen) -> Issue {
+    let Some(advice) = advice(issue.reason, frozen) else { return issue.clone() };
+    Issue { message: format!("{}; {advice}", issue.message), ..issue.clone() }
 }
 
 fn advice(reason: &str, frozen: &Frozen) -> Option<String> {

@@ -1,6 +1,6 @@
 //! Code that a run takes from a ConfigMap: copied when it starts.
 
-use crate::cluster::facts::Trouble;
+use crate::cluster::facts::Issue;
 use api::pipeline::Code;
 use api::problem::Problem;
 use api::run::PipelineRunSpec;
@@ -26,17 +26,17 @@ pub(super) fn resolve(
     at: &str,
     world: &dyn References,
     problems: &mut Vec<Problem>,
-) -> Result<Option<Code>, Trouble> {
+) -> Result<Option<Code>, Issue> {
     let Some(name) = code.and_then(|code| code.config_map.as_deref()) else { return Ok(code.cloned()) };
     let at = format!("{at}.code.configMap");
     let (files, binary) = match world.config_map(name) {
         ConfigMap::Found { files, binary } => (files, binary),
-        ConfigMap::Unread(trouble) => return Err(trouble),
+        ConfigMap::Unread(issue) => return Err(issue),
         ConfigMap::Missing => {
             let message = format!(
                 "ConfigMap \"{name}\" does not exist in the namespace ({at}); create it, and the run continues"
             );
-            return Err(Trouble { reason: "ConfigMapNotFound", message, stalled: false });
+            return Err(Issue { reason: "ConfigMapNotFound", message, stalled: false });
         }
     };
     if !binary.is_empty() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::facts::Trouble;
+use crate::cluster::facts::Issue;
 use api::duration::Duration as Span;
 use api::run::PipelineRunSpec;
 use api::status::PipelineRunStatus;
@@ -57,9 +57,9 @@ pub struct Facts {
     /// What it waited for when it was last seen to wait, if no step has run since.
     pub waited: Option<String>,
     /// What Kubernetes refused in this pass.
-    pub trouble: Option<Trouble>,
+    pub issue: Option<Issue>,
     /// Why it may not begin, or go on, yet: its namespace has as many runs as it may have, or memory for runs is used up.
-    pub full: Option<Trouble>,
+    pub full: Option<Issue>,
     pub sweep: SweepFact,
     pub release: ReleaseFact,
 }
@@ -79,7 +79,7 @@ pub enum SweepFact {
     /// So much of it is done; so many outputs stayed.
     Done { due: Due, kept: u64 },
     /// It could not be done; it is tried again after a pause.
-    Paused { trouble: Trouble, left: Duration },
+    Paused { issue: Issue, left: Duration },
 }
 
 /// What the run is to do.
@@ -94,7 +94,7 @@ pub enum SpecFact {
     Invalid(String),
     /// It cannot be told now: something that it names is not there yet, for which it waits so long after it was made; or what
     /// was written down cannot be read, which no time ends.
-    Waits(Trouble, Option<Span>),
+    Waits(Issue, Option<Span>),
 }
 
 /// Of a run whose spec is written down, what decisions need.
@@ -156,9 +156,9 @@ pub enum ClusterFact {
     #[default]
     Missing,
     /// It is there and its scheduler cannot be used, for this reason.
-    Waits(Trouble),
+    Waits(Issue),
     /// The scheduler can be asked; why workers are missing, if they are.
-    Answers(Option<Trouble>),
+    Answers(Option<Issue>),
 }
 
 /// The task that drives the run.
@@ -172,7 +172,7 @@ pub enum DriveFact {
     Done(Box<Report>),
     /// It could not go on; it is tried again after a pause if `again` says so.
     Broken {
-        trouble: Trouble,
+        issue: Issue,
         again: Option<Duration>,
     },
 }
@@ -202,13 +202,13 @@ pub struct Live {
     /// Steps that no worker can run now: count and why, by name.
     pub blocked: BTreeMap<String, (u64, String)>,
     /// Why the storage cannot be used now.
-    pub storage: Option<Trouble>,
+    pub storage: Option<Issue>,
     /// Why the scheduler was lost.
     pub lost: Option<String>,
     /// It was asked to end.
     pub cancelling: bool,
     /// How the try before this one ended.
-    pub before: Option<Trouble>,
+    pub before: Option<Issue>,
 }
 
 /// How far it is.
@@ -218,14 +218,14 @@ pub enum ReleaseFact {
     #[default]
     None,
     /// The scheduler can be asked; how the last try ended.
-    Ready(Option<Trouble>),
+    Ready(Option<Issue>),
     /// It is being asked; how the try before ended.
-    Live(Option<Trouble>),
+    Live(Option<Issue>),
     /// It cannot be asked now.
-    Waits(Trouble),
+    Waits(Issue),
     /// Asking failed, and is tried again after a pause.
     Paused {
-        trouble: Trouble,
+        issue: Issue,
         left: Duration,
     },
     Done(Released),

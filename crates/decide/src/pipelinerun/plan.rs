@@ -9,7 +9,7 @@ use super::advice::advised;
 use super::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact, SweepFact};
 use super::release::{self, Release, ReleaseWord, shared_place};
 use super::retention::{Removal, Retention, remove, retention};
-use crate::cluster::facts::Trouble;
+use crate::cluster::facts::Issue;
 use run_model::{Report, RunOutcome};
 
 /// A run that is deleted may take this long to stop its steps; then it is let go, in seconds.
@@ -37,7 +37,7 @@ pub struct Plan {
     pub removal: Option<Removal>,
     /// Have a scheduler that others use forget it.
     pub release: Option<Release>,
-    pub word: Word,
+    pub word: ConditionUpdate,
     /// Look again after this time even if nothing happens.
     pub wake: Option<Duration>,
 }
@@ -68,7 +68,7 @@ pub enum DriveStep {
 
 /// What to tell of the run as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Word {
+pub struct ConditionUpdate {
     pub state: State,
     /// From the table of reasons.
     pub reason: String,
@@ -77,7 +77,7 @@ pub struct Word {
     pub stalled: bool,
 }
 
-impl Word {
+impl ConditionUpdate {
     /// Whether the run waits for something that a person may want to know of.
     pub fn waits(&self) -> bool {
         let usual = ["Running", "Pending", "Finalizing", "Releasing", "Suspended"];
@@ -122,32 +122,32 @@ fn decide(run: &Run, facts: &Facts) -> Plan {
         _ if run.spec.cancel && !run.held => return end(cancelled()),
         _ => {}
     }
-    if let DriveFact::Broken { trouble, again: None } = &facts.drive {
-        return end(failed(trouble.reason, trouble.message.clone()));
+    if let DriveFact::Broken { issue, again: None } = &facts.drive {
+        return end(failed(issue.reason, issue.message.clone()));
     }
     if run.spec.suspend && !run.spec.cancel {
         return suspend(run, facts);
     }
     match &facts.spec {
         SpecFact::Frozen(frozen) => go_on(run, facts, frozen),
-        SpecFact::Waits(trouble, None) => waiting(troubled(standing_state(run), trouble), None),
-        SpecFact::Waits(trouble, Some(patience)) => {
+        SpecFact::Waits(issue, None) => waiting(troubled(standing_state(run), issue), None),
+        SpecFact::Waits(issue, Some(patience)) => {
             let passed = facts.now.duration_since(run.created);
             let left =
                 SignedDuration::try_from(patience.to_std()).unwrap_or(SignedDuration::MAX).saturating_sub(passed);
             if !left.is_positive() {
-                let message = format!("timed out after {patience}: {}", trouble.message);
+                let message = format!("timed out after {patience}: {}", issue.message);
                 return end(failed("DeadlineExceeded", message));
             }
-            waiting(troubled(State::Pending, trouble), Some(left.unsigned_abs()))
+            waiting(troubled(State::Pending, issue), Some(left.unsigned_abs()))
         }
         // Before it is written down, since its deadlines count from then.
         SpecFact::Valid if facts.full.is_some() => {
             waiting(facts.full.as_ref().map_or_else(cancelled, |full| troubled(State::Pending, full)), None)
         }
         SpecFact::Valid | SpecFact::Invalid(_) => {
-            let word = match &facts.trouble {
-                Some(trouble) => troubled(State::Pending, trouble),
+            let word = match &facts.issue {
+                Some(issue) => troubled(State::Pending, issue),
                 None => word(State::Pending, "Pending", "the spec is being written down".to_owned()),
             };
             Plan { freeze: true, ..waiting(word, None) }
@@ -171,8 +171,8 @@ fn suspend(run: &Run, facts: &Facts) -> Plan {
     }
     if shared_place(run, &facts.spec).is_none() {
         // Whether it is open somewhere is not known.
-        if let (SpecFact::Waits(trouble, _), None) = (&facts.spec, &run.status.cluster) {
-            plan.word = troubled(standing_state(run), trouble);
+        if let (SpecFact::Waits(issue, _), None) = (&facts.spec, &run.status.cluster) {
+            plan.word = troubled(standing_state(run), issue);
         }
         return plan;
     }
@@ -180,9 +180,9 @@ fn suspend(run: &Run, facts: &Facts) -> Plan {
     plan.drive = DriveStep::Stop { leave: false };
     plan.wake = release.wake;
     match &release.word {
-        ReleaseWord::Working(_, trouble) => {
-            let trouble = trouble.as_ref().map(|trouble| format!("; {}", trouble.message)).unwrap_or_default();
-            let message = format!("spec.suspend is true; the run's steps are being stopped{trouble}");
+        ReleaseWord::Working(_, issue) => {
+            let issue = issue.as_ref().map(|issue| format!("; {}", issue.message)).unwrap_or_default();
+            let message = format!("spec.suspend is true; the run's steps are being stopped{issue}");
             plan.word = word(standing_state(run), "Releasing", message);
         }
         ReleaseWord::GivenUp(_) | ReleaseWord::AsWritten if !release.is_confirmed(run) => {
@@ -257,10 +257,10 @@ fn cannot_close(run: &Run, facts: &Facts) -> bool {
 }
 
 /// The end of a run whose `finally` steps no worker can run.
-fn given_up(run: &Run, message: &str) -> Word {
+fn given_up(run: &Run, message: &str) -> ConditionUpdate {
     if run.spec.cancel {
         let cancelled = cancelled();
-        return Word { message: format!("{}; {message}", cancelled.message), ..cancelled };
+        return ConditionUpdate { message: format!("{}; {message}", cancelled.message), ..cancelled };
     }
     failed("DeadlineExceeded", format!("the run was not finished within its deadlines; {message}"))
 }
@@ -298,7 +298,7 @@ fn standing_state(run: &Run) -> State {
 }
 
 /// Where the run stands, in one line.
-fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> Word {
+fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> ConditionUpdate {
     let state = standing_state(run);
     if let Some(full) = &facts.full {
         return troubled(state, full);
@@ -306,11 +306,11 @@ fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> W
     if let Some(live) = live.filter(|live| live.open) {
         return running(live, &facts.cluster, frozen);
     }
-    if let Some(trouble) = &facts.trouble {
-        return troubled(state, trouble);
+    if let Some(issue) = &facts.issue {
+        return troubled(state, issue);
     }
     match &facts.cluster {
-        ClusterFact::Waits(trouble) => return troubled(state, trouble),
+        ClusterFact::Waits(issue) => return troubled(state, issue),
         ClusterFact::Missing => {
             return match &frozen.place {
                 Place::Own => word(state, "Pending", format!("the DaskCluster {} is being created", run.name)),
@@ -326,8 +326,8 @@ fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> W
         ClusterFact::Answers(_) => {}
     }
     match (&facts.drive, live) {
-        (DriveFact::Broken { trouble, .. }, _) | (_, Some(Live { before: Some(trouble), .. })) => {
-            troubled(state, &advised(trouble, frozen))
+        (DriveFact::Broken { issue, .. }, _) | (_, Some(Live { before: Some(issue), .. })) => {
+            troubled(state, &advised(issue, frozen))
         }
         (_, Some(Live { lost: Some(cause), .. })) => {
             let message = format!("lost the scheduler: {cause}; the run continues when it is back");
@@ -338,21 +338,21 @@ fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> W
 }
 
 /// A run that is open.
-fn running(live: &Live, cluster: &ClusterFact, frozen: &Frozen) -> Word {
-    if let Some(trouble) = &live.storage {
-        let mut word = troubled(State::Running, &advised(trouble, frozen));
-        if trouble.reason == "StorageUnreachable" {
+fn running(live: &Live, cluster: &ClusterFact, frozen: &Frozen) -> ConditionUpdate {
+    if let Some(issue) = &live.storage {
+        let mut word = troubled(State::Running, &advised(issue, frozen));
+        if issue.reason == "StorageUnreachable" {
             word.message.push_str("; steps wait until it can be reached");
         }
         return word;
     }
     match (workerless(live, cluster), live.is_ending()) {
-        (Some(trouble), true) => {
-            let message = format!("`finally` steps wait: {}", trouble.message);
+        (Some(issue), true) => {
+            let message = format!("`finally` steps wait: {}", issue.message);
             word(State::Running, "Finalizing", message)
         }
         (None, true) => word(State::Running, "Finalizing", "running steps are stopped, `finally` steps run".to_owned()),
-        (Some(trouble), false) => troubled(State::Running, &trouble),
+        (Some(issue), false) => troubled(State::Running, &issue),
         (None, false) if live.counts.finalizing => {
             word(State::Running, "Finalizing", "all other steps have ended, `finally` steps run".to_owned())
         }
@@ -361,14 +361,14 @@ fn running(live: &Live, cluster: &ClusterFact, frozen: &Frozen) -> Word {
 }
 
 /// Why no worker can run what waits, if nothing runs.
-fn workerless(live: &Live, cluster: &ClusterFact) -> Option<Trouble> {
+fn workerless(live: &Live, cluster: &ClusterFact) -> Option<Issue> {
     let (step, (count, message)) = live.blocked.iter().next().filter(|_| live.is_blocked())?;
     // The cluster knows better why nobody is there.
-    if let ClusterFact::Answers(Some(trouble)) = cluster {
-        return Some(trouble.clone());
+    if let ClusterFact::Answers(Some(issue)) = cluster {
+        return Some(issue.clone());
     }
     let tasks = if *count == 1 { "1 task waits".to_owned() } else { format!("{count} tasks wait") };
-    Some(Trouble { reason: "NoWorkers", message: format!("step {step}: {tasks}: {message}"), stalled: false })
+    Some(Issue { reason: "NoWorkers", message: format!("step {step}: {tasks}: {message}"), stalled: false })
 }
 
 /// A run that has ended: what it needed goes, and in the end itself.
@@ -461,11 +461,11 @@ fn without(facts: &Facts) -> ClusterStep {
 }
 
 /// The end: it is written first, and everything else follows from that.
-fn end(word: Word) -> Plan {
+fn end(word: ConditionUpdate) -> Plan {
     Plan { wake: Some(Duration::ZERO), drive: DriveStep::Keep, ..waiting(word, None) }
 }
 
-fn waiting(word: Word, wake: Option<Duration>) -> Plan {
+fn waiting(word: ConditionUpdate, wake: Option<Duration>) -> Plan {
     Plan {
         freeze: false,
         hold: Hold::Keep,
@@ -479,7 +479,7 @@ fn waiting(word: Word, wake: Option<Duration>) -> Plan {
     }
 }
 
-fn ended_word(waited: Option<&str>, report: &Report) -> Word {
+fn ended_word(waited: Option<&str>, report: &Report) -> ConditionUpdate {
     let (reason, message) = match report.outcome {
         RunOutcome::Succeeded => ("Succeeded".to_owned(), "all steps succeeded".to_owned()),
         RunOutcome::Cancelled => return cancelled(),
@@ -493,23 +493,28 @@ fn ended_word(waited: Option<&str>, report: &Report) -> Word {
             (reason.unwrap_or_else(|| "Failed".to_owned()), message)
         }
     };
-    Word { state: State::Ended(report.outcome), reason, message, stalled: report.outcome == RunOutcome::Failed }
+    ConditionUpdate {
+        state: State::Ended(report.outcome),
+        reason,
+        message,
+        stalled: report.outcome == RunOutcome::Failed,
+    }
 }
 
-fn failed(reason: &str, message: String) -> Word {
-    Word { state: State::Ended(RunOutcome::Failed), reason: reason.to_owned(), message, stalled: true }
+fn failed(reason: &str, message: String) -> ConditionUpdate {
+    ConditionUpdate { state: State::Ended(RunOutcome::Failed), reason: reason.to_owned(), message, stalled: true }
 }
 
-fn cancelled() -> Word {
+fn cancelled() -> ConditionUpdate {
     let message = "cancelled by the user (spec.cancel)".to_owned();
     word(State::Ended(RunOutcome::Cancelled), "Cancelled", message)
 }
 
-fn word(state: State, reason: &str, message: String) -> Word {
-    Word { state, reason: reason.to_owned(), message, stalled: false }
+fn word(state: State, reason: &str, message: String) -> ConditionUpdate {
+    ConditionUpdate { state, reason: reason.to_owned(), message, stalled: false }
 }
 
-fn troubled(state: State, trouble: &Trouble) -> Word {
-    let Trouble { reason, message, stalled } = trouble;
-    Word { state, reason: (*reason).to_owned(), message: message.clone(), stalled: *stalled }
+fn troubled(state: State, issue: &Issue) -> ConditionUpdate {
+    let Issue { reason, message, stalled } = issue;
+    ConditionUpdate { state, reason: (*reason).to_owned(), message: message.clone(), stalled: *stalled }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::cluster::facts::Trouble;
+use crate::cluster::facts::Issue;
 use api::cluster::DaskClusterSpec;
 use api::storage::Storage;
 use lower::allowed::RunLimits;
@@ -32,7 +32,7 @@ pub trait References {
 pub enum ConfigMap {
     Missing,
     /// It cannot be read now.
-    Unread(Trouble),
+    Unread(Issue),
     Found {
         files: BTreeMap<String, String>,
         /// Names of those that are no text.

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 pub use super::facts::ReleaseFact;
 use super::facts::{Facts, Place, Run, SpecFact};
-use crate::cluster::facts::Trouble;
+use crate::cluster::facts::Issue;
 use api::condition::ConditionType;
 use run_model::Released;
 
@@ -33,10 +33,10 @@ pub struct Release {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReleaseWord {
     /// Until this moment; what is in the way.
-    Working(Timestamp, Option<Trouble>),
+    Working(Timestamp, Option<Issue>),
     Done(Released),
     /// Nobody has confirmed it in time.
-    GivenUp(Option<Trouble>),
+    GivenUp(Option<Issue>),
     /// What was told before counts.
     AsWritten,
 }
@@ -108,20 +108,20 @@ pub(super) fn release(run: &Run, facts: &Facts) -> Release {
     }
     let end = end(run, facts.now);
     let left = end.duration_since(facts.now);
-    let (start, trouble, pause) = match &facts.release {
+    let (start, issue, pause) = match &facts.release {
         ReleaseFact::Done(how) => return Release::tell(ReleaseWord::Done(*how), None),
         ReleaseFact::None => (false, None, None),
         ReleaseFact::Ready(before) => (true, before.clone(), None),
         ReleaseFact::Live(before) => (false, before.clone(), None),
-        ReleaseFact::Waits(trouble) => (false, Some(trouble.clone()), None),
-        ReleaseFact::Paused { trouble, left } => (false, Some(trouble.clone()), Some(*left)),
+        ReleaseFact::Waits(issue) => (false, Some(issue.clone()), None),
+        ReleaseFact::Paused { issue, left } => (false, Some(issue.clone()), Some(*left)),
     };
     if !left.is_positive() {
-        return Release::tell(ReleaseWord::GivenUp(trouble), None);
+        return Release::tell(ReleaseWord::GivenUp(issue), None);
     }
     let left = left.unsigned_abs();
     let wake = Some(pause.map_or(left, |pause| pause.min(left)));
-    Release { start, word: ReleaseWord::Working(end, trouble), wake }
+    Release { start, word: ReleaseWord::Working(end, issue), wake }
 }
 
 /// Until when it is tried.

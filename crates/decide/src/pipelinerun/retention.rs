@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::action::ClusterStep;
 pub use super::facts::Due;
 use super::facts::{ClusterFact, Facts, Place, Run, SpecFact, SweepFact};
-use crate::cluster::facts::Trouble;
+use crate::cluster::facts::Issue;
 
 /// A scheduler that is made for a removal has to be there within this time; then its cluster is given back, and made anew
 /// after a pause.
@@ -70,14 +70,14 @@ pub enum SweepStep {
     /// Have the scheduler do it.
     Start,
     /// Give up for now, for this reason.
-    Pause(Trouble),
+    Pause(Issue),
 }
 
 /// What to tell of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RemovalWord {
     Working,
-    Waits(Trouble),
+    Waits(Issue),
     Done { kept: u64 },
 }
 
@@ -92,27 +92,27 @@ pub(super) fn remove(due: Due, facts: &Facts) -> (Removal, ClusterStep) {
             let done = Removal { due: *due, step: SweepStep::Keep, word, wake: Some(Duration::ZERO) };
             return (done, ClusterStep::Keep);
         }
-        (_, SweepFact::Paused { trouble, left }) if !left.is_zero() => {
-            return (removal(SweepStep::Keep, RemovalWord::Waits(trouble.clone()), Some(*left)), given_back);
+        (_, SweepFact::Paused { issue, left }) if !left.is_zero() => {
+            return (removal(SweepStep::Keep, RemovalWord::Waits(issue.clone()), Some(*left)), given_back);
         }
         (_, SweepFact::Live) => return (removal(SweepStep::Keep, RemovalWord::Working, None), ClusterStep::Keep),
         (SpecFact::Frozen(frozen), SweepFact::Waits(waited)) => (frozen, *waited),
         (SpecFact::Frozen(frozen), _) => (frozen, Duration::ZERO),
-        (SpecFact::Waits(trouble, _), _) => {
-            return (removal(SweepStep::Pause(trouble.clone()), RemovalWord::Waits(trouble.clone()), None), given_back);
+        (SpecFact::Waits(issue, _), _) => {
+            return (removal(SweepStep::Pause(issue.clone()), RemovalWord::Waits(issue.clone()), None), given_back);
         }
         (SpecFact::Invalid(why), _) => {
             let message = format!("{why}; what it has stored has to be removed by hand");
-            let trouble = Trouble { reason: "Invalid", message, stalled: true };
-            return (removal(SweepStep::Pause(trouble.clone()), RemovalWord::Waits(trouble), None), given_back);
+            let issue = Issue { reason: "Invalid", message, stalled: true };
+            return (removal(SweepStep::Pause(issue.clone()), RemovalWord::Waits(issue), None), given_back);
         }
         (SpecFact::Valid, _) => return (removal(SweepStep::Keep, RemovalWord::Working, None), ClusterStep::Keep),
     };
     if facts.sweep == SweepFact::Crowded {
         return (removal(SweepStep::Keep, RemovalWord::Working, Some(CROWDED)), ClusterStep::Keep);
     }
-    let trouble = match (&facts.trouble, &facts.cluster, &frozen.place) {
-        (Some(trouble), ..) | (None, ClusterFact::Waits(trouble), _) => trouble.clone(),
+    let issue = match (&facts.issue, &facts.cluster, &frozen.place) {
+        (Some(issue), ..) | (None, ClusterFact::Waits(issue), _) => issue.clone(),
         (None, ClusterFact::Answers(_), _) => {
             return (removal(SweepStep::Start, RemovalWord::Working, None), ClusterStep::Keep);
         }
@@ -126,17 +126,17 @@ pub(super) fn remove(due: Due, facts: &Facts) -> (Removal, ClusterStep) {
                  it again, or remove what is there by hand",
                 frozen.storage_url
             );
-            Trouble { reason: "ClusterNotFound", message, stalled: true }
+            Issue { reason: "ClusterNotFound", message, stalled: true }
         }
         (None, ClusterFact::Missing, Place::Address { .. }) => {
-            Trouble { reason: "Pending", message: "checking the address".to_owned(), stalled: false }
+            Issue { reason: "Pending", message: "checking the address".to_owned(), stalled: false }
         }
     };
     let left = PROVISION.saturating_sub(waited);
     if left.is_zero() {
-        return (removal(SweepStep::Pause(trouble.clone()), RemovalWord::Waits(trouble), None), given_back);
+        return (removal(SweepStep::Pause(issue.clone()), RemovalWord::Waits(issue), None), given_back);
     }
-    (removal(SweepStep::Keep, RemovalWord::Waits(trouble), Some(left)), ClusterStep::Keep)
+    (removal(SweepStep::Keep, RemovalWord::Waits(issue), Some(left)), ClusterStep::Keep)
 }
 
 /// The pause after so many tries in a row that came to nothing.

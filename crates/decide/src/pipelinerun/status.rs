@@ -7,10 +7,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::json;
 
 use super::facts::{DriveFact, Facts, Live, Run, SpecFact};
-use super::plan::{Plan, State, Word};
+use super::plan::{ConditionUpdate, Plan, State};
 use super::release::{self, PATIENCE, PATIENCE_DELETED, Release, ReleaseWord};
 use super::retention::{Due, Removal, RemovalWord};
-use crate::cluster::facts::Trouble;
+use crate::cluster::facts::Issue;
 use api::condition::ConditionType;
 use api::status::{PipelineRunStatus, StepCounts, StepFailure, StepWaiting};
 use run_model::{Counts, Failure, Released, Report, RunOutcome};
@@ -149,7 +149,7 @@ fn tell_removal(status: &mut PipelineRunStatus, run: &Run, removal: &Removal, no
     };
     let (truth, reason, message) = match &removal.word {
         RemovalWord::Working => ("False", "Removing", format!("its {what} are being removed (spec.retention)")),
-        RemovalWord::Waits(Trouble { reason, message, .. }) => {
+        RemovalWord::Waits(Issue { reason, message, .. }) => {
             ("False", *reason, format!("cannot remove its {what}: {message}; retrying"))
         }
         RemovalWord::Done { kept } => {
@@ -170,7 +170,7 @@ fn tell_removal(status: &mut PipelineRunStatus, run: &Run, removal: &Removal, no
             removed.logs_at = Some(second(now));
         }
     }
-    let word = Word { state: State::AsWritten, reason: reason.to_owned(), message, stalled: false };
+    let word = ConditionUpdate { state: State::AsWritten, reason: reason.to_owned(), message, stalled: false };
     put(status, condition(run, ConditionType::Removed.as_str(), truth, &word, now));
 }
 
@@ -181,10 +181,10 @@ fn tell_release(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, releas
             release::condition(run).into_iter().for_each(|told| put(status, told.clone()));
             return;
         }
-        ReleaseWord::Working(end, trouble) => {
-            let trouble = trouble.as_ref().map(|trouble| format!("; {}", trouble.message)).unwrap_or_default();
+        ReleaseWord::Working(end, issue) => {
+            let issue = issue.as_ref().map(|issue| format!("; {}", issue.message)).unwrap_or_default();
             let message = format!(
-                "asking the scheduler to stop the run's steps and forget the run, until {} at most{trouble}",
+                "asking the scheduler to stop the run's steps and forget the run, until {} at most{issue}",
                 second(*end)
             );
             ("False", "Releasing", message)
@@ -197,18 +197,18 @@ fn tell_release(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, releas
             };
             ("True", "Released", message.to_owned())
         }
-        ReleaseWord::GivenUp(trouble) => {
+        ReleaseWord::GivenUp(issue) => {
             let patience = if run.deleting.is_some() { PATIENCE_DELETED } else { PATIENCE };
-            let trouble = trouble.as_ref().map(|trouble| format!(": {}", trouble.message)).unwrap_or_default();
+            let issue = issue.as_ref().map(|issue| format!(": {}", issue.message)).unwrap_or_default();
             let message = format!(
-                "the scheduler did not confirm within {} s that it has forgotten the run{trouble}; the run's steps may still \
+                "the scheduler did not confirm within {} s that it has forgotten the run{issue}; the run's steps may still \
                  run and hold workers; to stop them, restart the scheduler",
                 patience.as_secs()
             );
             ("False", "NotReleased", message)
         }
     };
-    let word = Word { state: State::AsWritten, reason: reason.to_owned(), message, stalled: false };
+    let word = ConditionUpdate { state: State::AsWritten, reason: reason.to_owned(), message, stalled: false };
     put(status, condition(run, ConditionType::Released.as_str(), truth, &word, facts.now));
 }
 
@@ -220,7 +220,7 @@ fn put(status: &mut PipelineRunStatus, told: Condition) {
     }
 }
 
-fn conditions(run: &Run, word: &Word, now: Timestamp) -> Vec<Condition> {
+fn conditions(run: &Run, word: &ConditionUpdate, now: Timestamp) -> Vec<Condition> {
     let succeeded = match word.state {
         State::Ended(RunOutcome::Succeeded) => "True",
         State::Ended(RunOutcome::Failed | RunOutcome::Cancelled) => "False",
@@ -238,7 +238,7 @@ fn conditions(run: &Run, word: &Word, now: Timestamp) -> Vec<Condition> {
     .collect()
 }
 
-fn condition(run: &Run, kind: &str, status: &str, word: &Word, now: Timestamp) -> Condition {
+fn condition(run: &Run, kind: &str, status: &str, word: &ConditionUpdate, now: Timestamp) -> Condition {
     let before = run.status.conditions.iter().find(|known| known.type_ == kind && known.status == status);
     let since = before.map_or_else(|| Time(floor(now)), |known| known.last_transition_time.clone());
     Condition {

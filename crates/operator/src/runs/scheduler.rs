@@ -7,14 +7,14 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{OPENING, Work};
-use crate::error::PassError;
+use crate::error::ReconcileError;
 use crate::gather::read_run;
 use crate::queue::Key;
 use crate::record::Kind;
 use crate::release::Whom;
 use crate::run_revision::Stored;
 use crate::run_writes::own_cluster;
-use decide::cluster::facts::{Phase, PodFact, Role, Trouble};
+use decide::cluster::facts::{Issue, Phase, PodFact, Role};
 use decide::pipelinerun::facts::{ClusterFact, Facts, Place, Run, SpecFact};
 use decide::pipelinerun::plan::{ClusterStep, Hold, Plan};
 use decide::pipelinerun::release::{ReleaseFact, shared_place};
@@ -40,11 +40,11 @@ impl Work<'_> {
                         "the DaskCluster {} is not this run's and is not touched; delete it, or give the run another name",
                         self.key.name
                     );
-                    return ClusterFact::Waits(Trouble { reason: "NameConflict", message, stalled: true });
+                    return ClusterFact::Waits(Issue { reason: "NameConflict", message, stalled: true });
                 }
                 Some((_, true, true)) => {
                     let message = "its DaskCluster is being deleted; another is made then".to_owned();
-                    return ClusterFact::Waits(Trouble { reason: "Pending", message, stalled: false });
+                    return ClusterFact::Waits(Issue { reason: "Pending", message, stalled: false });
                 }
                 Some((_, true, false)) => {}
             }
@@ -53,17 +53,17 @@ impl Work<'_> {
         }
         let standing = self.runs.registry.standing(&key).unwrap_or_default();
         // One that ends again and again has its address all the while, and answers in between at most.
-        let unstable = standing.scheduler.as_ref().is_some_and(|trouble| trouble.reason == "SchedulerUnstable");
+        let unstable = standing.scheduler.as_ref().is_some_and(|issue| issue.reason == "SchedulerUnstable");
         if standing.seated && !unstable {
             return ClusterFact::Answers(standing.workers);
         }
-        let unknown = || Trouble {
+        let unknown = || Issue {
             reason: "SchedulerNotReady",
             message: "its scheduler is being started".to_owned(),
             stalled: false,
         };
-        let Trouble { reason, message, stalled } = standing.scheduler.unwrap_or_else(unknown);
-        ClusterFact::Waits(Trouble { reason, message: format!("DaskCluster {}: {message}", key.name), stalled })
+        let Issue { reason, message, stalled } = standing.scheduler.unwrap_or_else(unknown);
+        ClusterFact::Waits(Issue { reason, message: format!("DaskCluster {}: {message}", key.name), stalled })
     }
 
     /// A scheduler that is no DaskCluster: its certificates are read once, when the run is about to be opened.
@@ -78,15 +78,15 @@ impl Work<'_> {
                 let field = "spec.cluster.tls.secretRef";
                 let read = self.runs.certificates.of_secret(&self.key.namespace, secret, field, self.now).await;
                 match read {
-                    Ok(credentials) => match credentials.fact.trouble {
-                        Some(trouble) => return ClusterFact::Waits(trouble),
+                    Ok(credentials) => match credentials.fact.issue {
+                        Some(issue) => return ClusterFact::Waits(issue),
                         None => credentials.client,
                     },
                     Err(error) => {
-                        let error = PassError::Certificates(error);
+                        let error = ReconcileError::Certificates(error);
                         let message = format!("failed to {error}; retrying");
-                        let other = Trouble { reason: "ApiError", message, stalled: false };
-                        return ClusterFact::Waits(error.trouble().unwrap_or(other));
+                        let other = Issue { reason: "ApiError", message, stalled: false };
+                        return ClusterFact::Waits(error.issue().unwrap_or(other));
                     }
                 }
             }
@@ -147,27 +147,27 @@ impl Work<'_> {
                 Ok(true) => {}
                 Err(error) => {
                     let message = format!("failed to {error}");
-                    return Whom::Later(Trouble { reason: "ApiError", message, stalled: false });
+                    return Whom::Later(Issue { reason: "ApiError", message, stalled: false });
                 }
             }
         }
         match cluster {
-            ClusterFact::Waits(trouble) => Whom::Later(trouble.clone()),
+            ClusterFact::Waits(issue) => Whom::Later(issue.clone()),
             ClusterFact::Missing | ClusterFact::Answers(_) => {
                 let message = "the scheduler cannot be reached yet".to_owned();
-                Whom::Later(Trouble { reason: "SchedulerNotReady", message, stalled: false })
+                Whom::Later(Issue { reason: "SchedulerNotReady", message, stalled: false })
             }
         }
     }
 
     /// Whether a process of a DaskCluster's scheduler may be alive.
-    async fn has_scheduler(&self, name: &str) -> Result<bool, PassError> {
+    async fn has_scheduler(&self, name: &str) -> Result<bool, ReconcileError> {
         let key = Key::new(self.key.namespace.clone(), name);
         let entry = self.runs.clusters.cache.entry(&key).unwrap_or_default();
         let Some(root) = &entry.root else {
             // That no watch shows it is a reason to ask.
             let found = self.writer.objects(Kind::Cluster).get_metadata_opt(name).await;
-            return Ok(found.map_err(|error| PassError::api("read", Kind::Cluster, name, error))?.is_some());
+            return Ok(found.map_err(|error| ReconcileError::api("read", Kind::Cluster, name, error))?.is_some());
         };
         let is_alive = |pod: &PodFact| pod.slot.role == Role::Scheduler && pod.phase == Phase::Running;
         Ok(entry.pods(&root.uid).any(|(_, pod)| is_alive(&pod.fact)))
@@ -193,7 +193,7 @@ impl Work<'_> {
     }
 
     /// What is not needed any more, and in the end the run itself.
-    pub(super) async fn take_away(&mut self, run: &Run, planned: &Plan) -> Result<(), PassError> {
+    pub(super) async fn take_away(&mut self, run: &Run, planned: &Plan) -> Result<(), ReconcileError> {
         if planned.cluster == ClusterStep::Delete
             && let Some((uid, true, false)) = own_cluster(&self.runs.clusters.cache, self.key, &run.uid)
         {

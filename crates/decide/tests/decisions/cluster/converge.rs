@@ -206,7 +206,7 @@ impl Pod {
             created: now - SignedDuration::from_secs(age),
             deleting: None,
             node: None,
-            trouble: None,
+            issue: None,
             shortage: None,
             restarts: 0,
             labelled: true,

@@ -3,8 +3,8 @@
 mod build;
 mod converge;
 mod plan;
+mod pod_problem;
 mod room;
 mod scale;
 mod status;
 mod support;
-mod trouble;

@@ -1,6 +1,6 @@
 //! What is done about a cluster.
 
-use decide::cluster::facts::{TlsFact, Trouble};
+use decide::cluster::facts::{Issue, TlsFact};
 use decide::cluster::names;
 use decide::cluster::plan::{Plan, plan};
 use serde_json::{Value, json};
@@ -85,8 +85,7 @@ fn a_changed_scheduler_waits_until_nothing_uses_the_cluster_unless_told_otherwis
 fn a_changed_scheduler_that_cannot_start_is_replaced_at_once() {
     let cluster = cluster(cpu(0));
     let mut known = facts(&["scheduler-1 old unready restarts=4"], "unknown");
-    known.pods[0].trouble =
-        Some(Trouble { reason: "WorkerStartFailed", message: "no module".to_owned(), stalled: false });
+    known.pods[0].issue = Some(Issue { reason: "WorkerStartFailed", message: "no module".to_owned(), stalled: false });
     let found = plan(&cluster, &templates(&cluster), &known);
     let changed = ["delete scheduler-1: the spec of the scheduler has changed", "create scheduler-2"];
     assert_eq!(lines(&found), changed);
@@ -274,8 +273,8 @@ fn a_suspended_cluster_whose_scheduler_does_not_answer_waits_a_minute_for_it() {
     check(suspended(), &["scheduler-1 unready", "cpu-0-2"], "unknown", &all);
     let cluster = cluster(suspended());
     let mut known = facts(&pods, "unknown");
-    let trouble = Trouble { reason: "SecretNotFound", message: String::new(), stalled: false };
-    known.tls = TlsFact { trouble: Some(trouble), ..TlsFact::default() };
+    let issue = Issue { reason: "SecretNotFound", message: String::new(), stalled: false };
+    known.tls = TlsFact { issue: Some(issue), ..TlsFact::default() };
     assert_eq!(lines(&plan(&cluster, &templates(&cluster), &known)), all, "nor can it be asked without certificates");
 }
 

@@ -2,7 +2,7 @@
 
 use api::condition::CONDITION_REASONS;
 use api::status::DaskClusterStatus;
-use decide::cluster::facts::{Cluster, Facts, Refusal, Role, SchedulerFact, TlsFact, Trouble};
+use decide::cluster::facts::{Cluster, Facts, Issue, Refusal, Role, SchedulerFact, TlsFact};
 use decide::cluster::plan::plan;
 use decide::cluster::status::{build_status, invalid_status};
 use jiff::SignedDuration;
@@ -145,12 +145,12 @@ fn an_idle_time_that_begins_a_moment_off_is_the_same() {
     }
 }
 
-fn trouble(reason: &'static str, stalled: bool) -> Trouble {
-    Trouble { reason, message: format!("{reason} it is; do this"), stalled }
+fn issue(reason: &'static str, stalled: bool) -> Issue {
+    Issue { reason, message: format!("{reason} it is; do this"), stalled }
 }
 
-fn refusal(role: Option<Role>, trouble: Trouble) -> Refusal {
-    Refusal { role, trouble }
+fn refusal(role: Option<Role>, issue: Issue) -> Refusal {
+    Refusal { role, issue }
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn troubles_of_pods_and_writes_are_told_where_they_belong() {
         status
     };
     let mut known = facts(&["scheduler-1", "cpu-0-2", "cpu-1-3 starting"], "answers");
-    known.pods[2].trouble = Some(trouble("ImagePull", true));
+    known.pods[2].issue = Some(issue("ImagePull", true));
     let status = check(&known, ["False ImagePull", "False ImagePull", "True ImagePull"]);
     assert_eq!(message(&status, "Ready"), "group cpu: 1 of 2 ready; ImagePull it is; do this");
     assert_eq!(status.groups[0].reason.as_deref(), Some("ImagePull"));
@@ -177,21 +177,21 @@ fn troubles_of_pods_and_writes_are_told_where_they_belong() {
     let reconciling = &status.conditions[3];
     assert_eq!(reconciling.status, "False", "it waits for a person");
 
-    known.pods[2].trouble = Some(trouble("Unschedulable", false));
+    known.pods[2].issue = Some(issue("Unschedulable", false));
     check(&known, ["False Unschedulable", "False Unschedulable", "False Progressing"]);
-    known.refused = vec![refusal(worker(1), trouble("QuotaExceeded", false))];
+    known.refused = vec![refusal(worker(1), issue("QuotaExceeded", false))];
     check(&known, ["False QuotaExceeded", "False QuotaExceeded", "False Progressing"]);
-    known.refused = vec![refusal(Some(Role::Scheduler), trouble("PodRejected", true))];
+    known.refused = vec![refusal(Some(Role::Scheduler), issue("PodRejected", true))];
     check(&known, ["False PodRejected", "False Unschedulable", "True PodRejected"]);
-    known.refused = vec![refusal(None, trouble("NameConflict", true))];
+    known.refused = vec![refusal(None, issue("NameConflict", true))];
     check(&known, ["False NameConflict", "False Unschedulable", "True NameConflict"]);
     known.refused = Vec::new();
-    known.tls = TlsFact { trouble: Some(trouble("SecretNotFound", false)), ..TlsFact::default() };
+    known.tls = TlsFact { issue: Some(issue("SecretNotFound", false)), ..TlsFact::default() };
     check(&known, ["False SecretNotFound", "False Unschedulable", "False Progressing"]);
 
     // A trouble of a pod that nobody misses is none.
     let mut known = facts(&["scheduler-1", "cpu-0-2", "cpu-1-3"], "answers");
-    known.pods[1].trouble = Some(trouble("OutOfMemory", true));
+    known.pods[1].issue = Some(issue("OutOfMemory", true));
     let status = check(&known, ["True Ready", "True Ready", "False Progressing"]);
     assert_eq!(status.groups[0].reason, None);
 }
@@ -215,7 +215,7 @@ fn the_time_of_a_condition_moves_only_when_its_status_does() {
     assert_eq!(told(&known, &later(&pods, "answers")), known.status);
     // Another reason: the same times.
     let mut refused = later(&pods, "answers");
-    refused.pods[1].trouble = Some(trouble("Unschedulable", false));
+    refused.pods[1].issue = Some(issue("Unschedulable", false));
     let status = told(&known, &refused);
     assert_ne!(status, known.status);
     assert_eq!(times(&status), first);
@@ -245,7 +245,7 @@ fn a_status_stays_below_64_kib_and_without_control_characters_whatever_others_sa
     let mut known = facts(&pods, "answers");
     let long = "😀\u{7}".repeat(100_000);
     for pod in &mut known.pods {
-        pod.trouble = Some(Trouble { reason: "ImagePull", message: long.clone(), stalled: true });
+        pod.issue = Some(Issue { reason: "ImagePull", message: long.clone(), stalled: true });
     }
     let SchedulerFact::Answers(state) = &mut known.scheduler else { unreachable!() };
     (state.dask, state.python, state.runtime) = (long.clone(), long.clone(), long);

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use decide::cluster::effective_groups;
 use decide::cluster::facts::{
-    Ask, Base, Cluster, Facts, Phase, PodFact, Recent, Role, SchedulerFact, SchedulerState, Slot, TlsFact, Trouble,
+    Ask, Base, Cluster, Facts, Issue, Phase, PodFact, Recent, Role, SchedulerFact, SchedulerState, Slot, TlsFact,
     WorkerFact,
 };
 use decide::cluster::plan::Templates;
@@ -89,7 +89,7 @@ fn pod_fact(text: &str) -> (PodFact, Option<WorkerFact>) {
         created: ago(3600),
         deleting: None,
         node: None,
-        trouble: None,
+        issue: None,
         shortage: None,
         restarts: 0,
         labelled: true,
@@ -105,7 +105,7 @@ fn pod_fact(text: &str) -> (PodFact, Option<WorkerFact>) {
         }
         if word == "lacks" {
             let message = format!("no node for pod {}: 0/1 nodes are available: 1 Insufficient {value}.", pod.name);
-            pod.trouble = Some(Trouble { reason: "Unschedulable", message, stalled: false });
+            pod.issue = Some(Issue { reason: "Unschedulable", message, stalled: false });
             pod.shortage = Some(Shortage { of: vec![value.to_owned()], all: true });
             (pod.phase, pod.ready, pod.ip, known) = (Phase::Pending, false, None, false);
             continue;

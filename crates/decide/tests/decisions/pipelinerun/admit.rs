@@ -374,9 +374,9 @@ fn what_is_not_there_yet_is_waited_for() {
         (json!({"pipelineSpec": {"steps": steps(), "code": {"configMap": "later"}}}), "ConfigMapNotFound"),
     ] {
         match ask(spec) {
-            Admission::Waits(trouble, patience) => {
-                assert_eq!((trouble.reason, patience.to_string().as_str()), (reason, "30m"));
-                assert!(trouble.message.contains("later"), "{}", trouble.message);
+            Admission::Waits(issue, patience) => {
+                assert_eq!((issue.reason, patience.to_string().as_str()), (reason, "30m"));
+                assert!(issue.message.contains("later"), "{}", issue.message);
             }
             other => panic!("{other:?}"),
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use decide::cluster::facts::Trouble;
+use decide::cluster::facts::Issue;
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact, SweepFact};
 use decide::pipelinerun::plan::{Plan, plan};
 use decide::pipelinerun::release::ReleaseFact;
@@ -47,15 +47,15 @@ pub fn facts(spec: SpecFact) -> Facts {
         cancelling: Duration::ZERO,
         stuck: Duration::ZERO,
         waited: None,
-        trouble: None,
+        issue: None,
         full: None,
         sweep: SweepFact::None,
         release: ReleaseFact::None,
     }
 }
 
-pub fn trouble(reason: &'static str, stalled: bool) -> Trouble {
-    Trouble { reason, message: format!("about {reason}"), stalled }
+pub fn issue(reason: &'static str, stalled: bool) -> Issue {
+    Issue { reason, message: format!("about {reason}"), stalled }
 }
 
 pub fn open() -> Live {

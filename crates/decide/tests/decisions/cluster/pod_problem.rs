@@ -2,8 +2,8 @@
 
 use api::condition::CONDITION_REASONS;
 use decide::cluster::facts::Role;
+use decide::cluster::pod_problem::{find, from_api_error, quoted};
 use decide::cluster::pods::read_pod;
-use decide::cluster::trouble::{find, from_api_error, quoted};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
@@ -126,9 +126,9 @@ fn a_scheduler_that_ends_again_and_again_is_unstable() {
         pod.metadata.uid = Some("u1".to_owned());
         let owner = json!([{"apiVersion": "daskade.dev/v1alpha1", "kind": "DaskCluster", "name": "c", "uid": "u"}]);
         pod.metadata.owner_references = serde_json::from_value(owner).unwrap();
-        read_pod(&pod, now()).expect("a pod").trouble
+        read_pod(&pod, now()).expect("a pod").issue
     };
-    let reason = |status: &Value| read("c-scheduler-1", status).map(|trouble| trouble.reason);
+    let reason = |status: &Value| read("c-scheduler-1", status).map(|issue| issue.reason);
     let found = read("c-scheduler-1", &ended("Error", 1, "MemoryError", 3)).expect("trouble");
     assert_eq!((found.reason, found.stalled), ("SchedulerUnstable", false));
     assert!(found.message.contains("restarted 3 times") && found.message.contains("MemoryError"), "{}", found.message);

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::allowance::Limits;
-use super::error::PassError;
+use super::error::ReconcileError;
 use super::queue::Key;
 use super::record::Kind;
 use super::registry::Waiters;
@@ -17,7 +17,7 @@ use super::whole;
 use api::cluster::DaskClusterSpec;
 use api::run::PipelineRunSpec;
 use api::storage::Storage;
-use decide::cluster::facts::Trouble;
+use decide::cluster::facts::Issue;
 use decide::pipelinerun::admit;
 use decide::pipelinerun::code::{self, ConfigMap};
 use decide::pipelinerun::references::References;
@@ -36,7 +36,7 @@ pub(super) struct Sources<'a> {
 }
 
 /// What the run may refer to.
-pub(super) struct Around<'a> {
+pub(super) struct RunReferences<'a> {
     sources: Sources<'a>,
     key: &'a Key,
     pipeline: Option<Value>,
@@ -44,21 +44,21 @@ pub(super) struct Around<'a> {
     code: Option<ConfigMap>,
 }
 
-impl<'a> Around<'a> {
+impl<'a> RunReferences<'a> {
     /// Reads what the run names: its Pipeline, its DaskCluster, the ConfigMap with its code.
-    pub async fn read(sources: Sources<'a>, key: &'a Key, run: &PipelineRunSpec) -> Result<Self, Trouble> {
-        let mut around = Around { sources, key, pipeline: None, cluster: None, code: None };
+    pub async fn read(sources: Sources<'a>, key: &'a Key, run: &PipelineRunSpec) -> Result<Self, Issue> {
+        let mut references = RunReferences { sources, key, pipeline: None, cluster: None, code: None };
         if let Some(name) = &run.pipeline_ref {
-            around.pipeline = around.object(Kind::Pipeline, name).await?;
+            references.pipeline = references.object(Kind::Pipeline, name).await?;
         }
-        if let Some(name) = admit::cluster(run, &around) {
-            let found = around.object(Kind::Cluster, &name).await?;
-            around.cluster = found.and_then(|found| Deserialize::deserialize(found.get("spec")?).ok());
+        if let Some(name) = admit::cluster(run, &references) {
+            let found = references.object(Kind::Cluster, &name).await?;
+            references.cluster = found.and_then(|found| Deserialize::deserialize(found.get("spec")?).ok());
         }
-        if let Some(name) = code::config_map(run, &around) {
-            around.code = Some(around.config_map(&name).await);
+        if let Some(name) = code::config_map(run, &references) {
+            references.code = Some(references.config_map(&name).await);
         }
-        Ok(around)
+        Ok(references)
     }
 
     /// Whether the ConfigMap with its code is named, and was not there: nobody tells when it is made.
@@ -67,13 +67,13 @@ impl<'a> Around<'a> {
     }
 
     /// An object of the run's namespace. The run hears of its next change.
-    async fn object(&self, kind: Kind, name: &str) -> Result<Option<Value>, Trouble> {
+    async fn object(&self, kind: Kind, name: &str) -> Result<Option<Value>, Issue> {
         let key = Key::new(self.key.namespace.clone(), name);
         self.sources.waiters.wait(kind, &key, self.key);
         let found = whole::fetch(self.sources.client, kind, &key).await.map_err(|error| unread(kind, name, error))?;
         match found {
             Some(Read { refused: Some(why), .. }) => {
-                Err(Trouble { reason: "Invalid", message: format!("{kind} {name}: {why}"), stalled: true })
+                Err(Issue { reason: "Invalid", message: format!("{kind} {name}: {why}"), stalled: true })
             }
             found => Ok(found.map(|found| found.value)),
         }
@@ -93,13 +93,13 @@ impl<'a> Around<'a> {
 }
 
 /// Why something cannot be read now.
-fn unread(kind: Kind, name: &str, error: kube::Error) -> Trouble {
+fn unread(kind: Kind, name: &str, error: kube::Error) -> Issue {
     let message = format!("cannot read the {kind} {name}; retrying");
-    let trouble = PassError::api("read", kind, name, error).trouble();
-    trouble.unwrap_or(Trouble { reason: "ApiError", message, stalled: false })
+    let issue = ReconcileError::api("read", kind, name, error).issue();
+    issue.unwrap_or(Issue { reason: "ApiError", message, stalled: false })
 }
 
-impl References for Around<'_> {
+impl References for RunReferences<'_> {
     fn pipeline(&self, _: &str) -> Option<Value> {
         self.pipeline.clone()
     }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodCondition};
 use serde::Deserialize;
 
-use super::facts::Trouble;
+use super::facts::Issue;
 use super::names;
 
 /// A container that is made for longer than this waits for something: a volume, mostly.
@@ -18,7 +18,7 @@ const SHORT_LIFE: i64 = 600;
 
 /// Finds the most telling reason why the pod of a scheduler is not ready: that it ends again and again says more than how it
 /// ended last.
-pub fn find_scheduler(pod: &Pod, now: Timestamp) -> Option<Trouble> {
+pub fn find_scheduler(pod: &Pod, now: Timestamp) -> Option<Issue> {
     let found = find(pod, now)?;
     // What the image lacks is said by its own reason.
     if !["WorkerStartFailed", "OutOfMemory"].contains(&found.reason) {
@@ -30,7 +30,7 @@ pub fn find_scheduler(pod: &Pod, now: Timestamp) -> Option<Trouble> {
         None => found,
         Some(ends) => {
             let message = format!("the scheduler restarted {ends} times: {}; check its log", found.message);
-            trouble("SchedulerUnstable", message, found.stalled)
+            issue("SchedulerUnstable", message, found.stalled)
         }
     })
 }
@@ -48,7 +48,7 @@ fn ends_soon(container: &ContainerStatus) -> bool {
 }
 
 /// Finds the most telling reason why a pod is not ready.
-pub fn find(pod: &Pod, now: Timestamp) -> Option<Trouble> {
+pub fn find(pod: &Pod, now: Timestamp) -> Option<Issue> {
     let name = pod.metadata.name.as_deref().unwrap_or("?");
     let status = pod.status.as_ref()?;
     if pod.metadata.deletion_timestamp.is_some() {
@@ -63,7 +63,7 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Trouble> {
             "NodeLost" | "NodeShutdown" | "Terminated" => ("NodeLost", "its node is gone; the pod is replaced"),
             _ => ("WorkerStartFailed", "see `kubectl describe pod`"),
         };
-        return Some(trouble(reason, format!("pod {name}: {message}; {help}"), false));
+        return Some(issue(reason, format!("pod {name}: {message}; {help}"), false));
     }
     let condition = |kind: &str| status.conditions.iter().flatten().find(|condition| condition.type_ == kind);
     if let Some(scheduled) = condition("PodScheduled").filter(|condition| condition.status == "False") {
@@ -83,7 +83,7 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Trouble> {
             "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
                 let image = &container.image;
                 let help = "check the name of the image, and imagePullSecrets for a private registry";
-                return Some(trouble(
+                return Some(issue(
                     "ImagePull",
                     format!("pod {name} cannot get the image {image}: {words}; {help}"),
                     true,
@@ -91,10 +91,10 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Trouble> {
             }
             "CreateContainerConfigError" => {
                 let help = "make the Secret or ConfigMap with that key, or change the spec";
-                return Some(trouble("SecretNotFound", format!("pod {name}: {words}; {help}"), false));
+                return Some(issue("SecretNotFound", format!("pod {name}: {words}; {help}"), false));
             }
             "CreateContainerError" | "RunContainerError" => {
-                return Some(trouble("WorkerStartFailed", format!("pod {name}: {words}"), true));
+                return Some(issue("WorkerStartFailed", format!("pod {name}: {words}"), true));
             }
             _ => {}
         }
@@ -108,7 +108,7 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Trouble> {
                 let why = condition("PodReadyToStartContainers").or(condition("Ready")).map(told).unwrap_or_default();
                 let help = "a volume, a Secret or the network is missing; run `kubectl describe pod` to see the events";
                 let message = format!("pod {name} has waited for its containers for more than a minute: {why}; {help}");
-                return Some(trouble("ContainerCreating", message, false));
+                return Some(issue("ContainerCreating", message, false));
             }
         }
     }
@@ -118,7 +118,7 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Trouble> {
 /// Gates of pods that Kueue puts there, and takes away.
 const KUEUE: &str = "kueue.x-k8s.io/";
 
-fn unscheduled(name: &str, scheduled: &PodCondition, gates: &[&str], queue: Option<&str>) -> Trouble {
+fn unscheduled(name: &str, scheduled: &PodCondition, gates: &[&str], queue: Option<&str>) -> Issue {
     let message = quoted(scheduled.message.as_deref().unwrap_or_default());
     if scheduled.reason.as_deref() == Some("SchedulingGated") {
         let text = match (gates.iter().find(|gate| !gate.starts_with(KUEUE)), queue) {
@@ -127,13 +127,13 @@ fn unscheduled(name: &str, scheduled: &PodCondition, gates: &[&str], queue: Opti
             (None, Some(queue)) => format!("pod {name} waits for quota of the queue {}: {message}", quoted(queue)),
             (None, None) => format!("pod {name} waits for quota: {message}"),
         };
-        return trouble("Gated", text, false);
+        return issue("Gated", text, false);
     }
     let help = match message.to_lowercase().contains("persistentvolumeclaim") {
         true => "create the claim, or bind a volume to it; run `kubectl describe pvc` to see what is wrong",
         false => "change resources, nodeSelector or tolerations, or add nodes",
     };
-    trouble("Unschedulable", format!("no node for pod {name}: {message}; {help}"), false)
+    issue("Unschedulable", format!("no node for pod {name}: {message}; {help}"), false)
 }
 
 /// What our own entry point says when it cannot start.
@@ -143,34 +143,34 @@ struct Said {
     message: String,
 }
 
-fn crashed(name: &str, image: &str, ended: &ContainerStateTerminated, restarts: i32) -> Trouble {
+fn crashed(name: &str, image: &str, ended: &ContainerStateTerminated, restarts: i32) -> Issue {
     let text = ended.message.as_deref().unwrap_or_default();
     if let Some(said) = text.lines().rev().find_map(|line| serde_json::from_str::<Said>(line).ok()) {
         let message = format!("pod {name} with the image {image}: {}", quoted(&said.message));
         return match said.reason.as_str() {
-            "UnsupportedDask" => trouble("UnsupportedDask", message, true),
-            "ImageLacks" => trouble("ImageLacks", message, true),
-            "SchedulerGone" => trouble("SchedulerUnreachable", message, false),
-            _ => trouble("WorkerStartFailed", message, false),
+            "UnsupportedDask" => issue("UnsupportedDask", message, true),
+            "ImageLacks" => issue("ImageLacks", message, true),
+            "SchedulerGone" => issue("SchedulerUnreachable", message, false),
+            _ => issue("WorkerStartFailed", message, false),
         };
     }
     if ended.reason.as_deref() == Some("OOMKilled") {
         let help = "raise resources.limits.memory, or run fewer threads";
         let message = format!("pod {name} was killed because it reached its memory limit; {help}");
-        return trouble("OutOfMemory", message, false);
+        return issue("OutOfMemory", message, false);
     }
     let last: Vec<&str> = text.trim().lines().rev().take(6).collect();
     let last: Vec<&str> = last.into_iter().rev().collect();
     let lines = quoted(&last.join(" | "));
     let exit = ended.exit_code;
-    trouble("WorkerStartFailed", format!("pod {name} ended with {exit} ({restarts} restarts): {lines}"), restarts > 3)
+    issue("WorkerStartFailed", format!("pod {name} ended with {exit} ({restarts} restarts): {lines}"), restarts > 3)
 }
 
 /// A write that the API server refused.
-pub fn from_api_error(code: u16, reason: &str, message: &str) -> Trouble {
+pub fn from_api_error(code: u16, reason: &str, message: &str) -> Issue {
     let text = quoted(message);
     let lower = message.to_ascii_lowercase();
-    let said = |reason, help: &str, stalled| trouble(reason, format!("{text}; {help}"), stalled);
+    let said = |reason, help: &str, stalled| issue(reason, format!("{text}; {help}"), stalled);
     if lower.contains("because it is being terminated") {
         return said("NamespaceTerminating", "the namespace is being deleted, and the cluster with it", true);
     }
@@ -200,8 +200,8 @@ fn told(condition: &PodCondition) -> String {
     quoted(condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or_default())
 }
 
-fn trouble(reason: &'static str, message: String, stalled: bool) -> Trouble {
-    Trouble { reason, message, stalled }
+fn issue(reason: &'static str, message: String, stalled: bool) -> Issue {
+    Issue { reason, message, stalled }
 }
 
 /// Text of others in one line, without control characters, and not too long.
