@@ -109,7 +109,8 @@ async fn the_memory_of_the_operator_has_a_bound_whatever_the_objects_are() {
     let operator = Operator::start(&world.api, &[]);
     world.create("other", "small", &plain(1));
     let what = || format!("{:#}; {:?}", world.object("other", "small")["status"], operator.lines().last());
-    let long = SOON + Duration::from_millis(1000) * count;
+    // Of a build for tests, on a busy machine.
+    let long = SOON + Duration::from_secs(3) * count;
     eventually_or(what, long, || world.reason("other", "small") == "Ready").await;
     let left = || paths.iter().filter(|path| !has_condition(&world.api.object(path).unwrap_or_default())).count();
     let all = paths.len();
