@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::process;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -372,7 +373,7 @@ impl NoteKeeper {
     }
 
     fn change(&self, change: impl FnOnce(&mut RunNote)) {
-        let mut note = self.note.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut note = self.note.lock();
         change(&mut note);
         if let Err(error) = self.home.write_note(&note) {
             tracing::warn!(%error, "the note of the run could not be written");

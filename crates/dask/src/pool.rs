@@ -1,8 +1,9 @@
 //! Connections to one server that many callers share: a call takes one that is free, and gives it back.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep};
 
 use super::address::Address;
@@ -120,7 +121,7 @@ impl Free {
 
 fn lock(free: &Mutex<Free>) -> MutexGuard<'_, Free> {
     // Each change is whole before anything in it can panic.
-    free.lock().unwrap_or_else(PoisonError::into_inner)
+    free.lock()
 }
 
 /// Looks after free connections until there is none.

@@ -5,8 +5,9 @@
 //! until its deadline.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Room is counted in these, so that the count fits.
@@ -30,7 +31,7 @@ impl Room {
     /// Of the peer at this address.
     pub fn of(address: &str) -> Room {
         // Each change is whole before anything in it can panic.
-        let mut peers = PEERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut peers = PEERS.lock();
         if let Some(room) = peers.get(address).and_then(Weak::upgrade) {
             return Room(room);
         }

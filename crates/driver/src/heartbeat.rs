@@ -1,8 +1,9 @@
 //! Whether a scheduler lives.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -38,7 +39,7 @@ impl Heartbeat {
 
     fn beat(&self, address: &Address, tls: Option<&dask::Tls>) -> Arc<Beat> {
         // Each change is whole before anything in it can panic.
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.lock();
         if let Some(beat) = known.upgrade().filter(|beat| beat.lost.borrow().is_none()) {
             return beat;
         }

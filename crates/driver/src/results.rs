@@ -3,9 +3,10 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use dask::ops::Json;
@@ -119,7 +120,7 @@ impl Kept {
             if let Some(lent) = self.lent.get(&task) {
                 return Some(Cow::Owned(lent.value()));
             }
-            self.missed.lock().unwrap_or_else(PoisonError::into_inner).insert(task);
+            self.missed.lock().insert(task);
             return None;
         };
         if let Some(value) = value.get() {
@@ -158,7 +159,7 @@ impl Kept {
 
     /// Those that were looked for in vain since this was asked last, as far as there is room for them.
     pub fn missed(&mut self) -> Vec<TaskId> {
-        let missed = std::mem::take(self.missed.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let missed = std::mem::take(self.missed.get_mut());
         let mut room = limits::RESULTS_LENT.saturating_sub(self.lent_bytes);
         let fits = missed.into_iter().take_while(|task| {
             let size = self.by.get(task).map_or(0, |one| one.size);

@@ -2,11 +2,11 @@
 //! while nobody looked are found without listing Secrets.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::json;
 use tokio::time::{Duration, Instant};
 
@@ -81,7 +81,7 @@ impl Authorities {
 
     fn notes(&self) -> MutexGuard<'_, BTreeMap<String, bool>> {
         // Each change is whole before anything in it can panic.
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.notes.lock()
     }
 }
 
@@ -113,8 +113,8 @@ mod tests {
             let applies = request.headers()["content-type"].to_str().unwrap().contains("apply-patch");
             let body: Value = serde_json::from_slice(&request.into_body().collect_bytes().await.unwrap()).unwrap();
             tokio::time::sleep(Duration::from_millis(50)).await;
-            let mut data = self.data.lock().unwrap();
-            let mut refuses = self.refuses.lock().unwrap();
+            let mut data = self.data.lock();
+            let mut refuses = self.refuses.lock();
             if *refuses > 0 {
                 *refuses -= 1;
                 return error(500);
@@ -123,7 +123,7 @@ mod tests {
                 return error(404);
             }
             let entries = body["data"].as_object().unwrap();
-            self.writes.lock().unwrap().push(entries.len());
+            self.writes.lock().push(entries.len());
             let data = data.get_or_insert_default();
             for (uid, there) in entries {
                 match there {
@@ -181,10 +181,10 @@ mod tests {
         let (server, list) = start(0);
         assert_eq!(note_all(&list, true).await, 0);
         assert_eq!(list.uids_in(&server), 40);
-        assert!(server.writes.lock().unwrap().len() <= 2, "one that was alone, and the others: {:?}", server.writes);
+        assert!(server.writes.lock().len() <= 2, "one that was alone, and the others: {:?}", server.writes);
         assert_eq!(note_all(&list, false).await, 0);
         assert_eq!(list.uids_in(&server), 0);
-        assert!(server.writes.lock().unwrap().len() <= 4);
+        assert!(server.writes.lock().len() <= 4);
         assert!(list.notes().is_empty());
     }
 
@@ -203,7 +203,7 @@ mod tests {
             note.await.unwrap().unwrap();
         }
         let most = began.elapsed().div_duration_f64(PACE) as usize + 1;
-        assert!(server.writes.lock().unwrap().len() <= most, "{:?}", server.writes);
+        assert!(server.writes.lock().len() <= most, "{:?}", server.writes);
         assert!(began.elapsed() < Duration::from_secs(3), "nobody waits for long");
         assert_eq!(list.uids_in(&server), 100);
     }
@@ -228,12 +228,12 @@ mod tests {
     async fn nothing_is_made_to_say_that_there_is_nothing() {
         let (server, list) = start(0);
         list.note("a", false).await.unwrap();
-        assert!(server.data.lock().unwrap().is_none());
+        assert!(server.data.lock().is_none());
     }
 
     impl Authorities {
         fn uids_in(&self, server: &Server) -> usize {
-            server.data.lock().unwrap().as_ref().map_or(0, BTreeMap::len)
+            server.data.lock().as_ref().map_or(0, BTreeMap::len)
         }
     }
 }

@@ -2,9 +2,10 @@
 //! clusters fit into a few megabytes. Each kind that is looked at for itself has a cache of its own.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::queue::Key;
@@ -184,7 +185,7 @@ impl Cache {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
         // Each change is whole before anything in it can panic.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock()
     }
 }
 

@@ -5,7 +5,6 @@
 //! listed or watched: so the uids of the clusters that have an authority stand in a ConfigMap of the operator's.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Mutex;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -13,6 +12,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::authorities::{self, Authorities};
@@ -482,9 +482,9 @@ impl Certificates {
         self.authorities.note(uid, there).await.map_err(|source| about_list("write", source))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Memory> {
+    fn lock(&self) -> parking_lot::MutexGuard<'_, Memory> {
         // Entries are replaced as a whole.
-        self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.known.lock()
     }
 }
 

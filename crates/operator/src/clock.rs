@@ -3,7 +3,7 @@
 //!
 //! It is the last `Date` header that the API server has sent, and what has passed since by a clock that nobody sets.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -12,6 +12,7 @@ use http::{HeaderMap, Request, Response};
 use jiff::fmt::rfc2822::DateTimeParser;
 use jiff::{SignedDuration, Timestamp};
 use kube::client::Body;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
@@ -108,7 +109,7 @@ impl Clock {
 
     fn lock(&self) -> MutexGuard<'_, Option<Heard>> {
         // The value is replaced as a whole.
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+        self.heard.lock()
     }
 }
 

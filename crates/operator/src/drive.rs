@@ -1,8 +1,9 @@
 //! The task that drives one run: the same driver as the command's, on a scheduler that moves from pod to pod.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -71,7 +72,7 @@ impl Drive {
                     End::Broken { issue, recurs: bounds.panicked() }
                 }
             };
-            *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
+            *told.lock() = Some(ended);
             queue.add(key);
         });
         Self { live, end, cancel, task, began: Instant::now() }
@@ -96,7 +97,7 @@ impl Drive {
 
     /// How it ended, once.
     pub fn take_end(&self) -> Option<End> {
-        self.end.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.end.lock().take()
     }
 
     /// Asks it to bring the run to an end.
@@ -113,7 +114,7 @@ impl Drop for Drive {
 
 fn lock(live: &Mutex<Live>) -> MutexGuard<'_, Live> {
     // Each change is whole before anything in it can panic.
-    live.lock().unwrap_or_else(PoisonError::into_inner)
+    live.lock()
 }
 
 /// Keeps what the driver tells, and has the run looked at.

@@ -2,9 +2,9 @@
 //! wait: what drives them ends, their steps on the scheduler go on, and they are opened again when there is room.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::queue::Key;
 
@@ -113,7 +113,7 @@ impl Driven {
 
     fn lock(&self) -> MutexGuard<'_, Runs> {
         // Each change is whole before anything in it can panic.
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+        self.runs.lock()
     }
 }
 

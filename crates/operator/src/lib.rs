@@ -49,10 +49,11 @@ mod whole;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
+use parking_lot::Mutex;
 use regex::Regex;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;

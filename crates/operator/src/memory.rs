@@ -2,10 +2,10 @@
 //! found out again.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::error::{Class, ReconcileError};
@@ -133,7 +133,7 @@ impl<M: Default> Memories<M> {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Kept<M>>> {
         // Memories are moved in and out as a whole.
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock()
     }
 }
 

@@ -1,8 +1,9 @@
 //! What the controller of clusters knows and runs need: which scheduler to speak to, and why there is none.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use super::link::Target;
@@ -42,7 +43,7 @@ impl Waiting {
 impl Waiters {
     /// Where those that are told are put.
     pub fn lead_to(&self, queue: Arc<Queue>) {
-        *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = Some(queue);
+        *self.queue.lock() = Some(queue);
     }
 
     /// `run` has its turn, or is gone: it waits for nothing until it says so.
@@ -80,7 +81,7 @@ impl Waiters {
             }
         }
         drop(waiting);
-        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = self.queue.lock();
         for run in told.into_iter().flatten() {
             if let Some(queue) = &*queue {
                 queue.add(run);
@@ -90,7 +91,7 @@ impl Waiters {
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         // Each change is whole before anything in it can panic.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 }
 
@@ -183,7 +184,7 @@ impl SchedulerRegistry {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Post>> {
         // Each change is whole before anything in it can panic.
-        self.posts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.posts.lock()
     }
 }
 

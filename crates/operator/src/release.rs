@@ -1,8 +1,9 @@
 //! Has a scheduler forget a run that the operator has left: a task of its own, and what is remembered of it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -56,7 +57,7 @@ pub(super) enum Whom {
 impl Releasing {
     /// How far it is.
     pub fn fact(&mut self, key: &Key, whom: Whom) -> ReleaseFact {
-        let ended = self.task.as_ref().and_then(|task| task.end.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let ended = self.task.as_ref().and_then(|task| task.end.lock().take());
         match ended {
             Some(Ok(released)) => (self.done, self.task) = (Some(released), None),
             Some(Err(issue)) => {
@@ -91,7 +92,7 @@ impl Releasing {
                 Err(panicked) => Err(DriveError::Cluster(format!("internal error in the operator ({panicked})"))),
             };
             let ended = ended.map_err(|error| issue(&error));
-            *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
+            *told.lock() = Some(ended);
             queue.add(key);
         });
         self.task = Some(Task { end, task });

@@ -1,9 +1,10 @@
 //! The removal of what an ended run has stored: a task of its own on the run's scheduler, and what is remembered of it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -58,7 +59,7 @@ impl Removal {
     /// How far it is. `places`: only if a cluster is made for it.
     pub fn fact(&mut self, key: &Key, places: Option<&Arc<Semaphore>>, now: Timestamp) -> SweepFact {
         let ended = self.task.as_ref().and_then(|task| {
-            let end = task.end.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let end = task.end.lock().take();
             end.map(|end| (task.due, end))
         });
         match ended {
@@ -99,7 +100,7 @@ impl Removal {
                     Err(Issue { reason: "ApiError", message, stalled: false })
                 }
             };
-            *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
+            *told.lock() = Some(ended);
             queue.add(key);
         });
         self.task = Some(Task { due, end, task });

@@ -1,9 +1,9 @@
 //! How many runs of a namespace may be carried out at once: the others wait, the older ones before the younger.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::queue::Key;
 
@@ -92,7 +92,7 @@ impl RunQuota {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Gate>> {
         // Each change is whole before anything in it can panic.
-        self.gates.lock().unwrap_or_else(PoisonError::into_inner)
+        self.gates.lock()
     }
 }
 

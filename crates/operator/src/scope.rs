@@ -1,7 +1,7 @@
 //! Which namespaces are served.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Namespace;
@@ -9,6 +9,7 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::utils::StreamBackoff;
 use kube::runtime::watcher::{Config, DefaultBackoff, Event, watcher};
 use kube::{Api, Client, ResourceExt};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::watch::Sinks;
@@ -30,9 +31,7 @@ impl Scope {
     pub fn has(&self, namespace: &str) -> bool {
         match self {
             Self::All => true,
-            Self::Named(names) | Self::Matching(names) => {
-                names.lock().unwrap_or_else(PoisonError::into_inner).contains(namespace)
-            }
+            Self::Named(names) | Self::Matching(names) => names.lock().contains(namespace),
         }
     }
 
@@ -89,7 +88,7 @@ pub(super) fn join(names: &Mutex<BTreeSet<String>>, name: &str, sinks: &Sinks) {
 
 fn change(names: &Mutex<BTreeSet<String>>, sinks: &Sinks, how: impl FnOnce(&mut BTreeSet<String>)) {
     let (before, after) = {
-        let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = names.lock();
         let before = names.clone();
         how(&mut names);
         (before, names.clone())

@@ -1,8 +1,8 @@
 //! Whether the operator can do its work, and what it waits for.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 
 /// Shared by all parts; `/ready` shows it. A new one waits for nothing.
@@ -46,7 +46,7 @@ impl Health {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Every change is a single insertion or removal: a panic in between leaves nothing half done.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
