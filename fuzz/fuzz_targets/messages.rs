@@ -4,13 +4,14 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use dask::Deadlines;
 use dask::Limits;
 use dask::message::Message;
 use dask::ops::{
     Accepted, FollowEvents, FunctionResult, Opened, Output, ResultsPage, RuntimeInfo, SchedulerIdentity, SnapshotPage,
     VersionInfo, read_reply,
 };
-use dask::session::{Command, Deadlines, Session};
+use dask::session::{Command, Session};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
