@@ -18,10 +18,13 @@ use tokio::time::timeout;
 use super::operator_options::OperatorOptions;
 use super::{Failure, exit};
 use api::{DaskCluster, Pipeline, PipelineRun};
-use operator::clock::Clock;
-use operator::lead::Lead;
-use operator::lease::{self, LeaseSettings};
-use operator::{crds, fence::FenceLayer, own};
+use operator::leader::clock::Clock;
+use operator::leader::lead::Lead;
+use operator::leader::lease::{self, LeaseSettings};
+use operator::{
+    apiserver::{crds, own},
+    leader::fence::FenceLayer,
+};
 use runtime_bundle::RUNTIME;
 use telemetry::health::Health;
 use telemetry::log::{self, Telemetry};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use operator::own;
+use operator::apiserver::own;
 use serde_json::{Value, json};
 
 /// All that the operator may do: API group, resource, verbs.

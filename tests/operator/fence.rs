@@ -9,8 +9,8 @@ use http::Method;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::client::ClientBuilder;
-use operator::fence::FenceLayer;
-use operator::lead::{Grant, NotLeading, lead};
+use operator::leader::fence::FenceLayer;
+use operator::leader::lead::{Grant, NotLeading, lead};
 use telemetry::metrics::Metrics;
 use tokio::time::Instant;
 

@@ -101,9 +101,9 @@ fn pure_crates_stay_off_clocks_networks_and_kubernetes() {
 
 /// Files that look at the clock of the machine, and why no decision about an object hangs on it.
 const LOCAL_TIME: &[(&str, &str)] = &[
-    ("crates/operator/src/clock.rs", "it compares that clock with the API server's"),
-    ("crates/operator/src/lead.rs", "the right to write ends if it jumps, and never begins"),
-    ("crates/operator/src/own.rs", "a line in the log, about a time of the same machine"),
+    ("crates/operator/src/leader/clock.rs", "it compares that clock with the API server's"),
+    ("crates/operator/src/leader/lead.rs", "the right to write ends if it jumps, and never begins"),
+    ("crates/operator/src/apiserver/own.rs", "a line in the log, about a time of the same machine"),
     ("crates/run-model/src/moment.rs", "runs of the command line, which have no other"),
 ];
 
@@ -118,7 +118,7 @@ fn the_operator_has_the_time_from_one_clock() {
         let code = source.code();
         let found = ["SystemTime::now", "Timestamp::now", "Zoned::now", "Utc::now"].into_iter();
         let found = found.filter(|word| code.contains(*word));
-        wrong.extend(found.map(|word| format!("{}: {word}; ask operator::clock", source.path)));
+        wrong.extend(found.map(|word| format!("{}: {word}; ask operator::leader::clock", source.path)));
     }
     assert_empty(&wrong);
 }

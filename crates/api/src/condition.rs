@@ -225,3 +225,8 @@ pub const PROBLEM_REASONS: &[Reason] = &[
     ("NotAllowed", "The operator's options do not allow it; the help names the option."),
     ("NotImplemented", "A field that local runs do not support; it is refused, not ignored."),
 ];
+
+/// The reason of this name in the table.
+pub fn known_reason(name: &str) -> Option<&'static str> {
+    CONDITION_REASONS.iter().map(|(known, _)| *known).find(|known| *known == name)
+}

@@ -43,6 +43,16 @@ impl fmt::Display for Problem {
     }
 }
 
+/// Problems that a message lists; more would only hide them.
+const LISTED: usize = 10;
+
+/// The problems as one message.
+pub fn listed(problems: &[impl fmt::Display]) -> String {
+    let shown: Vec<String> = problems.iter().take(LISTED).map(ToString::to_string).collect();
+    let more = problems.len().saturating_sub(LISTED);
+    if more == 0 { shown.join("; ") } else { format!("{}; and {more} more", shown.join("; ")) }
+}
+
 /// The candidate most like `wrong` (Jaro-Winkler, at least 0.75), for "did you mean …".
 pub fn nearest<'a>(wrong: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates

@@ -1,52 +1,15 @@
 //! The shell of the operator: everything that talks to Kubernetes.
 
-mod allowance;
-mod apply;
-mod authorities;
+pub mod apiserver;
 mod backoff;
-mod cache;
 pub mod cause;
 pub mod certificates;
-pub mod clock;
-mod collection;
-mod compare;
-pub mod crds;
-mod drive;
-mod driven;
-mod error;
-mod events;
-pub mod fence;
-mod follow;
-mod gather;
-pub mod lead;
-pub mod lease;
-mod link;
-mod memory;
-mod orphans;
-pub mod own;
-mod pipeline_writes;
-mod pipelines;
+mod cluster;
+mod controller;
+pub mod leader;
+mod pipeline;
+mod pipelinerun;
 mod queue;
-mod reconcile;
-mod record;
-mod registry;
-mod release;
-mod removal;
-mod room;
-mod run;
-mod run_quota;
-mod run_references;
-mod run_revision;
-mod run_writes;
-mod runs;
-mod scope;
-mod setbacks;
-mod shown;
-mod sink;
-mod totals;
-mod watch;
-mod whole;
-mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -58,21 +21,23 @@ use regex::Regex;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
-pub use self::allowance::Limits;
+use self::apiserver::scope::{self, Scope};
+use self::apiserver::watch::{self, Sinks};
 use self::certificates::{CertificateSettings, Certificates};
-use self::clock::Clock;
-use self::driven::Driven;
-use self::events::Events;
-use self::lead::Lead;
-use self::pipelines::Pipelines;
-use self::reconcile::Context;
-use self::registry::SchedulerRegistry;
-use self::run::Desk;
-use self::run_quota::RunQuota;
-use self::runs::Runs;
-use self::scope::Scope;
-pub use self::setbacks::Bounds;
-use self::watch::Sinks;
+use self::cluster::reconcile::Context;
+use self::cluster::registry::SchedulerRegistry;
+use self::cluster::totals;
+pub use self::controller::bounds::Bounds;
+use self::controller::events::Events;
+use self::controller::{self as controllers, Desk};
+use self::leader::clock::{self, Clock};
+use self::leader::lead::Lead;
+use self::pipeline::reconcile::Pipelines;
+pub use self::pipelinerun::allowance::Limits;
+use self::pipelinerun::driven::{self, Driven};
+use self::pipelinerun::quota::RunQuota;
+use self::pipelinerun::reconcile::Runs;
+use self::pipelinerun::removal;
 use api::storage::Storage;
 use decide::cluster::build::{self, Peer};
 pub use lower::allowed::RunLimits;
@@ -237,17 +202,17 @@ pub async fn run(
         () = tokio::time::sleep(pauses.first_lists), if several => tracing::warn!("some initial lists are not complete; their namespaces wait"),
         _ = background.join_next() => return Err(Error::Ended("a watch")),
     }
-    background.spawn(run::follow_lead(context.clone()));
-    background.spawn(run::follow_lead(pipelines.clone()));
-    background.spawn(run::follow_lead(runs.clone()));
+    background.spawn(controllers::follow_lead(context.clone()));
+    background.spawn(controllers::follow_lead(pipelines.clone()));
+    background.spawn(controllers::follow_lead(runs.clone()));
     background.spawn(totals::count(context.clone()));
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let concurrency = usize::from(concurrency);
     let dispatch = async {
         tokio::join!(
-            run::dispatch(context, concurrency, told(stopped.clone())),
-            run::dispatch(pipelines, concurrency, told(stopped.clone())),
-            run::dispatch(runs, concurrency, told(stopped)),
+            controllers::dispatch(context, concurrency, told(stopped.clone())),
+            controllers::dispatch(pipelines, concurrency, told(stopped.clone())),
+            controllers::dispatch(runs, concurrency, told(stopped)),
         )
     };
     let mut dispatch = std::pin::pin!(dispatch);

@@ -121,8 +121,8 @@ fn every_reason_of_a_run_is_in_the_table() {
     for file in [
         "decide/src/pipelinerun/plan.rs",
         "decide/src/pipelinerun/admit.rs",
-        "operator/src/drive.rs",
-        "operator/src/runs.rs",
+        "operator/src/pipelinerun/drive.rs",
+        "operator/src/pipelinerun/reconcile.rs",
     ] {
         let text = std::fs::read_to_string(format!("{source}/{file}")).unwrap();
         for part in text.split("reason: \"").skip(1).chain(text.split("word(state, \"").skip(1)) {

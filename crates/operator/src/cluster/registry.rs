@@ -1,0 +1,181 @@
+//! What the controller of clusters knows and runs need: which scheduler to speak to, and why there is none.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::watch;
+
+use crate::apiserver::record::Kind;
+use crate::apiserver::waiters::Waiters;
+use crate::cluster::link::Target;
+use crate::queue::Key;
+use api::condition::known_reason;
+use api::status::DaskClusterStatus;
+use decide::cluster::facts::Issue;
+use driver::{ConnectionPool, SchedulerEndpoint};
+
+/// What stands on the registry about one cluster.
+#[derive(Debug)]
+struct Post {
+    endpoint: watch::Sender<Option<SchedulerEndpoint>>,
+    /// Of the pod of the scheduler.
+    uid: String,
+    standing: Standing,
+}
+
+/// How a cluster is.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Standing {
+    /// There is a scheduler to speak to.
+    pub seated: bool,
+    /// Why there is none.
+    pub scheduler: Option<Issue>,
+    /// Why workers are missing.
+    pub workers: Option<Issue>,
+}
+
+/// Of all clusters.
+#[derive(Debug)]
+pub(crate) struct SchedulerRegistry {
+    posts: Mutex<HashMap<Key, Post>>,
+    waiters: Arc<Waiters>,
+}
+
+impl SchedulerRegistry {
+    pub fn new(waiters: Arc<Waiters>) -> Self {
+        Self { posts: Mutex::default(), waiters }
+    }
+
+    /// How a cluster is; nothing if it was not looked at yet.
+    pub fn standing(&self, cluster: &Key) -> Option<Standing> {
+        self.lock().get(cluster).map(|post| post.standing.clone())
+    }
+
+    /// The scheduler of a cluster, now and from now on.
+    pub fn endpoints(&self, cluster: &Key) -> watch::Receiver<Option<SchedulerEndpoint>> {
+        let mut posts = self.lock();
+        if !posts.contains_key(cluster) {
+            // Of those that nobody follows, and that were never or are no more, nothing is known.
+            posts.retain(|_, post| !post.is_vacant());
+        }
+        posts.entry(cluster.clone()).or_insert_with(Post::new).endpoint.subscribe()
+    }
+
+    /// Which scheduler a cluster has now.
+    pub fn endpoint(&self, cluster: &Key, target: Option<&Target>) {
+        self.change(cluster, |post| {
+            post.aim(target);
+            Standing { seated: target.is_some(), ..post.standing.clone() }
+        });
+    }
+
+    /// What a pass over a cluster tells of it.
+    pub fn tell(&self, cluster: &Key, status: &DaskClusterStatus) {
+        let (scheduler, workers) = (issue(status, "SchedulerReady"), issue(status, "WorkersReady"));
+        self.change(cluster, |post| Standing { seated: post.standing.seated, scheduler, workers });
+    }
+
+    fn change(&self, cluster: &Key, how: impl FnOnce(&mut Post) -> Standing) {
+        let mut posts = self.lock();
+        let post = posts.entry(cluster.clone()).or_insert_with(Post::new);
+        let standing = how(post);
+        let news = post.standing != standing;
+        post.standing = standing;
+        drop(posts);
+        if news {
+            self.waiters.tell(Kind::Cluster, cluster);
+        }
+    }
+
+    /// The cluster is gone.
+    pub fn forget(&self, cluster: &Key) {
+        let mut posts = self.lock();
+        let Some(post) = posts.get_mut(cluster) else { return };
+        post.aim(None);
+        post.standing = Standing::default();
+        // Whoever follows it would miss the next one of the name.
+        if post.endpoint.is_closed() {
+            posts.remove(cluster);
+        }
+        drop(posts);
+        self.waiters.tell(Kind::Cluster, cluster);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Post>> {
+        // Each change is whole before anything in it can panic.
+        self.posts.lock()
+    }
+}
+
+impl Post {
+    fn new() -> Self {
+        Self { endpoint: watch::Sender::new(None), uid: String::new(), standing: Standing::default() }
+    }
+
+    /// Nothing is known of the cluster, and nobody follows it.
+    fn is_vacant(&self) -> bool {
+        self.endpoint.is_closed() && self.endpoint.borrow().is_none() && self.standing == Standing::default()
+    }
+
+    /// Certificates and epoch are replaced in silence; another pod is news.
+    fn aim(&mut self, target: Option<&Target>) {
+        let Self { endpoint, uid, .. } = self;
+        endpoint.send_if_modified(|known| {
+            let Some(target) = target else { return known.take().is_some() };
+            let generation = known.as_ref().map_or(0, |endpoint| endpoint.generation);
+            let same = known.is_some() && *uid == target.uid;
+            let generation = if same { generation } else { next_generation() };
+            let connections = known
+                .as_ref()
+                .filter(|_| same)
+                .map_or_else(ConnectionPool::default, |endpoint| endpoint.connections.clone());
+            uid.clone_from(&target.uid);
+            *known = Some(SchedulerEndpoint {
+                address: target.address.to_string(),
+                tls: target.tls.clone(),
+                generation,
+                lead: target.lead.clone(),
+                install: None,
+                connections,
+            });
+            !same
+        });
+    }
+}
+
+/// A number that no other scheduler of this process has.
+fn next_generation() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
+}
+
+/// What a condition says that is not True.
+fn issue(status: &DaskClusterStatus, kind: &str) -> Option<Issue> {
+    let found = status.conditions.iter().find(|condition| condition.type_ == kind && condition.status != "True")?;
+    let stalled = status.conditions.iter().any(|condition| condition.type_ == "Stalled" && condition.status == "True");
+    Some(Issue { reason: known_reason(&found.reason)?, message: found.message.clone(), stalled })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> Key {
+        Key::new("n", name)
+    }
+
+    #[test]
+    fn clusters_that_never_were_leave_nothing_on_the_board() {
+        let registry = SchedulerRegistry::new(Arc::default());
+        let followed = registry.endpoints(&key("followed"));
+        for n in 0..1000 {
+            drop(registry.endpoints(&key(&format!("c{n}"))));
+        }
+        registry.endpoint(&key("known"), None);
+        assert!(registry.lock().len() <= 3, "{}", registry.lock().len());
+        assert!(registry.lock().contains_key(&key("followed")));
+        drop(followed);
+    }
+}

@@ -1,0 +1,4 @@
+//! The reconciler of Pipelines.
+
+pub(crate) mod reconcile;
+pub(crate) mod writes;
