@@ -15,14 +15,15 @@ from support.journal import Segment, decode
 from support.kube.s3 import Folder
 
 # Every mark is an object of its own. Its name says all: when it was made, by which process of which pod. A storage that is
-# away is waited for, so that no execution is missing that lived to see it come back.
+# away is waited for, so that no execution is missing that lived to see it come back. All are in one folder: SeaweedFS, killed
+# while it makes a folder for an object, may have the object for good without listing it.
 LEDGER = """
 import os, socket, time, uuid
 from daskade_runtime.storage import open_store
 
 def mark(step, item, execution, kind):
     where = "%s.%d" % (socket.gethostname(), os.getpid())
-    name = "%s/%d/%s/%s/%.6f/%s" % (step, item, execution, kind, time.time(), where)
+    name = "%s,%d,%s,%s,%.6f,%s" % (step, item, execution, kind, time.time(), where)
     store = open_store({"url": LEDGER_URL})
     end = time.monotonic() + 180
     while True:
@@ -52,7 +53,7 @@ def second(i, x, seconds):
 
 def total(values):
     end = work("total", -1, 0)
-    open_store({"url": LEDGER_URL}).put("result/%d" % sum(values), b"x")
+    open_store({"url": LEDGER_URL}).put("result,%d" % sum(values), b"x")
     end()
     return sum(values)
 """
@@ -99,7 +100,7 @@ class Case:
         """Every execution so far, in order of their starts."""
         found: dict[str, dict[str, tuple[str, int, float, str]]] = {}
         for key in self.s3.keys(f"ledger-{self.name}/"):
-            words = key.split("/")[1:]
+            words = key.split("/")[1].split(",")
             if words[0] != "result":
                 step, number, execution, kind, at, where = words
                 found.setdefault(execution, {})[kind] = (step, int(number), float(at), where)
@@ -126,7 +127,7 @@ class Case:
             pid = zlib.crc32(f"{mark.pod}.{mark.pid}".encode())
             end = mark.end if mark.end is not None else mark.start + self.seconds + GRAIN
             executions.append(oracle.Execution(task, pid, mark.start, mark.start, end, mark.end is None))
-        results = [int(key.rsplit("/", 1)[1]) for key in self.s3.keys(f"ledger-{self.name}/result/")]
+        results = [int(key.rsplit(",", 1)[1]) for key in self.s3.keys(f"ledger-{self.name}/result,")]
         answer = {"state": state, "results": {"value": results[-1] if len(set(results)) == 1 else results}}
         prefix = f"{self.name}/runs/{uid}"
         evidence = oracle.Evidence(
