@@ -119,7 +119,7 @@ async fn serve(options: OperatorOptions, metrics: Arc<Metrics>) -> Result<(), Er
     };
     if let Ok(pod) = std::env::var("POD_NAME") {
         let (client, namespace) = (client.clone(), own_namespace.clone());
-        tokio::spawn(async move { own::tell_last_end(client, &namespace, &pod).await });
+        tokio::spawn(async move { own::log_last_end(client, &namespace, &pod).await });
     }
     let (candidate, lead) = lease::candidate(client.clone(), clock.clone(), lease, health.clone());
     let fence = FenceLayer::new(lead.clone(), metrics.clone());
@@ -132,7 +132,7 @@ async fn serve(options: OperatorOptions, metrics: Arc<Metrics>) -> Result<(), Er
     let mut parts = Parts {
         http: tokio::spawn(server::serve(listener, health.clone(), metrics.clone())),
         definitions: tokio::spawn(crds::watch_definitions(client, needed(), health.clone(), found)),
-        role: tokio::spawn(tell_role(lead.clone(), metrics.clone(), health)),
+        role: tokio::spawn(report_role(lead.clone(), metrics.clone(), health)),
         lease: tokio::spawn(candidate.run(told(lease_stops))),
         controllers: tokio::spawn(controllers(fenced, settings, lead, definitions, controllers_stop, metrics)),
     };
@@ -216,7 +216,7 @@ async fn controllers(
 }
 
 /// Shows in log, metrics and health whether this process leads. Ends with the lease.
-async fn tell_role(lead: Lead, metrics: Arc<Metrics>, health: Arc<Health>) {
+async fn report_role(lead: Lead, metrics: Arc<Metrics>, health: Arc<Health>) {
     let mut epochs = lead.epochs();
     loop {
         let epoch = *epochs.borrow_and_update();

@@ -10,7 +10,7 @@ use super::options::{Output, PlanOptions};
 use super::progress::clean;
 use super::request;
 use super::run::{Job, drive_failure, job, run_spec};
-use driver::{Because, Fate, Forecast, StepForecast, forecast};
+use driver::{Because, Forecast, StepForecast, StepOutcome, forecast};
 use lower::{Aspect, StepDef};
 use run_model::{CodeSource, Frozen};
 
@@ -37,23 +37,23 @@ pub(super) async fn plan(options: PlanOptions) -> Result<(), Failure> {
 }
 
 /// Steps by what becomes of them, in the order in which that is told.
-const FATES: [(Fate, &str, &str); 6] = [
-    (Fate::Run, "run", "run"),
-    (Fate::Cached, "cached", "cached"),
-    (Fate::LeftOut, "leftOut", "left out"),
-    (Fate::Skipped, "skipped", "skipped"),
-    (Fate::Fails, "fails", "would fail"),
-    (Fate::Unknown, "unknown", "unknown"),
+const OUTCOMES: [(StepOutcome, &str, &str); 6] = [
+    (StepOutcome::Run, "run", "run"),
+    (StepOutcome::Cached, "cached", "cached"),
+    (StepOutcome::LeftOut, "leftOut", "left out"),
+    (StepOutcome::Skipped, "skipped", "skipped"),
+    (StepOutcome::Fails, "fails", "would fail"),
+    (StepOutcome::Unknown, "unknown", "unknown"),
 ];
 
-fn count(told: &Forecast, fate: Fate) -> usize {
-    told.steps.iter().filter(|step| step.fate == fate).count()
+fn count(told: &Forecast, outcome: StepOutcome) -> usize {
+    told.steps.iter().filter(|step| step.outcome == outcome).count()
 }
 
 fn document(job: &Job, told: &Forecast) -> Value {
     let steps: Vec<Value> = told.steps.iter().map(|step| step_json(job, step)).collect();
     let mut counts: Map<String, Value> =
-        FATES.iter().map(|(fate, name, _)| ((*name).to_owned(), json!(count(told, *fate)))).collect();
+        OUTCOMES.iter().map(|(outcome, name, _)| ((*name).to_owned(), json!(count(told, *outcome)))).collect();
     counts.insert("total".to_owned(), json!(told.steps.len()));
     let earlier = told
         .earlier
@@ -71,7 +71,7 @@ fn document(job: &Job, told: &Forecast) -> Value {
 
 fn step_json(job: &Job, step: &StepForecast) -> Value {
     let def = job.plan.step_def(step.step);
-    let action = FATES.iter().find(|(fate, _, _)| *fate == step.fate).map(|(_, name, _)| *name);
+    let action = OUTCOMES.iter().find(|(outcome, _, _)| *outcome == step.outcome).map(|(_, name, _)| *name);
     let from: Vec<Value> =
         step.from.iter().map(|(name, uid, count)| json!({"name": name, "uid": uid, "tasks": count})).collect();
     let tasks = step.tasks;
@@ -170,7 +170,7 @@ fn text(job: &Job, told: &Forecast) -> String {
         let def = job.plan.step_def(step.step);
         table.add_row([
             step.name.clone(),
-            fate(step),
+            outcome(step),
             what(def, job.plan.is_mapped(step.step), step),
             after,
             def.map_or_else(String::new, place),
@@ -178,7 +178,7 @@ fn text(job: &Job, told: &Forecast) -> String {
         ]);
     }
     let lines: Vec<String> = table.lines().map(|line| line.trim().to_owned()).collect();
-    let counts = FATES.iter().filter_map(|(fate, _, name)| match count(told, *fate) {
+    let counts = OUTCOMES.iter().filter_map(|(outcome, _, name)| match count(told, *outcome) {
         0 => None,
         count => Some(format!("{count} {name}")),
     });
@@ -196,16 +196,16 @@ fn steps(count: usize) -> String {
     if count == 1 { "1 step".to_owned() } else { format!("{count} steps") }
 }
 
-fn fate(step: &StepForecast) -> String {
-    let name = FATES.iter().find(|(fate, _, _)| *fate == step.fate).map_or("", |(_, _, name)| *name);
+fn outcome(step: &StepForecast) -> String {
+    let name = OUTCOMES.iter().find(|(outcome, _, _)| *outcome == step.outcome).map_or("", |(_, _, name)| *name);
     let tasks = step.tasks;
-    let (part, all) = match step.fate {
-        Fate::Run => (tasks.run, tasks.run + tasks.cached + tasks.skipped),
-        Fate::Fails => (tasks.fails, tasks.run + tasks.cached + tasks.skipped + tasks.fails + tasks.unknown),
+    let (part, all) = match step.outcome {
+        StepOutcome::Run => (tasks.run, tasks.run + tasks.cached + tasks.skipped),
+        StepOutcome::Fails => (tasks.fails, tasks.run + tasks.cached + tasks.skipped + tasks.fails + tasks.unknown),
         _ => (0, 0),
     };
-    match step.fate {
-        Fate::Unknown => format!("unknown until {} has run", listed(step)),
+    match step.outcome {
+        StepOutcome::Unknown => format!("unknown until {} has run", listed(step)),
         _ if part < all => format!("{name} {part} of {all}"),
         _ => name.to_owned(),
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use petgraph::algo::tarjan_scc;
 use petgraph::graph::DiGraph;
@@ -12,6 +13,10 @@ use regex::Regex;
 type Modules = BTreeMap<String, String>;
 /// Names that a module hands on, and the modules that they are from.
 type Facades = BTreeMap<(String, String), String>;
+
+/// A `use` statement: whether it is handed on, and its tree.
+static STATEMENT: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"(?m)^\s*(pub(?:\([^)]*\))?\s+)?use\s+([^;]+);").unwrap());
 
 #[test]
 fn no_module_imports_itself_through_others() {
@@ -61,14 +66,13 @@ fn circles(modules: &Modules, part: impl Fn(&str) -> String) -> Vec<Vec<String>>
         }
     }
     let paths = Regex::new(r"\b(?:crate|super|self)(?:::\w+)+").unwrap();
-    let statements = Regex::new(r"(?m)^\s*(?:pub(?:\([^)]*\))?\s+)?use\s+[^;]+;").unwrap();
     let mut graph = DiGraph::<String, ()>::new();
     let mut nodes = BTreeMap::new();
     for part in modules.keys().map(|module| part(module)).collect::<BTreeSet<_>>() {
         nodes.insert(part.clone(), graph.add_node(part));
     }
     for (module, text) in modules {
-        let rest = statements.replace_all(text, "");
+        let rest = STATEMENT.replace_all(text, "");
         let inline = paths.find_iter(&rest).map(|found| (false, found.as_str().to_owned()));
         for (public, path) in imports(text).into_iter().chain(inline) {
             let Some(mut used) = resolve(&path, module, modules) else { continue };
@@ -117,9 +121,8 @@ fn code(text: &str) -> String {
 
 /// Every path that the `use` statements name, and whether it is handed on.
 fn imports(text: &str) -> Vec<(bool, String)> {
-    let statement = Regex::new(r"(?m)^\s*(pub(?:\([^)]*\))?\s+)?use\s+([^;]+);").unwrap();
     let text = code(text);
-    let all = statement.captures_iter(&text).flat_map(|found| {
+    let all = STATEMENT.captures_iter(&text).flat_map(|found| {
         let public = found.get(1).is_some();
         expand(found[2].trim()).into_iter().map(move |path| (public, path)).collect::<Vec<_>>()
     });

@@ -31,7 +31,7 @@ impl Session<'_> {
         let supplier = Supplier { peer, run: &self.spec.uid, epoch: opened.epoch };
         for result in plan.results() {
             let computed = supplier.supply((state, facts), &plan.dag, |view| plan.computed_result(result, view)).await;
-            let value = match computed.map_err(|error| self.troubled(error))?.and_then(|value| room.take(value)) {
+            let value = match computed.map_err(|error| self.ended_by(error))?.and_then(|value| room.take(value)) {
                 Ok(value) => ResultValue::Json(value),
                 Err(error) => {
                     let view = View { facts, state, dag: &plan.dag };

@@ -38,7 +38,7 @@ pub struct StepForecast {
     pub items: Option<u32>,
     /// Names of the steps that it comes after.
     pub waits_for: Vec<String>,
-    pub fate: Fate,
+    pub outcome: StepOutcome,
     /// Its tasks by what becomes of them; of a mapped step whose length is not known, one.
     pub tasks: Tally,
     /// Earlier runs whose outputs it takes: name, uid, number of outputs.
@@ -53,7 +53,7 @@ pub struct StepForecast {
 
 /// What becomes of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fate {
+pub enum StepOutcome {
     /// At least one of its tasks runs.
     Run,
     /// All outputs are earlier ones.
@@ -89,7 +89,7 @@ pub async fn forecast(spec: &RunSpec, whole: &Plan) -> Result<Forecast, DriveErr
         endpoint: spec.storage.endpoint.clone(),
         region: spec.storage.region.clone(),
     };
-    let mut eyes = None;
+    let mut storage_objects = None;
     if earlier::wants(spec) {
         let earlier = past::read(&storage, earlier::pipeline(spec), spec.reuse.run.as_deref()).await;
         let earlier = earlier.map_err(|error| unreadable(&spec.storage.url, &error))?;
@@ -97,7 +97,7 @@ pub async fn forecast(spec: &RunSpec, whole: &Plan) -> Result<Forecast, DriveErr
         earlier::check(spec, reusable.as_ref()).map_err(refused)?;
     }
     if earlier::wants(spec) || !spec.plan.pins().is_empty() {
-        eyes = Some(store::Objects::new(storage, objects::pins(spec)));
+        storage_objects = Some(store::Objects::new(storage, objects::pins(spec)));
     }
     let mut facts = Facts::default();
     let mut state = RunState::new(&spec.plan.dag, 0);
@@ -116,14 +116,14 @@ pub async fn forecast(spec: &RunSpec, whole: &Plan) -> Result<Forecast, DriveErr
         facts,
         state,
         reusable,
-        eyes,
+        storage_objects,
         names,
         origins,
         running: HashSet::new(),
         there: HashSet::new(),
         tried: HashSet::new(),
         refused: HashMap::new(),
-        fates: BTreeMap::new(),
+        outcomes: BTreeMap::new(),
     };
     let mut paths: BTreeSet<String> = spec.plan.pins().keys().cloned().collect();
     if spec.reuse.missing {
@@ -149,7 +149,7 @@ struct Forecaster<'a> {
     state: RunState,
     reusable: Option<Reusable>,
     /// Looks at objects; without them nothing is looked at.
-    eyes: Option<store::Objects>,
+    storage_objects: Option<store::Objects>,
     /// Of earlier runs, by their uids.
     names: HashMap<String, String>,
     /// Earlier runs whose outputs stand for tasks.
@@ -162,7 +162,7 @@ struct Forecaster<'a> {
     tried: HashSet<TaskId>,
     refused: HashMap<TaskId, String>,
     /// Of the steps that were told.
-    fates: BTreeMap<StepIx, (Fate, BTreeSet<String>)>,
+    outcomes: BTreeMap<StepIx, (StepOutcome, BTreeSet<String>)>,
 }
 
 impl Forecaster<'_> {
@@ -222,12 +222,12 @@ impl Forecaster<'_> {
     }
 
     async fn look(&mut self, wanted: Wanted) -> Result<(), DriveError> {
-        let Some(eyes) = &self.eyes else { return Ok(()) };
+        let Some(storage_objects) = &self.storage_objects else { return Ok(()) };
         // What cannot be looked at counts as not there, as in a run.
-        let found = eyes.versions(&wanted.reads).await.into_iter().map(Result::unwrap_or_default);
+        let found = storage_objects.versions(&wanted.reads).await.into_iter().map(Result::unwrap_or_default);
         self.facts.versions.extend(wanted.reads.into_iter().zip(found));
         let (paths, tasks): (Vec<String>, Vec<TaskId>) = wanted.keeps.into_iter().unzip();
-        for (task, found) in tasks.into_iter().zip(eyes.versions(&paths).await) {
+        for (task, found) in tasks.into_iter().zip(storage_objects.versions(&paths).await) {
             let seen = match found {
                 Ok(version) => version.map(|version| Seen { version, own: false }),
                 // A folder.
@@ -253,7 +253,7 @@ impl Forecaster<'_> {
             name: plan.step_name(step).to_owned(),
             items: None,
             waits_for: before(whole, step).into_iter().map(|step| plan.step_name(step).to_owned()).collect(),
-            fate: Fate::LeftOut,
+            outcome: StepOutcome::LeftOut,
             tasks: Tally::default(),
             from: Vec::new(),
             because: BTreeSet::new(),
@@ -274,7 +274,7 @@ impl Forecaster<'_> {
             told.items = whole_len(whole, step);
             told.tasks.skipped = told.items.unwrap_or(1);
         }
-        self.fates.insert(step, (told.fate, told.until.clone()));
+        self.outcomes.insert(step, (told.outcome, told.until.clone()));
         Ok(told)
     }
 
@@ -345,7 +345,7 @@ impl Forecaster<'_> {
             .into_iter()
             .map(|(uid, count)| (self.names.get(&uid).cloned().unwrap_or_default(), uid, count))
             .collect();
-        told.fate = told.tasks.fate();
+        told.outcome = told.tasks.outcome();
     }
 
     /// Whether no earlier output can stand for a task that the engine has not come to: it is made from what a step returns that
@@ -391,7 +391,7 @@ impl Forecaster<'_> {
         let mut until = BTreeSet::new();
         for up in open {
             let after = plan.dag.step(step).is_some_and(|spec| spec.deps.contains(&engine::Dep::After(*up)));
-            if let Some((Fate::Unknown, of)) = self.fates.get(up)
+            if let Some((StepOutcome::Unknown, of)) = self.outcomes.get(up)
                 && (!after || self.spec.reuse.missing)
             {
                 until.extend(of.iter().cloned());
@@ -399,8 +399,8 @@ impl Forecaster<'_> {
         }
         let asked = plan.asked_by_condition(step).into_iter().filter(|step| !has_ended(&self.state, *step));
         for up in asked {
-            match self.fates.get(&up) {
-                Some((Fate::Unknown, of)) => until.extend(of.iter().cloned()),
+            match self.outcomes.get(&up) {
+                Some((StepOutcome::Unknown, of)) => until.extend(of.iter().cloned()),
                 _ => drop(until.insert(plan.step_name(up).to_owned())),
             }
         }
@@ -450,15 +450,15 @@ impl StepForecast {
 }
 
 impl Tally {
-    fn fate(self) -> Fate {
+    fn outcome(self) -> StepOutcome {
         match self {
-            Self { fails: 1.., .. } => Fate::Fails,
-            Self { unknown: 1.., .. } => Fate::Unknown,
-            Self { run: 1.., .. } => Fate::Run,
-            Self { cached: 1.., .. } => Fate::Cached,
-            Self { skipped: 1.., .. } => Fate::Skipped,
+            Self { fails: 1.., .. } => StepOutcome::Fails,
+            Self { unknown: 1.., .. } => StepOutcome::Unknown,
+            Self { run: 1.., .. } => StepOutcome::Run,
+            Self { cached: 1.., .. } => StepOutcome::Cached,
+            Self { skipped: 1.., .. } => StepOutcome::Skipped,
             // A map without items.
-            _ => Fate::Skipped,
+            _ => StepOutcome::Skipped,
         }
     }
 }

@@ -36,7 +36,7 @@ mod wire;
 pub use driver::drive;
 pub use error::DriveError;
 pub use fabric::{ConnectionPool, Fabric, SchedulerEndpoint, TlsPaths};
-pub use forecast::{Fate, Forecast, StepForecast, Tally, forecast};
+pub use forecast::{Forecast, StepForecast, StepOutcome, Tally, forecast};
 pub use release::release;
 pub use reuse::Because;
 pub use sweep::{Sweep, Swept, sweep};

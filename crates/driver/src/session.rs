@@ -92,8 +92,8 @@ impl Session<'_> {
         lead: Option<&Leader>,
     ) -> Result<Report, Ended> {
         self.greet(peer, install).await?;
-        let code = code(peer, self.spec, lead).await.map_err(|error| self.troubled(error))?;
-        let versions = objects::before(peer, self.spec).await.map_err(|error| self.troubled(error))?;
+        let code = code(peer, self.spec, lead).await.map_err(|error| self.ended_by(error))?;
+        let versions = objects::before(peer, self.spec).await.map_err(|error| self.ended_by(error))?;
         let mut reusable = earlier::ask(peer, self.spec, &code.digest, lead).await.map_err(classify)?;
         let opened = self.open(peer, lead, reusable.as_ref(), code).await?;
         *self.opened_before = true;
@@ -173,13 +173,13 @@ impl Session<'_> {
                 {
                     open.create = true;
                 }
-                Err(error) => return Err(self.troubled(error)),
+                Err(error) => return Err(self.ended_by(error)),
             }
         }
     }
 
     /// Until the journal was opened once, an unreachable storage is told at once; then it is waited for.
-    pub(super) fn troubled(&self, error: dask::Error) -> Ended {
+    pub(super) fn ended_by(&self, error: dask::Error) -> Ended {
         match error {
             dask::Error::Refused { reason, message, .. } if reason == "StorageUnreachable" && *self.opened_before => {
                 Ended::Lost { cause: format!("{reason}: {message}"), loss: Loss::Busy }
@@ -192,7 +192,7 @@ impl Session<'_> {
     fn missed(&self, error: dask::Error) -> Ended {
         match error {
             dask::Error::Refused { reason, message, .. } if reason == "OutputsRemoved" => stopped(reason, message),
-            other => self.troubled(other),
+            other => self.ended_by(other),
         }
     }
 
@@ -340,9 +340,9 @@ impl Session<'_> {
             let (supplier, mut turn) = (Supplier { peer, run, epoch }, Turn::default());
             for actions in portions(planned.actions, facts) {
                 let rehearsed = supplier.supply((state, facts), &plan.dag, |view| rehearse(plan, &actions, view)).await;
-                rehearsed.map_err(|error| self.troubled(error))?;
+                rehearsed.map_err(|error| self.ended_by(error))?;
                 let looked = objects.look(peer, self.spec, &handed_over(&actions), (state, facts)).await;
-                looked.map_err(|error| self.troubled(error))?;
+                looked.map_err(|error| self.ended_by(error))?;
                 turn.add(Turn::new(plan, actions, (state, facts), reusable, objects));
             }
             finish = turn.finish.or(finish);

@@ -24,20 +24,20 @@ use tokio::task::JoinSet;
 use self::apiserver::scope::{self, Scope};
 use self::apiserver::watch::{self, Sinks};
 use self::certificates::{CertificateSettings, Certificates};
-use self::cluster::reconcile::Context;
 use self::cluster::registry::SchedulerRegistry;
 use self::cluster::totals;
+use self::cluster::work::ClusterReconciler;
+use self::controller::Controller;
 pub use self::controller::bounds::Bounds;
 use self::controller::events::Events;
-use self::controller::{self as controllers, Desk};
 use self::leader::clock::{self, Clock};
 use self::leader::lead::Lead;
-use self::pipeline::reconcile::Pipelines;
+use self::pipeline::reconcile::PipelineReconciler;
 pub use self::pipelinerun::allowance::Limits;
 use self::pipelinerun::driven::{self, Driven};
 use self::pipelinerun::quota::RunQuota;
-use self::pipelinerun::reconcile::Runs;
 use self::pipelinerun::removal;
+use self::pipelinerun::work::RunReconciler;
 use api::storage::Storage;
 use decide::cluster::build::{self, Peer};
 pub use lower::allowed::RunLimits;
@@ -110,7 +110,7 @@ pub enum Error {
 /// Life of a cluster's authority: longer than that of any certificate that it issues.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// Runs the controllers until `shutdown` ends; passes that are in the middle then have a few seconds. Watches run all the
+/// Runs the controllers until `shutdown` ends; reconciliations that are in the middle then have a few seconds. Watches run all the
 /// time, so that a process that stands by knows everything when it begins to lead; nothing is written while `lead` says no.
 pub async fn run(
     client: Client,
@@ -149,18 +149,18 @@ pub async fn run(
     let certificates = Arc::new(Certificates::new(client.clone(), certificates));
     let registry = Arc::new(SchedulerRegistry::new(sinks.waiters.clone()));
     sinks.waiters.lead_to(sinks.runs.queue.clone());
-    let pipelines = Arc::new(Pipelines {
+    let pipelines = Arc::new(PipelineReconciler {
         client: client.clone(),
-        desk: Desk::new(sinks.pipelines.clone(), lead.clone(), metrics.clone()),
+        controller: Controller::new(sinks.pipelines.clone(), lead.clone(), metrics.clone()),
         events: events.clone(),
         scope: scope.clone(),
         limits: limits.run,
         allowed: allowed_addresses.clone(),
         clock: clock.clone(),
     });
-    let runs = Arc::new(Runs {
+    let runs = Arc::new(RunReconciler {
         client: client.clone(),
-        desk: Desk::new(sinks.runs.clone(), lead.clone(), metrics.clone()),
+        controller: Controller::new(sinks.runs.clone(), lead.clone(), metrics.clone()),
         clusters: sinks.clusters.clone(),
         pipelines: sinks.pipelines.clone(),
         waiters: sinks.waiters.clone(),
@@ -179,14 +179,14 @@ pub async fn run(
         removals: Arc::new(Semaphore::new(removal::CLUSTERS)),
         clock: clock.clone(),
     });
-    let context = Arc::new(Context {
+    let clusters = Arc::new(ClusterReconciler {
         most_workers: limits.workers_per_cluster,
         missing: pauses.missing,
         orphans: pauses.orphans,
         bounds: pauses.bounds,
         client,
         settings: build::Settings { image, runtime: runtime.zip, runtime_digest: runtime.digest, operator },
-        desk: Desk::new(sinks.clusters, lead, metrics),
+        controller: Controller::new(sinks.clusters, lead, metrics),
         certificates,
         registry,
         events,
@@ -202,23 +202,23 @@ pub async fn run(
         () = tokio::time::sleep(pauses.first_lists), if several => tracing::warn!("some initial lists are not complete; their namespaces wait"),
         _ = background.join_next() => return Err(Error::Ended("a watch")),
     }
-    background.spawn(controllers::follow_lead(context.clone()));
-    background.spawn(controllers::follow_lead(pipelines.clone()));
-    background.spawn(controllers::follow_lead(runs.clone()));
-    background.spawn(totals::count(context.clone()));
+    background.spawn(controller::follow_lead(clusters.clone()));
+    background.spawn(controller::follow_lead(pipelines.clone()));
+    background.spawn(controller::follow_lead(runs.clone()));
+    background.spawn(totals::count(clusters.clone()));
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let concurrency = usize::from(concurrency);
     let dispatch = async {
         tokio::join!(
-            controllers::dispatch(context, concurrency, told(stopped.clone())),
-            controllers::dispatch(pipelines, concurrency, told(stopped.clone())),
-            controllers::dispatch(runs, concurrency, told(stopped)),
+            controller::dispatch(clusters, concurrency, told(stopped.clone())),
+            controller::dispatch(pipelines, concurrency, told(stopped.clone())),
+            controller::dispatch(runs, concurrency, told(stopped)),
         )
     };
     let mut dispatch = std::pin::pin!(dispatch);
     tokio::select! {
         () = &mut shutdown => {}
-        _ = &mut dispatch => return Err(Error::Ended("the passes")),
+        _ = &mut dispatch => return Err(Error::Ended("the controllers")),
         _ = background.join_next() => return Err(Error::Ended("a watch")),
     }
     stop.send_replace(true);

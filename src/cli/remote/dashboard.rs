@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::connection::Connection;
 use super::scheduler;
-use super::show::word;
+use super::show::field;
 use super::tunnel::Tunnel;
 use crate::cli::Failure;
 use crate::cli::options::DashboardOptions;
@@ -17,7 +17,7 @@ pub(in crate::cli) async fn dashboard(options: DashboardOptions) -> Result<(), F
     let name = &options.what;
     // A run's name is mostly its cluster's too; where it is not, the run knows it.
     let cluster = match connection.runs().get_opt(name).await {
-        Ok(Some(run)) => match word(&super::connection::as_json(&run), "/status/cluster") {
+        Ok(Some(run)) => match field(&super::connection::as_json(&run), "/status/cluster") {
             "" => name.clone(),
             cluster => cluster.to_owned(),
         },

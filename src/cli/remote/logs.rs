@@ -10,7 +10,7 @@ use tokio::time::{interval, sleep};
 
 use super::connection::{Connection, failed};
 use super::scheduler::Scheduler;
-use super::show::{ended, state, word};
+use super::show::{ended, field, state};
 use crate::cli::lines::Printed;
 use crate::cli::logs::MAX_LINES;
 use crate::cli::options::{LogsOptions, StorageOptions};
@@ -35,7 +35,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub(in crate::cli) async fn logs(options: &LogsOptions) -> Result<(), Failure> {
     let connection = Connection::open(&options.remote).await?;
     let mut run = connection.run(&options.run).await?;
-    let removed = word(&run, "/status/removed/logsAt");
+    let removed = field(&run, "/status/removed/logsAt");
     if !removed.is_empty() {
         let why = format!("the logs of {} were removed at {removed} by spec.retention", options.run);
         return Err(Failure::bad_input(why));
@@ -106,8 +106,8 @@ struct About {
 impl About {
     /// From what was written down when the run began, as far as that may be read.
     async fn gather(connection: &Connection, run: &Value, options: &StorageOptions) -> Result<Self, Failure> {
-        let uid = word(run, "/metadata/uid").to_owned();
-        let revision = word(run, "/status/revision");
+        let uid = field(run, "/metadata/uid").to_owned();
+        let revision = field(run, "/status/revision");
         let revisions: Api<ControllerRevision> = connection.typed();
         let mut data = Value::Null;
         if !revision.is_empty() {
@@ -123,7 +123,7 @@ impl About {
             Some(frozen) => frozen.steps().map(|step| step.name.clone()).collect(),
             None => inline_steps(run),
         };
-        let told = word(run, "/status/storageUrl").rsplit_once("/runs/").map(|(url, _)| url.to_owned());
+        let told = field(run, "/status/storageUrl").rsplit_once("/runs/").map(|(url, _)| url.to_owned());
         let noted = stored.map(|storage| StorageNote {
             url: storage.url.trim_end_matches('/').to_owned(),
             endpoint: storage.endpoint,
@@ -165,7 +165,7 @@ impl About {
 fn inline_steps(run: &Value) -> Vec<String> {
     let of = |path: &str| run.pointer(path).and_then(Value::as_array).into_iter().flatten();
     let steps = of("/spec/pipelineSpec/steps").chain(of("/spec/pipelineSpec/finally"));
-    steps.map(|step| word(step, "/name").to_owned()).collect()
+    steps.map(|step| field(step, "/name").to_owned()).collect()
 }
 
 /// A run that is open on a scheduler.
@@ -177,7 +177,7 @@ struct Live {
 
 impl Live {
     async fn open(connection: &Connection, run: &Value) -> Result<Option<Self>, Failure> {
-        let (uid, cluster) = (word(run, "/metadata/uid"), word(run, "/status/cluster"));
+        let (uid, cluster) = (field(run, "/metadata/uid"), field(run, "/status/cluster"));
         if cluster.is_empty() {
             return Ok(None);
         }

@@ -6,7 +6,7 @@ use kube::Api;
 use serde_json::{Map, Value, json};
 
 use super::connection::{Connection, failed};
-use super::show::{ended, pipeline, state, word};
+use super::show::{ended, field, pipeline, state};
 use super::submit;
 use crate::cli::Failure;
 use crate::cli::options::RetryOptions;
@@ -53,7 +53,7 @@ pub(in crate::cli) async fn retry(options: RetryOptions) -> Result<(), Failure> 
 
 /// Whether there is something to go on from.
 fn check(run: &Value) -> Result<(), Failure> {
-    let name = word(run, "/metadata/name");
+    let name = field(run, "/metadata/name");
     let submit = match pipeline(run) {
         "" => "daskade submit FILE".to_owned(),
         pipeline => format!("daskade submit {pipeline}"),
@@ -65,7 +65,7 @@ fn check(run: &Value) -> Result<(), Failure> {
             state(run)
         ),
         Some(true) => format!("{name} has succeeded, there is nothing to retry; for another run: {submit}"),
-        Some(false) if word(run, "/status/startedAt").is_empty() => {
+        Some(false) if field(run, "/status/startedAt").is_empty() => {
             format!("{name} never started, so there is nothing to reuse; for another run: {submit}")
         }
         Some(false) => match removed(run) {
@@ -78,13 +78,13 @@ fn check(run: &Value) -> Result<(), Failure> {
 
 /// When outputs or journal were removed.
 fn removed(run: &Value) -> &str {
-    let times = ["/status/removed/outputsAt", "/status/removed/logsAt"].map(|path| word(run, path));
+    let times = ["/status/removed/outputsAt", "/status/removed/logsAt"].map(|path| field(run, path));
     times.into_iter().find(|at| !at.is_empty()).unwrap_or_default()
 }
 
 /// What the run was made of: as it was written down when it began, whatever has become of the Pipeline since.
 async fn of_what(connection: &Connection, run: &Value) -> Result<Map<String, Value>, Failure> {
-    let revision = word(run, "/status/revision");
+    let revision = field(run, "/status/revision");
     let revisions: Api<ControllerRevision> = connection.typed();
     let data = match revisions.get_opt(revision).await {
         Ok(found) => found.and_then(|found| found.data).map(|data| data.0),
@@ -96,7 +96,7 @@ async fn of_what(connection: &Connection, run: &Value) -> Result<Map<String, Val
         (Some(written), _) => written,
         (None, Some(spec)) => spec.clone(),
         (None, None) => {
-            let name = word(run, "/metadata/name");
+            let name = field(run, "/metadata/name");
             return Err(Failure::bad_input(format!(
                 "what {name} was made of is gone (ControllerRevision {revision}); for another run: daskade submit {}",
                 pipeline(run)

@@ -40,7 +40,7 @@ pub(in crate::cli) async fn runs(kube: &KubeOptions, output: Output) -> Result<(
     let what = format!("list the runs of {}", connection.namespace);
     let listed = connection.runs().list(&ListParams::default()).await.map_err(|error| failed(&what, &error))?;
     let mut found: Vec<Value> = listed.items.iter().map(as_json).collect();
-    found.sort_by_key(|run| std::cmp::Reverse(word(run, "/metadata/creationTimestamp").to_owned()));
+    found.sort_by_key(|run| std::cmp::Reverse(field(run, "/metadata/creationTimestamp").to_owned()));
     let mut out = io::stdout().lock();
     if output == Output::Json {
         writeln!(out, "{:#}", Value::Array(found.iter().map(summary).collect()))?;
@@ -50,12 +50,12 @@ pub(in crate::cli) async fn runs(kube: &KubeOptions, output: Output) -> Result<(
         writeln!(out, "no runs in the namespace {}", connection.namespace)?;
         return Ok(());
     }
-    let width = |path: &str| found.iter().map(|run| word(run, path).chars().count()).max().unwrap_or(0).max(8);
+    let width = |path: &str| found.iter().map(|run| field(run, path).chars().count()).max().unwrap_or(0).max(8);
     let (names, pipelines) = (width("/metadata/name"), width("/metadata/labels/daskade.dev~1pipeline"));
     writeln!(out, "{:names$}  {:pipelines$}  {:9}  {:>9}  {:>5}", "NAME", "PIPELINE", "STATE", "DONE", "AGE")?;
     for run in &found {
-        let (name, pipeline) = (word(run, "/metadata/name"), pipeline(run));
-        let done = clean(word(run, "/status/progress"));
+        let (name, pipeline) = (field(run, "/metadata/name"), pipeline(run));
+        let done = clean(field(run, "/status/progress"));
         writeln!(out, "{name:names$}  {pipeline:pipelines$}  {:9}  {done:>9}  {:>5}", state(run), old(run))?;
     }
     Ok(())
@@ -133,13 +133,13 @@ async fn watch(connection: &Connection, name: &str) -> Result<Value, Failure> {
 
 /// A run in one line.
 fn line(run: &Value) -> String {
-    let mut line = format!("{}: {}", word(run, "/metadata/name"), state(run));
-    let progress = word(run, "/status/progress");
+    let mut line = format!("{}: {}", field(run, "/metadata/name"), state(run));
+    let progress = field(run, "/status/progress");
     if !progress.is_empty() {
         line.push_str(&format!(" {progress}"));
     }
     if ended(run).is_none() {
-        let message = condition(run).map(|condition| word(condition, "/message")).unwrap_or_default();
+        let message = condition(run).map(|condition| field(condition, "/message")).unwrap_or_default();
         if !message.is_empty() {
             line.push_str(&format!(" - {message}"));
         }
@@ -156,26 +156,26 @@ fn text(run: &Value) -> String {
         }
     };
     row("pipeline", pipeline(run));
-    row("cluster", word(run, "/status/cluster"));
-    row("storage", word(run, "/status/storageUrl"));
-    row("started", word(run, "/status/startedAt"));
-    row("finished", word(run, "/status/finishedAt"));
+    row("cluster", field(run, "/status/cluster"));
+    row("storage", field(run, "/status/storageUrl"));
+    row("started", field(run, "/status/startedAt"));
+    row("finished", field(run, "/status/finishedAt"));
     if let Some(condition) = condition(run).filter(|_| ended(run) == Some(false)) {
-        row("reason", &format!("{}: {}", word(condition, "/reason"), word(condition, "/message")));
+        row("reason", &format!("{}: {}", field(condition, "/reason"), field(condition, "/message")));
     }
     let removal = list(run, "/status/conditions").iter().find(|condition| condition["type"] == "Removed");
     let is_held = |condition: &&Value| condition["type"] == "Released" && condition["status"] == "False";
     let held = list(run, "/status/conditions").iter().find(is_held);
-    row("released", held.map(|condition| word(condition, "/message")).unwrap_or_default());
-    row("removed", removal.map(|condition| word(condition, "/message")).unwrap_or_default());
+    row("released", held.map(|condition| field(condition, "/message")).unwrap_or_default());
+    row("removed", removal.map(|condition| field(condition, "/message")).unwrap_or_default());
     for entry in list(run, "/status/waiting") {
-        row("waits", &format!("{} ({}): {}", word(entry, "/step"), word(entry, "/reason"), word(entry, "/message")));
+        row("waits", &format!("{} ({}): {}", field(entry, "/step"), field(entry, "/reason"), field(entry, "/message")));
     }
     for entry in list(run, "/status/failures") {
         let item = entry["item"].as_u64().map(|item| format!("[{item}]")).unwrap_or_default();
         row(
             "failed",
-            &format!("{}{item} ({}): {}", word(entry, "/step"), word(entry, "/class"), word(entry, "/message")),
+            &format!("{}{item} ({}): {}", field(entry, "/step"), field(entry, "/class"), field(entry, "/message")),
         );
     }
     for (name, value) in run.pointer("/status/results").and_then(Value::as_object).into_iter().flatten() {
@@ -188,7 +188,7 @@ fn text(run: &Value) -> String {
 /// A run for programs.
 fn summary(run: &Value) -> Value {
     let at = |path: &str| run.pointer(path).cloned().unwrap_or_default();
-    let time = |path: &str| word(run, path).parse::<Timestamp>().ok();
+    let time = |path: &str| field(run, path).parse::<Timestamp>().ok();
     let end = time("/status/finishedAt").unwrap_or_else(Timestamp::now);
     let seconds = time("/status/startedAt").map(|start| end.duration_since(start).as_secs_f64());
     json!({
@@ -221,7 +221,7 @@ pub(super) fn ended(run: &Value) -> Option<bool> {
 }
 
 pub(super) fn state(run: &Value) -> &str {
-    match word(run, "/status/state") {
+    match field(run, "/status/state") {
         "" if run.pointer("/spec/suspend").is_some_and(|suspend| *suspend == json!(true)) => "Suspended",
         "" => "Pending",
         state => state,
@@ -229,18 +229,18 @@ pub(super) fn state(run: &Value) -> &str {
 }
 
 pub(super) fn pipeline(run: &Value) -> &str {
-    match word(run, "/metadata/labels/daskade.dev~1pipeline") {
-        "" => word(run, "/spec/pipelineRef"),
+    match field(run, "/metadata/labels/daskade.dev~1pipeline") {
+        "" => field(run, "/spec/pipelineRef"),
         name => name,
     }
 }
 
 fn old(run: &Value) -> String {
-    let made = word(run, "/metadata/creationTimestamp").parse::<Timestamp>();
+    let made = field(run, "/metadata/creationTimestamp").parse::<Timestamp>();
     made.map(|made| age(Timestamp::now().duration_since(made).as_secs_f64())).unwrap_or_default()
 }
 
-pub(super) fn word<'a>(value: &'a Value, path: &str) -> &'a str {
+pub(super) fn field<'a>(value: &'a Value, path: &str) -> &'a str {
     value.pointer(path).and_then(Value::as_str).unwrap_or_default()
 }
 

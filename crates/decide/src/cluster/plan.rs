@@ -35,7 +35,7 @@ pub struct Templates {
     pub groups: BTreeMap<String, String>,
 }
 
-/// Everything to do in one pass. All of it may be done twice.
+/// Everything to do in one planner. All of it may be done twice.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Plan {
     pub create: Vec<Slot>,
@@ -45,7 +45,7 @@ pub struct Plan {
     /// Names of drained workers that the scheduler is to close; the pods of those that it says are closed go.
     pub retire: Vec<String>,
     pub groups: Vec<GroupPlan>,
-    /// Highest number of a pod, after this pass.
+    /// Highest number of a pod, after this planner.
     pub incarnation: u64,
     /// Look again after this time even if nothing happens.
     pub wake: Option<Duration>,
@@ -88,28 +88,28 @@ pub struct GroupPlan {
 /// Decides.
 pub fn plan(cluster: &Cluster, templates: &Templates, facts: &Facts) -> Plan {
     let highest = facts.pods.iter().map(|pod| pod.slot.incarnation).max().unwrap_or(0);
-    let mut pass = Pass {
+    let mut planner = Planner {
         cluster,
         templates,
         facts,
         plan: Plan { incarnation: cluster.status.incarnation.unwrap_or(0).max(highest), ..Plan::default() },
     };
-    pass.force_what_hangs();
+    planner.force_what_hangs();
     // The scheduler first: without it workers only take the room that it needs. Slots are numbered in their order, so that
     // of many that are not made at once no number is left out.
-    pass.scheduler();
-    pass.groups();
-    pass.plan
+    planner.scheduler();
+    planner.groups();
+    planner.plan
 }
 
-struct Pass<'a> {
+struct Planner<'a> {
     cluster: &'a Cluster,
     templates: &'a Templates,
     facts: &'a Facts,
     plan: Plan,
 }
 
-impl Pass<'_> {
+impl Planner<'_> {
     fn state(&self) -> Option<&SchedulerState> {
         match &self.facts.scheduler {
             SchedulerFact::Answers(state) => Some(state),

@@ -42,9 +42,9 @@ pub fn build_status(cluster: &Cluster, templates: &Templates, facts: &Facts, pla
         .collect();
     let desired = groups.iter().map(|group| group.desired).sum();
     let ready = groups.iter().map(|group| group.ready).sum();
-    let scheduler = scheduler_word(cluster, facts, plan);
-    let workers = workers_word(cluster, &groups, facts, plan);
-    let words = words(cluster, scheduler, workers, facts, plan, &groups);
+    let scheduler = scheduler_condition(cluster, facts, plan);
+    let workers = workers_condition(cluster, &groups, facts, plan);
+    let updates = updates(cluster, scheduler, workers, facts, plan, &groups);
     let answers = match &facts.scheduler {
         SchedulerFact::Answers(state) => Some(state),
         SchedulerFact::Unknown | SchedulerFact::Unreachable { .. } => None,
@@ -52,7 +52,7 @@ pub fn build_status(cluster: &Cluster, templates: &Templates, facts: &Facts, pla
     let tls = cluster.spec.tls.as_ref().and_then(|tls| tls.mode).unwrap_or_default() != TlsMode::Disabled;
     DaskClusterStatus {
         observed_generation: Some(cluster.generation),
-        conditions: words.into_iter().map(|word| condition(word, cluster, facts.now)).collect(),
+        conditions: updates.into_iter().map(|update| condition(update, cluster, facts.now)).collect(),
         address: Some(names::address(&cluster.name, &cluster.namespace, tls)),
         workers_ready: Some(ready),
         workers_desired: Some(desired),
@@ -76,15 +76,15 @@ pub fn build_status(cluster: &Cluster, templates: &Templates, facts: &Facts, pla
 
 /// A status for a spec that is not valid: nothing is done about it.
 pub fn invalid_status(cluster: &Cluster, reason: &'static str, message: String, now: Timestamp) -> DaskClusterStatus {
-    let word = |kind, status, reason| ConditionUpdate { kind, status, reason, message: message.clone() };
-    let words = [
-        word(ConditionType::Ready, "False", reason),
-        word(ConditionType::Reconciling, "False", reason),
-        word(ConditionType::Stalled, "True", reason),
+    let update = |kind, status, reason| ConditionUpdate { kind, status, reason, message: message.clone() };
+    let updates = [
+        update(ConditionType::Ready, "False", reason),
+        update(ConditionType::Reconciling, "False", reason),
+        update(ConditionType::Stalled, "True", reason),
     ];
     DaskClusterStatus {
         observed_generation: Some(cluster.generation),
-        conditions: words.into_iter().map(|word| condition(word, cluster, now)).collect(),
+        conditions: updates.into_iter().map(|update| condition(update, cluster, now)).collect(),
         ..cluster.status.clone()
     }
 }
@@ -125,79 +125,79 @@ fn group_status(group: &WorkerGroup, desired: u32, templates: &Templates, facts:
     }
 }
 
-fn scheduler_word(cluster: &Cluster, facts: &Facts, plan: &Plan) -> ConditionUpdate {
-    let word = |status, reason, message: String| ConditionUpdate {
+fn scheduler_condition(cluster: &Cluster, facts: &Facts, plan: &Plan) -> ConditionUpdate {
+    let update = |status, reason, message: String| ConditionUpdate {
         kind: ConditionType::SchedulerReady,
         status,
         reason,
         message,
     };
     if cluster.spec.suspend {
-        return word("False", "Suspended", "spec.suspend is true".to_owned());
+        return update("False", "Suspended", "spec.suspend is true".to_owned());
     }
     if let Some(issue) = &facts.tls.issue {
-        return word("False", issue.reason, issue.message.clone());
+        return update("False", issue.reason, issue.message.clone());
     }
     let pod = facts.pods.iter().find(|pod| pod.slot.role == Role::Scheduler && pod.deleting.is_none());
     let refused = facts.refused.iter().find(|refusal| !matches!(refusal.role, Some(Role::Worker { .. })));
     if let Some(issue) = refused.map(|refusal| &refusal.issue).or(pod.and_then(|pod| pod.issue.as_ref())) {
-        return word("False", issue.reason, issue.message.clone());
+        return update("False", issue.reason, issue.message.clone());
     }
     match (&facts.scheduler, pod) {
         (SchedulerFact::Answers(_), Some(_)) if plan.scheduler_waits.is_some() => {
             let message = "it answers; its pod is of an older spec and is replaced once no run, client or task uses the \
                            cluster (scheduler.rollout: Immediately does not wait)";
-            word("True", "WaitingForIdle", message.to_owned())
+            update("True", "WaitingForIdle", message.to_owned())
         }
-        (SchedulerFact::Answers(_), Some(pod)) => word("True", "Ready", format!("pod {} answers", pod.name)),
+        (SchedulerFact::Answers(_), Some(pod)) => update("True", "Ready", format!("pod {} answers", pod.name)),
         (SchedulerFact::Unreachable { cause, .. }, Some(pod)) if pod.ready => {
             let hint = if cause.starts_with("connect") { "; a NetworkPolicy may forbid it" } else { "" };
             let message = match cause.strip_prefix("read ") {
                 Some(cause) => format!("pod {} sent an answer that the operator refuses: {cause}", pod.name),
                 None => format!("pod {} does not answer: {cause}{hint}", pod.name),
             };
-            word("False", "SchedulerUnreachable", message)
+            update("False", "SchedulerUnreachable", message)
         }
-        (_, Some(pod)) => word("False", "SchedulerNotReady", format!("pod {} is starting", pod.name)),
-        (_, None) => word("False", "SchedulerNotReady", "its pod is being created".to_owned()),
+        (_, Some(pod)) => update("False", "SchedulerNotReady", format!("pod {} is starting", pod.name)),
+        (_, None) => update("False", "SchedulerNotReady", "its pod is being created".to_owned()),
     }
 }
 
-fn workers_word(cluster: &Cluster, groups: &[GroupStatus], facts: &Facts, plan: &Plan) -> ConditionUpdate {
-    let word = |status, reason, message: String| ConditionUpdate {
+fn workers_condition(cluster: &Cluster, groups: &[GroupStatus], facts: &Facts, plan: &Plan) -> ConditionUpdate {
+    let update = |status, reason, message: String| ConditionUpdate {
         kind: ConditionType::WorkersReady,
         status,
         reason,
         message,
     };
     if cluster.spec.suspend {
-        return word("False", "Suspended", "spec.suspend is true".to_owned());
+        return update("False", "Suspended", "spec.suspend is true".to_owned());
     }
     if plan.blind {
         let message = "workers are due for removal, but the scheduler cannot be reached to drain them; none is removed";
-        return word("Unknown", "SchedulerUnreachable", message.to_owned());
+        return update("Unknown", "SchedulerUnreachable", message.to_owned());
     }
     if !matches!(facts.scheduler, SchedulerFact::Answers(_)) {
-        return word("Unknown", "SchedulerNotReady", "the scheduler does not answer yet".to_owned());
+        return update("Unknown", "SchedulerNotReady", "the scheduler does not answer yet".to_owned());
     }
     if let Some(group) = groups.iter().find(|group| group.ready < group.desired) {
         let counts = format!("group {}: {} of {} ready", group.name, group.ready, group.desired);
-        return match trouble_of(group, facts) {
-            Some(issue) => word("False", issue.reason, format!("{counts}; {}", issue.message)),
-            None => word("False", "Progressing", counts),
+        return match issue_of(group, facts) {
+            Some(issue) => update("False", issue.reason, format!("{counts}; {}", issue.message)),
+            None => update("False", "Progressing", counts),
         };
     }
     let (ready, outdated): (u32, u32) =
         (groups.iter().map(|group| group.ready).sum(), groups.iter().filter_map(|group| group.outdated).sum());
     match (ready, outdated) {
-        (_, 1..) => word("True", "RollingOut", format!("{outdated} of {ready} workers are of an older spec")),
-        (0, _) => word("True", "Idle", "no worker is needed now".to_owned()),
-        (1, _) => word("True", "Ready", "1 worker is ready".to_owned()),
-        _ => word("True", "Ready", format!("{ready} workers are ready")),
+        (_, 1..) => update("True", "RollingOut", format!("{outdated} of {ready} workers are of an older spec")),
+        (0, _) => update("True", "Idle", "no worker is needed now".to_owned()),
+        (1, _) => update("True", "Ready", "1 worker is ready".to_owned()),
+        _ => update("True", "Ready", format!("{ready} workers are ready")),
     }
 }
 
-fn trouble_of<'a>(group: &GroupStatus, facts: &'a Facts) -> Option<&'a Issue> {
+fn issue_of<'a>(group: &GroupStatus, facts: &'a Facts) -> Option<&'a Issue> {
     let reason = group.reason.as_deref()?;
     let refused = facts.refused.iter().map(|refusal| &refusal.issue);
     let pods = facts.pods.iter().filter_map(|pod| pod.issue.as_ref());
@@ -206,7 +206,7 @@ fn trouble_of<'a>(group: &GroupStatus, facts: &'a Facts) -> Option<&'a Issue> {
         .find(|issue| issue.reason == reason && group.message.as_deref() == Some(&bounded(&issue.message)))
 }
 
-fn words(
+fn updates(
     cluster: &Cluster,
     scheduler: ConditionUpdate,
     workers: ConditionUpdate,
@@ -256,15 +256,16 @@ fn words(
 }
 
 /// `lastTransitionTime` moves only when the status does.
-fn condition(word: ConditionUpdate, cluster: &Cluster, now: Timestamp) -> Condition {
-    let kind = word.kind.as_str();
+fn condition(update: ConditionUpdate, cluster: &Cluster, now: Timestamp) -> Condition {
+    let kind = update.kind.as_str();
     let before = cluster.status.conditions.iter().find(|before| before.type_ == kind);
-    let since = before.filter(|before| before.status == word.status).map(|before| before.last_transition_time.clone());
+    let since =
+        before.filter(|before| before.status == update.status).map(|before| before.last_transition_time.clone());
     Condition {
         type_: kind.to_owned(),
-        status: word.status.to_owned(),
-        reason: word.reason.to_owned(),
-        message: bounded(&word.message),
+        status: update.status.to_owned(),
+        reason: update.reason.to_owned(),
+        message: bounded(&update.message),
         observed_generation: Some(cluster.generation),
         last_transition_time: since.unwrap_or_else(|| Time(whole(now))),
     }

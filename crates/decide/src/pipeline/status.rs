@@ -24,14 +24,14 @@ pub fn build_status(subject: &Subject, facts: &Facts, plan: &Plan) -> PipelineSt
     };
     let stalled = issue.is_some_and(|issue| issue.stalled);
     let is = |truth| if truth { "True" } else { "False" };
-    let words = [
+    let updates = [
         (ConditionType::Accepted, "True", "Accepted", "the spec is valid".to_owned()),
         (ConditionType::Reconciling, is(issue.is_some() && !stalled), reason, message.clone()),
         (ConditionType::Stalled, is(stalled), reason, message),
     ];
     PipelineStatus {
         observed_generation: Some(subject.generation),
-        conditions: words.map(|word| condition(word, subject, facts.now)).into(),
+        conditions: updates.map(|update| condition(update, subject, facts.now)).into(),
         last_triggered: plan.marks.last_triggered.clone(),
         last_schedule_time: plan.marks.last_schedule.map(|time| time.to_string()),
         next_schedule_time: plan.marks.next.map(|time| time.to_string()),
@@ -41,14 +41,14 @@ pub fn build_status(subject: &Subject, facts: &Facts, plan: &Plan) -> PipelineSt
 
 /// The status of a Pipeline that is not valid: it makes no runs, and its schedule begins anew when it is.
 pub fn invalid_status(subject: &Subject, facts: &Facts, message: &str) -> PipelineStatus {
-    let words = [
+    let updates = [
         (ConditionType::Accepted, "False", "Invalid", message.to_owned()),
         (ConditionType::Reconciling, "False", "Invalid", message.to_owned()),
         (ConditionType::Stalled, "True", "Invalid", message.to_owned()),
     ];
     PipelineStatus {
         observed_generation: Some(subject.generation),
-        conditions: words.map(|word| condition(word, subject, facts.now)).into(),
+        conditions: updates.map(|update| condition(update, subject, facts.now)).into(),
         last_triggered: last_triggered(subject, facts, None),
         last_schedule_time: subject.status.last_schedule_time.clone(),
         ..runs(subject, facts)
@@ -67,8 +67,8 @@ fn runs(subject: &Subject, facts: &Facts) -> PipelineStatus {
     }
 }
 
-fn condition(word: (ConditionType, &str, &str, String), subject: &Subject, now: Timestamp) -> Condition {
-    let (kind, status, reason, message) = word;
+fn condition(update: (ConditionType, &str, &str, String), subject: &Subject, now: Timestamp) -> Condition {
+    let (kind, status, reason, message) = update;
     let before = subject.status.conditions.iter().find(|before| before.type_ == kind.as_str());
     let since = before.filter(|before| before.status == status).map(|before| before.last_transition_time.clone());
     let whole = Timestamp::from_second(now.as_second()).unwrap_or(now);

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 pub use super::action::ClusterStep;
 use super::advice::advised;
 use super::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact, SweepFact};
-use super::release::{self, Release, ReleaseWord, shared_place};
+use super::release::{self, Release, ReleaseState, shared_place};
 use super::retention::{Removal, Retention, remove, retention};
 use crate::cluster::facts::Issue;
 use run_model::{Report, RunOutcome};
@@ -28,7 +28,7 @@ const STUCK: Duration = Duration::from_secs(300);
 pub struct Plan {
     /// Write the spec down.
     pub freeze: bool,
-    pub hold: Hold,
+    pub finalizer: FinalizerStep,
     pub cluster: ClusterStep,
     pub drive: DriveStep,
     /// Delete the object itself.
@@ -37,19 +37,19 @@ pub struct Plan {
     pub removal: Option<Removal>,
     /// Have a scheduler that others use forget it.
     pub release: Option<Release>,
-    pub word: ConditionUpdate,
+    pub condition: ConditionUpdate,
     /// Look again after this time even if nothing happens.
     pub wake: Option<Duration>,
 }
 
 /// About our finalizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hold {
+pub enum FinalizerStep {
     Keep,
     /// Before the run is opened anywhere.
-    Take,
+    Add,
     /// Nothing of it is open any more.
-    Release,
+    Remove,
 }
 
 /// About the task that drives it.
@@ -85,7 +85,7 @@ impl ConditionUpdate {
     }
 }
 
-/// One word for the state.
+/// The condition in its state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     Pending,
@@ -100,7 +100,7 @@ pub enum State {
 pub fn plan(run: &Run, facts: &Facts) -> Plan {
     let mut planned = decide(run, facts);
     // Of an end that the driver has brought about the scheduler knows.
-    if matches!(planned.word.state, State::Ended(_)) && !matches!(facts.drive, DriveFact::Done(_)) {
+    if matches!(planned.condition.state, State::Ended(_)) && !matches!(facts.drive, DriveFact::Done(_)) {
         planned.release = release::begin(run, facts);
     }
     planned
@@ -111,7 +111,7 @@ fn decide(run: &Run, facts: &Facts) -> Plan {
         return tidy(run, facts);
     }
     if let DriveFact::Done(report) = &facts.drive {
-        return end(ended_word(facts.waited.as_deref(), report));
+        return end(ended_condition(facts.waited.as_deref(), report));
     }
     if let Some(since) = run.deleting {
         return close(run, facts, since);
@@ -130,7 +130,7 @@ fn decide(run: &Run, facts: &Facts) -> Plan {
     }
     match &facts.spec {
         SpecFact::Frozen(frozen) => go_on(run, facts, frozen),
-        SpecFact::Waits(issue, None) => waiting(troubled(standing_state(run), issue), None),
+        SpecFact::Waits(issue, None) => waiting(from_issue(written_state(run), issue), None),
         SpecFact::Waits(issue, Some(patience)) => {
             let passed = facts.now.duration_since(run.created);
             let left =
@@ -139,18 +139,18 @@ fn decide(run: &Run, facts: &Facts) -> Plan {
                 let message = format!("timed out after {patience}: {}", issue.message);
                 return end(failed("DeadlineExceeded", message));
             }
-            waiting(troubled(State::Pending, issue), Some(left.unsigned_abs()))
+            waiting(from_issue(State::Pending, issue), Some(left.unsigned_abs()))
         }
         // Before it is written down, since its deadlines count from then.
         SpecFact::Valid if facts.full.is_some() => {
-            waiting(facts.full.as_ref().map_or_else(cancelled, |full| troubled(State::Pending, full)), None)
+            waiting(facts.full.as_ref().map_or_else(cancelled, |full| from_issue(State::Pending, full)), None)
         }
         SpecFact::Valid | SpecFact::Invalid(_) => {
-            let word = match &facts.issue {
-                Some(issue) => troubled(State::Pending, issue),
-                None => word(State::Pending, "Pending", "the spec is being written down".to_owned()),
+            let condition = match &facts.issue {
+                Some(issue) => from_issue(State::Pending, issue),
+                None => condition(State::Pending, "Pending", "the spec is being written down".to_owned()),
             };
-            Plan { freeze: true, ..waiting(word, None) }
+            Plan { freeze: true, ..waiting(condition, None) }
         }
     }
 }
@@ -164,7 +164,7 @@ fn suspend(run: &Run, facts: &Facts) -> Plan {
         ),
         None => "spec.suspend is true; set it to false to continue".to_owned(),
     };
-    let mut plan = waiting(word(State::Suspended, "Suspended", message.clone()), None);
+    let mut plan = waiting(condition(State::Suspended, "Suspended", message.clone()), None);
     (plan.drive, plan.cluster) = (DriveStep::Stop { leave: true }, without(facts));
     if !run.held {
         return plan;
@@ -172,22 +172,22 @@ fn suspend(run: &Run, facts: &Facts) -> Plan {
     if shared_place(run, &facts.spec).is_none() {
         // Whether it is open somewhere is not known.
         if let (SpecFact::Waits(issue, _), None) = (&facts.spec, &run.status.cluster) {
-            plan.word = troubled(standing_state(run), issue);
+            plan.condition = from_issue(written_state(run), issue);
         }
         return plan;
     }
     let release = release::release(run, facts);
     plan.drive = DriveStep::Stop { leave: false };
     plan.wake = release.wake;
-    match &release.word {
-        ReleaseWord::Working(_, issue) => {
+    match &release.state {
+        ReleaseState::Working(_, issue) => {
             let issue = issue.as_ref().map(|issue| format!("; {}", issue.message)).unwrap_or_default();
             let message = format!("spec.suspend is true; the run's steps are being stopped{issue}");
-            plan.word = word(standing_state(run), "Releasing", message);
+            plan.condition = condition(written_state(run), "Releasing", message);
         }
-        ReleaseWord::GivenUp(_) | ReleaseWord::AsWritten if !release.is_confirmed(run) => {
+        ReleaseState::GivenUp(_) | ReleaseState::AsWritten if !release.is_confirmed(run) => {
             message.push_str("; its steps may still run: see the condition Released");
-            plan.word.message = message;
+            plan.condition.message = message;
         }
         _ => {}
     }
@@ -214,8 +214,8 @@ fn go_on(run: &Run, facts: &Facts, frozen: &Frozen) -> Plan {
         Due::In(left) => Some(left),
         Due::Past(which) => {
             let message = format!("{which} has passed; it waited: {}", now.message);
-            let word = if run.spec.cancel { cancelled() } else { failed("DeadlineExceeded", message) };
-            return end(word);
+            let condition = if run.spec.cancel { cancelled() } else { failed("DeadlineExceeded", message) };
+            return end(condition);
         }
     };
     let mut plan = waiting(now, wake);
@@ -237,7 +237,7 @@ fn go_on(run: &Run, facts: &Facts, frozen: &Frozen) -> Plan {
         // That it was let go of is taken back before it is open again.
         _ if ready && release::condition(run).is_some() => plan.wake = Some(Duration::ZERO),
         _ if ready => {
-            plan.hold = if run.held { Hold::Keep } else { Hold::Take };
+            plan.finalizer = if run.held { FinalizerStep::Keep } else { FinalizerStep::Add };
             plan.drive = DriveStep::Run { cancel: run.spec.cancel };
         }
         _ => {}
@@ -293,70 +293,72 @@ fn deadline(run: &Run, now: Timestamp, frozen: &Frozen, open: bool) -> Due {
 }
 
 /// Of a run that is not open now.
-fn standing_state(run: &Run) -> State {
+fn written_state(run: &Run) -> State {
     if run.status.started_at.is_some() { State::Running } else { State::Pending }
 }
 
 /// Where the run stands, in one line.
 fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> ConditionUpdate {
-    let state = standing_state(run);
+    let state = written_state(run);
     if let Some(full) = &facts.full {
-        return troubled(state, full);
+        return from_issue(state, full);
     }
     if let Some(live) = live.filter(|live| live.open) {
         return running(live, &facts.cluster, frozen);
     }
     if let Some(issue) = &facts.issue {
-        return troubled(state, issue);
+        return from_issue(state, issue);
     }
     match &facts.cluster {
-        ClusterFact::Waits(issue) => return troubled(state, issue),
+        ClusterFact::Waits(issue) => return from_issue(state, issue),
         ClusterFact::Missing => {
             return match &frozen.place {
-                Place::Own => word(state, "Pending", format!("the DaskCluster {} is being created", run.name)),
+                Place::Own => condition(state, "Pending", format!("the DaskCluster {} is being created", run.name)),
                 Place::Shared(name) => {
                     let message = format!(
                         "DaskCluster \"{name}\" does not exist in the namespace; create it, and the run continues"
                     );
-                    word(state, "ClusterNotFound", message)
+                    condition(state, "ClusterNotFound", message)
                 }
-                Place::Address { .. } => word(state, "Pending", "checking the address".to_owned()),
+                Place::Address { .. } => condition(state, "Pending", "checking the address".to_owned()),
             };
         }
         ClusterFact::Answers(_) => {}
     }
     match (&facts.drive, live) {
         (DriveFact::Broken { issue, .. }, _) | (_, Some(Live { before: Some(issue), .. })) => {
-            troubled(state, &advised(issue, frozen))
+            from_issue(state, &advised(issue, frozen))
         }
         (_, Some(Live { lost: Some(cause), .. })) => {
             let message = format!("lost the scheduler: {cause}; the run continues when it is back");
-            word(state, "SchedulerUnreachable", message)
+            condition(state, "SchedulerUnreachable", message)
         }
-        _ => word(state, "Pending", "the run is being opened on the scheduler".to_owned()),
+        _ => condition(state, "Pending", "the run is being opened on the scheduler".to_owned()),
     }
 }
 
 /// A run that is open.
 fn running(live: &Live, cluster: &ClusterFact, frozen: &Frozen) -> ConditionUpdate {
     if let Some(issue) = &live.storage {
-        let mut word = troubled(State::Running, &advised(issue, frozen));
+        let mut condition = from_issue(State::Running, &advised(issue, frozen));
         if issue.reason == "StorageUnreachable" {
-            word.message.push_str("; steps wait until it can be reached");
+            condition.message.push_str("; steps wait until it can be reached");
         }
-        return word;
+        return condition;
     }
     match (workerless(live, cluster), live.is_ending()) {
         (Some(issue), true) => {
             let message = format!("`finally` steps wait: {}", issue.message);
-            word(State::Running, "Finalizing", message)
+            condition(State::Running, "Finalizing", message)
         }
-        (None, true) => word(State::Running, "Finalizing", "running steps are stopped, `finally` steps run".to_owned()),
-        (Some(issue), false) => troubled(State::Running, &issue),
+        (None, true) => {
+            condition(State::Running, "Finalizing", "running steps are stopped, `finally` steps run".to_owned())
+        }
+        (Some(issue), false) => from_issue(State::Running, &issue),
         (None, false) if live.counts.finalizing => {
-            word(State::Running, "Finalizing", "all other steps have ended, `finally` steps run".to_owned())
+            condition(State::Running, "Finalizing", "all other steps have ended, `finally` steps run".to_owned())
         }
-        (None, false) => word(State::Running, "Running", "steps run".to_owned()),
+        (None, false) => condition(State::Running, "Running", "steps run".to_owned()),
     }
 }
 
@@ -373,13 +375,13 @@ fn workerless(live: &Live, cluster: &ClusterFact) -> Option<Issue> {
 
 /// A run that has ended: what it needed goes, and in the end itself.
 fn tidy(run: &Run, facts: &Facts) -> Plan {
-    let word = word(State::AsWritten, "", String::new());
-    let mut plan = waiting(word, None);
+    let condition = condition(State::AsWritten, "", String::new());
+    let mut plan = waiting(condition, None);
     // One that did not end by itself may still be open.
     plan.drive = DriveStep::Stop { leave: true };
     plan.cluster = without(facts);
     if run.held {
-        plan.hold = Hold::Release;
+        plan.finalizer = FinalizerStep::Remove;
     }
     if release::is_due(run) {
         let release = release::release(run, facts);
@@ -388,7 +390,7 @@ fn tidy(run: &Run, facts: &Facts) -> Plan {
         plan.release = Some(release);
         // Until then nothing else is taken away.
         if !is_over {
-            plan.hold = Hold::Keep;
+            plan.finalizer = FinalizerStep::Keep;
             return plan;
         }
     }
@@ -425,7 +427,7 @@ fn tidy(run: &Run, facts: &Facts) -> Plan {
 /// A run that is being deleted: its steps are stopped, for as long as that may take.
 fn close(run: &Run, facts: &Facts, since: Timestamp) -> Plan {
     let message = "it is being deleted: running steps are stopped".to_owned();
-    let mut plan = waiting(word(State::Running, "Finalizing", message), None);
+    let mut plan = waiting(condition(State::Running, "Finalizing", message), None);
     let left = CLOSING - facts.now.duration_since(since).as_secs();
     let may_be_open = matches!(facts.drive, DriveFact::Live(_)) || matches!(facts.cluster, ClusterFact::Answers(_));
     if run.held && may_be_open && left > 0 && matches!(facts.spec, SpecFact::Frozen(_)) {
@@ -443,13 +445,13 @@ fn close(run: &Run, facts: &Facts, since: Timestamp) -> Plan {
         return plan;
     }
     plan.drive = DriveStep::Stop { leave: true };
-    plan.hold = if run.held { Hold::Release } else { Hold::Keep };
+    plan.finalizer = if run.held { FinalizerStep::Remove } else { FinalizerStep::Keep };
     let is_gone = matches!((&facts.spec, &facts.cluster), (SpecFact::Frozen(_), ClusterFact::Missing));
     if run.held && !is_gone && shared_place(run, &facts.spec).is_some() {
         let release = release::release(run, facts);
         plan.drive = DriveStep::Stop { leave: false };
         if !release.is_over() {
-            (plan.hold, plan.wake) = (Hold::Keep, release.wake);
+            (plan.finalizer, plan.wake) = (FinalizerStep::Keep, release.wake);
         }
         plan.release = Some(release);
     }
@@ -461,25 +463,25 @@ fn without(facts: &Facts) -> ClusterStep {
 }
 
 /// The end: it is written first, and everything else follows from that.
-fn end(word: ConditionUpdate) -> Plan {
-    Plan { wake: Some(Duration::ZERO), drive: DriveStep::Keep, ..waiting(word, None) }
+fn end(condition: ConditionUpdate) -> Plan {
+    Plan { wake: Some(Duration::ZERO), drive: DriveStep::Keep, ..waiting(condition, None) }
 }
 
-fn waiting(word: ConditionUpdate, wake: Option<Duration>) -> Plan {
+fn waiting(condition: ConditionUpdate, wake: Option<Duration>) -> Plan {
     Plan {
         freeze: false,
-        hold: Hold::Keep,
+        finalizer: FinalizerStep::Keep,
         cluster: ClusterStep::Keep,
         drive: DriveStep::Keep,
         delete: false,
         removal: None,
         release: None,
-        word,
+        condition,
         wake,
     }
 }
 
-fn ended_word(waited: Option<&str>, report: &Report) -> ConditionUpdate {
+fn ended_condition(waited: Option<&str>, report: &Report) -> ConditionUpdate {
     let (reason, message) = match report.outcome {
         RunOutcome::Succeeded => ("Succeeded".to_owned(), "all steps succeeded".to_owned()),
         RunOutcome::Cancelled => return cancelled(),
@@ -507,14 +509,14 @@ fn failed(reason: &str, message: String) -> ConditionUpdate {
 
 fn cancelled() -> ConditionUpdate {
     let message = "cancelled by the user (spec.cancel)".to_owned();
-    word(State::Ended(RunOutcome::Cancelled), "Cancelled", message)
+    condition(State::Ended(RunOutcome::Cancelled), "Cancelled", message)
 }
 
-fn word(state: State, reason: &str, message: String) -> ConditionUpdate {
+fn condition(state: State, reason: &str, message: String) -> ConditionUpdate {
     ConditionUpdate { state, reason: reason.to_owned(), message, stalled: false }
 }
 
-fn troubled(state: State, issue: &Issue) -> ConditionUpdate {
+fn from_issue(state: State, issue: &Issue) -> ConditionUpdate {
     let Issue { reason, message, stalled } = issue;
     ConditionUpdate { state, reason: (*reason).to_owned(), message: message.clone(), stalled: *stalled }
 }

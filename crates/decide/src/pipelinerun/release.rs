@@ -24,14 +24,14 @@ const GIVEN_UP: &str = "NotReleased";
 pub struct Release {
     /// Ask the scheduler now.
     pub start: bool,
-    pub word: ReleaseWord,
+    pub state: ReleaseState,
     /// Look again after this time even if nothing happens.
     pub wake: Option<Duration>,
 }
 
 /// What to tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReleaseWord {
+pub enum ReleaseState {
     /// Until this moment; what is in the way.
     Working(Timestamp, Option<Issue>),
     Done(Released),
@@ -44,20 +44,20 @@ pub enum ReleaseWord {
 impl Release {
     /// Whether nothing is left to do about it.
     pub fn is_over(&self) -> bool {
-        !matches!(self.word, ReleaseWord::Working(..))
+        !matches!(self.state, ReleaseState::Working(..))
     }
 
     /// Whether the scheduler has let go of the run, and not only was given up.
     pub fn is_confirmed(&self, run: &Run) -> bool {
-        match &self.word {
-            ReleaseWord::Done(_) => true,
-            ReleaseWord::AsWritten => condition(run).is_some_and(|told| told.status == "True"),
-            ReleaseWord::Working(..) | ReleaseWord::GivenUp(_) => false,
+        match &self.state {
+            ReleaseState::Done(_) => true,
+            ReleaseState::AsWritten => condition(run).is_some_and(|told| told.status == "True"),
+            ReleaseState::Working(..) | ReleaseState::GivenUp(_) => false,
         }
     }
 
-    fn tell(word: ReleaseWord, wake: Option<Duration>) -> Self {
-        Self { start: false, word, wake }
+    fn of(state: ReleaseState, wake: Option<Duration>) -> Self {
+        Self { start: false, state, wake }
     }
 }
 
@@ -96,20 +96,20 @@ pub fn is_due(run: &Run) -> bool {
 pub(super) fn begin(run: &Run, facts: &Facts) -> Option<Release> {
     shared_place(run, &facts.spec).filter(|_| run.held)?;
     if is_settled(run) {
-        return Some(Release::tell(ReleaseWord::AsWritten, None));
+        return Some(Release::of(ReleaseState::AsWritten, None));
     }
-    Some(Release::tell(ReleaseWord::Working(end(run, facts.now), None), None))
+    Some(Release::of(ReleaseState::Working(end(run, facts.now), None), None))
 }
 
 /// Decides about a run that is to be released.
 pub(super) fn release(run: &Run, facts: &Facts) -> Release {
     if is_settled(run) {
-        return Release::tell(ReleaseWord::AsWritten, None);
+        return Release::of(ReleaseState::AsWritten, None);
     }
     let end = end(run, facts.now);
     let left = end.duration_since(facts.now);
     let (start, issue, pause) = match &facts.release {
-        ReleaseFact::Done(how) => return Release::tell(ReleaseWord::Done(*how), None),
+        ReleaseFact::Done(how) => return Release::of(ReleaseState::Done(*how), None),
         ReleaseFact::None => (false, None, None),
         ReleaseFact::Ready(before) => (true, before.clone(), None),
         ReleaseFact::Live(before) => (false, before.clone(), None),
@@ -117,11 +117,11 @@ pub(super) fn release(run: &Run, facts: &Facts) -> Release {
         ReleaseFact::Paused { issue, left } => (false, Some(issue.clone()), Some(*left)),
     };
     if !left.is_positive() {
-        return Release::tell(ReleaseWord::GivenUp(issue), None);
+        return Release::of(ReleaseState::GivenUp(issue), None);
     }
     let left = left.unsigned_abs();
     let wake = Some(pause.map_or(left, |pause| pause.min(left)));
-    Release { start, word: ReleaseWord::Working(end, issue), wake }
+    Release { start, state: ReleaseState::Working(end, issue), wake }
 }
 
 /// Until when it is tried.

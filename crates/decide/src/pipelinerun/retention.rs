@@ -59,7 +59,7 @@ pub fn retention(run: &Run, now: Timestamp) -> Retention {
 pub struct Removal {
     pub due: Due,
     pub step: SweepStep,
-    pub word: RemovalWord,
+    pub state: RemovalState,
     /// Look again after this time even if nothing happens.
     pub wake: Option<Duration>,
 }
@@ -75,7 +75,7 @@ pub enum SweepStep {
 
 /// What to tell of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RemovalWord {
+pub enum RemovalState {
     Working,
     Waits(Issue),
     Done { kept: u64 },
@@ -83,42 +83,42 @@ pub enum RemovalWord {
 
 /// Decides about a removal that is due, and about the cluster that it takes.
 pub(super) fn remove(due: Due, facts: &Facts) -> (Removal, ClusterStep) {
-    let removal = |step, word, wake| Removal { due, step, word, wake };
+    let removal = |step, state, wake| Removal { due, step, state, wake };
     let given_back = if facts.owned { ClusterStep::Delete } else { ClusterStep::Keep };
     let (frozen, waited) = match (&facts.spec, &facts.sweep) {
         // More may have become due meanwhile: of what was done alone is told.
         (_, SweepFact::Done { due, kept }) => {
-            let word = RemovalWord::Done { kept: *kept };
-            let done = Removal { due: *due, step: SweepStep::Keep, word, wake: Some(Duration::ZERO) };
+            let state = RemovalState::Done { kept: *kept };
+            let done = Removal { due: *due, step: SweepStep::Keep, state, wake: Some(Duration::ZERO) };
             return (done, ClusterStep::Keep);
         }
         (_, SweepFact::Paused { issue, left }) if !left.is_zero() => {
-            return (removal(SweepStep::Keep, RemovalWord::Waits(issue.clone()), Some(*left)), given_back);
+            return (removal(SweepStep::Keep, RemovalState::Waits(issue.clone()), Some(*left)), given_back);
         }
-        (_, SweepFact::Live) => return (removal(SweepStep::Keep, RemovalWord::Working, None), ClusterStep::Keep),
+        (_, SweepFact::Live) => return (removal(SweepStep::Keep, RemovalState::Working, None), ClusterStep::Keep),
         (SpecFact::Frozen(frozen), SweepFact::Waits(waited)) => (frozen, *waited),
         (SpecFact::Frozen(frozen), _) => (frozen, Duration::ZERO),
         (SpecFact::Waits(issue, _), _) => {
-            return (removal(SweepStep::Pause(issue.clone()), RemovalWord::Waits(issue.clone()), None), given_back);
+            return (removal(SweepStep::Pause(issue.clone()), RemovalState::Waits(issue.clone()), None), given_back);
         }
         (SpecFact::Invalid(why), _) => {
             let message = format!("{why}; what it has stored has to be removed by hand");
             let issue = Issue { reason: "Invalid", message, stalled: true };
-            return (removal(SweepStep::Pause(issue.clone()), RemovalWord::Waits(issue), None), given_back);
+            return (removal(SweepStep::Pause(issue.clone()), RemovalState::Waits(issue), None), given_back);
         }
-        (SpecFact::Valid, _) => return (removal(SweepStep::Keep, RemovalWord::Working, None), ClusterStep::Keep),
+        (SpecFact::Valid, _) => return (removal(SweepStep::Keep, RemovalState::Working, None), ClusterStep::Keep),
     };
     if facts.sweep == SweepFact::Crowded {
-        return (removal(SweepStep::Keep, RemovalWord::Working, Some(CROWDED)), ClusterStep::Keep);
+        return (removal(SweepStep::Keep, RemovalState::Working, Some(CROWDED)), ClusterStep::Keep);
     }
     let issue = match (&facts.issue, &facts.cluster, &frozen.place) {
         (Some(issue), ..) | (None, ClusterFact::Waits(issue), _) => issue.clone(),
         (None, ClusterFact::Answers(_), _) => {
-            return (removal(SweepStep::Start, RemovalWord::Working, None), ClusterStep::Keep);
+            return (removal(SweepStep::Start, RemovalState::Working, None), ClusterStep::Keep);
         }
         (None, ClusterFact::Missing, Place::Own) => {
             let left = PROVISION.saturating_sub(waited);
-            return (removal(SweepStep::Keep, RemovalWord::Working, Some(left)), ClusterStep::Make);
+            return (removal(SweepStep::Keep, RemovalState::Working, Some(left)), ClusterStep::Make);
         }
         (None, ClusterFact::Missing, Place::Shared(name)) => {
             let message = format!(
@@ -134,9 +134,9 @@ pub(super) fn remove(due: Due, facts: &Facts) -> (Removal, ClusterStep) {
     };
     let left = PROVISION.saturating_sub(waited);
     if left.is_zero() {
-        return (removal(SweepStep::Pause(issue.clone()), RemovalWord::Waits(issue), None), given_back);
+        return (removal(SweepStep::Pause(issue.clone()), RemovalState::Waits(issue), None), given_back);
     }
-    (removal(SweepStep::Keep, RemovalWord::Waits(issue), Some(left)), ClusterStep::Keep)
+    (removal(SweepStep::Keep, RemovalState::Waits(issue), Some(left)), ClusterStep::Keep)
 }
 
 /// The pause after so many tries in a row that came to nothing.

@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::facts::{DriveFact, Facts, Live, Run, SpecFact};
 use super::plan::{ConditionUpdate, Plan, State};
-use super::release::{self, PATIENCE, PATIENCE_DELETED, Release, ReleaseWord};
-use super::retention::{Due, Removal, RemovalWord};
+use super::release::{self, PATIENCE, PATIENCE_DELETED, Release, ReleaseState};
+use super::retention::{Due, Removal, RemovalState};
 use crate::cluster::facts::Issue;
 use api::condition::ConditionType;
 use api::status::{PipelineRunStatus, StepCounts, StepFailure, StepWaiting};
@@ -30,21 +30,21 @@ const RESULTS: usize = 24 << 10;
 /// Builds the status.
 pub fn build_status(run: &Run, facts: &Facts, plan: &Plan) -> PipelineRunStatus {
     let mut status = run.status.clone();
-    if plan.word.state == State::AsWritten {
+    if plan.condition.state == State::AsWritten {
         if let Some(removal) = &plan.removal {
-            tell_removal(&mut status, run, removal, facts.now);
+            put_removal(&mut status, run, removal, facts.now);
         }
         if let Some(release) = &plan.release {
-            tell_release(&mut status, run, facts, release);
+            put_release(&mut status, run, facts, release);
         }
         return status;
     }
     status.observed_generation = Some(run.generation);
-    status.conditions = conditions(run, &plan.word, facts.now);
+    status.conditions = conditions(run, &plan.condition, facts.now);
     if let Some(release) = &plan.release {
-        tell_release(&mut status, run, facts, release);
+        put_release(&mut status, run, facts, release);
     }
-    status.state = Some(state_text(plan.word.state).to_owned());
+    status.state = Some(state_text(plan.condition.state).to_owned());
     status.waiting.clear();
     if let SpecFact::Frozen(frozen) = &facts.spec {
         status.revision = Some(frozen.revision.clone());
@@ -56,7 +56,7 @@ pub fn build_status(run: &Run, facts: &Facts, plan: &Plan) -> PipelineRunStatus 
         DriveFact::Done(report) => conclude(&mut status, run, report, facts.now),
         DriveFact::Live(_) | DriveFact::None | DriveFact::Broken { .. } => {}
     }
-    if matches!(plan.word.state, State::Ended(_)) {
+    if matches!(plan.condition.state, State::Ended(_)) {
         status.finished_at = Some(second(facts.now));
         if let Some(steps) = &mut status.steps {
             steps.running = 0;
@@ -141,18 +141,18 @@ fn told(run: &Run, failure: &Failure) -> StepFailure {
 }
 
 /// What retention has come to.
-fn tell_removal(status: &mut PipelineRunStatus, run: &Run, removal: &Removal, now: Timestamp) {
+fn put_removal(status: &mut PipelineRunStatus, run: &Run, removal: &Removal, now: Timestamp) {
     let what = match removal.due {
         Due { outputs: true, record: true } => "outputs, journal and logs",
         Due { outputs: true, .. } => "outputs",
         Due { .. } => "journal and logs",
     };
-    let (truth, reason, message) = match &removal.word {
-        RemovalWord::Working => ("False", "Removing", format!("its {what} are being removed (spec.retention)")),
-        RemovalWord::Waits(Issue { reason, message, .. }) => {
+    let (truth, reason, message) = match &removal.state {
+        RemovalState::Working => ("False", "Removing", format!("its {what} are being removed (spec.retention)")),
+        RemovalState::Waits(Issue { reason, message, .. }) => {
             ("False", *reason, format!("cannot remove its {what}: {message}; retrying"))
         }
-        RemovalWord::Done { kept } => {
+        RemovalState::Done { kept } => {
             let stay = match kept {
                 0 => String::new(),
                 1 => "; 1 output stays, since a later run has taken it over".to_owned(),
@@ -161,7 +161,7 @@ fn tell_removal(status: &mut PipelineRunStatus, run: &Run, removal: &Removal, no
             ("True", "Removed", format!("its {what} were removed (spec.retention){stay}"))
         }
     };
-    if let RemovalWord::Done { kept } = removal.word {
+    if let RemovalState::Done { kept } = removal.state {
         let removed = status.removed.get_or_insert_default();
         if removal.due.outputs {
             (removed.outputs_at, removed.outputs_kept) = (Some(second(now)), Some(kept).filter(|kept| *kept > 0));
@@ -170,18 +170,18 @@ fn tell_removal(status: &mut PipelineRunStatus, run: &Run, removal: &Removal, no
             removed.logs_at = Some(second(now));
         }
     }
-    let word = ConditionUpdate { state: State::AsWritten, reason: reason.to_owned(), message, stalled: false };
-    put(status, condition(run, ConditionType::Removed.as_str(), truth, &word, now));
+    let update = ConditionUpdate { state: State::AsWritten, reason: reason.to_owned(), message, stalled: false };
+    put(status, condition(run, ConditionType::Removed.as_str(), truth, &update, now));
 }
 
 /// Whether the scheduler has let go of a run that was left.
-fn tell_release(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, release: &Release) {
-    let (truth, reason, message) = match &release.word {
-        ReleaseWord::AsWritten => {
+fn put_release(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, release: &Release) {
+    let (truth, reason, message) = match &release.state {
+        ReleaseState::AsWritten => {
             release::condition(run).into_iter().for_each(|told| put(status, told.clone()));
             return;
         }
-        ReleaseWord::Working(end, issue) => {
+        ReleaseState::Working(end, issue) => {
             let issue = issue.as_ref().map(|issue| format!("; {}", issue.message)).unwrap_or_default();
             let message = format!(
                 "asking the scheduler to stop the run's steps and forget the run, until {} at most{issue}",
@@ -189,7 +189,7 @@ fn tell_release(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, releas
             );
             ("False", "Releasing", message)
         }
-        ReleaseWord::Done(how) => {
+        ReleaseState::Done(how) => {
             let message = match how {
                 Released::Forgotten => "the scheduler has stopped the run's steps and forgotten the run",
                 Released::Gone => "the scheduler that the run was open on is gone, and its workers with it",
@@ -197,7 +197,7 @@ fn tell_release(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, releas
             };
             ("True", "Released", message.to_owned())
         }
-        ReleaseWord::GivenUp(issue) => {
+        ReleaseState::GivenUp(issue) => {
             let patience = if run.deleting.is_some() { PATIENCE_DELETED } else { PATIENCE };
             let issue = issue.as_ref().map(|issue| format!(": {}", issue.message)).unwrap_or_default();
             let message = format!(
@@ -208,8 +208,8 @@ fn tell_release(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, releas
             ("False", "NotReleased", message)
         }
     };
-    let word = ConditionUpdate { state: State::AsWritten, reason: reason.to_owned(), message, stalled: false };
-    put(status, condition(run, ConditionType::Released.as_str(), truth, &word, facts.now));
+    let update = ConditionUpdate { state: State::AsWritten, reason: reason.to_owned(), message, stalled: false };
+    put(status, condition(run, ConditionType::Released.as_str(), truth, &update, facts.now));
 }
 
 /// In place of what the condition said before.
@@ -220,32 +220,32 @@ fn put(status: &mut PipelineRunStatus, told: Condition) {
     }
 }
 
-fn conditions(run: &Run, word: &ConditionUpdate, now: Timestamp) -> Vec<Condition> {
-    let succeeded = match word.state {
+fn conditions(run: &Run, update: &ConditionUpdate, now: Timestamp) -> Vec<Condition> {
+    let succeeded = match update.state {
         State::Ended(RunOutcome::Succeeded) => "True",
         State::Ended(RunOutcome::Failed | RunOutcome::Cancelled) => "False",
         _ => "Unknown",
     };
-    let works = matches!(word.state, State::Pending | State::Running);
+    let works = matches!(update.state, State::Pending | State::Running);
     let truth = |is: bool| if is { "True" } else { "False" };
     [
         (ConditionType::Succeeded, succeeded),
         (ConditionType::Reconciling, truth(works)),
-        (ConditionType::Stalled, truth(word.stalled)),
+        (ConditionType::Stalled, truth(update.stalled)),
     ]
     .into_iter()
-    .map(|(kind, status)| condition(run, kind.as_str(), status, word, now))
+    .map(|(kind, status)| condition(run, kind.as_str(), status, update, now))
     .collect()
 }
 
-fn condition(run: &Run, kind: &str, status: &str, word: &ConditionUpdate, now: Timestamp) -> Condition {
+fn condition(run: &Run, kind: &str, status: &str, update: &ConditionUpdate, now: Timestamp) -> Condition {
     let before = run.status.conditions.iter().find(|known| known.type_ == kind && known.status == status);
     let since = before.map_or_else(|| Time(floor(now)), |known| known.last_transition_time.clone());
     Condition {
         type_: kind.to_owned(),
         status: status.to_owned(),
-        reason: word.reason.clone(),
-        message: bounded(&word.message, MESSAGE),
+        reason: update.reason.clone(),
+        message: bounded(&update.message, MESSAGE),
         observed_generation: Some(run.generation),
         last_transition_time: since,
     }
@@ -265,8 +265,8 @@ fn state_text(state: State) -> &'static str {
 pub fn says_the_same(one: &PipelineRunStatus, other: &PipelineRunStatus) -> bool {
     let gist = |status: &PipelineRunStatus| {
         let conditions = status.conditions.iter();
-        let words: Vec<_> = conditions.map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone())).collect();
-        (words, status.state.clone(), status.observed_generation, status.revision.clone())
+        let gist: Vec<_> = conditions.map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone())).collect();
+        (gist, status.state.clone(), status.observed_generation, status.revision.clone())
     };
     gist(one) == gist(other)
 }

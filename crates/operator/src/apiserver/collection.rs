@@ -64,7 +64,7 @@ struct Mark {
 /// Walks through the pages of a list.
 pub(crate) struct Walk<'a> {
     collection: &'a Collection,
-    pace: PageSize,
+    size: PageSize,
     next: Option<String>,
     version: Option<String>,
     ended: bool,
@@ -109,8 +109,8 @@ impl Collection {
 
     /// Begins a list.
     pub fn walk(&self) -> Walk<'_> {
-        let pace = PageSize(limits::LIST_FIRST);
-        Walk { collection: self, pace, next: None, version: None, ended: false }
+        let size = PageSize(limits::LIST_FIRST);
+        Walk { collection: self, size, next: None, version: None, ended: false }
     }
 
     /// Begins a watch behind a version.
@@ -157,14 +157,14 @@ impl Walk<'_> {
     pub async fn next(&mut self, mut show: impl FnMut(&str) -> serde_json::Result<()>) -> Result<bool, WatchError> {
         let unreadable = |error| WatchError::List(kube::Error::SerdeError(error));
         while !self.ended {
-            let Some(page) = self.collection.page(self.pace.0, self.next.as_deref()).await? else {
+            let Some(page) = self.collection.page(self.size.0, self.next.as_deref()).await? else {
                 let why = || std::io::Error::other("an object is larger than the API server stores");
-                self.pace = self.pace.slower().ok_or_else(|| WatchError::List(kube::Error::ReadEvents(why())))?;
+                self.size = self.size.slower().ok_or_else(|| WatchError::List(kube::Error::ReadEvents(why())))?;
                 continue;
             };
             let Listing { metadata, items } = serde_json::from_str(&page.text).map_err(unreadable)?;
             let items = items.unwrap_or_default();
-            self.pace = self.pace.after(items.len(), page.text.len());
+            self.size = self.size.after(items.len(), page.text.len());
             for item in items {
                 show(item.get()).map_err(unreadable)?;
             }
@@ -246,12 +246,12 @@ mod tests {
 
     #[test]
     fn pages_grow_while_they_are_small_and_shrink_with_their_objects() {
-        let mut pace = PageSize(limits::LIST_FIRST);
+        let mut size = PageSize(limits::LIST_FIRST);
         let mut seen = Vec::new();
         for each in [2_000, 2_000, 2_000, 1 << 20, 1 << 20, 3 << 20, 900, 0] {
-            let objects = pace.0 as usize;
-            pace = pace.after(objects, objects * each);
-            seen.push(pace.0);
+            let objects = size.0 as usize;
+            size = size.after(objects, objects * each);
+            seen.push(size.0);
         }
         assert_eq!(seen, [16, 64, 100, 2, 2, 1, 4, 16]);
         assert_eq!(PageSize(16).after(0, 200), PageSize(64), "no object has the label");
@@ -259,11 +259,11 @@ mod tests {
 
     #[test]
     fn a_page_that_was_too_large_is_asked_for_in_smaller_ones() {
-        let mut pace = PageSize(limits::LIST_MOST);
+        let mut size = PageSize(limits::LIST_MOST);
         let mut seen = Vec::new();
-        while let Some(slower) = pace.slower() {
-            pace = slower;
-            seen.push(pace.0);
+        while let Some(slower) = size.slower() {
+            size = slower;
+            seen.push(size.0);
         }
         assert_eq!(seen, [25, 6, 1]);
     }

@@ -7,7 +7,6 @@ use crate::apiserver::cache::Listed;
 use crate::apiserver::record::{Kind, Record};
 use crate::apiserver::sink::Sink;
 use crate::queue::Key;
-
 use decide::pipeline::PIPELINE_LABEL;
 
 /// Tells Pipelines of their runs.

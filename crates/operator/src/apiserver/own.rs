@@ -22,7 +22,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 
 /// Tells in the log how the process before this one ended, if it ended badly in this pod: a kill for lack of memory leaves
 /// no other trace.
-pub async fn tell_last_end(client: Client, namespace: &str, pod: &str) {
+pub async fn log_last_end(client: Client, namespace: &str, pod: &str) {
     let since = Timestamp::now() - SLACK;
     let pods = Api::<Pod>::namespaced(client, namespace);
     for _ in 0..LOOKS {

@@ -25,7 +25,7 @@ static TURNS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| semaphore(limits::TURN
 /// For objects that are kept as a whole.
 pub(crate) static OBJECTS: Store = Store::new(limits::OBJECTS_KEPT);
 /// For what runs are carried out from.
-pub(crate) static CHARTERS: Store = Store::new(limits::REVISIONS_KEPT);
+pub(crate) static REVISIONS: Store = Store::new(limits::REVISIONS_KEPT);
 
 /// Room that is taken, until this is dropped.
 #[derive(Debug)]

@@ -21,7 +21,6 @@ use api::{GROUP, PipelineSpec};
 use decide::cluster::names;
 use decide::cluster::pod_problem;
 use decide::cluster::pods::read_pod;
-
 use decide::pipeline::{
     self, FROZEN_HASH, GENERATION_ANNOTATION, MOMENT_ANNOTATION, PIPELINE_LABEL, QUEUED_ANNOTATION, TRIGGER_LABEL,
     UID_ANNOTATION,

@@ -295,11 +295,11 @@ impl Certificates {
         let secret = names::tls_secret(&cluster.name);
         let shown = match self.leaf(cluster, &secret, &pods, &chain, now, &mut seen).await? {
             Ok(identity) => identity,
-            Err(issue) => return Ok(troubled(issue)),
+            Err(issue) => return Ok(from_issue(issue)),
         };
         let secret = names::client_secret(&cluster.name);
         if let Err(issue) = self.leaf(cluster, &secret, &people, &chain, now, &mut seen).await? {
-            return Ok(troubled(issue));
+            return Ok(from_issue(issue));
         }
         // One that was just made is looked at once more, as it was stored.
         if seen.len() == 2 {
@@ -552,13 +552,13 @@ fn client(ca: &str, identity: &Identity) -> Result<Tls, Error> {
 }
 
 fn missing(message: String) -> Credentials {
-    troubled(Issue { reason: "SecretNotFound", message, stalled: false })
+    from_issue(Issue { reason: "SecretNotFound", message, stalled: false })
 }
 
 fn invalid(message: String) -> Credentials {
-    troubled(Issue { reason: "InvalidCertificates", message, stalled: true })
+    from_issue(Issue { reason: "InvalidCertificates", message, stalled: true })
 }
 
-fn troubled(issue: Issue) -> Credentials {
+fn from_issue(issue: Issue) -> Credentials {
     Credentials { client: None, fact: TlsFact { issue: Some(issue), ..TlsFact::default() }, renew_after: None }
 }

@@ -1,19 +1,33 @@
-//! From what the watches have shown to facts.
+//! What is known of a DaskCluster: from what the watches have shown, its Secrets and its scheduler.
+
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::apiserver::cache::Entry;
+use crate::apiserver::error::ReconcileError;
 use crate::apiserver::record::LATE;
 use crate::apiserver::whole::Whole;
+use crate::certificates::Credentials;
+use crate::cluster::link::{Link, Target};
+use crate::cluster::work::{Observed, Work};
 use crate::queue::Key;
 use api::DaskClusterSpec;
 use api::names::{OBJECT_NAME_MAX, check_label};
 use api::problem::Problem;
 use api::status::DaskClusterStatus;
+use dask::{Address, Scheme};
+use decide::cluster::build::build_templates;
 use decide::cluster::facts::{Cluster, PodFact};
+use decide::cluster::facts::{Facts, Phase, Role, SchedulerFact, TlsFact};
 use decide::cluster::{names, validate_named};
+
+/// How long to wait for the first answer of a scheduler that should give one, so that an operator that has just started does
+/// not call every cluster unreachable first.
+const FIRST_ANSWER: Duration = Duration::from_secs(5);
 
 /// A DaskCluster as far as it could be read.
 #[derive(Debug)]
@@ -98,4 +112,107 @@ pub(crate) fn gather_pods(entry: &Entry, uid: &str, now: Timestamp) -> (Vec<PodF
         fact
     });
     (pods.collect(), wake)
+}
+
+impl Work<'_> {
+    /// Everything that the decisions need; nothing is written but certificates. None if nothing has changed since the last
+    /// reconciliation, for `unchanged` from now on.
+    pub(crate) async fn gather(
+        &mut self,
+        object: Object,
+        entry: Entry,
+        unchanged: Option<Duration>,
+    ) -> Option<Observed> {
+        let mut cluster = object.cluster;
+        let incarnation = cluster.status.incarnation.unwrap_or(0).max(self.memory.incarnation);
+        let credentials = self.credentials(&cluster, false).await;
+        if let Some(left) = unchanged
+            && self.error.is_none()
+            && credentials.fact == self.memory.tls
+        {
+            self.waits.push(left);
+            self.waits.extend(credentials.renew_after);
+            self.left = self.memory.left();
+            return None;
+        }
+        let written = cluster.status.clone();
+        cluster.status.incarnation = (incarnation > 0).then_some(incarnation);
+        let templates = build_templates(&cluster, &self.reconciler.settings, object.queue.as_deref());
+        let hashes = templates.hashes();
+        let (facts, heard) = self.facts(&entry, &cluster, &credentials).await;
+        Some(Observed { cluster, written, entry, credentials, templates, hashes, facts, heard })
+    }
+
+    pub(crate) async fn credentials(&mut self, cluster: &Cluster, check: bool) -> Credentials {
+        let check = check || self.memory.secrets.is_none_or(|at| at.elapsed() >= self.reconciler.period().mul_f64(0.7));
+        match self.reconciler.certificates.ensure(cluster, self.now, check).await {
+            Ok(credentials) => {
+                if check {
+                    self.memory.secrets = Some(Instant::now());
+                }
+                if credentials.fact.issue.is_some() {
+                    self.memory.secrets = None;
+                    self.waits.push(self.reconciler.missing);
+                }
+                credentials
+            }
+            Err(error) => {
+                let error = ReconcileError::Certificates(error);
+                let fact = TlsFact { issue: error.issue(), ..self.memory.tls.clone() };
+                self.error.get_or_insert(error);
+                Credentials { client: None, fact, renew_after: None }
+            }
+        }
+    }
+
+    /// What is known, and which answer of the scheduler it has: what comes in later is for the next pass.
+    pub(crate) async fn facts(&mut self, entry: &Entry, cluster: &Cluster, credentials: &Credentials) -> (Facts, u64) {
+        let (pods, late) = gather_pods(entry, &cluster.uid, self.now);
+        self.waits.extend(late.map(|late| late.unsigned_abs()));
+        self.aim(cluster, &pods, credentials).await;
+        let (scheduler, heard) = self.memory.link.as_ref().map_or((SchedulerFact::Unknown, 0), Link::state);
+        let (gave, tls) = (self.memory.gave.clone(), credentials.fact.clone());
+        (Facts { now: self.now, pods, scheduler, refused: Vec::new(), tls, gave }, heard)
+    }
+
+    /// Has the link ask the scheduler's pod that is there now.
+    async fn aim(&mut self, cluster: &Cluster, pods: &[PodFact], credentials: &Credentials) {
+        let is_there =
+            |pod: &&PodFact| pod.slot.role == Role::Scheduler && pod.deleting.is_none() && pod.phase == Phase::Running;
+        let pod = pods.iter().filter(is_there).max_by_key(|pod| pod.slot.incarnation);
+        let mode = cluster.spec.tls.as_ref().and_then(|tls| tls.mode).unwrap_or_default();
+        let tls = mode != api::cluster::TlsMode::Disabled;
+        let scheme = if tls { Scheme::Tls } else { Scheme::Tcp };
+        // One that is starting has nothing to say, and a refused connection is no news about it.
+        let asked = |pod: &PodFact| self.memory.link.as_ref().is_some_and(|link| link.asks(&pod.uid));
+        let may_ask = |pod: &&PodFact| (pod.ready || asked(pod)) && (!tls || credentials.client.is_some());
+        let target = pod.filter(may_ask).and_then(|pod| {
+            let address = Address::new(scheme, pod.ip.as_deref()?, names::SCHEDULER_PORT).ok()?;
+            let lead = self.reconciler.controller.lead.leader().ok()?;
+            let tls = credentials.client.clone();
+            let (pod, uid) = (pod.name.clone(), pod.uid.clone());
+            Some(Target { cluster: cluster.uid.clone(), pod, uid, address, tls, lead })
+        });
+        let registry = &self.reconciler.registry;
+        match (target, &self.memory.link) {
+            (Some(target), Some(link)) if link.asks(&target.uid) => {
+                registry.endpoint(self.key, Some(&target));
+                link.aim(target);
+            }
+            (Some(target), _) => {
+                // Runs need not wait for its first word.
+                registry.endpoint(self.key, Some(&target));
+                let (queue, clock) = (self.reconciler.controller.sink.queue.clone(), self.reconciler.clock.clone());
+                let link = Link::start(target, self.key.clone(), queue, clock);
+                link.heard(FIRST_ANSWER).await;
+                self.memory.link = Some(link);
+            }
+            // Certificates that cannot be read now are no reason to give up a connection that works.
+            (None, Some(_)) if pod.is_some_and(asked) => {}
+            (None, _) => {
+                self.memory.link = None;
+                registry.endpoint(self.key, None);
+            }
+        }
+    }
 }

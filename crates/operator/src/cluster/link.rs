@@ -121,8 +121,8 @@ impl Link {
             connection.call(&ask).await.and_then(bounded)
         };
         match answer.await {
-            Ok(info) => self.reporter.tell_answer(&target, info),
-            Err(error) => self.reporter.tell_error(&target, &error),
+            Ok(info) => self.reporter.note_answer(&target, info),
+            Err(error) => self.reporter.note_error(&target, &error),
         }
         self.state().0
     }
@@ -176,7 +176,7 @@ impl Poller {
             let error = tokio::select! {
                 error = follow(&self.targets, |target, info| {
                     answered = true;
-                    self.reporter.tell_answer(target, info);
+                    self.reporter.note_answer(target, info);
                 }) => error,
                 () = moved(self.targets.clone(), &target) => {
                     (pause, penalty, began) = (RETRY_FIRST, EXCESS_FIRST, Instant::now());
@@ -192,7 +192,7 @@ impl Poller {
                 pause = RETRY_FIRST;
             }
             let wait = if error.is_excess() { penalty } else { pause };
-            self.reporter.tell_error(&target, &error);
+            self.reporter.note_error(&target, &error);
             tokio::select! {
                 () = sleep(jittered(wait, &(&self.reporter.key, Instant::now()))) => {}
                 () = moved(self.targets.clone(), &target) => {}
@@ -264,7 +264,7 @@ struct StateReporter {
 }
 
 impl StateReporter {
-    fn tell_answer(&self, target: &Target, info: ClusterInfo) {
+    fn note_answer(&self, target: &Target, info: ClusterInfo) {
         self.tell(target, |known| {
             let now = self.clock.now();
             let mut state = read_info(&target.pod, info, now);
@@ -281,7 +281,7 @@ impl StateReporter {
         });
     }
 
-    fn tell_error(&self, target: &Target, error: &Error) {
+    fn note_error(&self, target: &Target, error: &Error) {
         tracing::debug!(cluster = %self.key, pod = target.pod, category = error.category(), "failed to {error}");
         let cause = error.to_string();
         self.tell(target, |known| match known {

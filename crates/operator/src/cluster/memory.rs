@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::apiserver::error::{Class, ReconcileError};
 use crate::cluster::link::Link;
 use crate::controller::memory::Memories;
+use crate::controller::status::Throttle;
 use decide::cluster::facts::{Facts, Issue, SchedulerFact, TlsFact};
 use decide::cluster::plan::Plan;
 use limits::Repetition;
@@ -32,7 +33,7 @@ pub(crate) struct Memory {
     pub settled: Option<(u64, u64, Instant)>,
     /// When the work is due that the last pass left undone.
     pub left: Option<Instant>,
-    pub status_written: Option<Instant>,
+    pub status: Throttle,
     pub tally: Tally,
     /// Errors that pass by themselves, unless they do not.
     pub conflicts: Repeats,

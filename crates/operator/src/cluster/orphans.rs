@@ -31,12 +31,12 @@ pub(crate) enum Presence {
 impl Certificates {
     /// No watch shows the cluster any more. If it is gone, so is its authority.
     pub(crate) async fn forget(&self, key: &Key, uid: &str) -> Result<Presence, Error> {
-        let word = self.word(key, uid).await?;
-        if word == Presence::Gone {
+        let presence = self.presence(key, uid).await?;
+        if presence == Presence::Gone {
             self.drop_known(uid);
             self.remove(uid).await?;
         }
-        Ok(word)
+        Ok(presence)
     }
 
     /// Removes authorities of clusters that went while nobody looked, from time to time. `living` tells which are there, of
@@ -94,7 +94,7 @@ impl Certificates {
             if !is_watched(&namespace) {
                 continue;
             }
-            match self.word(&Key::new(namespace, name), &uid).await? {
+            match self.presence(&Key::new(namespace, name), &uid).await? {
                 Presence::Gone => self.remove(&uid).await?,
                 // The watch will show it.
                 Presence::Lives => drop(doubts.remove(&uid)),
@@ -105,7 +105,7 @@ impl Certificates {
     }
 
     /// Asks the API server itself.
-    async fn word(&self, key: &Key, uid: &str) -> Result<Presence, Error> {
+    async fn presence(&self, key: &Key, uid: &str) -> Result<Presence, Error> {
         let resource = Kind::Cluster.resource();
         let clusters: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, &resource);
         match clusters.get_metadata_opt(&key.name).await {

@@ -15,20 +15,20 @@ use api::status::DaskClusterStatus;
 use decide::cluster::facts::Issue;
 use driver::{ConnectionPool, SchedulerEndpoint};
 
-/// What stands on the registry about one cluster.
+/// What is known of one cluster.
 #[derive(Debug)]
-struct Post {
+struct Registered {
     endpoint: watch::Sender<Option<SchedulerEndpoint>>,
     /// Of the pod of the scheduler.
     uid: String,
-    standing: Standing,
+    state: ClusterState,
 }
 
 /// How a cluster is.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Standing {
+pub(crate) struct ClusterState {
     /// There is a scheduler to speak to.
-    pub seated: bool,
+    pub reachable: bool,
     /// Why there is none.
     pub scheduler: Option<Issue>,
     /// Why workers are missing.
@@ -38,51 +38,51 @@ pub(crate) struct Standing {
 /// Of all clusters.
 #[derive(Debug)]
 pub(crate) struct SchedulerRegistry {
-    posts: Mutex<HashMap<Key, Post>>,
+    clusters: Mutex<HashMap<Key, Registered>>,
     waiters: Arc<Waiters>,
 }
 
 impl SchedulerRegistry {
     pub fn new(waiters: Arc<Waiters>) -> Self {
-        Self { posts: Mutex::default(), waiters }
+        Self { clusters: Mutex::default(), waiters }
     }
 
     /// How a cluster is; nothing if it was not looked at yet.
-    pub fn standing(&self, cluster: &Key) -> Option<Standing> {
-        self.lock().get(cluster).map(|post| post.standing.clone())
+    pub fn state(&self, cluster: &Key) -> Option<ClusterState> {
+        self.lock().get(cluster).map(|known| known.state.clone())
     }
 
     /// The scheduler of a cluster, now and from now on.
     pub fn endpoints(&self, cluster: &Key) -> watch::Receiver<Option<SchedulerEndpoint>> {
-        let mut posts = self.lock();
-        if !posts.contains_key(cluster) {
+        let mut clusters = self.lock();
+        if !clusters.contains_key(cluster) {
             // Of those that nobody follows, and that were never or are no more, nothing is known.
-            posts.retain(|_, post| !post.is_vacant());
+            clusters.retain(|_, known| !known.is_vacant());
         }
-        posts.entry(cluster.clone()).or_insert_with(Post::new).endpoint.subscribe()
+        clusters.entry(cluster.clone()).or_insert_with(Registered::new).endpoint.subscribe()
     }
 
     /// Which scheduler a cluster has now.
     pub fn endpoint(&self, cluster: &Key, target: Option<&Target>) {
-        self.change(cluster, |post| {
-            post.aim(target);
-            Standing { seated: target.is_some(), ..post.standing.clone() }
+        self.change(cluster, |known| {
+            known.aim(target);
+            ClusterState { reachable: target.is_some(), ..known.state.clone() }
         });
     }
 
-    /// What a pass over a cluster tells of it.
-    pub fn tell(&self, cluster: &Key, status: &DaskClusterStatus) {
+    /// What the status of a cluster says.
+    pub fn report(&self, cluster: &Key, status: &DaskClusterStatus) {
         let (scheduler, workers) = (issue(status, "SchedulerReady"), issue(status, "WorkersReady"));
-        self.change(cluster, |post| Standing { seated: post.standing.seated, scheduler, workers });
+        self.change(cluster, |known| ClusterState { reachable: known.state.reachable, scheduler, workers });
     }
 
-    fn change(&self, cluster: &Key, how: impl FnOnce(&mut Post) -> Standing) {
-        let mut posts = self.lock();
-        let post = posts.entry(cluster.clone()).or_insert_with(Post::new);
-        let standing = how(post);
-        let news = post.standing != standing;
-        post.standing = standing;
-        drop(posts);
+    fn change(&self, cluster: &Key, how: impl FnOnce(&mut Registered) -> ClusterState) {
+        let mut clusters = self.lock();
+        let known = clusters.entry(cluster.clone()).or_insert_with(Registered::new);
+        let state = how(known);
+        let news = known.state != state;
+        known.state = state;
+        drop(clusters);
         if news {
             self.waiters.tell(Kind::Cluster, cluster);
         }
@@ -90,32 +90,32 @@ impl SchedulerRegistry {
 
     /// The cluster is gone.
     pub fn forget(&self, cluster: &Key) {
-        let mut posts = self.lock();
-        let Some(post) = posts.get_mut(cluster) else { return };
-        post.aim(None);
-        post.standing = Standing::default();
+        let mut clusters = self.lock();
+        let Some(known) = clusters.get_mut(cluster) else { return };
+        known.aim(None);
+        known.state = ClusterState::default();
         // Whoever follows it would miss the next one of the name.
-        if post.endpoint.is_closed() {
-            posts.remove(cluster);
+        if known.endpoint.is_closed() {
+            clusters.remove(cluster);
         }
-        drop(posts);
+        drop(clusters);
         self.waiters.tell(Kind::Cluster, cluster);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Post>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Registered>> {
         // Each change is whole before anything in it can panic.
-        self.posts.lock()
+        self.clusters.lock()
     }
 }
 
-impl Post {
+impl Registered {
     fn new() -> Self {
-        Self { endpoint: watch::Sender::new(None), uid: String::new(), standing: Standing::default() }
+        Self { endpoint: watch::Sender::new(None), uid: String::new(), state: ClusterState::default() }
     }
 
     /// Nothing is known of the cluster, and nobody follows it.
     fn is_vacant(&self) -> bool {
-        self.endpoint.is_closed() && self.endpoint.borrow().is_none() && self.standing == Standing::default()
+        self.endpoint.is_closed() && self.endpoint.borrow().is_none() && self.state == ClusterState::default()
     }
 
     /// Certificates and epoch are replaced in silence; another pod is news.
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn clusters_that_never_were_leave_nothing_on_the_board() {
+    fn clusters_that_never_were_leave_nothing_in_the_registry() {
         let registry = SchedulerRegistry::new(Arc::default());
         let followed = registry.endpoints(&key("followed"));
         for n in 0..1000 {

@@ -3,6 +3,7 @@
 pub(crate) mod bounds;
 pub(crate) mod events;
 pub(crate) mod memory;
+pub(crate) mod status;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,11 +23,11 @@ use telemetry::panics::isolate;
 
 /// After a panic, whatever happens meanwhile: it is a bug, and will most likely come again.
 const AFTER_PANIC: Duration = Duration::from_secs(60);
-/// How long passes that are in the middle may go on at the end. What they did not do is done by whoever leads next.
+/// How long reconciliations that are in the middle may go on at the end. What they did not do is done by whoever leads next.
 const GRACE: Duration = Duration::from_secs(4);
 
-/// What looks at the objects of one kind.
-pub(crate) trait Controller: Send + Sync + 'static {
+/// Looks at the objects of one kind.
+pub(crate) trait Reconciler: Send + Sync + 'static {
     /// What it remembers of an object.
     type Memory: Default + Send + 'static;
 
@@ -34,7 +35,11 @@ pub(crate) trait Controller: Send + Sync + 'static {
     const NAME: metrics::Controller;
 
     /// Looks at one object and does what is to be done.
-    fn pass(&self, key: &Key, memory: &mut Self::Memory) -> impl Future<Output = Result<Done, ReconcileError>> + Send;
+    fn reconcile(
+        &self,
+        key: &Key,
+        memory: &mut Self::Memory,
+    ) -> impl Future<Output = Result<Done, ReconcileError>> + Send;
 
     /// This process begins to lead, or does no more: nothing has had its turn yet.
     fn begin(&self) {}
@@ -44,24 +49,24 @@ pub(crate) trait Controller: Send + Sync + 'static {
         std::future::pending()
     }
 
-    fn desk(&self) -> &Desk<Self::Memory>;
+    fn controller(&self) -> &Controller<Self::Memory>;
 }
 
-/// What giving turns takes.
-pub(crate) struct Desk<M> {
+/// The queue of one kind of objects, and what giving them their turns takes.
+pub(crate) struct Controller<M> {
     pub sink: Sink,
     pub memories: Memories<M>,
     pub lead: Lead,
     pub metrics: Arc<Metrics>,
 }
 
-impl<M> Desk<M> {
+impl<M> Controller<M> {
     pub fn new(sink: Sink, lead: Lead, metrics: Arc<Metrics>) -> Self {
         Self { sink, memories: Memories::default(), lead, metrics }
     }
 }
 
-/// How a pass ended.
+/// How a reconciliation ended.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub outcome: Outcome,
@@ -73,30 +78,37 @@ pub(crate) struct Done {
     pub gone: bool,
 }
 
+impl Done {
+    /// Nothing to come back for.
+    pub fn rest(outcome: Outcome) -> Self {
+        Self { outcome, again: None, left: None, gone: false }
+    }
+}
+
 /// Gives turns until `stop` ends, `concurrency` at a time.
-pub(crate) async fn dispatch<C: Controller>(controller: Arc<C>, concurrency: usize, stop: impl Future<Output = ()>) {
-    let mut passes = JoinSet::new();
+pub(crate) async fn dispatch<C: Reconciler>(reconciler: Arc<C>, concurrency: usize, stop: impl Future<Output = ()>) {
+    let mut running = JoinSet::new();
     let mut stop = std::pin::pin!(stop);
     loop {
         tokio::select! {
             biased;
             () = &mut stop => break,
-            Some(_) = passes.join_next(), if !passes.is_empty() => {}
-            key = controller.desk().sink.queue.next(), if passes.len() < concurrency => {
-                passes.spawn(turn(controller.clone(), key));
+            Some(_) = running.join_next(), if !running.is_empty() => {}
+            key = reconciler.controller().sink.queue.next(), if running.len() < concurrency => {
+                running.spawn(turn(reconciler.clone(), key));
             }
         }
     }
-    let rest = timeout(GRACE, async { while passes.join_next().await.is_some() {} }).await;
+    let rest = timeout(GRACE, async { while running.join_next().await.is_some() {} }).await;
     if rest.is_err() {
-        tracing::warn!(passes = passes.len(), "passes did not end in time; they are cut off");
+        tracing::warn!(running = running.len(), "reconciliations did not end in time; they are cancelled");
     }
 }
 
-/// One turn of an object: everything around a pass.
-async fn turn<C: Controller>(controller: Arc<C>, key: Key) {
-    let queue = &controller.desk().sink.queue;
-    if controller.desk().lead.check().is_err() {
+/// One turn of an object: everything around a reconciliation.
+async fn turn<C: Reconciler>(reconciler: Arc<C>, key: Key) {
+    let queue = &reconciler.controller().sink.queue;
+    if reconciler.controller().lead.check().is_err() {
         // Once this process leads, all have their turn.
         queue.done(&key);
         tracing::trace!(object = %key, "skipped: this process does not lead");
@@ -113,17 +125,17 @@ async fn turn<C: Controller>(controller: Arc<C>, key: Key) {
         outcome = tracing::field::Empty
     );
     let begun = Instant::now();
-    let mut kept = controller.desk().memories.take(&key);
-    let pass = async {
-        let ended = controller.pass(&key, &mut kept.memory).await;
+    let mut kept = reconciler.controller().memories.take(&key);
+    let work = async {
+        let ended = reconciler.reconcile(&key, &mut kept.memory).await;
         kept.failures = if ended.is_ok() { 0 } else { kept.failures.saturating_add(1) };
         ended.unwrap_or_else(|error| failed(&key, kept.failures, &error))
     };
-    let ended = isolate(pass).instrument(span.clone()).await;
+    let ended = isolate(work).instrument(span.clone()).await;
     let outcome = match ended {
         Ok(Done { outcome, again, left, gone }) => {
-            if !gone && controller.desk().lead.check().is_ok() {
-                controller.desk().memories.put(&key, kept);
+            if !gone && reconciler.controller().lead.check().is_ok() {
+                reconciler.controller().memories.put(&key, kept);
             }
             if let Some(again) = again {
                 queue.add_after(key.clone(), again);
@@ -140,11 +152,11 @@ async fn turn<C: Controller>(controller: Arc<C>, key: Key) {
         }
     };
     span.record("outcome", tracing::field::debug(outcome));
-    controller.desk().metrics.observe_reconcile(C::NAME, outcome, begun.elapsed());
+    reconciler.controller().metrics.observe_reconcile(C::NAME, outcome, begun.elapsed());
     queue.done(&key);
 }
 
-/// What follows from a pass that failed, for the n-th time in a row.
+/// What follows from a reconciliation that failed, for the n-th time in a row.
 fn failed(key: &Key, failures: u32, error: &ReconcileError) -> Done {
     let class = error.class();
     match class {
@@ -164,26 +176,26 @@ fn failed(key: &Key, failures: u32, error: &ReconcileError) -> Done {
 
 /// When this process begins to lead, all objects have their turn; when it leads no more, everything is forgotten. Ends
 /// with the lease.
-pub(crate) async fn follow_lead<C: Controller>(controller: Arc<C>) {
-    let mut epochs = controller.desk().lead.epochs();
+pub(crate) async fn follow_lead<C: Reconciler>(reconciler: Arc<C>) {
+    let mut epochs = reconciler.controller().lead.epochs();
     loop {
         let epoch = *epochs.borrow_and_update();
-        controller.desk().memories.clear();
-        controller.begin();
+        reconciler.controller().memories.clear();
+        reconciler.begin();
         if epoch.is_none() {
             if epochs.changed().await.is_err() {
                 return std::future::pending().await;
             }
             continue;
         }
-        for key in controller.desk().sink.cache.keys() {
-            controller.desk().sink.queue.add(key);
+        for key in reconciler.controller().sink.cache.keys() {
+            reconciler.controller().sink.queue.add(key);
         }
         tokio::select! {
             changed = epochs.changed() => if changed.is_err() {
                 return std::future::pending().await;
             },
-            () = controller.lead_on() => {}
+            () = reconciler.lead_on() => {}
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One pass over one Pipeline: its runs, what [`pipeline::plan`] decides about them, and what to tell.
+//! The reconciler of Pipelines, in its phases: gather, validate, plan and apply in rounds, report.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,17 +9,18 @@ use regex::Regex;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::apiserver::apply;
+use crate::apiserver::apply::Writer;
 use crate::apiserver::cache::Entry;
 use crate::apiserver::error::{Class, ReconcileError};
 use crate::apiserver::record::{Kind, Record};
 use crate::apiserver::scope::Scope;
 use crate::apiserver::whole::{self, Whole};
 use crate::backoff::jittered;
-use crate::controller::events::{Events, Note, notes};
-use crate::controller::{Controller, Desk, Done};
+use crate::controller::events::{Events, Note};
+use crate::controller::status::{StatusWriter, Throttle};
+use crate::controller::{Controller, Done, Reconciler};
 use crate::leader::clock::Clock;
-use crate::pipeline::writes::{Made, Writer};
+use crate::pipeline::writes::{Made, RunWriter};
 use crate::pipelinerun::references::is_allowed;
 use crate::queue::Key;
 use api::problem::{Problem, listed};
@@ -32,15 +33,15 @@ use telemetry::metrics::{self, Outcome};
 /// Every Pipeline is looked at about this often even if nothing happens: moments are kept by a clock that may stand still
 /// while the machine sleeps.
 const PERIOD: Duration = Duration::from_secs(60);
-/// Rounds of planning and acting in one pass; then others have their turn.
+/// Rounds of planning and acting in one reconciliation; then others have their turn.
 const ROUNDS: usize = 10;
 /// How many runs are remembered that were created and are not in the status yet.
 const DEEDS: usize = 100;
 
-/// What passes share.
-pub(crate) struct Pipelines {
+/// What its reconciliations share.
+pub(crate) struct PipelineReconciler {
     pub client: Client,
-    pub desk: Desk<Memory>,
+    pub controller: Controller<Memory>,
     pub events: Events,
     pub scope: Scope,
     /// What one run may ask for.
@@ -50,13 +51,13 @@ pub(crate) struct Pipelines {
     pub clock: Clock,
 }
 
-/// What is remembered of a Pipeline from one pass to the next.
+/// What is remembered of a Pipeline from one reconciliation to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     /// What the checks said of a uid and generation.
     checked: Option<(String, i64, Result<(), String>)>,
     deeds: Deeds,
-    /// What a pass saw that left nothing to do: the cache's revision, and the moment until which that holds.
+    /// What a reconciliation saw that left nothing to do: the cache's revision, and the moment until which that holds.
     settled: Option<(u64, Option<Timestamp>)>,
 }
 
@@ -84,112 +85,46 @@ impl Deeds {
     }
 
     /// The status includes the schedule times now.
-    fn told(&mut self) {
+    fn reported(&mut self) {
         self.made.retain(|cause| matches!(cause, Cause::Change { .. }));
     }
 }
 
-impl Controller for Pipelines {
+impl Reconciler for PipelineReconciler {
     type Memory = Memory;
 
     const NAME: metrics::Controller = metrics::Controller::Pipeline;
 
-    async fn pass(&self, key: &Key, memory: &mut Memory) -> Result<Done, ReconcileError> {
-        let entry = self.desk.sink.cache.entry(key).unwrap_or_default();
+    async fn reconcile(&self, key: &Key, memory: &mut Memory) -> Result<Done, ReconcileError> {
+        let entry = self.controller.sink.cache.entry(key).unwrap_or_default();
         let Some(record) = &entry.root else {
             // Its runs go on by themselves.
-            return Ok(Done { outcome: Outcome::Settled, again: None, left: None, gone: true });
+            return Ok(Done { gone: true, ..Done::rest(Outcome::Settled) });
         };
         if !self.scope.has(&key.namespace) {
-            return Ok(Done { outcome: Outcome::Settled, again: None, left: None, gone: false });
+            return Ok(Done::rest(Outcome::Settled));
         }
         if let Some(again) = self.rests(key, record, &entry, memory) {
-            return Ok(Done { outcome: Outcome::Settled, again: Some(again), left: None, gone: false });
+            return Ok(Done { again: Some(again), ..Done::rest(Outcome::Settled) });
         }
         memory.settled = None;
-        let Whole { record, value, refused, .. } = &whole::read(&self.client, Kind::Pipeline, key, record, 0).await?;
-        let mut subject = read_subject(key, record, value);
+        let whole = whole::read(&self.client, Kind::Pipeline, key, record, 0).await?;
+        let subject = read_subject(key, &whole.record, &whole.value);
         tracing::Span::current().record("uid", &subject.uid).record("generation", subject.generation);
-        if value.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null()) {
-            return Ok(Done { outcome: Outcome::Waiting, again: None, left: None, gone: false });
+        if whole.value.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null()) {
+            return Ok(Done::rest(Outcome::Waiting));
         }
-        let spec = value.get("spec").unwrap_or(&Value::Null);
-        let checked = refused.clone().map_or_else(|| self.spec(memory, &subject, spec), Err);
-        match checked {
-            Ok(read) => subject.spec = read,
-            Err(message) => {
-                let facts = Facts { now: self.clock.now(), runs: runs(&entry), ..Facts::default() };
-                let status = pipeline::invalid_status(&subject, &facts, &message);
-                self.tell(key, &subject, &status, Vec::new()).await?;
-                memory.settled = self.is_still(key, &entry).then_some((entry.revision, None));
-                return Ok(Done {
-                    outcome: Outcome::Invalid,
-                    again: Some(jittered(PERIOD, key)),
-                    left: None,
-                    gone: false,
-                });
-            }
-        }
-        let writer = Writer { client: &self.client, cache: &self.desk.sink.cache, key, subject: &subject, spec };
-        let timing = subject.spec.schedule.as_ref().and_then(|schedule| Timing::read(schedule, subject.created).ok());
-        let mut facts = memory.deeds.begin(&subject);
-        let mut made: Vec<Note> = Vec::new();
-        let mut error = None;
-        let mut confirmed = false;
-        let mut planned = Plan::default();
-        for round in 0..=ROUNDS {
-            facts.now = self.clock.now();
-            facts.runs = runs(&self.desk.sink.cache.entry(key).unwrap_or_default());
-            planned = pipeline::plan(&subject, timing.as_ref(), &facts);
-            if planned.actions.is_empty() || error.is_some() || round == ROUNDS {
-                break;
-            }
-            if !std::mem::replace(&mut confirmed, true) {
-                self.own(key, &subject.uid).confirm(Kind::Pipeline, subject.generation).await?;
-            }
-            for action in &planned.actions {
-                let done = act(&writer, action, &mut facts).await;
-                memory.deeds.keep(&facts);
-                match done {
-                    Ok(note) => made.extend(note),
-                    Err(cause) => {
-                        facts.issue = issue(&cause);
-                        error = Some(cause);
-                        break;
-                    }
-                }
-            }
-        }
-        if let Some(error) = error.take_if(|error| error.class() == Class::Fenced) {
-            return Err(error);
-        }
-        let left = !planned.actions.is_empty();
-        let status = pipeline::build_status(&subject, &facts, &planned);
-        made.extend(planned.notes.into_iter().map(|note| Note {
-            warning: note.warning,
-            reason: note.reason.to_owned(),
-            action: "Schedule",
-            text: note.text,
-        }));
-        self.tell(key, &subject, &status, made).await?;
-        memory.deeds.told();
-        if let Some(error) = error {
-            return Err(error);
-        }
-        let wake = planned.wake.map(|wake| Duration::try_from(wake.duration_since(facts.now)).unwrap_or_default());
-        let period = jittered(PERIOD, key);
-        let again = wake.map_or(period, |wake| wake.min(period));
-        memory.settled = (!left && self.is_still(key, &entry)).then_some((entry.revision, planned.wake));
-        let left = left.then_some(Duration::ZERO);
-        Ok(Done { outcome: Outcome::Settled, again: Some(again), left, gone: false })
+        let uid = subject.uid.clone();
+        let own = Writer { client: &self.client, cache: &self.controller.sink.cache, key, uid: &uid };
+        Work { reconciler: self, key, memory, entry, own }.run(subject, &whole).await
     }
 
-    fn desk(&self) -> &Desk<Memory> {
-        &self.desk
+    fn controller(&self) -> &Controller<Memory> {
+        &self.controller
     }
 }
 
-impl Pipelines {
+impl PipelineReconciler {
     /// When to look again at a Pipeline for which nothing has changed and nothing is due, if it would have to be read for
     /// that.
     fn rests(&self, key: &Key, record: &Record, entry: &Entry, memory: &Memory) -> Option<Duration> {
@@ -199,35 +134,160 @@ impl Pipelines {
         let again = left.map_or(period, |left| left.min(period));
         (record.weight() > 0 && !again.is_zero()).then_some(again)
     }
+}
 
-    /// Nothing has come in during a pass.
-    fn is_still(&self, key: &Key, entry: &Entry) -> bool {
-        self.desk.sink.cache.revision(key) == entry.revision
+/// One reconciliation of a Pipeline at work: what its phases share.
+struct Work<'a> {
+    reconciler: &'a PipelineReconciler,
+    key: &'a Key,
+    memory: &'a mut Memory,
+    /// What the watches had shown when it began.
+    entry: Entry,
+    /// Writes the Pipeline itself.
+    own: Writer<'a>,
+}
+
+/// What the rounds of planning and acting came to.
+#[derive(Default)]
+struct Acted {
+    facts: Facts,
+    planned: Plan,
+    /// What was done to runs.
+    notes: Vec<Note>,
+    error: Option<ReconcileError>,
+}
+
+impl Work<'_> {
+    /// The phases. Planning and acting alternate, since what one action has made decides about the next.
+    async fn run(mut self, mut subject: Subject, whole: &Whole) -> Result<Done, ReconcileError> {
+        let spec = whole.value.get("spec").unwrap_or(&Value::Null);
+        match self.validate(&subject, spec, whole.refused.as_deref()) {
+            Ok(valid) => subject.spec = valid,
+            Err(message) => return self.refuse(&subject, &message).await,
+        }
+        let acted = self.act(&subject, spec).await?;
+        self.report(&subject, acted).await
     }
 
-    /// Writes of the Pipeline itself.
-    fn own<'a>(&'a self, key: &'a Key, uid: &'a str) -> apply::Writer<'a> {
-        apply::Writer { client: &self.client, cache: &self.desk.sink.cache, key, uid }
+    /// The spec if it is valid, or all that is wrong. The checks are made once for each generation: they take milliseconds
+    /// for thousands of steps.
+    fn validate(
+        &mut self,
+        subject: &Subject,
+        spec: &Value,
+        refused: Option<&str>,
+    ) -> Result<api::PipelineSpec, String> {
+        if let Some(why) = refused {
+            return Err(why.to_owned());
+        }
+        let is_known = |(uid, generation, _): &&(String, i64, Result<(), String>)| {
+            *uid == subject.uid && *generation == subject.generation
+        };
+        match self.memory.checked.as_ref().filter(is_known) {
+            Some((.., Err(message))) => return Err(message.clone()),
+            Some((.., Ok(()))) => {
+                if let Ok(read) = Deserialize::deserialize(spec) {
+                    return Ok(read);
+                }
+            }
+            None => {}
+        }
+        let allows = |address: &str| is_allowed(&self.reconciler.allowed, address);
+        let checked = pipeline::accept(&subject.name, spec, &self.reconciler.limits, allows);
+        let checked = checked.map_err(|problems: Vec<Problem>| listed(&problems));
+        let verdict = checked.as_ref().map(|_| ()).map_err(Clone::clone);
+        self.memory.checked = Some((subject.uid.clone(), subject.generation, verdict));
+        checked
+    }
+
+    /// A spec that is not valid: the status says what is wrong, and no run is made.
+    async fn refuse(self, subject: &Subject, message: &str) -> Result<Done, ReconcileError> {
+        let facts = Facts { now: self.reconciler.clock.now(), runs: runs(&self.entry), ..Facts::default() };
+        let status = pipeline::invalid_status(subject, &facts, message);
+        self.write_status(subject, &status, Vec::new()).await?;
+        self.memory.settled = self.is_still().then_some((self.entry.revision, None));
+        Ok(Done { again: Some(jittered(PERIOD, self.key)), ..Done::rest(Outcome::Invalid) })
+    }
+
+    /// Plans and acts until nothing is left to do, something failed, or others should have their turn. An error is part of
+    /// what is reported, unless this process does not lead any more.
+    async fn act(&mut self, subject: &Subject, spec: &Value) -> Result<Acted, ReconcileError> {
+        let Self { reconciler, key, memory, own, .. } = self;
+        let cache = &reconciler.controller.sink.cache;
+        let writer = RunWriter { client: &reconciler.client, cache, key, subject, spec };
+        let timing = subject.spec.schedule.as_ref().and_then(|schedule| Timing::read(schedule, subject.created).ok());
+        let mut acted = Acted { facts: memory.deeds.begin(subject), ..Acted::default() };
+        for round in 0..=ROUNDS {
+            acted.facts.now = reconciler.clock.now();
+            acted.facts.runs = runs(&cache.entry(key).unwrap_or_default());
+            acted.planned = pipeline::plan(subject, timing.as_ref(), &acted.facts);
+            if acted.planned.actions.is_empty() || acted.error.is_some() || round == ROUNDS {
+                break;
+            }
+            if round == 0 {
+                own.confirm(Kind::Pipeline, subject.generation).await?;
+            }
+            for action in &acted.planned.actions {
+                let done = act(&writer, action, &mut acted.facts).await;
+                memory.deeds.keep(&acted.facts);
+                match done {
+                    Ok(note) => acted.notes.extend(note),
+                    Err(error) if error.class() == Class::Fenced => return Err(error),
+                    Err(error) => {
+                        acted.facts.issue = issue(&error);
+                        acted.error = Some(error);
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(acted)
+    }
+
+    /// The status, and what is remembered until the next reconciliation.
+    async fn report(self, subject: &Subject, acted: Acted) -> Result<Done, ReconcileError> {
+        let Acted { facts, planned, mut notes, error } = acted;
+        let status = pipeline::build_status(subject, &facts, &planned);
+        notes.extend(planned.notes.into_iter().map(|note| Note {
+            warning: note.warning,
+            reason: note.reason.to_owned(),
+            action: "Schedule",
+            text: note.text,
+        }));
+        self.write_status(subject, &status, notes).await?;
+        self.memory.deeds.reported();
+        if let Some(error) = error {
+            return Err(error);
+        }
+        let wake = planned.wake.map(|wake| Duration::try_from(wake.duration_since(facts.now)).unwrap_or_default());
+        let period = jittered(PERIOD, self.key);
+        let again = wake.map_or(period, |wake| wake.min(period));
+        let is_left = !planned.actions.is_empty();
+        self.memory.settled = (!is_left && self.is_still()).then_some((self.entry.revision, planned.wake));
+        Ok(Done { again: Some(again), left: is_left.then_some(Duration::ZERO), ..Done::rest(Outcome::Settled) })
+    }
+
+    /// Nothing has come in meanwhile.
+    fn is_still(&self) -> bool {
+        self.reconciler.controller.sink.cache.revision(self.key) == self.entry.revision
     }
 
     /// Writes the status if it says something new, and publishes what happened.
-    async fn tell(
+    async fn write_status(
         &self,
-        key: &Key,
         subject: &Subject,
         status: &PipelineStatus,
-        made: Vec<Note>,
+        happened: Vec<Note>,
     ) -> Result<(), ReconcileError> {
+        let writer = StatusWriter { writer: &self.own, events: &self.reconciler.events, kind: Kind::Pipeline };
         // Runs were made and cancelled whether or not that can be written down.
-        let (now, later): (Vec<Note>, Vec<Note>) = made.into_iter().partition(|note| note.action != "Schedule");
-        let publish = |note| self.events.publish(Kind::Pipeline, key, &subject.uid, note);
-        now.into_iter().for_each(publish);
+        let (now, later): (Vec<Note>, Vec<Note>) = happened.into_iter().partition(|note| note.action != "Schedule");
+        writer.publish(now);
         if *status == subject.status {
             return Ok(());
         }
-        self.own(key, &subject.uid).write_status(Kind::Pipeline, status).await?;
-        later.into_iter().for_each(publish);
-        notes(&subject.status.conditions, &status.conditions).into_iter().for_each(publish);
+        writer.write(status, (&subject.status.conditions, &status.conditions), &mut Throttle::default()).await?;
+        writer.publish(later);
         Ok(())
     }
 }
@@ -254,33 +314,8 @@ fn read_subject(key: &Key, record: &Record, value: &Value) -> Subject {
     }
 }
 
-impl Pipelines {
-    /// The spec if it is valid, or all that is wrong. The checks are made once for each generation: they take milliseconds
-    /// for thousands of steps.
-    fn spec(&self, memory: &mut Memory, subject: &Subject, spec: &Value) -> Result<api::PipelineSpec, String> {
-        let is_known = |(uid, generation, _): &&(String, i64, Result<(), String>)| {
-            *uid == subject.uid && *generation == subject.generation
-        };
-        match memory.checked.as_ref().filter(is_known) {
-            Some((.., Err(message))) => return Err(message.clone()),
-            Some((.., Ok(()))) => {
-                if let Ok(read) = Deserialize::deserialize(spec) {
-                    return Ok(read);
-                }
-            }
-            None => {}
-        }
-        let allows = |address: &str| is_allowed(&self.allowed, address);
-        let checked = pipeline::accept(&subject.name, spec, &self.limits, allows);
-        let checked = checked.map_err(|problems: Vec<Problem>| listed(&problems));
-        let verdict = checked.as_ref().map(|_| ()).map_err(Clone::clone);
-        memory.checked = Some((subject.uid.clone(), subject.generation, verdict));
-        checked
-    }
-}
-
-/// Does one thing; gives what is to be told of it.
-async fn act(writer: &Writer<'_>, action: &Action, facts: &mut Facts) -> Result<Option<Note>, ReconcileError> {
+/// Does one thing; gives what to publish of it.
+async fn act(writer: &RunWriter<'_>, action: &Action, facts: &mut Facts) -> Result<Option<Note>, ReconcileError> {
     match action {
         Action::Create { name, cause, queued } => match writer.create(name, cause, *queued).await? {
             Made::Ours => {

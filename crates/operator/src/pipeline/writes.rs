@@ -17,7 +17,7 @@ use decide::cluster::names::MANAGER;
 use decide::pipeline::{Cause, PIPELINE_LABEL, QUEUED_ANNOTATION, Subject, build_run};
 
 /// Writes about the runs of one Pipeline.
-pub(crate) struct Writer<'a> {
+pub(crate) struct RunWriter<'a> {
     pub client: &'a Client,
     /// Of Pipelines.
     pub cache: &'a Cache,
@@ -38,7 +38,7 @@ pub(crate) enum Made {
     Foreign,
 }
 
-impl Writer<'_> {
+impl RunWriter<'_> {
     pub async fn create(&self, name: &str, cause: &Cause, queued: bool) -> Result<Made, ReconcileError> {
         let built = build_run(self.subject, self.spec, name, cause, queued);
         let failed = |verb: &'static str, error| ReconcileError::api(verb, Kind::Run, name, error);

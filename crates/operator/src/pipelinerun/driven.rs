@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::queue::Key;
-
 use telemetry::process;
 
 /// Runs in progress, and those that wait for memory.

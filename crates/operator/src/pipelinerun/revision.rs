@@ -26,10 +26,10 @@ use driver::Sweep;
 use lower::Plan;
 use run_model::{CodeSource, Moment, Patience, Requirements, RunSpec, START_DEADLINE, Start, StorageSpec, archive};
 
-/// A run_revision as it was stored.
+/// A revision as it was stored.
 #[derive(Debug)]
-pub(crate) struct Stored {
-    pub run_revision: RunRevision,
+pub(crate) struct StoredRevision {
+    pub revision: RunRevision,
     /// Name of the ControllerRevision.
     pub name: String,
     pub since: Timestamp,
@@ -43,17 +43,20 @@ pub(crate) fn revision_name(run: &str, uid: &str) -> String {
     format!("{run}-{}", uid.get(..8).unwrap_or(uid))
 }
 
-/// Why a stored run_revision cannot be used; reads after "it".
-pub(crate) type Unusable = String;
+/// Why a ControllerRevision is not there.
+#[derive(Debug)]
+pub(crate) enum RevisionError {
+    /// It never will be: the run cannot be carried out. Reads after "it".
+    Unusable(String),
+    /// It could not be read or written now.
+    Api(ReconcileError),
+}
 
 impl Writer<'_> {
-    /// Stores the run_revision of a run, unless one is stored already, which then counts.
-    pub async fn store_revision(
-        &self,
-        run_revision: &RunRevision,
-    ) -> Result<Result<Arc<Stored>, Unusable>, ReconcileError> {
+    /// Stores the revision of a run, unless one is stored already, which then counts.
+    pub async fn store_revision(&self, revision: &RunRevision) -> Result<Arc<StoredRevision>, RevisionError> {
         let name = revision_name(&self.key.name, self.uid);
-        let failed = |error| ReconcileError::api("create", Kind::Revision, &name, error);
+        let failed = |error| RevisionError::Api(ReconcileError::api("create", Kind::Revision, &name, error));
         let metadata = json!({
             "name": name,
             "labels": {
@@ -63,29 +66,29 @@ impl Writer<'_> {
             },
             "ownerReferences": [run_owner(&self.key.name, self.uid)],
         });
-        let made =
-            Made { api_version: "apps/v1", kind: "ControllerRevision", metadata, revision: 1, data: run_revision };
+        let made = Made { api_version: "apps/v1", kind: "ControllerRevision", metadata, revision: 1, data: revision };
         let object = serde_json::to_vec(&made);
         let object = object.map_err(|error| failed(kube::Error::SerdeError(error)))?;
         let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
         let request = Request::new(self.objects(Kind::Revision).resource_url()).create(&params, object);
         let request = request.map_err(|error| failed(kube::Error::BuildRequest(error)))?;
         match wire::text(self.client, request).await {
-            Ok(stored) => Ok(read(&name, self.uid, &stored)),
+            Ok(stored) => read(&name, self.uid, &stored),
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => self.read_revision(&name).await,
             Err(error) => Err(failed(error)),
         }
     }
 
-    /// Reads the run_revision of a run.
-    pub async fn read_revision(&self, name: &str) -> Result<Result<Arc<Stored>, Unusable>, ReconcileError> {
-        let failed = |error| ReconcileError::api("read", Kind::Revision, name, error);
+    /// Reads the revision of a run.
+    pub async fn read_revision(&self, name: &str) -> Result<Arc<StoredRevision>, RevisionError> {
+        let failed = |error| RevisionError::Api(ReconcileError::api("read", Kind::Revision, name, error));
         let request = Request::new(self.objects(Kind::Revision).resource_url()).get(name, &GetParams::default());
         let request = request.map_err(|error| failed(kube::Error::BuildRequest(error)))?;
         match wire::text(self.client, request).await {
-            Ok(found) => Ok(read(name, self.uid, &found)),
+            Ok(found) => read(name, self.uid, &found),
             Err(kube::Error::Api(status)) if status.code == 404 => {
-                Ok(Err(format!("needs ControllerRevision {name}, which was deleted; create another run")))
+                let why = format!("needs ControllerRevision {name}, which was deleted; create another run");
+                Err(RevisionError::Unusable(why))
             }
             Err(error) => Err(failed(error)),
         }
@@ -124,26 +127,28 @@ pub(crate) fn run_owner(name: &str, uid: &str) -> Value {
 }
 
 /// What a run takes while it is in progress.
-pub(crate) fn in_progress(run_revision: &RunRevision) -> usize {
-    serde_json::to_string(run_revision).map_or(0, |json| room::in_progress(&json))
+pub(crate) fn in_progress(revision: &RunRevision) -> usize {
+    serde_json::to_string(revision).map_or(0, |json| room::in_progress(&json))
 }
 
-fn read(name: &str, uid: &str, stored: &str) -> Result<Arc<Stored>, Unusable> {
-    let unread =
-        |error: serde_json::Error| format!("has a ControllerRevision {name} that this version cannot read: {error}");
+fn read(name: &str, uid: &str, stored: &str) -> Result<Arc<StoredRevision>, RevisionError> {
+    let unread = |error: serde_json::Error| {
+        RevisionError::Unusable(format!("has a ControllerRevision {name} that this version cannot read: {error}"))
+    };
     let Found { metadata, data } = serde_json::from_str(stored).map_err(unread)?;
     let data = data.map_or("null", RawValue::get);
-    let run_revision: RunRevision = serde_json::from_str(data).map_err(unread)?;
-    if run_revision.run.uid != uid {
-        return Err(format!("has a ControllerRevision {name} that is of another run; it is not touched"));
+    let revision: RunRevision = serde_json::from_str(data).map_err(unread)?;
+    if revision.run.uid != uid {
+        let why = format!("has a ControllerRevision {name} that is of another run; it is not touched");
+        return Err(RevisionError::Unusable(why));
     }
     let since = metadata.creation_timestamp.map_or(Timestamp::UNIX_EPOCH, |time| time.0);
-    let charge = room::CHARTERS.charge(room::size(data));
+    let charge = room::REVISIONS.charge(room::size(data));
     let (weight, in_progress) = (room::weight(data), room::in_progress(data));
-    Ok(Arc::new(Stored { run_revision, name: name.to_owned(), since, weight, in_progress, charge }))
+    Ok(Arc::new(StoredRevision { revision, name: name.to_owned(), since, weight, in_progress, charge }))
 }
 
-impl Stored {
+impl StoredRevision {
     /// Whether there is room to keep it.
     pub fn is_kept(&self) -> bool {
         self.charge.is_some()
@@ -161,24 +166,18 @@ impl Stored {
 
     /// What decisions need of it.
     pub fn frozen(&self) -> Frozen {
-        let deadlines = self.run_revision.run.pipeline.deadlines.as_ref();
+        let deadlines = self.revision.run.pipeline.deadlines.as_ref();
         let start = deadlines.and_then(|deadlines| deadlines.start.as_ref()).map(|span| span.to_std());
         Frozen {
             revision: self.name.clone(),
             since: self.since,
-            place: self.run_revision.place.clone(),
-            storage_url: self.run_revision.storage.url.trim_end_matches('/').to_owned(),
-            storage_secret: self
-                .run_revision
-                .run
-                .cluster
-                .storage
-                .as_ref()
-                .and_then(|storage| storage.secret_ref.clone()),
+            place: self.revision.place.clone(),
+            storage_url: self.revision.storage.url.trim_end_matches('/').to_owned(),
+            storage_secret: self.revision.run.cluster.storage.as_ref().and_then(|storage| storage.secret_ref.clone()),
             start: start.unwrap_or(START_DEADLINE),
             active: deadlines.and_then(|deadlines| deadlines.active.as_ref()).map(|span| span.to_std()),
             finally: match deadlines.and_then(|deadlines| deadlines.finally.as_ref()) {
-                _ if self.run_revision.run.pipeline.finally.is_empty() => Some(Duration::ZERO),
+                _ if self.revision.run.pipeline.finally.is_empty() => Some(Duration::ZERO),
                 span => span.map(|span| span.to_std()),
             },
         }
@@ -186,14 +185,14 @@ impl Stored {
 
     /// How what the run has stored is removed. `ended`: uids of runs that are known to have ended.
     pub fn sweep(&self, due: Due, ended: BTreeSet<String>) -> Sweep {
-        let RunRevision { run, .. } = &self.run_revision;
+        let RunRevision { run, .. } = &self.revision;
         let pipeline = run.pipeline_name.clone();
         let (storage, Due { outputs, record }) = (self.storage(), due);
         Sweep { uid: run.uid.clone(), pipeline, storage, outputs, record, ended }
     }
 
     fn storage(&self) -> StorageSpec {
-        let storage = &self.run_revision.storage;
+        let storage = &self.revision.storage;
         StorageSpec {
             url: storage.url.trim_end_matches('/').to_owned(),
             endpoint: storage.endpoint.clone(),
@@ -201,10 +200,10 @@ impl Stored {
         }
     }
 
-    /// What the driver needs. `begun`: a step was seen running, so that the time to the first one does not count any more.
+    /// What the driver needs, or why there is nothing to drive; that reads after "it". `begun`: a step was seen running, so that the time to the first one does not count any more.
     /// `steps`: how many the operator allows.
-    pub fn run_spec(&self, now: Timestamp, begun: bool, start: Start, steps: Option<u32>) -> Result<RunSpec, Unusable> {
-        let RunRevision { run, .. } = &self.run_revision;
+    pub fn run_spec(&self, now: Timestamp, begun: bool, start: Start, steps: Option<u32>) -> Result<RunSpec, String> {
+        let RunRevision { run, .. } = &self.revision;
         let mut plan: Plan = run.plan("spec").map_err(|problems| {
             let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
             format!("is refused by this version of the operator: {}", texts.join("; "))
@@ -232,7 +231,7 @@ impl Stored {
             code,
             requirements: Requirements {
                 wanted: run.pipeline.requirements.clone(),
-                same_image: !matches!(self.run_revision.place, Place::Address { .. }) && has_one_image(&run.cluster),
+                same_image: !matches!(self.revision.place, Place::Address { .. }) && has_one_image(&run.cluster),
             },
             image: run.cluster.image.clone(),
             pipeline: run.pipeline_name.clone(),

@@ -6,21 +6,21 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{OPENING, Work};
 use crate::apiserver::error::ReconcileError;
 use crate::apiserver::record::Kind;
 use crate::pipelinerun::gather::read_run;
 use crate::pipelinerun::release::Whom;
-use crate::pipelinerun::revision::Stored;
-use crate::pipelinerun::writes::own_cluster;
+use crate::pipelinerun::revision::StoredRevision;
+use crate::pipelinerun::work::Work;
 use crate::queue::Key;
 use decide::cluster::facts::{Issue, Phase, PodFact, Role};
 use decide::pipelinerun::facts::{ClusterFact, Facts, Place, Run, SpecFact};
-use decide::pipelinerun::plan::{ClusterStep, Hold, Plan};
 use decide::pipelinerun::release::{ReleaseFact, shared_place};
 use decide::pipelinerun::retention::Due;
 use driver::{ConnectionPool, SchedulerEndpoint, release};
 
+/// When to look for a scheduler again that cannot be spoken to yet.
+const SOON: Duration = Duration::from_secs(1);
 /// How long a scheduler may take to let go of a run.
 const LEAVE: Duration = Duration::from_secs(8);
 
@@ -31,7 +31,7 @@ impl Work<'_> {
             Place::Shared(name) => Key::new(self.key.namespace.clone(), name.clone()),
             Place::Own => self.key.clone(),
         };
-        self.runs.waiters.wait(Kind::Cluster, &key, self.key);
+        self.reconciler.waiters.wait(Kind::Cluster, &key, self.key);
         if *place == Place::Own {
             match owned {
                 None => return ClusterFact::Missing,
@@ -48,21 +48,21 @@ impl Work<'_> {
                 }
                 Some((_, true, false)) => {}
             }
-        } else if self.runs.clusters.cache.entry(&key).is_none_or(|entry| entry.root.is_none()) {
+        } else if self.reconciler.clusters.cache.entry(&key).is_none_or(|entry| entry.root.is_none()) {
             return ClusterFact::Missing;
         }
-        let standing = self.runs.registry.standing(&key).unwrap_or_default();
+        let state = self.reconciler.registry.state(&key).unwrap_or_default();
         // One that ends again and again has its address all the while, and answers in between at most.
-        let unstable = standing.scheduler.as_ref().is_some_and(|issue| issue.reason == "SchedulerUnstable");
-        if standing.seated && !unstable {
-            return ClusterFact::Answers(standing.workers);
+        let unstable = state.scheduler.as_ref().is_some_and(|issue| issue.reason == "SchedulerUnstable");
+        if state.reachable && !unstable {
+            return ClusterFact::Answers(state.workers);
         }
         let unknown = || Issue {
             reason: "SchedulerNotReady",
             message: "its scheduler is being started".to_owned(),
             stalled: false,
         };
-        let Issue { reason, message, stalled } = standing.scheduler.unwrap_or_else(unknown);
+        let Issue { reason, message, stalled } = state.scheduler.unwrap_or_else(unknown);
         ClusterFact::Waits(Issue { reason, message: format!("DaskCluster {}: {message}", key.name), stalled })
     }
 
@@ -74,9 +74,9 @@ impl Work<'_> {
         let tls = match secret {
             None => None,
             Some(secret) => {
-                self.soon = Some(self.runs.missing);
+                self.soon = Some(self.reconciler.missing);
                 let field = "spec.cluster.tls.secretRef";
-                let read = self.runs.certificates.of_secret(&self.key.namespace, secret, field, self.now).await;
+                let read = self.reconciler.certificates.of_secret(&self.key.namespace, secret, field, self.now).await;
                 match read {
                     Ok(credentials) => match credentials.fact.issue {
                         Some(issue) => return ClusterFact::Waits(issue),
@@ -91,9 +91,9 @@ impl Work<'_> {
                 }
             }
         };
-        let lead = self.runs.desk.lead.leader().unwrap_or_default();
+        let lead = self.reconciler.controller.lead.leader().unwrap_or_default();
         let connections = ConnectionPool::default();
-        let install = Some(self.runs.runtime);
+        let install = Some(self.reconciler.runtime);
         let endpoint =
             SchedulerEndpoint { address: address.to_owned(), tls, generation: 1, lead, install, connections };
         self.memory.outside = Some(watch::Sender::new(Some(endpoint)));
@@ -101,10 +101,10 @@ impl Work<'_> {
     }
 
     /// Has the run's scheduler remove what it has stored.
-    pub(crate) fn sweep(&mut self, stored: &Stored, due: Due) {
-        let Some(endpoint) = self.endpoint(&stored.run_revision.place) else { return self.soon = Some(OPENING) };
+    pub(crate) fn sweep(&mut self, stored: &StoredRevision, due: Due) {
+        let Some(endpoint) = self.endpoint(&stored.revision.place) else { return self.soon = Some(SOON) };
         let order = stored.sweep(due, self.ended());
-        self.memory.removal.start(order, due, endpoint, self.key, self.runs.desk.sink.queue.clone());
+        self.memory.removal.start(order, due, endpoint, self.key, self.reconciler.controller.sink.queue.clone());
     }
 
     /// Has the scheduler of the run's own cluster let go of it, so that what its steps have just finished is stored before
@@ -131,9 +131,9 @@ impl Work<'_> {
     /// Asks the scheduler to forget the run.
     pub(crate) fn release(&mut self, run: &Run, spec: &SpecFact) {
         let Some(endpoint) = shared_place(run, spec).and_then(|place| self.endpoint(&place)) else {
-            return self.soon = Some(OPENING);
+            return self.soon = Some(SOON);
         };
-        self.memory.release.start(run.uid.clone(), endpoint, self.key, self.runs.desk.sink.queue.clone());
+        self.memory.release.start(run.uid.clone(), endpoint, self.key, self.reconciler.controller.sink.queue.clone());
     }
 
     /// Who is to forget the run.
@@ -163,7 +163,7 @@ impl Work<'_> {
     /// Whether a process of a DaskCluster's scheduler may be alive.
     async fn has_scheduler(&self, name: &str) -> Result<bool, ReconcileError> {
         let key = Key::new(self.key.namespace.clone(), name);
-        let entry = self.runs.clusters.cache.entry(&key).unwrap_or_default();
+        let entry = self.reconciler.clusters.cache.entry(&key).unwrap_or_default();
         let Some(root) = &entry.root else {
             // That no watch shows it is a reason to ask.
             let found = self.writer.objects(Kind::Cluster).get_metadata_opt(name).await;
@@ -178,36 +178,17 @@ impl Work<'_> {
         let cluster = place.cluster(&self.key.name).map(|name| Key::new(self.key.namespace.clone(), name));
         match (&self.memory.outside, cluster) {
             (Some(endpoint), _) => endpoint.borrow().clone(),
-            (None, Some(key)) => self.runs.registry.endpoints(&key).borrow().clone(),
+            (None, Some(key)) => self.reconciler.registry.endpoints(&key).borrow().clone(),
             (None, None) => None,
         }
     }
 
     /// Uids of the namespace's runs that have ended.
     fn ended(&self) -> BTreeSet<String> {
-        let cache = &self.runs.desk.sink.cache;
+        let cache = &self.reconciler.controller.sink.cache;
         let keys = cache.keys().into_iter().filter(|key| key.namespace == self.key.namespace);
         let records = keys.filter_map(|key| Some((cache.entry(&key)?.root?, key)));
         let runs = records.map(|(record, key)| read_run(&key, &record, &record.json()));
         runs.filter(Run::has_ended).map(|run| run.uid).collect()
-    }
-
-    /// What is not needed any more, and in the end the run itself.
-    pub(crate) async fn take_away(&mut self, run: &Run, planned: &Plan) -> Result<(), ReconcileError> {
-        if planned.cluster == ClusterStep::Delete
-            && let Some((uid, true, false)) = own_cluster(&self.runs.clusters.cache, self.key, &run.uid)
-        {
-            tracing::info!(cluster = self.key.name, "deleting the cluster of the run");
-            self.runs.waiters.wait(Kind::Cluster, self.key, self.key);
-            self.writer.delete_cluster(&uid, &self.runs.clusters.cache).await?;
-        }
-        if planned.hold == Hold::Release {
-            self.hold(false).await?;
-        }
-        if planned.delete && !self.record.deleted {
-            tracing::info!("deleting the run: its ttlAfterFinished has passed");
-            self.writer.delete_run().await?;
-        }
-        Ok(())
     }
 }

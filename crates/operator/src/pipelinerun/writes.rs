@@ -80,10 +80,10 @@ impl Writer<'_> {
     }
 
     /// Puts our finalizer on the run, or takes it away. `version` is the one in which `others` were seen.
-    pub async fn hold(&self, hold: bool, others: &[String], version: &str) -> Result<(), ReconcileError> {
+    pub async fn set_finalizer(&self, wanted: bool, others: &[String], version: &str) -> Result<(), ReconcileError> {
         let name = &self.key.name;
         let mut finalizers: Vec<&str> = others.iter().map(String::as_str).filter(|other| *other != FINALIZER).collect();
-        if hold {
+        if wanted {
             finalizers.push(FINALIZER);
         }
         let patch = json!({"metadata": {"uid": self.uid, "resourceVersion": version, "finalizers": finalizers}});

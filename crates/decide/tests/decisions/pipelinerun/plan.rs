@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Live, Place, SpecFact};
-use decide::pipelinerun::plan::{ClusterStep, DriveStep, Hold, State, plan};
+use decide::pipelinerun::plan::{ClusterStep, DriveStep, FinalizerStep, State, plan};
 use run_model::RunOutcome;
 
 use super::support::{at, condition, facts, frozen, issue, open, pass, report, run, says};
@@ -13,11 +13,17 @@ fn a_run_is_written_down_then_given_a_cluster_then_held_and_driven() {
     let mut it = run();
     let planned = pass(&mut it, &facts(SpecFact::Valid));
     assert!(planned.freeze);
-    assert_eq!((planned.cluster, planned.drive, planned.hold), (ClusterStep::Keep, DriveStep::Keep, Hold::Keep));
+    assert_eq!(
+        (planned.cluster, planned.drive, planned.finalizer),
+        (ClusterStep::Keep, DriveStep::Keep, FinalizerStep::Keep)
+    );
 
     let mut known = facts(frozen(Place::Own));
     let planned = pass(&mut it, &known);
-    assert_eq!((planned.cluster, planned.drive, planned.hold), (ClusterStep::Make, DriveStep::Keep, Hold::Keep));
+    assert_eq!(
+        (planned.cluster, planned.drive, planned.finalizer),
+        (ClusterStep::Make, DriveStep::Keep, FinalizerStep::Keep)
+    );
 
     (known.cluster, known.owned) = (ClusterFact::Waits(issue("Unschedulable", false)), true);
     let planned = pass(&mut it, &known);
@@ -27,12 +33,12 @@ fn a_run_is_written_down_then_given_a_cluster_then_held_and_driven() {
 
     known.cluster = ClusterFact::Answers(None);
     let planned = pass(&mut it, &known);
-    assert_eq!((planned.hold, planned.drive), (Hold::Take, DriveStep::Run { cancel: false }));
+    assert_eq!((planned.finalizer, planned.drive), (FinalizerStep::Add, DriveStep::Run { cancel: false }));
     it.held = true;
     known.drive = DriveFact::Live(open());
     let planned = pass(&mut it, &known);
-    assert_eq!((planned.hold, planned.drive), (Hold::Keep, DriveStep::Run { cancel: false }));
-    assert_eq!(planned.word.state, State::Running);
+    assert_eq!((planned.finalizer, planned.drive), (FinalizerStep::Keep, DriveStep::Run { cancel: false }));
+    assert_eq!(planned.condition.state, State::Running);
 }
 
 #[test]
@@ -48,7 +54,7 @@ fn the_end_is_written_before_anything_is_taken_away_and_stays() {
         (known.cluster, known.owned) = (ClusterFact::Answers(None), true);
         known.drive = DriveFact::Done(Box::new(report(outcome)));
         let planned = pass(&mut it, &known);
-        assert_eq!((planned.cluster, planned.hold), (ClusterStep::Keep, Hold::Keep), "{reason}");
+        assert_eq!((planned.cluster, planned.finalizer), (ClusterStep::Keep, FinalizerStep::Keep), "{reason}");
         assert!(it.has_ended());
         assert_eq!(condition(&it, "Succeeded").1, reason);
         says(&it, "Succeeded", words);
@@ -59,7 +65,7 @@ fn the_end_is_written_before_anything_is_taken_away_and_stays() {
         known.spec = SpecFact::Valid;
         it.spec.cancel = true;
         let planned = pass(&mut it, &known);
-        assert_eq!((planned.cluster, planned.hold), (ClusterStep::Delete, Hold::Release));
+        assert_eq!((planned.cluster, planned.finalizer), (ClusterStep::Delete, FinalizerStep::Remove));
         assert_eq!(it.status, written);
         assert!(!planned.delete);
     }
@@ -85,7 +91,7 @@ fn a_cancelled_run_is_closed_where_it_is_open_and_ended_at_once_where_it_never_w
     let mut it = run();
     it.spec.cancel = true;
     let known = facts(frozen(Place::Own));
-    assert_eq!(plan(&it, &known).word.state, State::Ended(RunOutcome::Cancelled), "nothing was begun");
+    assert_eq!(plan(&it, &known).condition.state, State::Ended(RunOutcome::Cancelled), "nothing was begun");
 
     it.held = true;
     let mut known = facts(frozen(Place::Own));
@@ -93,13 +99,17 @@ fn a_cancelled_run_is_closed_where_it_is_open_and_ended_at_once_where_it_never_w
     assert_eq!(plan(&it, &known).drive, DriveStep::Run { cancel: true }, "it may be open");
     let pause = Some(Duration::from_secs(9));
     known.drive = DriveFact::Broken { issue: issue("AccessDenied", true), again: pause };
-    assert_eq!(plan(&it, &known).word.state, State::Ended(RunOutcome::Cancelled), "it cannot be opened");
+    assert_eq!(plan(&it, &known).condition.state, State::Ended(RunOutcome::Cancelled), "it cannot be opened");
 
     it.status.started_at = Some(at(1).to_string());
     let planned = plan(&it, &known);
-    assert_eq!((planned.word.state, planned.wake), (State::Running, pause), "its finally steps have a right to run");
+    assert_eq!(
+        (planned.condition.state, planned.wake),
+        (State::Running, pause),
+        "its finally steps have a right to run"
+    );
     known.cancelling = Duration::from_secs(301);
-    assert_eq!(plan(&it, &known).word.state, State::Ended(RunOutcome::Cancelled));
+    assert_eq!(plan(&it, &known).condition.state, State::Ended(RunOutcome::Cancelled));
 }
 
 #[test]
@@ -116,11 +126,11 @@ fn what_is_to_end_does_not_wait_for_ever_for_a_worker_that_runs_its_finally_step
     assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "Finalizing".into()));
     assert_eq!(it.status.conditions[0].message, "`finally` steps wait: about ImagePull");
     known.stuck = Duration::from_secs(300);
-    let word = plan(&it, &known).word;
+    let word = plan(&it, &known).condition;
     assert_eq!((word.state, word.reason.as_str()), (State::Ended(RunOutcome::Failed), "DeadlineExceeded"));
     assert!(word.message.ends_with("`finally` steps wait: about ImagePull"), "{}", word.message);
     (it.held, it.spec.cancel) = (true, true);
-    let word = plan(&it, &known).word;
+    let word = plan(&it, &known).condition;
     assert_eq!(word.state, State::Ended(RunOutcome::Cancelled));
     assert!(word.message.ends_with("`finally` steps wait: about ImagePull"), "{}", word.message);
 }
@@ -148,7 +158,7 @@ fn a_suspended_run_leaves_its_scheduler_and_gives_its_cluster_back() {
     known.drive = DriveFact::Live(open());
     let planned = pass(&mut it, &known);
     assert_eq!((planned.drive, planned.cluster), (DriveStep::Stop { leave: true }, ClusterStep::Delete));
-    assert_eq!((it.status.state.as_deref(), planned.hold), (Some("Suspended"), Hold::Keep));
+    assert_eq!((it.status.state.as_deref(), planned.finalizer), (Some("Suspended"), FinalizerStep::Keep));
     it.queue = Some("nightly".to_owned());
     pass(&mut it, &known);
     let message = &it.status.conditions[0].message;
@@ -169,7 +179,7 @@ fn a_run_beyond_the_limit_of_its_namespace_waits_before_it_is_written_down() {
     assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "RunLimit".into()));
     says(&it, "Succeeded", "about RunLimit");
     it.spec.cancel = true;
-    assert_eq!(pass(&mut it, &known).word.state, State::Ended(RunOutcome::Cancelled));
+    assert_eq!(pass(&mut it, &known).condition.state, State::Ended(RunOutcome::Cancelled));
 }
 
 /// Issue 13, point 3.
@@ -184,14 +194,17 @@ fn a_run_that_there_is_no_memory_for_is_not_driven_and_its_steps_go_on() {
     assert_eq!(pass(&mut it, &known).drive, DriveStep::Run { cancel: false });
     known.full = Some(issue("RunLimit", false));
     let planned = pass(&mut it, &known);
-    assert_eq!((planned.drive, planned.release, planned.hold), (DriveStep::Stop { leave: false }, None, Hold::Keep));
+    assert_eq!(
+        (planned.drive, planned.release, planned.finalizer),
+        (DriveStep::Stop { leave: false }, None, FinalizerStep::Keep)
+    );
     assert_eq!(it.status.state.as_deref(), Some("Running"));
     assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "RunLimit".into()));
     known.drive = DriveFact::None;
     // One that is deleted waits for as long as it may take to stop its steps.
     it.deleting = Some(known.now);
     let planned = pass(&mut it, &known);
-    assert_eq!((planned.drive, planned.hold), (DriveStep::Stop { leave: false }, Hold::Keep));
+    assert_eq!((planned.drive, planned.finalizer), (DriveStep::Stop { leave: false }, FinalizerStep::Keep));
     assert_eq!((planned.release, planned.wake), (None, Some(Duration::from_secs(60))));
     it.deleting = Some(at(-60));
     assert!(pass(&mut it, &known).release.is_some());
@@ -212,14 +225,14 @@ fn deadlines_end_a_run_that_nobody_else_can_end() {
     let mut it = run();
     let mut known = facts(frozen(Place::Own));
     (known.now, known.drive) = (at(600), DriveFact::Live(open()));
-    assert_eq!(pass(&mut it, &known).word.state, State::Running);
+    assert_eq!(pass(&mut it, &known).condition.state, State::Running);
     if let SpecFact::Frozen(frozen) = &mut known.spec {
         frozen.active = Some(Duration::from_secs(700));
     }
     known.now = at(719);
-    assert_eq!(pass(&mut it, &known).word.state, State::Running);
+    assert_eq!(pass(&mut it, &known).condition.state, State::Running);
     known.now = at(820);
-    assert_eq!(pass(&mut it, &known).word.state, State::Ended(RunOutcome::Failed));
+    assert_eq!(pass(&mut it, &known).condition.state, State::Ended(RunOutcome::Failed));
 
     // They have the time that `deadlines.finally` gives them, or as long as they take.
     let finally = |known: &mut Facts, span: Option<u64>| {
@@ -228,17 +241,17 @@ fn deadlines_end_a_run_that_nobody_else_can_end() {
         }
     };
     finally(&mut known, Some(300));
-    assert_eq!(plan(&run(), &known).word.state, State::Running);
+    assert_eq!(plan(&run(), &known).condition.state, State::Running);
     known.now = at(1120);
-    assert_eq!(plan(&run(), &known).word.state, State::Ended(RunOutcome::Failed));
+    assert_eq!(plan(&run(), &known).condition.state, State::Ended(RunOutcome::Failed));
     finally(&mut known, None);
-    assert_eq!(plan(&run(), &known).word.state, State::Running);
+    assert_eq!(plan(&run(), &known).condition.state, State::Running);
 
     // Why no step began is told with the end.
     let mut late = report(RunOutcome::Failed);
     (late.reason, late.message) = (Some("DeadlineExceeded".into()), Some("no step had started".into()));
     (known.drive, known.waited) = (DriveFact::Done(Box::new(late)), Some("0/3 nodes fit".into()));
-    let word = plan(&run(), &known).word;
+    let word = plan(&run(), &known).condition;
     assert_eq!(
         (word.reason.as_str(), word.message.as_str()),
         ("DeadlineExceeded", "no step had started; it waited: 0/3 nodes fit")
@@ -248,9 +261,9 @@ fn deadlines_end_a_run_that_nobody_else_can_end() {
     let patience = Some("90s".parse().unwrap());
     let mut known = facts(SpecFact::Waits(issue("PipelineNotFound", false), patience));
     let planned = plan(&run(), &known);
-    assert_eq!((planned.word.state, planned.wake), (State::Pending, Some(Duration::from_secs(85))));
+    assert_eq!((planned.condition.state, planned.wake), (State::Pending, Some(Duration::from_secs(85))));
     known.now = at(90);
-    let word = plan(&run(), &known).word;
+    let word = plan(&run(), &known).condition;
     assert_eq!(
         (word.reason.as_str(), word.message.as_str()),
         ("DeadlineExceeded", "timed out after 1m30s: about PipelineNotFound")
@@ -259,10 +272,10 @@ fn deadlines_end_a_run_that_nobody_else_can_end() {
     // What is written down and cannot be read now, since the API server refuses, is no reason to end anything.
     let mut known = facts(SpecFact::Waits(issue("ApiError", false), None));
     known.now = at(100_000);
-    assert_eq!(plan(&run(), &known).word.state, State::Pending);
+    assert_eq!(plan(&run(), &known).condition.state, State::Pending);
     let mut it = run();
     it.status.started_at = Some(at(1).to_string());
-    assert_eq!(plan(&it, &known).word.state, State::Running);
+    assert_eq!(plan(&it, &known).condition.state, State::Running);
 }
 
 #[test]
@@ -271,17 +284,21 @@ fn a_deleted_run_is_closed_for_a_minute_and_then_let_go() {
     it.deleting = Some(at(0));
     let mut known = facts(frozen(Place::Shared("c".into())));
     known.cluster = ClusterFact::Answers(None);
-    assert_eq!(plan(&it, &known).hold, Hold::Keep, "there is none to release");
+    assert_eq!(plan(&it, &known).finalizer, FinalizerStep::Keep, "there is none to release");
     it.held = true;
     known.drive = DriveFact::Live(open());
     let planned = plan(&it, &known);
-    assert_eq!((planned.hold, planned.drive), (Hold::Keep, DriveStep::Run { cancel: true }));
+    assert_eq!((planned.finalizer, planned.drive), (FinalizerStep::Keep, DriveStep::Run { cancel: true }));
     assert_eq!(planned.wake, Some(Duration::from_secs(55)));
     known.now = at(60);
     let planned = plan(&it, &known);
-    assert_eq!((planned.hold, planned.drive), (Hold::Keep, DriveStep::Stop { leave: false }), "it is released first");
+    assert_eq!(
+        (planned.finalizer, planned.drive),
+        (FinalizerStep::Keep, DriveStep::Stop { leave: false }),
+        "it is released first"
+    );
     (known.now, known.drive, known.cluster) = (at(5), DriveFact::None, ClusterFact::Missing);
-    assert_eq!(plan(&it, &known).hold, Hold::Release, "there is nowhere to close it");
+    assert_eq!(plan(&it, &known).finalizer, FinalizerStep::Remove, "there is nowhere to close it");
 }
 
 #[test]
@@ -309,7 +326,7 @@ fn why_a_run_waits_is_told_and_it_is_tried_again_after_a_pause() {
     known.drive = DriveFact::Live(Live { lost: Some("it is gone".into()), ..Live::default() });
     check(&known, "SchedulerUnreachable", "it is gone", "False");
     known.drive = DriveFact::Broken { issue: issue("RecordUnreadable", false), again: None };
-    assert_eq!(plan(&run(), &known).word.state, State::Ended(RunOutcome::Failed));
+    assert_eq!(plan(&run(), &known).condition.state, State::Ended(RunOutcome::Failed));
 
     let mut live = open();
     live.counts.running = 0;
@@ -332,7 +349,7 @@ fn keys_that_the_storage_refuses_are_told_with_the_secret_and_what_to_do() {
         let SpecFact::Frozen(mut spec) = frozen(Place::Own) else { panic!("it is frozen") };
         (spec.storage_url, spec.storage_secret) = (url.to_owned(), secret.map(ToOwned::to_owned));
         let known = Facts { cluster: ClusterFact::Answers(None), drive, ..facts(SpecFact::Frozen(spec)) };
-        plan(&run(), &known).word
+        plan(&run(), &known).condition
     };
     let denied = issue("AccessDenied", true);
     let broken = DriveFact::Broken { issue: denied.clone(), again: Some(Duration::from_secs(7)) };

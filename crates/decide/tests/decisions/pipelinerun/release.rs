@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Live, Place, Run, SpecFact};
-use decide::pipelinerun::plan::{DriveStep, Hold, Plan, State, plan};
+use decide::pipelinerun::plan::{DriveStep, FinalizerStep, Plan, State, plan};
 use decide::pipelinerun::release::{PATIENCE, PATIENCE_DELETED, ReleaseFact, is_due, is_settled};
 use jiff::SignedDuration;
 use run_model::{Released, RunOutcome};
@@ -32,7 +32,7 @@ fn has_none(run: &Run) -> bool {
 /// Nobody could run its last steps for too long.
 fn give_up(it: &mut Run, known: &mut Facts) {
     known.stuck = Duration::from_secs(300);
-    assert_eq!(pass(it, known).word.state, State::Ended(RunOutcome::Failed));
+    assert_eq!(pass(it, known).condition.state, State::Ended(RunOutcome::Failed));
     known.stuck = Duration::ZERO;
 }
 
@@ -54,20 +54,20 @@ fn a_run_that_the_operator_ends_has_ended_at_once_and_is_released_afterwards() {
         known.release = ReleaseFact::Ready(None);
         let planned = pass(&mut it, &known);
         assert!(planned.release.is_some_and(|release| release.start));
-        assert_eq!((planned.hold, planned.drive), (Hold::Keep, DriveStep::Stop { leave: false }));
+        assert_eq!((planned.finalizer, planned.drive), (FinalizerStep::Keep, DriveStep::Stop { leave: false }));
         assert_eq!(planned.wake, Some(PATIENCE.unsigned_abs()));
 
         known.release = ReleaseFact::Live(None);
         assert!(pass(&mut it, &known).release.is_some_and(|release| !release.start));
         known.release = ReleaseFact::Done(Released::Forgotten);
-        assert_eq!(pass(&mut it, &known).hold, Hold::Release);
+        assert_eq!(pass(&mut it, &known).finalizer, FinalizerStep::Remove);
         assert_eq!(condition(&it, "Released"), ("True".into(), "Released".into()));
         assert_eq!(condition(&it, "Succeeded"), ("False".into(), "DeadlineExceeded".into()));
 
         // That is all that there is to do, and it stays told.
         known.release = ReleaseFact::None;
         let planned = pass(&mut it, &known);
-        assert!(planned.release.is_none() && planned.hold == Hold::Release);
+        assert!(planned.release.is_none() && planned.finalizer == FinalizerStep::Remove);
         assert_eq!(condition(&it, "Released").0, "True");
     }
 }
@@ -93,7 +93,7 @@ fn whatever_ends_a_run_without_its_driver_begins_its_release() {
     let (mut it, mut known) = shared();
     it.spec.cancel = true;
     (known.drive, known.cancelling) = (DriveFact::None, Duration::from_secs(301));
-    assert_eq!(pass(&mut it, &known).word.state, State::Ended(RunOutcome::Cancelled));
+    assert_eq!(pass(&mut it, &known).condition.state, State::Ended(RunOutcome::Cancelled));
     assert_eq!(condition(&it, "Released").1, "Releasing");
 }
 
@@ -103,7 +103,7 @@ fn where_nothing_is_left_to_be_released_nothing_is_told() {
     let (mut it, mut known) = on(Place::Own);
     give_up(&mut it, &mut known);
     assert!(has_none(&it) && !is_due(&it));
-    assert_eq!(pass(&mut it, &known).hold, Hold::Release);
+    assert_eq!(pass(&mut it, &known).finalizer, FinalizerStep::Remove);
     // The driver has told the scheduler.
     let (mut it, mut known) = shared();
     known.drive = DriveFact::Done(Box::new(report(RunOutcome::Failed)));
@@ -122,7 +122,7 @@ fn another_process_finds_in_the_object_what_is_due() {
     give_up(&mut it, &mut known);
     assert!(is_due(&it) && !is_settled(&it));
     let planned = restarted(&mut it, ReleaseFact::Ready(None));
-    assert!(planned.release.is_some_and(|release| release.start) && planned.hold == Hold::Keep);
+    assert!(planned.release.is_some_and(|release| release.start) && planned.finalizer == FinalizerStep::Keep);
     // Also without what was written down.
     known.spec = SpecFact::Invalid("it is gone".into());
     known.release = ReleaseFact::Ready(None);
@@ -138,7 +138,7 @@ fn a_scheduler_that_does_not_confirm_is_asked_until_the_deadline_and_holds_nothi
     give_up(&mut it, &mut known);
     let waits = ReleaseFact::Paused { issue: issue("SchedulerUnreachable", false), left: Duration::from_secs(9) };
     let planned = restarted(&mut it, waits.clone());
-    assert_eq!((planned.hold, planned.wake), (Hold::Keep, Some(Duration::from_secs(9))));
+    assert_eq!((planned.finalizer, planned.wake), (FinalizerStep::Keep, Some(Duration::from_secs(9))));
     assert_eq!(condition(&it, "Released"), ("False".into(), "Releasing".into()));
     says(&it, "Released", "about SchedulerUnreachable");
     // What is asked again says the same meanwhile.
@@ -151,13 +151,13 @@ fn a_scheduler_that_does_not_confirm_is_asked_until_the_deadline_and_holds_nothi
     assert!(!planned.delete, "it is still asked");
     (known.now, known.release) = (at(5) + PATIENCE, waits);
     let planned = pass(&mut it, &known);
-    assert!(planned.hold == Hold::Release && planned.delete);
+    assert!(planned.finalizer == FinalizerStep::Remove && planned.delete);
     assert_eq!(condition(&it, "Released"), ("False".into(), "NotReleased".into()));
     says(&it, "Released", "within 600 s");
     says(&it, "Released", "may still run");
     assert!(!is_due(&it));
     known.release = ReleaseFact::None;
-    assert_eq!(pass(&mut it, &known).hold, Hold::Release);
+    assert_eq!(pass(&mut it, &known).finalizer, FinalizerStep::Remove);
     assert_eq!(condition(&it, "Released").1, "NotReleased");
 }
 
@@ -223,24 +223,24 @@ fn a_deleted_run_is_let_go_when_it_is_released_or_cannot_be() {
     it.deleting = Some(at(0));
     (known.now, known.release) = (at(60), ReleaseFact::Ready(None));
     let planned = plan(&it, &known);
-    assert!(planned.release.is_some_and(|release| release.start) && planned.hold == Hold::Keep);
+    assert!(planned.release.is_some_and(|release| release.start) && planned.finalizer == FinalizerStep::Keep);
     known.release = ReleaseFact::Done(Released::Forgotten);
-    assert_eq!(plan(&it, &known).hold, Hold::Release);
+    assert_eq!(plan(&it, &known).finalizer, FinalizerStep::Remove);
     // One whose scheduler cannot be had is not kept for longer.
     (known.cluster, known.drive) = (ClusterFact::Waits(issue("SchedulerNotReady", false)), DriveFact::None);
     known.release = ReleaseFact::Waits(issue("SchedulerNotReady", false));
     known.now = at(0) + PATIENCE_DELETED - SignedDuration::from_secs(1);
     let planned = plan(&it, &known);
-    assert_eq!((planned.hold, planned.wake), (Hold::Keep, Some(Duration::from_secs(1))));
+    assert_eq!((planned.finalizer, planned.wake), (FinalizerStep::Keep, Some(Duration::from_secs(1))));
     known.now = at(0) + PATIENCE_DELETED;
-    assert_eq!(plan(&it, &known).hold, Hold::Release);
+    assert_eq!(plan(&it, &known).finalizer, FinalizerStep::Remove);
     // The same of one that had ended.
     let (mut it, mut known) = shared();
     give_up(&mut it, &mut known);
     it.deleting = Some(at(10));
     known.release = ReleaseFact::Waits(issue("SchedulerNotReady", false));
     known.now = at(10) + PATIENCE_DELETED;
-    assert_eq!(pass(&mut it, &known).hold, Hold::Release);
+    assert_eq!(pass(&mut it, &known).finalizer, FinalizerStep::Remove);
     says(&it, "Released", "within 120 s");
 }
 

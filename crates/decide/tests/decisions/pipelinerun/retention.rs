@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Place, Run, SpecFact, SweepFact};
-use decide::pipelinerun::plan::{ClusterStep, Hold, plan};
+use decide::pipelinerun::plan::{ClusterStep, FinalizerStep, plan};
 use decide::pipelinerun::retention::{Due, Retention, SweepStep, pause, retention};
 use run_model::RunOutcome;
 use serde_json::json;
@@ -126,7 +126,7 @@ fn the_object_stays_until_its_retention_is_carried_out_unless_a_person_deletes_i
     it.status.removed = None;
     (it.deleting, it.held) = (Some(at(60)), true);
     let planned = plan(&it, &known);
-    assert_eq!((planned.removal, planned.hold), (None, Hold::Release), "what it has stored stays");
+    assert_eq!((planned.removal, planned.finalizer), (None, FinalizerStep::Remove), "what it has stored stays");
 }
 
 #[test]

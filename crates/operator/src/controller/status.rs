@@ -1,0 +1,56 @@
+//! Writes the status of an object, if it says something new.
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::apiserver::apply::Writer;
+use crate::apiserver::error::ReconcileError;
+use crate::apiserver::record::Kind;
+use crate::controller::events::{Events, Note, notes};
+
+/// When the status of an object was last written. A change of counts alone waits for a while since then: they come one by one.
+#[derive(Debug, Default)]
+pub(crate) struct Throttle {
+    written: Option<Instant>,
+}
+
+impl Throttle {
+    /// What is left of `pause` since the last write, if anything is.
+    pub fn left(&self, pause: Duration) -> Option<Duration> {
+        let left = pause.saturating_sub(self.written?.elapsed());
+        (!left.is_zero()).then_some(left)
+    }
+}
+
+/// Writes a status and publishes what is new in its conditions as Events.
+pub(crate) struct StatusWriter<'a> {
+    pub writer: &'a Writer<'a>,
+    pub events: &'a Events,
+    pub kind: Kind,
+}
+
+impl StatusWriter<'_> {
+    pub async fn write(
+        &self,
+        status: &impl Serialize,
+        conditions: (&[Condition], &[Condition]),
+        throttle: &mut Throttle,
+    ) -> Result<(), ReconcileError> {
+        self.writer.write_status(self.kind, status).await?;
+        throttle.written = Some(Instant::now());
+        let (before, after) = conditions;
+        // That a run does not run yet is no event.
+        let is_news = |note: &Note| self.kind != Kind::Run || note.reason != "Pending";
+        self.publish(notes(before, after).into_iter().filter(is_news));
+        Ok(())
+    }
+
+    pub fn publish(&self, notes: impl IntoIterator<Item = Note>) {
+        for note in notes {
+            self.events.publish(self.kind, self.writer.key, self.writer.uid, note);
+        }
+    }
+}
