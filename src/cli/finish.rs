@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::options::{Output, ShowOptions};
 use super::progress::{clean, describe, titled};
 use super::{Failure, exit, table};
+use api::reason::Reason;
 use local::home::StorageNote;
 use run_model::{Failure as StepFailure, Frozen, Report, ResultValue, RunOutcome};
 use store::Final;
@@ -29,7 +30,8 @@ pub(super) fn report(
             document.insert("durationSeconds".into(), json!(report.duration.as_secs_f64()));
             document.insert("steps".into(), json!(report.counts));
             document.insert("results".into(), Value::Object(results));
-            for (key, text) in [("reason", &report.reason), ("message", &report.message)] {
+            let reason = report.reason.map(|reason| reason.to_string());
+            for (key, text) in [("reason", &reason), ("message", &report.message)] {
                 if let Some(text) = text {
                     document.insert(key.into(), Value::String(clean(text)));
                 }
@@ -119,7 +121,7 @@ fn summary(frozen: &Frozen, storage: &StorageNote, report: &Report) -> String {
     let (state, counts) = (report.outcome.as_str(), describe(&report.counts));
     text.push_str(&format!("{state} in {seconds:.1} s: {counts}\n"));
     if let Some(message) = report.message.as_ref().filter(|_| report.outcome != RunOutcome::Succeeded) {
-        let reason = report.reason.as_deref().unwrap_or("Failed");
+        let reason = report.reason.unwrap_or(Reason::Failed);
         text.push_str(&format!("reason: {reason}: {message}\n"));
     }
     let uid = &frozen.uid;

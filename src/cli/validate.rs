@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use super::Failure;
 use super::options::{CrdOptions, ValidateOptions};
 use api::problem::Problem;
+use api::reason::Reason;
 use decide::cluster;
 use decide::pipeline;
 use manifest::crd;
@@ -54,12 +55,12 @@ fn follows(problem: &Problem, known: &[&str]) -> bool {
     let of_step = |path: &str| path.starts_with("spec.steps[") || path.starts_with("spec.finally[");
     let entry = |path: &str| path.find(']').map_or_else(|| path.to_owned(), |end| path[..=end].to_owned());
     let lost = match problem.reason {
-        "UndefinedParameter" | "UnsatisfiableResources" | "UnknownWorkerGroup" => {
+        Reason::UndefinedParameter | Reason::UnsatisfiableResources | Reason::UnknownWorkerGroup => {
             known.iter().any(|path| !of_step(path))
         }
-        "UnknownOutput" | "NotUpstream" => known.iter().any(|path| of_step(path)),
+        Reason::UnknownOutput | Reason::NotUpstream => known.iter().any(|path| of_step(path)),
         // To take a field away makes none of these.
-        "DependencyCycle" | "SelfDependency" | "UnknownStep" => return false,
+        Reason::DependencyCycle | Reason::SelfDependency | Reason::UnknownStep => return false,
         _ => false,
     };
     // The field itself was taken away.
@@ -148,7 +149,7 @@ mod tests {
             for problem in &problems {
                 assert!(WORDS.iter().any(|words| problem.to_string().contains(words)), "{problem}");
             }
-            problems.into_iter().map(|problem| problem.reason).collect::<Vec<_>>()
+            problems.into_iter().map(|problem| problem.reason.as_str()).collect::<Vec<_>>()
         };
         let step = |map: &str| format!("steps: [{{name: a, call: 'm:f', map: {map}}}]}}");
         assert_eq!(reasons(&format!("{{{}", step("{x: [1, 2], z: [1]}"))), ["UnequalLengths"]);

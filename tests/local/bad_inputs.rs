@@ -7,10 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::{Map, Value, json};
+
 use api::pipeline::PipelineSpec;
+use api::reason::Reason;
 use engine::{MapSource, StepSpec};
 use lower::{RunInfo, validate};
-use serde_json::{Map, Value, json};
 
 const ROWS: &str = include_str!("../data/bad_inputs.txt");
 
@@ -105,7 +107,7 @@ fn in_manifest(row: &Row) -> Result<(), String> {
     let problems = manifest::read_text(Path::new("flow.yaml"), row.input.as_bytes()).problems;
     let found = problems
         .iter()
-        .map(|found| (found.problem.reason.to_owned(), found.problem.path.clone(), found.to_string()))
+        .map(|found| (found.problem.reason.to_string(), found.problem.path.clone(), found.to_string()))
         .collect();
     compare(row, found)
 }
@@ -130,7 +132,7 @@ fn in_pipeline(row: &Row) -> Result<(), String> {
         }
         Err(problems) => compare(
             row,
-            problems.iter().map(|found| (found.reason.to_owned(), found.path.clone(), found.to_string())).collect(),
+            problems.iter().map(|found| (found.reason.to_string(), found.path.clone(), found.to_string())).collect(),
         ),
     }
 }
@@ -207,7 +209,7 @@ fn a_long_cycle_is_shown_in_short() {
         let spec: PipelineSpec = serde_json::from_value(json!({ "steps": steps })).expect("a spec");
         let problems = validate(&spec, "spec").expect_err("a cycle");
         assert_eq!(problems.len(), 1);
-        assert_eq!(problems[0].reason, "DependencyCycle");
+        assert_eq!(problems[0].reason, Reason::DependencyCycle);
         assert!(problems[0].message.contains("s0 -> s1 -> s2") && problems[0].message.len() < 1000, "{}", problems[0]);
     };
     std::thread::Builder::new().stack_size(512 << 10).spawn(work).expect("a thread").join().expect("no overflow");

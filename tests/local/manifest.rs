@@ -2,6 +2,7 @@
 
 use std::{fs, io::Cursor, path::Path, time::Instant};
 
+use api::reason::Reason;
 use manifest::{Object, Reading};
 
 fn read(text: &str) -> Reading {
@@ -42,7 +43,7 @@ fn bytes_that_are_no_text_are_told_with_their_place() {
     for (bytes, reason, part) in cases {
         let problems = manifest::read_text(Path::new("x"), bytes).problems;
         assert_eq!(problems.len(), 1);
-        assert_eq!(problems[0].problem.reason, reason);
+        assert_eq!(problems[0].problem.reason.as_str(), reason);
         assert!(problems[0].to_string().contains(part), "{}", problems[0]);
     }
 }
@@ -64,7 +65,11 @@ fn a_lone_surrogate_is_refused() {
         let text = format!("{{\"apiVersion\": \"daskade.dev/v1alpha1\", \"kind\": \"{escape}\"}}");
         let problems = read(&text).problems;
         assert_eq!(problems.len(), 1, "{escape}");
-        assert!(["InvalidYaml", "InvalidText"].contains(&problems[0].problem.reason), "{escape}: {}", problems[0]);
+        assert!(
+            [Reason::InvalidYaml, Reason::InvalidText].contains(&problems[0].problem.reason),
+            "{escape}: {}",
+            problems[0]
+        );
         assert!(problems[0].to_string().contains("Unicode"), "{escape}: {}", problems[0]);
     }
 }
@@ -97,14 +102,14 @@ fn a_long_line_costs_time_in_proportion() {
 fn an_object_larger_than_kubernetes_takes_is_refused() {
     let problems = read(&pipeline_with(&format!("[\"{}\"]", "x".repeat(1024 * 1024)))).problems;
     assert_eq!(problems.len(), 1);
-    assert_eq!(problems[0].problem.reason, "TooLarge");
+    assert_eq!(problems[0].problem.reason, Reason::TooLarge);
     assert!(problems[0].to_string().contains("bytes as JSON, may have at most"), "{}", problems[0]);
 }
 
 #[test]
 fn a_file_of_more_than_8_mib_is_refused() {
     let problems = read(&"#".repeat(8 * 1024 * 1024 + 1)).problems;
-    assert_eq!((problems.len(), problems[0].problem.reason), (1, "TooLarge"));
+    assert_eq!((problems.len(), problems[0].problem.reason), (1, Reason::TooLarge));
     assert!(problems[0].to_string().contains("the file is larger than 8 MiB"), "{}", problems[0]);
 }
 
@@ -118,12 +123,12 @@ fn deep_nesting_is_refused_without_recursion() {
     ] {
         let problems = read(&text).problems;
         assert_eq!(problems.len(), 1);
-        assert!(["TooDeep", "InvalidYaml"].contains(&problems[0].problem.reason), "{}", problems[0]);
+        assert!([Reason::TooDeep, Reason::InvalidYaml].contains(&problems[0].problem.reason), "{}", problems[0]);
         assert!(problems[0].to_string().contains(words), "{}", problems[0]);
     }
     assert_eq!(read(&pipeline_with(&format!("{}1{}", "[".repeat(50), "]".repeat(50)))).problems, []);
     let problems = read(&pipeline_with(&format!("{}1{}", "[".repeat(64), "]".repeat(64)))).problems;
-    assert_eq!(problems[0].problem.reason, "TooDeep");
+    assert_eq!(problems[0].problem.reason, Reason::TooDeep);
     assert!(problems[0].to_string().contains("nested more than"), "{}", problems[0]);
 }
 
@@ -131,11 +136,11 @@ fn deep_nesting_is_refused_without_recursion() {
 fn anchors_may_not_hold_too_much_either() {
     let nested = "&a [".repeat(50) + "&x [" + &"1,".repeat(50_000) + "]" + &"]".repeat(50);
     let problems = read(&pipeline_with(&nested)).problems;
-    assert_eq!(problems.iter().map(|p| p.problem.reason).collect::<Vec<_>>(), ["AliasLimit"]);
+    assert_eq!(problems.iter().map(|p| p.problem.reason.as_str()).collect::<Vec<_>>(), ["AliasLimit"]);
     assert!(problems[0].to_string().contains("anchors hold too much"), "{}", problems[0]);
     let text = "x: &x \"".to_owned() + &"y".repeat(1_000_000) + "\"\nz: [" + &"*x, ".repeat(100) + "]\n";
     let problem = &read(&text).problems[0];
-    assert_eq!(problem.problem.reason, "AliasLimit");
+    assert_eq!(problem.problem.reason, Reason::AliasLimit);
     assert!(problem.to_string().contains("aliases expand to too much"), "{problem}");
 }
 
@@ -157,7 +162,7 @@ fn ten_thousand_steps_are_read_and_one_more_is_refused() {
     let problems = read(&steps(10_001)).problems;
     assert_eq!(
         (problems.len(), problems[0].problem.reason, problems[0].problem.path.as_str()),
-        (1, "TooLarge", "spec.steps")
+        (1, Reason::TooLarge, "spec.steps")
     );
     assert!(problems[0].to_string().contains("has 10001 entries, may have at most 10000"), "{}", problems[0]);
 }
@@ -195,7 +200,7 @@ fn paths_that_cannot_be_read_are_all_told() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing.yaml");
     let problems = manifest::load(&[missing.clone(), folder.path().to_owned()]).unwrap_err();
-    let reasons: Vec<&str> = problems.iter().map(|problem| problem.problem.reason).collect();
+    let reasons: Vec<&str> = problems.iter().map(|problem| problem.problem.reason.as_str()).collect();
     assert_eq!(reasons, ["Unreadable", "Empty"]);
     assert!(problems[0].to_string().contains("missing.yaml"));
     assert!(problems[1].to_string().contains("no file that ends in .yaml, .yml or .json"), "{}", problems[1]);

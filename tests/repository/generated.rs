@@ -1,12 +1,7 @@
 //! Files that are made from the types are in step with them. `DASKADE_UPDATE=1 cargo test --test repository generated` writes them.
 
-use std::{
-    collections::BTreeSet,
-    env, fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, env, fs, path::PathBuf};
 
-use api::condition::{CONDITION_REASONS, PROBLEM_REASONS};
 use decide::pipelinerun::release::{PATIENCE, PATIENCE_DELETED};
 use manifest::crd;
 use serde_json::Value;
@@ -205,26 +200,6 @@ fn limits_of_the_runtime_are_those_of_the_program() {
     assert_eq!(theirs.len(), text.lines().filter(|line| line.contains(" = ")).count(), "every number is compared");
 }
 
-/// What to do about each reason that an object may have, and about no other.
-#[test]
-fn troubleshooting_has_every_reason_of_a_condition_once() {
-    let page = fs::read_to_string(in_repository("docs/troubleshooting.md")).unwrap();
-    let word = regex::Regex::new(r"`([A-Z][A-Za-z]+)`").unwrap();
-    let mut told: Vec<String> = Vec::new();
-    for line in page.lines().filter(|line| line.starts_with("| `")) {
-        let cells: Vec<&str> = line.trim_matches('|').split('|').collect();
-        assert!(
-            cells.len() == 3 && cells.iter().all(|cell| !cell.trim().is_empty()),
-            "reason, why, what to do: {line}"
-        );
-        told.extend(word.captures_iter(cells[0]).map(|found| found[1].to_owned()));
-    }
-    told.sort();
-    let mut known: Vec<String> = CONDITION_REASONS.iter().map(|(name, _)| (*name).to_owned()).collect();
-    known.sort();
-    assert_eq!(told, known, "docs/troubleshooting.md and CONDITION_REASONS differ");
-}
-
 /// The threat model says of each threat by which test it is shown; the ranges of docs/releases.md are those of the tests.
 #[test]
 fn what_the_docs_say_is_tested_is_there() {
@@ -264,35 +239,6 @@ fn what_the_docs_say_is_tested_is_there() {
     let least =
         regex::Regex::new(r">=(\d+\.\d+)").unwrap().captures(&read("charts/daskade/Chart.yaml")).unwrap()[1].to_owned();
     assert!(releases.contains(&format!("| Kubernetes | {least} ")), "docs/releases.md does not begin with {least}");
-}
-
-#[test]
-fn every_reason_of_a_problem_is_documented_once() {
-    let documented: Vec<&str> = PROBLEM_REASONS.iter().map(|(name, _)| *name).collect();
-    let unique: BTreeSet<&str> = documented.iter().copied().collect();
-    assert_eq!(unique.len(), documented.len());
-    let used = regex::Regex::new(r#"(?:Problem|SyntaxError)::new\(\s*"([A-Z]\w+)""#).unwrap();
-    let mut found = 0;
-    for folder in ["src", "crates"] {
-        for_each_source(&in_repository(folder), &mut |path, text| {
-            for reason in used.captures_iter(text) {
-                assert!(unique.contains(&reason[1]), "{}: {} is not in PROBLEM_REASONS", path.display(), &reason[1]);
-                found += 1;
-            }
-        });
-    }
-    assert!(found > 40, "{found}");
-}
-
-fn for_each_source(folder: &Path, visit: &mut impl FnMut(&Path, &str)) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            for_each_source(&path, visit);
-        } else if path.extension().is_some_and(|ending| ending == "rs") && !path.ends_with("problem.rs") {
-            visit(&path, &fs::read_to_string(&path).unwrap());
-        }
-    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod circles;
 mod generated;
+mod reasons;
 mod stages;
 mod supported;
 mod tidy;

@@ -13,6 +13,7 @@ pub mod pipeline;
 pub mod pod;
 pub mod problem;
 pub mod quantity;
+pub mod reason;
 pub mod retention;
 pub mod run;
 pub mod schema;

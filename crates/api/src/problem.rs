@@ -3,13 +3,15 @@
 
 use std::fmt;
 
+use crate::reason::Reason;
+
 /// One mistake in an input: stable reason, where it is, what is wrong and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     /// Field path inside the object, for example `spec.steps[3].map.x`; empty for the whole document.
     pub path: String,
     /// Stable CamelCase reason, documented in `docs/reasons.md`.
-    pub reason: &'static str,
+    pub reason: Reason,
     /// What is wrong, as a sentence fragment without a full stop.
     pub message: String,
     /// What to do about it, if that is not evident from the message.
@@ -18,7 +20,7 @@ pub struct Problem {
 
 impl Problem {
     /// A problem at `path` without a remedy.
-    pub fn new(reason: &'static str, path: impl Into<String>, message: impl Into<String>) -> Self {
+    pub fn new(reason: Reason, path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { path: path.into(), reason, message: message.into(), help: None }
     }
 

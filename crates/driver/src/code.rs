@@ -1,6 +1,7 @@
 //! A run's code as the runtime in the scheduler gets it.
 
 use super::wire::storage;
+use api::reason::Reason;
 use dask::Peer;
 use dask::ops::{Code, FetchCode, Leader};
 use run_model::{CodeSource, RunSpec};
@@ -25,7 +26,7 @@ pub(super) async fn code(peer: &Peer, spec: &RunSpec, lead: Option<&Leader>) -> 
         Ok(fetched) => Ok(Code { digest: fetched.digest, zip: None }),
         Err(dask::Error::UnknownOp { op }) => {
             let message = "the runtime in the scheduler is of a release that does not know code.url".to_owned();
-            Err(dask::Error::Refused { op, reason: "RuntimeVersion".to_owned(), message })
+            Err(dask::Error::Refused { op, reason: Reason::RuntimeVersion.to_string(), message })
         }
         Err(error) => Err(error),
     }

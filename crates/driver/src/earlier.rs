@@ -6,10 +6,10 @@ use super::facts::{Facts, View};
 use super::reuse::{Reusable, Taken, Wish};
 use super::supply::{Supplier, look_at};
 use super::wire::{decision, storage};
+use api::reason::Reason;
 use dask::Peer;
 use dask::ops::{Adopt, AdoptItem, Earlier, EarlierRun, EarlierRuns, Item, Leader, Opened, Record, Records};
 use engine::{Event, RunState, SkipReason, StepIx, TaskId};
-
 use lower::{Keyring, Part, Plan};
 use run_model::RunSpec;
 
@@ -38,7 +38,7 @@ pub(super) async fn ask(
     let earlier = match peer.call(&ask).await {
         Err(dask::Error::UnknownOp { .. }) => {
             let message = "the runtime in the scheduler is of a release that does not know select and reuse";
-            return Err(refusal("RuntimeVersion", message.to_owned()));
+            return Err(refusal(Reason::RuntimeVersion, message.to_owned()));
         }
         answer => answer?,
     };
@@ -67,10 +67,10 @@ pub(super) fn weigh(
     earlier.runs.retain(|run| run.removed.is_none());
     if let Some(wanted) = spec.reuse.run.as_deref().filter(|_| earlier.runs.is_empty()) {
         if let Some(why) = cleared {
-            return Err(refusal("OutputsRemoved", format!("spec.reuse.run: {why}")));
+            return Err(refusal(Reason::OutputsRemoved, format!("spec.reuse.run: {why}")));
         }
         let message = format!("spec.reuse.run: there is no earlier run {wanted} of {}", whose(spec));
-        return Err(refusal("ReuseNotFound", message));
+        return Err(refusal(Reason::ReuseNotFound, message));
     }
     let keys = Keyring::new(&spec.plan, code, spec.image.as_deref());
     let now = spec.time.now().as_duration().as_secs_f64();
@@ -87,7 +87,7 @@ fn cleared(run: &EarlierRun) -> Option<String> {
 /// Refuses a new run whose selection needs what nobody has: before anything of it exists.
 pub(super) fn check(spec: &RunSpec, reusable: Option<&Reusable>) -> Result<(), dask::Error> {
     match reusable.map(|reusable| reusable.source(&spec.plan, &whose(spec))) {
-        Some(Err(why)) if loads(spec) => Err(refusal("OutputMissing", why)),
+        Some(Err(why)) if loads(spec) => Err(refusal(Reason::OutputMissing, why)),
         _ => Ok(()),
     }
 }
@@ -116,7 +116,7 @@ pub(super) fn rest(
         }
         let source = match (part, reusable.as_ref()) {
             (Part::Loaded, Some(reusable)) => {
-                Some(reusable.source(plan, &whose(spec)).map_err(|why| refusal("OutputMissing", why))?)
+                Some(reusable.source(plan, &whose(spec)).map_err(|why| refusal(Reason::OutputMissing, why))?)
             }
             _ => None,
         };
@@ -216,6 +216,6 @@ fn whose(spec: &RunSpec) -> String {
     format!("pipeline {} in {}", pipeline(spec), spec.storage.url)
 }
 
-fn refusal(reason: &str, message: String) -> dask::Error {
-    dask::Error::Refused { op: "daskade-earlier", reason: reason.to_owned(), message }
+fn refusal(reason: Reason, message: String) -> dask::Error {
+    dask::Error::Refused { op: "daskade-earlier", reason: reason.to_string(), message }
 }

@@ -1,7 +1,7 @@
 //! How a session ends before its run, and what a failed call means for it.
 
 use super::error::DriveError;
-
+use api::reason::Reason;
 use limits::Repetition;
 
 /// Why a session ended without the run's end.
@@ -47,8 +47,8 @@ pub(super) fn lost(cause: String) -> Ended {
     Ended::Lost { cause, loss: Loss::Silent }
 }
 
-pub(super) fn refused(reason: &str, message: String) -> Ended {
-    Ended::Fatal(DriveError::Refused { reason: reason.to_owned(), message })
+pub(super) fn refused(reason: Reason, message: String) -> Ended {
+    Ended::Fatal(DriveError::Refused { reason: reason.to_string(), message })
 }
 
 pub(super) fn fatal(error: dask::Error) -> Ended {
@@ -79,10 +79,10 @@ pub(super) fn classify(error: dask::Error) -> Ended {
         dask::Class::Peer => loss(&error, Loss::Garbled),
         dask::Class::Refused => match error {
             // Another opening with a higher epoch has the run.
-            dask::Error::Refused { reason, message, .. } if reason == "StaleEpoch" => {
+            dask::Error::Refused { reason, message, .. } if Reason::StaleEpoch.is(&reason) => {
                 Ended::Fatal(DriveError::Fenced { how: Some(message) })
             }
-            dask::Error::Refused { reason, message, .. } => refused(&reason, message),
+            dask::Error::Refused { reason, message, .. } => Ended::Fatal(DriveError::Refused { reason, message }),
             other => loss(&other, Loss::Garbled),
         },
     }

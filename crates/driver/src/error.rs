@@ -1,5 +1,7 @@
 //! Why a run could not be driven to an end of its own.
 
+use api::reason::Reason;
+
 /// Why a run could not be driven to an end of its own. The journal is intact: it can be resumed.
 #[derive(Debug, thiserror::Error)]
 pub enum DriveError {
@@ -28,9 +30,9 @@ impl DriveError {
     /// Stable name for messages and tests.
     pub fn reason(&self) -> &str {
         match self {
-            Self::Cluster(_) => "ClusterFailed",
+            Self::Cluster(_) => Reason::ClusterFailed.as_str(),
             Self::Refused { reason, .. } => reason,
-            Self::Fenced { .. } => "Fenced",
+            Self::Fenced { .. } => Reason::Fenced.as_str(),
             Self::Dask(error) => error.category(),
         }
     }

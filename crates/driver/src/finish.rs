@@ -8,6 +8,7 @@ use super::facts::{Facts, View};
 use super::results::Room;
 use super::session::Session;
 use super::supply::Supplier;
+use api::reason::Reason;
 use dask::Peer;
 use dask::ops::{Close, Opened, ReadOutput};
 use engine::{RunState, TaskId, TaskStatus};
@@ -45,7 +46,7 @@ impl Session<'_> {
         let counts = counts(state, facts);
         let mut closing = serde_json::Map::new();
         closing.insert("state".into(), outcome.as_str().into());
-        closing.insert("reason".into(), reason.clone().into());
+        closing.insert("reason".into(), reason.map(Reason::as_str).into());
         closing.insert("message".into(), message.clone().into());
         closing.insert("steps".into(), serde_json::json!(counts));
         let named = results.iter().map(|(name, value)| (name.clone(), value.to_json())).collect();

@@ -13,7 +13,7 @@ use super::past;
 use super::reuse::{Because, Reusable};
 use super::turn::{Turn, handed_over};
 use super::wire::task_id;
-
+use api::reason::Reason;
 use dask::ops::Seen;
 use engine::{Action, Event, RunState, SkipReason, StepIx, TaskId, TaskStatus};
 use lower::{Aspect, Part, Plan};
@@ -82,7 +82,7 @@ pub struct Tally {
 pub async fn forecast(spec: &RunSpec, whole: &Plan) -> Result<Forecast, DriveError> {
     let mut reusable = None;
     if let Some(problem) = spec.plan.check_pins(&spec.storage.url) {
-        return Err(DriveError::Refused { reason: "VersionNotFound".to_owned(), message: problem.to_string() });
+        return Err(DriveError::Refused { reason: Reason::VersionNotFound.to_string(), message: problem.to_string() });
     }
     let storage = StorageConfig {
         url: spec.storage.url.clone(),
@@ -131,7 +131,7 @@ pub async fn forecast(spec: &RunSpec, whole: &Plan) -> Result<Forecast, DriveErr
     }
     forecaster.look(Wanted { reads: paths.into_iter().collect(), keeps: Vec::new() }).await?;
     if let Some(message) = objects::unpinned(&spec.plan, &forecaster.facts.versions) {
-        return Err(DriveError::Refused { reason: "VersionNotFound".to_owned(), message });
+        return Err(DriveError::Refused { reason: Reason::VersionNotFound.to_string(), message });
     }
     forecaster.engine().await?;
     let mut steps = Vec::new();
@@ -522,7 +522,7 @@ fn skipped(reason: SkipReason) -> &'static str {
 }
 
 fn unreadable(url: &str, error: &StoreError) -> DriveError {
-    DriveError::Refused { reason: error.reason().to_owned(), message: format!("{url}: {error}") }
+    DriveError::Refused { reason: error.reason().to_string(), message: format!("{url}: {error}") }
 }
 
 fn refused(error: dask::Error) -> DriveError {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::ended::{Ended, Loss, classify, refused};
+use api::reason::Reason;
 use dask::Peer;
 use dask::ops::{Hello, RuntimeInfo};
 use run_model::Runtime;
@@ -28,7 +29,7 @@ pub(super) async fn runtime(peer: &Peer, install: Option<Runtime>) -> Result<Run
             {
                 installed = true;
                 put(peer, runtime).await.map_err(|error| match error {
-                    dask::Error::Remote { text, .. } => refused("InstallFailed", text),
+                    dask::Error::Remote { text, .. } => refused(Reason::InstallFailed, text),
                     other => classify(other),
                 })?;
             }

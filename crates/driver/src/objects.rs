@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::facts::{Facts, Versions, View};
 use super::wire::storage;
+use api::reason::Reason;
 use api::step::IfExists;
 use dask::Peer;
 use dask::ops::{Item, Kept, LookAt, Seen, SeenObjects};
@@ -141,7 +142,7 @@ pub(super) async fn before(peer: &Peer, spec: &RunSpec) -> Result<Versions, dask
         return Ok(Versions::new());
     }
     if let Some(problem) = spec.plan.check_pins(&spec.storage.url) {
-        return Err(refused("VersionNotFound", problem.to_string()));
+        return Err(refused(Reason::VersionNotFound, problem.to_string()));
     }
     let mut paths: BTreeSet<String> = spec.plan.pins().keys().cloned().collect();
     if spec.reuse.missing {
@@ -151,7 +152,7 @@ pub(super) async fn before(peer: &Peer, spec: &RunSpec) -> Result<Versions, dask
     }
     let versions = versions(peer, spec, paths).await?;
     match unpinned(&spec.plan, &versions) {
-        Some(missing) => Err(refused("VersionNotFound", missing)),
+        Some(missing) => Err(refused(Reason::VersionNotFound, missing)),
         None => Ok(versions),
     }
 }
@@ -167,8 +168,8 @@ pub(super) fn unpinned(plan: &Plan, versions: &Versions) -> Option<String> {
     Some(format!("{}: there is no version {} of {path}, or it cannot be read", pin.at, pin.version))
 }
 
-fn refused(reason: &str, message: String) -> dask::Error {
-    dask::Error::Refused { op: "daskade-look", reason: reason.to_owned(), message }
+fn refused(reason: Reason, message: String) -> dask::Error {
+    dask::Error::Refused { op: "daskade-look", reason: reason.to_string(), message }
 }
 
 async fn versions(
@@ -192,7 +193,10 @@ async fn ask(peer: &Peer, spec: &RunSpec, reads: &[&str], keeps: &[Kept<'_>]) ->
     let pins = pins(spec);
     let look = LookAt { run: &spec.uid, storage: storage(&spec.storage), reads, keeps, pins: &pins };
     let too_old = |what: &str| {
-        refused("RuntimeVersion", format!("the runtime in the scheduler is of a release that does not know {what}"))
+        refused(
+            Reason::RuntimeVersion,
+            format!("the runtime in the scheduler is of a release that does not know {what}"),
+        )
     };
     match peer.call(&look).await {
         Err(dask::Error::UnknownOp { .. }) => Err(too_old("inputs and output.path")),

@@ -3,6 +3,7 @@
 use super::ended::{classify, into_error};
 use super::error::DriveError;
 use super::fabric::SchedulerEndpoint;
+use api::reason::Reason;
 use dask::ops::{Forget, Hello};
 use dask::{Address, Limits, Peer};
 use run_model::Released;
@@ -12,7 +13,7 @@ pub async fn release(run: &str, endpoint: &SchedulerEndpoint) -> Result<Released
     let address: Address = endpoint.address.parse().map_err(|error| DriveError::Dask(Box::new(error)))?;
     let peer = Peer::new(address, endpoint.tls.clone(), endpoint.connections.pool.clone()).within(Limits::operator());
     let failed = |error: dask::Error| match error.refusal() {
-        Some("StaleEpoch") => again("the run was reopened in the meantime"),
+        Some(reason) if Reason::StaleEpoch.is(reason) => again("the run was reopened in the meantime"),
         Some(_) => into_error(classify(error)),
         None => DriveError::Cluster(format!("failed to {error}")),
     };

@@ -24,10 +24,10 @@ use super::supply::{Supplier, portions, rehearse};
 use super::turn::{Turn, handed_over};
 use super::wire::{failure_class, step_def, storage, task_id};
 use super::{Fabric, earlier, objects};
+use api::reason::{Class, Reason};
 use dask::ops::{Code, FollowEvents, Item, Leader, Open, Opened, Records, Settings, Stop, Submit};
 use dask::{Address, EventBatch, Peer, RuntimeEvent};
 use engine::{Event, FailReason, FailureClass, RunState, SkipReason, StepIx, TaskId, TaskStatus};
-
 use run_model::report::{Deadline, Failure, Note, Observer, Report, task_name};
 use run_model::{Endpoint, RunSpec, Runtime, Start};
 
@@ -49,9 +49,15 @@ const LOG_CAP: u64 = 8 << 20;
 /// Two tasks per slot keep a worker busy while the answer of one is on its way.
 const TASKS_PER_SLOT: u32 = 2;
 
-/// What the runtime says of a run that was opened and that it does not have (any more) as it was then: another process
-/// answers, or events are missing.
-const AGAIN: [&str; 3] = ["InstanceChanged", "Gap", "RunNotFound"];
+/// Whether the runtime does not have a run (any more) as it was when it was opened: another process answers, or events are
+/// missing.
+fn reopens(reason: &str) -> bool {
+    reason.parse().is_ok_and(|reason: Reason| reason.class() == Class::Reopens)
+}
+
+fn is_not_there(error: &dask::Error) -> bool {
+    error.refusal().is_some_and(|reason| Reason::RunNotFound.is(reason))
+}
 
 pub(super) struct Session<'a> {
     pub spec: &'a RunSpec,
@@ -98,7 +104,7 @@ impl Session<'_> {
         let opened = self.open(peer, lead, reusable.as_ref(), code).await?;
         *self.opened_before = true;
         self.go_on(peer, opened, &mut reusable, versions).await.map_err(|ended| match ended {
-            Ended::Fatal(DriveError::Refused { reason, message }) if AGAIN.contains(&reason.as_str()) => {
+            Ended::Fatal(DriveError::Refused { reason, message }) if reopens(&reason) => {
                 Ended::Again { reason, message, limit: limits::REOPENED }
             }
             other => other,
@@ -133,7 +139,7 @@ impl Session<'_> {
         let (low, high) = info.protocol;
         if !(low..=high).contains(&PROTOCOL) {
             return Err(refused(
-                "RuntimeVersion",
+                Reason::RuntimeVersion,
                 format!("the scheduler's runtime speaks protocol {low} to {high}, this command {PROTOCOL}"),
             ));
         }
@@ -157,20 +163,14 @@ impl Session<'_> {
             match peer.call(&open).await {
                 Ok(opened) => return Ok(opened),
                 // What was there is gone: a new journal in its place would run everything again, as if nothing was committed.
-                Err(error)
-                    if *self.opened_before
-                        && self.spec.start != Start::Again
-                        && error.refusal() == Some("RunNotFound") =>
-                {
+                Err(error) if *self.opened_before && self.spec.start != Start::Again && is_not_there(&error) => {
                     let run = &self.spec.uid;
                     let lost = "it was written but is missing; something deleted it from the storage";
                     let message = format!("segment 0 of the journal of run {run} cannot be read: {lost}");
-                    return Err(refused("RecordUnreadable", message));
+                    return Err(refused(Reason::RecordUnreadable, message));
                 }
                 // An earlier request whose answer was lost may or may not have made the journal.
-                Err(error)
-                    if self.spec.start != Start::Again && !open.create && error.refusal() == Some("RunNotFound") =>
-                {
+                Err(error) if self.spec.start != Start::Again && !open.create && is_not_there(&error) => {
                     open.create = true;
                 }
                 Err(error) => return Err(self.ended_by(error)),
@@ -181,7 +181,9 @@ impl Session<'_> {
     /// Until the journal was opened once, an unreachable storage is told at once; then it is waited for.
     pub(super) fn ended_by(&self, error: dask::Error) -> Ended {
         match error {
-            dask::Error::Refused { reason, message, .. } if reason == "StorageUnreachable" && *self.opened_before => {
+            dask::Error::Refused { reason, message, .. }
+                if Reason::StorageUnreachable.is(&reason) && *self.opened_before =>
+            {
                 Ended::Lost { cause: format!("{reason}: {message}"), loss: Loss::Busy }
             }
             other => classify(other),
@@ -191,7 +193,9 @@ impl Session<'_> {
     /// Outputs could not be taken over: those that are being removed are not offered again.
     fn missed(&self, error: dask::Error) -> Ended {
         match error {
-            dask::Error::Refused { reason, message, .. } if reason == "OutputsRemoved" => stopped(reason, message),
+            dask::Error::Refused { reason, message, .. } if Reason::OutputsRemoved.is(&reason) => {
+                stopped(reason, message)
+            }
             other => self.ended_by(other),
         }
     }
@@ -445,7 +449,7 @@ impl Session<'_> {
                                 item: id.item,
                                 attempt: task.attempt,
                                 class: "infra".into(),
-                                kind: "WorkerLost".into(),
+                                kind: Reason::WorkerLost.to_string(),
                                 message,
                                 worker,
                                 terminal: true,
@@ -476,8 +480,10 @@ impl Session<'_> {
                 }
                 RuntimeEvent::Storage { up: true, .. } => self.observer.note(Note::StorageUp),
                 // Nobody but the user makes room on their disk.
-                RuntimeEvent::Storage { message, reason, .. } if reason == "StorageFull" && self.is_folder() => {
-                    return Err(refused(&reason, message));
+                RuntimeEvent::Storage { message, reason, .. }
+                    if Reason::StorageFull.is(&reason) && self.is_folder() =>
+                {
+                    return Err(refused(Reason::StorageFull, message));
                 }
                 RuntimeEvent::Storage { message, reason, .. } => {
                     self.observer.note(Note::StorageDown { reason, message });

@@ -14,12 +14,12 @@ use super::fabric::SchedulerEndpoint;
 use super::install::runtime;
 use super::retention::{InUse, Users, split};
 use super::wire::storage;
+use api::reason::Reason;
 use dask::ops::{
     Discard, Final, Folder, Forget, Leader, ListObjects, ListReferences, LookStored, LookUser, MarkRemoved, Operation,
     Part, Seal, Storage, User,
 };
 use dask::{Address, Limits, Peer};
-
 use run_model::{Runtime, StorageSpec};
 
 /// Names of objects per message to the runtime.
@@ -108,7 +108,7 @@ impl Sweeper<'_> {
         let users = self.users(run).await?;
         let needed = users.needed().map_err(|InUse { uid, name }| {
             let message = format!("run {name} ({uid}) has taken outputs of run {run} over and has not ended");
-            refused("OutputsInUse", message)
+            refused(Reason::OutputsInUse, message)
         })?;
         let kept = self.folder(run, Folder::Data, &needed).await?;
         self.folder(run, Folder::Kept, &BTreeSet::new()).await?;
@@ -167,7 +167,7 @@ impl Sweeper<'_> {
             let last = listed.paths.last().cloned();
             if listed.more && last.as_ref().is_none_or(|last| *last <= after) {
                 let message = format!("the list of objects of run {run} does not advance past {after:?}");
-                return Err(refused("Internal", message));
+                return Err(refused(Reason::Internal, message));
             }
             let (mut go, stay) = split(listed.paths, needed);
             kept += stay;
@@ -203,7 +203,7 @@ impl Sweeper<'_> {
         self.peer.call(operation).await.map_err(|error| match error {
             dask::Error::UnknownOp { .. } => {
                 let message = "the runtime in the scheduler is of a release that does not know retention";
-                refused("RuntimeVersion", message.to_owned())
+                refused(Reason::RuntimeVersion, message.to_owned())
             }
             other => classify(other),
         })

@@ -7,6 +7,7 @@ use super::limits::json_size;
 use super::{Part, Plan, RunInfo, validate};
 use api::pipeline::PipelineSpec;
 use api::problem::Problem;
+use api::reason::Reason;
 
 /// None: no limit but those that the formats have themselves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -92,5 +93,6 @@ fn too_large(value: &impl Serialize, most: u64, path: &str, what: &str, option: 
 }
 
 fn exceeded(path: String, message: String, option: &str) -> Problem {
-    Problem::new("LimitExceeded", path, message).help(format!("who runs the operator sets the limit with {option}"))
+    Problem::new(Reason::LimitExceeded, path, message)
+        .help(format!("who runs the operator sets the limit with {option}"))
 }

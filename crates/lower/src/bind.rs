@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::{Map, Value};
 
+use super::dag;
 use super::{
     encode::{Encoder, node_value},
     expr::{Account, PathPart, Scope, kind, no_values},
@@ -14,6 +15,7 @@ use super::{
     wire::{StepDef, TargetDef},
 };
 use api::problem::Problem;
+use api::reason::Reason;
 use api::{
     pipeline::{OnOutputLost, RunLimits},
     step::{FailureClass as Class, IfExists, Isolation, Retry, Step},
@@ -89,7 +91,7 @@ impl Flow {
         if written > TEMPLATE_BYTES {
             let message = format!("the arguments of all steps together are larger than {} MiB", TEMPLATE_BYTES >> 20);
             let help = "put large data into storage and pass its URL";
-            problems[self.steps.len()].push(Problem::new("TooLarge", "", message).help(help));
+            problems[self.steps.len()].push(Problem::new(Reason::TooLarge, "", message).help(help));
         }
         let results = self.plan_results(&scope, &mut problems[self.steps.len()]);
         let problems: Vec<Problem> = problems.into_iter().flatten().collect();
@@ -97,7 +99,7 @@ impl Flow {
             return Err(problems);
         }
         let dag = Dag::build(specs).map_err(|errors| {
-            let problem = |error: engine::DagError| Problem::new(error.category(), "", error.to_string());
+            let problem = |error: engine::DagError| dag::problem(&error, "");
             errors.into_iter().map(problem).collect::<Vec<_>>()
         })?;
         let requirements = self.requirements.clone();
@@ -128,7 +130,7 @@ impl Flow {
                     "the lists of all maps together have more than {TOTAL_ITEMS} entries or {} MiB",
                     KNOWN_BYTES >> 20
                 );
-                problems[ix].push(Problem::new("TooManyItems", format!("{}.map", step.at), message));
+                problems[ix].push(Problem::new(Reason::TooManyItems, format!("{}.map", step.at), message));
                 lists.resize(self.steps.len(), Vec::new());
                 break;
             }
@@ -158,7 +160,7 @@ impl Flow {
                 if length > scope.max_items {
                     let message = format!("the map has {length} items, the limit is {}", scope.max_items);
                     let help = format!("limits.maxItems can be set, up to {}", super::limits::ITEMS_MAX);
-                    problems[ix].push(Problem::new("TooManyItems", &var.at, message).help(help));
+                    problems[ix].push(Problem::new(Reason::TooManyItems, &var.at, message).help(help));
                     break;
                 }
                 match first {
@@ -168,7 +170,7 @@ impl Flow {
                             "the lists of map differ in length: {} has {expected}, {} has {length}",
                             other.name, var.name
                         );
-                        problems[ix].push(Problem::new("UnequalLengths", format!("{}.map", step.at), message));
+                        problems[ix].push(Problem::new(Reason::UnequalLengths, format!("{}.map", step.at), message));
                         break;
                     }
                     Some(_) => {}
@@ -243,7 +245,7 @@ fn known_list(var: &FlowVar, scope: &Scope<'_>, problems: &mut Vec<Problem>) -> 
         Ok(Value::Array(list)) => Some(Arc::new(list)),
         Ok(other) => {
             let message = format!("a map goes over a list, this is {}", kind(&other));
-            problems.push(Problem::new("TypeMismatch", &var.at, message));
+            problems.push(Problem::new(Reason::TypeMismatch, &var.at, message));
             None
         }
         Err(error) => {

@@ -12,6 +12,7 @@ use super::{
     wire::{Reference, Template},
 };
 use api::problem::Problem;
+use api::reason::Reason;
 use api::step::IfExists;
 
 /// A value that is made for each task.
@@ -190,7 +191,7 @@ impl<'a> Encoder<'a> {
                     && *item >= length
                 {
                     let message = format!("steps.{name}.output has {length} entries, no index {item}");
-                    self.problems.push(Problem::new("InvalidExpression", at, message));
+                    self.problems.push(Problem::new(Reason::InvalidExpression, at, message));
                 }
                 self.template.reference(&Reference::Output {
                     step: target,

@@ -10,6 +10,7 @@ use super::{
 };
 use api::names::{STEP_NAME_MAX, check_label};
 use api::problem::Problem;
+use api::reason::Reason;
 use api::{pipeline::PipelineSpec, step::Isolation, step::Retry, step::Step};
 
 /// Longest text of most fields, in bytes.
@@ -17,7 +18,7 @@ const CALL_MAX: usize = 500;
 
 pub(super) fn check_pipeline(spec: &PipelineSpec, at: &str, problems: &mut Vec<Problem>) {
     if spec.steps.is_empty() {
-        problems.push(Problem::new("MissingField", below(at, "steps"), "a pipeline needs at least one step"));
+        problems.push(Problem::new(Reason::MissingField, below(at, "steps"), "a pipeline needs at least one step"));
     }
     if let Some(limits) = &spec.limits {
         let at = below(at, "limits");
@@ -31,23 +32,27 @@ pub(super) fn check_pipeline(spec: &PipelineSpec, at: &str, problems: &mut Vec<P
         let at = below(at, "code");
         let given = [code.files.is_some(), code.path.is_some(), code.config_map.is_some(), code.url.is_some()];
         if given.iter().filter(|given| **given).count() != 1 {
-            problems.push(Problem::new("Conflict", &at, "give exactly one of files, path, configMap and url"));
+            problems.push(Problem::new(Reason::Conflict, &at, "give exactly one of files, path, configMap and url"));
         }
         if let Some(url) = &code.url
             && !["s3://", "gs://", "file:///"].iter().any(|scheme| url.starts_with(scheme))
         {
             let message = format!("code is fetched from s3://, gs:// or file:///, not from {}", shortened(url));
-            let problem = Problem::new("InvalidValue", format!("{at}.url"), message);
+            let problem = Problem::new(Reason::InvalidValue, format!("{at}.url"), message);
             problems.push(problem.help("put the archive beside the storage, for example s3://bucket/code/flow.tar.gz"));
         }
         if code.sha256.is_some() && code.url.is_none() {
-            problems.push(Problem::new("Conflict", format!("{at}.sha256"), "sha256 belongs to url"));
+            problems.push(Problem::new(Reason::Conflict, format!("{at}.sha256"), "sha256 belongs to url"));
         }
     }
     if let Some(cluster) = &spec.cluster {
         let given = [cluster.template.is_some(), cluster.ref_.is_some(), cluster.address.is_some()];
         if given.iter().filter(|given| **given).count() > 1 {
-            problems.push(Problem::new("Conflict", below(at, "cluster"), "give one of template, ref and address"));
+            problems.push(Problem::new(
+                Reason::Conflict,
+                below(at, "cluster"),
+                "give one of template, ref and address",
+            ));
         }
     }
 }
@@ -62,17 +67,17 @@ pub(super) fn check_step(step: &Step, at: &str, problems: &mut Vec<Problem>) {
         (None, Some(script)) => {
             if let Some(offset) = script.bytes().position(|byte| byte == 0) {
                 let message = format!("the script has a NUL character at byte {offset}");
-                problems.push(Problem::new("InvalidText", format!("{at}.script"), message));
+                problems.push(Problem::new(Reason::InvalidText, format!("{at}.script"), message));
             }
         }
         (Some(_), Some(_)) => {
-            problems.push(Problem::new("Conflict", at, "give exactly one of call and script, not both"))
+            problems.push(Problem::new(Reason::Conflict, at, "give exactly one of call and script, not both"))
         }
-        (None, None) => problems.push(Problem::new("MissingField", at, "give exactly one of call and script")),
+        (None, None) => problems.push(Problem::new(Reason::MissingField, at, "give exactly one of call and script")),
     }
     if let Some(map) = &step.map {
         if map.is_empty() {
-            problems.push(Problem::new("InvalidValue", format!("{at}.map"), "a map needs at least one variable"));
+            problems.push(Problem::new(Reason::InvalidValue, format!("{at}.map"), "a map needs at least one variable"));
         }
         for name in map.keys() {
             check_name(name, &below(&format!("{at}.map"), name), problems);
@@ -82,13 +87,13 @@ pub(super) fn check_step(step: &Step, at: &str, problems: &mut Vec<Problem>) {
         check_retry(retry, &format!("{at}.retry"), problems);
     }
     if step.timeout.is_some_and(|timeout| timeout.as_millis() == 0) {
-        problems.push(Problem::new("InvalidValue", format!("{at}.timeout"), "a timeout must be above zero"));
+        problems.push(Problem::new(Reason::InvalidValue, format!("{at}.timeout"), "a timeout must be above zero"));
     }
     if let Some(priority) = step.priority
         && !(-1_000_000..=1_000_000).contains(&priority)
     {
         let message = format!("{priority} is outside -1000000 to 1000000");
-        problems.push(Problem::new("InvalidValue", format!("{at}.priority"), message));
+        problems.push(Problem::new(Reason::InvalidValue, format!("{at}.priority"), message));
     }
     if let Some(limits) = &step.limits {
         within(limits.parallelism, 1, 100_000, &format!("{at}.limits.parallelism"), problems);
@@ -107,7 +112,7 @@ fn check_outputs(step: &Step, at: &str, problems: &mut Vec<Problem>) {
         check_name(&output.name, &at, problems);
         if !seen.insert(&output.name) {
             problems.push(Problem::new(
-                "Duplicate",
+                Reason::Duplicate,
                 at,
                 format!("the output {} is named twice", shortened(&output.name)),
             ));
@@ -117,27 +122,27 @@ fn check_outputs(step: &Step, at: &str, problems: &mut Vec<Problem>) {
         check_name(name, &below(&format!("{at}.inputs"), name), problems);
     }
     if step.cache.as_ref().and_then(|cache| cache.max_age).is_some_and(|age| age.as_millis() == 0) {
-        problems.push(Problem::new("InvalidValue", format!("{at}.cache.maxAge"), "an age must be above zero"));
+        problems.push(Problem::new(Reason::InvalidValue, format!("{at}.cache.maxAge"), "an age must be above zero"));
     }
 }
 
 fn check_env(step: &Step, at: &str, problems: &mut Vec<Problem>) {
     if !step.env.is_empty() && step.isolation == Some(Isolation::Thread) {
         let message = "a step in a thread shares the worker's environment; env needs isolation: process";
-        problems.push(Problem::new("Conflict", format!("{at}.env"), message));
+        problems.push(Problem::new(Reason::Conflict, format!("{at}.env"), message));
     }
     let mut seen = BTreeSet::new();
     for (i, var) in step.env.iter().enumerate() {
         let at = format!("{at}.env[{i}]");
         if !is_env_name(&var.name) {
             let message = format!("{:?} is not a name that a shell can set", shortened(&var.name));
-            problems.push(Problem::new("InvalidName", format!("{at}.name"), message));
+            problems.push(Problem::new(Reason::InvalidName, format!("{at}.name"), message));
         } else if !seen.insert(&var.name) {
-            problems.push(Problem::new("Duplicate", format!("{at}.name"), format!("{} is set twice", var.name)));
+            problems.push(Problem::new(Reason::Duplicate, format!("{at}.name"), format!("{} is set twice", var.name)));
         }
         if let Some(offset) = var.value.bytes().position(|byte| byte == 0) {
             let message = format!("the value has a NUL character at byte {offset}");
-            problems.push(Problem::new("InvalidText", format!("{at}.value"), message));
+            problems.push(Problem::new(Reason::InvalidText, format!("{at}.value"), message));
         }
     }
 }
@@ -157,7 +162,7 @@ fn check_retry(retry: &Retry, at: &str, problems: &mut Vec<Problem>) {
     between(retry.jitter, 0.0, 1.0, &format!("{at}.jitter"), problems);
     if retry.on.as_ref().is_some_and(Vec::is_empty) {
         let message = "no class of failure is named, so nothing would be retried; leave it out for the default";
-        problems.push(Problem::new("InvalidValue", format!("{at}.on"), message));
+        problems.push(Problem::new(Reason::InvalidValue, format!("{at}.on"), message));
     }
 }
 
@@ -167,7 +172,7 @@ fn check_step_name(name: &str, at: &str, problems: &mut Vec<Problem>) {
     } else if let Err(error) = check_label(name, STEP_NAME_MAX as usize) {
         let help = format!("lower-case letters, digits and dashes, a letter first, at most {STEP_NAME_MAX}");
         let message = format!("the name {:?} {error}", shortened(name));
-        problems.push(Problem::new("InvalidName", at, message).help(help));
+        problems.push(Problem::new(Reason::InvalidName, at, message).help(help));
     }
 }
 
@@ -176,7 +181,7 @@ pub(super) fn check_name(name: &str, at: &str, problems: &mut Vec<Problem>) {
     if !is_identifier(name) {
         let message = format!("{:?} is not a name that Python and expressions can use", shortened(name));
         let help = "letters, digits and underscores, at most 63, not beginning with a digit";
-        problems.push(Problem::new("InvalidName", at, message).help(help));
+        problems.push(Problem::new(Reason::InvalidName, at, message).help(help));
     }
 }
 
@@ -184,7 +189,7 @@ pub(super) fn check_name(name: &str, at: &str, problems: &mut Vec<Problem>) {
 fn check_text(text: &str, at: &str, problems: &mut Vec<Problem>) {
     if let Some((offset, c)) = text.char_indices().find(|(_, c)| c.is_control()) {
         let message = format!("the text has the control character U+{:04X} at byte {offset}", u32::from(c));
-        problems.push(Problem::new("InvalidText", at, message));
+        problems.push(Problem::new(Reason::InvalidText, at, message));
     }
 }
 
@@ -193,7 +198,7 @@ fn check_call(call: &str, at: &str, problems: &mut Vec<Problem>) {
     let fits = call.len() <= CALL_MAX
         && call.split_once(':').is_some_and(|(module, attribute)| dotted(module) && dotted(attribute));
     if !fits {
-        let problem = Problem::new("InvalidValue", at, format!("{:?} is not module:function", shortened(call)));
+        let problem = Problem::new(Reason::InvalidValue, at, format!("{:?} is not module:function", shortened(call)));
         problems.push(problem.help("for example model:fit, package.module:function or builtins:sum"));
     }
 }
@@ -207,11 +212,11 @@ fn is_long_identifier(name: &str) -> bool {
 fn check_amount(name: &str, amount: f64, at: &str, problems: &mut Vec<Problem>) {
     if !(amount.is_finite() && (0.0..=1e9).contains(&amount)) {
         let message = format!("{amount} of {} is not an amount from 0 to 1000000000", shortened(name));
-        problems.push(Problem::new("InvalidValue", below(at, name), message));
+        problems.push(Problem::new(Reason::InvalidValue, below(at, name), message));
     }
     if name.is_empty() || name.chars().any(char::is_control) {
         problems.push(Problem::new(
-            "InvalidName",
+            Reason::InvalidName,
             below(at, name),
             "a resource needs a name without control characters",
         ));
@@ -222,7 +227,7 @@ fn within(value: Option<u32>, least: u32, most: u32, at: &str, problems: &mut Ve
     if let Some(value) = value
         && !(least..=most).contains(&value)
     {
-        problems.push(Problem::new("InvalidValue", at, format!("{value} is outside {least} to {most}")));
+        problems.push(Problem::new(Reason::InvalidValue, at, format!("{value} is outside {least} to {most}")));
     }
 }
 
@@ -230,6 +235,6 @@ fn between(value: Option<f64>, least: f64, most: f64, at: &str, problems: &mut V
     if let Some(value) = value
         && !(least..=most).contains(&value)
     {
-        problems.push(Problem::new("InvalidValue", at, format!("{value} is outside {least} to {most}")));
+        problems.push(Problem::new(Reason::InvalidValue, at, format!("{value} is outside {least} to {most}")));
     }
 }

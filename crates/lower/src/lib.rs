@@ -6,6 +6,7 @@
 pub mod allowed;
 mod bind;
 mod check;
+mod dag;
 mod encode;
 pub mod expr;
 mod fields;

@@ -9,6 +9,7 @@ use super::expr::{ExprError, Part as TextPart, Text, kind};
 use super::params::shortened;
 use api::keys::check_key;
 use api::problem::Problem;
+use api::reason::Reason;
 use api::step::{IfExists, Serializer};
 use engine::StepIx;
 
@@ -53,7 +54,7 @@ pub(super) struct Target {
 /// Why a path, filled in, is none.
 #[derive(Debug)]
 pub(super) struct Wrong {
-    reason: &'static str,
+    reason: Reason,
     message: String,
     help: String,
 }
@@ -126,7 +127,7 @@ impl Target {
                     self.serializer.as_str()
                 );
                 let help = format!("add serializer: {}, or choose another ending", form.as_str());
-                Err(Wrong { reason: "Conflict", message, help })
+                Err(Wrong { reason: Reason::Conflict, message, help })
             }
             _ => Ok(()),
         }
@@ -151,7 +152,7 @@ impl Wrong {
 
 fn text_of(path: &Value) -> Result<&str, Wrong> {
     path.as_str().ok_or_else(|| Wrong {
-        reason: "TypeMismatch",
+        reason: Reason::TypeMismatch,
         message: format!("a path is a text, this is {}", kind(path)),
         help: "put the expression into a text, for example data/$(params.day).parquet".to_owned(),
     })
@@ -162,7 +163,7 @@ fn check_readable(path: &str) -> Result<(), Wrong> {
     let Some((scheme, rest)) = path.split_once("://") else { return check_below(path) };
     let wrong = |message: String| {
         let help = "a path below the pipeline's storage, or a URL such as s3://bucket/data/in.parquet".to_owned();
-        Err(Wrong { reason: "InvalidValue", message, help })
+        Err(Wrong { reason: Reason::InvalidValue, message, help })
     };
     let shown = shortened(path);
     if !SCHEMES.contains(&scheme) {
@@ -181,7 +182,8 @@ fn check_readable(path: &str) -> Result<(), Wrong> {
 }
 
 fn check_writable(path: &str) -> Result<(), Wrong> {
-    let wrong = |message: String, help: &str| Err(Wrong { reason: "InvalidValue", message, help: help.to_owned() });
+    let wrong =
+        |message: String, help: &str| Err(Wrong { reason: Reason::InvalidValue, message, help: help.to_owned() });
     if path.contains("://") {
         let message = format!("an output is kept below the pipeline's storage, not at {}", shortened(path));
         return wrong(message, "give a path, for example models/current.pkl");
@@ -195,7 +197,8 @@ fn check_writable(path: &str) -> Result<(), Wrong> {
 }
 
 fn check_below(path: &str) -> Result<(), Wrong> {
-    let wrong = |message: String, help: &str| Err(Wrong { reason: "InvalidValue", message, help: help.to_owned() });
+    let wrong =
+        |message: String, help: &str| Err(Wrong { reason: Reason::InvalidValue, message, help: help.to_owned() });
     if path.starts_with('/') {
         let message = format!("{} begins with a slash, and paths are below the pipeline's storage", shortened(path));
         return wrong(message, "leave the slash out; a file of the machine is file:///absolute/path, for inputs only");
@@ -232,7 +235,7 @@ fn tail(path: &Text) -> Option<&str> {
 fn no_form(path: &str) -> Wrong {
     let endings: Vec<String> = ENDINGS.iter().map(|(ending, _)| format!(".{ending}")).collect();
     Wrong {
-        reason: "InvalidValue",
+        reason: Reason::InvalidValue,
         message: format!("the ending of {} does not say what is there: {} do", shortened(path), endings.join(", ")),
         help: "add serializer: pickle, json, parquet or numpy; csv, text and all else is read by the step's own code"
             .to_owned(),
@@ -304,11 +307,11 @@ mod tests {
             "ftp://x/y",
         ] {
             let wrong = read(path).expect_err(path);
-            assert_eq!(wrong.reason, "InvalidValue", "{path}");
+            assert_eq!(wrong.reason, Reason::InvalidValue, "{path}");
             assert!(wrong.message.contains(path), "{path}: {}", wrong.message);
         }
         let wrong = input(None).object(&Value::from(3)).expect_err("a number");
-        assert_eq!(wrong.reason, "TypeMismatch");
+        assert_eq!(wrong.reason, Reason::TypeMismatch);
         assert!(wrong.message.contains("this is an integer"), "{}", wrong.message);
     }
 
@@ -326,9 +329,9 @@ mod tests {
             assert_eq!(place(path, Serializer::Pickle), Ok(path.to_owned()));
         }
         for path in ["runs", "runs/u/journal/0000000000.seg", "pipelines/x", "probe/x", "s3://b/x", "/x", "../x", ""] {
-            assert_eq!(place(path, Serializer::Pickle), Err("InvalidValue"), "{path}");
+            assert_eq!(place(path, Serializer::Pickle), Err(Reason::InvalidValue), "{path}");
         }
-        assert_eq!(place("m.json", Serializer::Pickle), Err("Conflict"));
+        assert_eq!(place("m.json", Serializer::Pickle), Err(Reason::Conflict));
         assert_eq!(place("m.json", Serializer::Json), Ok("m.json".to_owned()));
     }
 }

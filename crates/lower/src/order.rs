@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::flow::FlowStep;
 use api::problem::Problem;
+use api::reason::Reason;
 use engine::{Dag, DagError, Dep, StepIx, StepSpec};
 
 /// The steps so that each stands behind those that it needs. Cycles go to `problems`, printed in order.
@@ -29,7 +30,7 @@ pub(super) fn check(steps: &[FlowStep], problems: &mut Vec<Problem>) -> Vec<Step
         };
         let names: Vec<&str> = (0..=cycle.len()).map(|i| cycle[(start + i) % cycle.len()].spec.name.as_str()).collect();
         let message = format!("the steps need each other: {}", shown(&names));
-        problems.push(Problem::new("DependencyCycle", &cycle[start].at, message));
+        problems.push(Problem::new(Reason::DependencyCycle, &cycle[start].at, message));
     }
     order
 }

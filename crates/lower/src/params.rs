@@ -11,6 +11,7 @@ use super::{
 };
 use api::pipeline::{Param, ParamType};
 use api::problem::{Problem, nearest};
+use api::reason::Reason;
 
 /// Checks the declarations: names, and that defaults and allowed values are of the declared type.
 pub(super) fn validate(params: &[Param], at: &str, problems: &mut Vec<Problem>) {
@@ -20,18 +21,18 @@ pub(super) fn validate(params: &[Param], at: &str, problems: &mut Vec<Problem>) 
         if !is_identifier(&param.name) {
             let message = format!("{:?} is not a name that expressions can use", shortened(&param.name));
             let help = "letters, digits and underscores, at most 63, not beginning with a digit";
-            problems.push(Problem::new("InvalidName", format!("{at}.name"), message).help(help));
+            problems.push(Problem::new(Reason::InvalidName, format!("{at}.name"), message).help(help));
         } else if !seen.insert(param.name.as_str()) {
             let message = format!("the parameter {} is declared twice", param.name);
-            problems.push(Problem::new("DuplicateParameter", format!("{at}.name"), message));
+            problems.push(Problem::new(Reason::DuplicateParameter, format!("{at}.name"), message));
         }
         for (k, allowed) in param.enum_.iter().flatten().enumerate() {
             if let Err(message) = coerced(param.type_.unwrap_or_default(), allowed) {
-                problems.push(Problem::new("InvalidParameter", format!("{at}.enum[{k}]"), message));
+                problems.push(Problem::new(Reason::InvalidParameter, format!("{at}.enum[{k}]"), message));
             }
         }
         if param.enum_.as_ref().is_some_and(Vec::is_empty) {
-            problems.push(Problem::new("InvalidParameter", format!("{at}.enum"), "no value is allowed at all"));
+            problems.push(Problem::new(Reason::InvalidParameter, format!("{at}.enum"), "no value is allowed at all"));
         }
         if let Some(default) = &param.default
             && let Err(problem) = accept(param, default, &format!("{at}.default"))
@@ -47,7 +48,7 @@ pub(super) fn bind(params: &[Param], given: &Map<String, Value>) -> Result<Map<S
     for name in given.keys() {
         if !params.iter().any(|param| param.name == *name) {
             let names = params.iter().map(|param| param.name.as_str());
-            problems.push(unknown("UnknownParameter", &below("params", name), name, names));
+            problems.push(unknown(Reason::UnknownParameter, &below("params", name), name, names));
         }
     }
     let mut values = Map::new();
@@ -74,7 +75,8 @@ pub(super) fn bind(params: &[Param], given: &Map<String, Value>) -> Result<Map<S
         let (word, verb) = if missing.len() == 1 { ("parameter", "has") } else { ("parameters", "have") };
         let message = format!("the {word} {} {verb} no value and no default", missing.join(", "));
         problems.push(
-            Problem::new("MissingParameter", "params", message).help("set them for the run or give them a default"),
+            Problem::new(Reason::MissingParameter, "params", message)
+                .help("set them for the run or give them a default"),
         );
     }
     if problems.is_empty() { Ok(values) } else { Err(problems) }
@@ -88,7 +90,7 @@ pub fn read(param: &Param, text: &str) -> Result<Value, Problem> {
         ParamType::String => Value::String(text.to_owned()),
         type_ => serde_json::from_str(text.trim()).map_err(|_| {
             let message = format!("{:?} is not {}", shortened(text), described(type_));
-            Problem::new("InvalidParameter", &at, message)
+            Problem::new(Reason::InvalidParameter, &at, message)
         })?,
     };
     accept(param, &value, &at)
@@ -96,7 +98,7 @@ pub fn read(param: &Param, text: &str) -> Result<Value, Problem> {
 
 /// What an unknown name is answered with; `reason` tells what kind of name it is.
 pub(super) fn unknown<'a>(
-    reason: &'static str,
+    reason: Reason,
     at: &str,
     name: &str,
     known: impl Iterator<Item = &'a str> + Clone,
@@ -130,17 +132,19 @@ fn accept(param: &Param, value: &Value, at: &str) -> Result<Value, Problem> {
     if size > PARAMETER_BYTES {
         let message = format!("the value is larger than {} KiB", PARAMETER_BYTES / 1024);
         let help = "put large data into storage and give the step its URL";
-        return Err(Problem::new("ParameterTooLarge", at, message).help(help));
+        return Err(Problem::new(Reason::ParameterTooLarge, at, message).help(help));
     }
     let type_ = param.type_.unwrap_or_default();
-    let value = coerced(type_, value).map_err(|message| Problem::new("InvalidParameter", at, message))?;
+    let value = coerced(type_, value).map_err(|message| Problem::new(Reason::InvalidParameter, at, message))?;
     if let Some(allowed) = &param.enum_ {
         let allows = |one: &Value| coerced(type_, one).is_ok_and(|one| one == value);
         if !allowed.iter().any(allows) {
             let shown: Vec<String> = allowed.iter().map(|one| shortened(&one.to_string())).collect();
             let shown: Vec<&str> = shown.iter().map(String::as_str).collect();
             let message = format!("{} is not allowed", shortened(&value.to_string()));
-            return Err(Problem::new("InvalidParameter", at, message).help(format!("allowed are {}", listed(&shown))));
+            return Err(
+                Problem::new(Reason::InvalidParameter, at, message).help(format!("allowed are {}", listed(&shown)))
+            );
         }
     }
     Ok(value)

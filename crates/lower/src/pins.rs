@@ -7,6 +7,7 @@ use super::params::{listed, shortened};
 use super::pin::Pin;
 use super::plan::Plan;
 use api::problem::{Problem, nearest};
+use api::reason::Reason;
 
 /// Longest version that a storage gives, in bytes.
 const VERSION_BYTES: usize = 1024;
@@ -27,7 +28,7 @@ impl Plan {
         })?;
         let message = format!("{} is in a folder, which keeps no versions of what is in it", shortened(path));
         let help = "leave it out; versions are those of S3 and the like, with versioning enabled for the bucket";
-        Some(Problem::new("NoVersions", &pin.at, message).help(help))
+        Some(Problem::new(Reason::NoVersions, &pin.at, message).help(help))
     }
 
     /// Fixes versions: each by the name of an input, or by the path of an object as [`select`](Self::select) takes it.
@@ -37,7 +38,7 @@ impl Plan {
             let at = format!("{at}.{name}");
             if version.is_empty() || version.len() > VERSION_BYTES || version.chars().any(char::is_control) {
                 let message = format!("a version has 1 to {VERSION_BYTES} bytes and no control characters");
-                problems.push(Problem::new("InvalidValue", at, message));
+                problems.push(Problem::new(Reason::InvalidValue, at, message));
                 continue;
             }
             match path_of(name, &known, &at) {
@@ -69,14 +70,15 @@ fn path_of(name: &str, known: &[Declared], at: &str) -> Result<String, Problem> 
         (Some(_), Some(_)) => {
             let shown: Vec<&str> = paths.iter().take(NAMED).map(|path| path.as_str()).collect();
             let message = format!("{} is {} objects, and each has versions of its own", shortened(name), paths.len());
-            Err(Problem::new("Conflict", at, message).help(format!("give the path of one: {}", listed(&shown))))
+            Err(Problem::new(Reason::Conflict, at, message).help(format!("give the path of one: {}", listed(&shown))))
         }
         (None, _) if any => {
             let message = format!("the path of input {} is known only while the run goes on", shortened(name));
-            Err(Problem::new("InvalidValue", at, message).help("a version can be fixed of a path that is known before"))
+            Err(Problem::new(Reason::InvalidValue, at, message)
+                .help("a version can be fixed of a path that is known before"))
         }
         (None, _) => {
-            let problem = Problem::new("UnknownInput", at, format!("no step has an input {}", shortened(name)));
+            let problem = Problem::new(Reason::UnknownInput, at, format!("no step has an input {}", shortened(name)));
             let names = known.iter().flat_map(|input| std::iter::once(&input.name).chain(&input.paths));
             let near = nearest(name, names.map(String::as_str));
             let all: BTreeSet<&str> = known.iter().map(|input| input.name.as_str()).collect();

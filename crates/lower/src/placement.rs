@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::params::{listed, shortened};
 use api::problem::{Problem, nearest};
+use api::reason::Reason;
 use api::{cluster::WorkerGroup, pipeline::PipelineSpec, step::Step};
 
 /// Dask resource of a GPU worker.
@@ -65,7 +66,7 @@ impl<'a> Placement<'a> {
                 && amount > limit
             {
                 let message = format!("the step asks for {name}: {amount}, the run's limit is {limit}");
-                problems.push(Problem::new("UnsatisfiableResources", format!("{at}.resources.{name}"), message));
+                problems.push(Problem::new(Reason::UnsatisfiableResources, format!("{at}.resources.{name}"), message));
             }
         }
         let Some(groups) = &self.groups else { return false };
@@ -76,8 +77,11 @@ impl<'a> Placement<'a> {
                 Some(group) => vec![group],
                 None => {
                     let at = format!("{at}.workerGroup");
-                    let problem =
-                        Problem::new("UnknownWorkerGroup", at, format!("there is no group {:?}", shortened(name)));
+                    let problem = Problem::new(
+                        Reason::UnknownWorkerGroup,
+                        at,
+                        format!("there is no group {:?}", shortened(name)),
+                    );
                     let names: Vec<&str> = groups.iter().map(|group| group.name).collect();
                     problems.push(match nearest(name, names.iter().copied()) {
                         Some(meant) => problem.help(format!("did you mean {meant}?")),
@@ -92,7 +96,7 @@ impl<'a> Placement<'a> {
             let names: Vec<&str> = pinned.iter().map(|group| group.name).collect();
             let message = format!("the step asks for no GPU, and all its workers have GPUs ({})", listed(&names));
             let help = "ask for resources: {GPU: 1}, or set gpu.allowCpuSteps of a group";
-            problems.push(Problem::new("UnsatisfiableResources", at, message).help(help));
+            problems.push(Problem::new(Reason::UnsatisfiableResources, at, message).help(help));
             return false;
         }
         let asked = self.asked(step);
@@ -137,6 +141,6 @@ fn unsatisfiable(asked: &BTreeMap<String, f64>, eligible: &[&&Group<'_>], at: &s
         .collect();
     let offers: Vec<&str> = offers.iter().map(String::as_str).collect();
     let message = format!("no single worker can give the step {asks}");
-    Problem::new("UnsatisfiableResources", format!("{at}.resources"), message)
+    Problem::new(Reason::UnsatisfiableResources, format!("{at}.resources"), message)
         .help(format!("resources of one worker: {}", listed(&offers)))
 }

@@ -10,6 +10,7 @@ use super::objects::{Declared, Input, NAMED, Named, Target};
 use super::params::shortened;
 use super::plan::{Part, Plan, PlanStep, Results, VarSource};
 use api::problem::{Problem, nearest};
+use api::reason::Reason;
 use api::step::Serializer;
 use engine::{RunState, StepIx, TaskId};
 
@@ -142,7 +143,7 @@ impl Plan {
                 let message =
                     format!("{reader} reads {}, where {owner} keeps its output, in no order", shortened(&path));
                 let help = format!("add dependsOn: [{owner}], or use $(steps.{owner}.output)");
-                problems.push(Problem::new("Conflict", &input.at, message).help(help));
+                problems.push(Problem::new(Reason::Conflict, &input.at, message).help(help));
             }
         }
     }
@@ -169,7 +170,7 @@ impl Plan {
     }
 
     fn collision(&self, one: TaskId, other: TaskId, path: &str, at: &str) -> Problem {
-        Problem::new("Conflict", at, self.collides(one, other, path)).help("give each a path of its own")
+        Problem::new(Reason::Conflict, at, self.collides(one, other, path)).help("give each a path of its own")
     }
 
     /// For messages: two tasks keep their outputs at one path.
@@ -212,7 +213,7 @@ impl Plan {
         if !found.is_empty() {
             return Ok(found);
         }
-        let problem = Problem::new("UnknownInput", at, format!("no step reads {}", shortened(path)));
+        let problem = Problem::new(Reason::UnknownInput, at, format!("no step reads {}", shortened(path)));
         let near = nearest(path, known.iter().map(String::as_str)).map(|near| format!("did you mean {near}? "));
         let shown: Vec<&str> = known.iter().take(NAMED).map(String::as_str).collect();
         Err(problem.help(match (known.len(), near.unwrap_or_default()) {

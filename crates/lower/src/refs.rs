@@ -10,6 +10,7 @@ use super::{
     params::{listed, shortened, unknown},
 };
 use api::problem::{Problem, nearest};
+use api::reason::Reason;
 use api::{
     pipeline::{Param, ParamType, PipelineSpec},
     step::Step,
@@ -198,7 +199,7 @@ impl<'a> Refs<'a> {
         if here.late {
             let message = "a map takes the result of a step as it is, or a list in it, not computed with";
             let help = "let the step return the list, and map over $(steps.<name>.output)";
-            problems.push(Problem::new("InvalidExpression", at, message).help(help));
+            problems.push(Problem::new(Reason::InvalidExpression, at, message).help(help));
         }
         let wrong = match &node {
             Node::Literal(value) if !value.is_array() => Some(kind(value)),
@@ -208,7 +209,7 @@ impl<'a> Refs<'a> {
             _ => None,
         };
         if let Some(wrong) = wrong {
-            problems.push(Problem::new("TypeMismatch", at, format!("a map goes over a list, this is {wrong}")));
+            problems.push(Problem::new(Reason::TypeMismatch, at, format!("a map goes over a list, this is {wrong}")));
         }
         found.merge(here);
         FlowSource::Known(node)
@@ -257,19 +258,20 @@ impl<'a> Refs<'a> {
         let mapped = spec.map.is_some();
         if mapped && !path.keys.is_empty() {
             let message = format!("a map goes over the items of {name} as they are, not over a place in one of them");
-            problems.push(Problem::new("TypeMismatch", at, message).help("take the place in the step's code"));
+            problems.push(Problem::new(Reason::TypeMismatch, at, message).help("take the place in the step's code"));
             return Some(nothing);
         }
         if gather == Gather::Compact {
             let message = "compact(…) leaves out items, so that others would not pair any more; a map keeps holes";
-            problems
-                .push(Problem::new("InvalidExpression", at, message).help(format!("map over $(steps.{name}.output)")));
+            problems.push(
+                Problem::new(Reason::InvalidExpression, at, message).help(format!("map over $(steps.{name}.output)")),
+            );
             return Some(nothing);
         }
         if !mapped && path.keys.is_empty() && !spec.outputs.is_empty() {
             let names: Vec<&str> = spec.outputs.iter().map(|output| output.name.as_str()).collect();
             let message = format!("a map goes over a list, steps.{name}.{place} is a mapping of {}", listed(&names));
-            problems.push(Problem::new("TypeMismatch", at, message));
+            problems.push(Problem::new(Reason::TypeMismatch, at, message));
             return Some(nothing);
         }
         let wants = &mut self.wants[target.0 as usize];
@@ -307,7 +309,7 @@ impl<'a> Refs<'a> {
         let before = column.map(|column| format!("column {column}: ")).unwrap_or_default();
         let Some(target) = self.index.get(name) else {
             let message = format!("{before}there is no step {:?}", shortened(name));
-            let problem = Problem::new("UnknownStep", at, message);
+            let problem = Problem::new(Reason::UnknownStep, at, message);
             problems.push(match nearest(name, self.index.keys().copied()) {
                 Some(meant) => problem.help(format!("did you mean {meant}?")),
                 None => problem.help(format!("there are {}", listed(&self.index.keys().copied().collect::<Vec<_>>()))),
@@ -316,7 +318,11 @@ impl<'a> Refs<'a> {
         };
         let Some(from) = from else { return Some(*target) };
         if *target == from {
-            problems.push(Problem::new("SelfDependency", at, format!("{before}the step {name} depends on itself")));
+            problems.push(Problem::new(
+                Reason::SelfDependency,
+                at,
+                format!("{before}the step {name} depends on itself"),
+            ));
             return None;
         }
         let (_, target_last) = self.steps[target.0 as usize];
@@ -326,7 +332,7 @@ impl<'a> Refs<'a> {
                 "{before}{name} is under finally and runs after {}, which cannot use it",
                 shortened(&step.name)
             );
-            problems.push(Problem::new("NotUpstream", at, message));
+            problems.push(Problem::new(Reason::NotUpstream, at, message));
             return None;
         }
         Some(*target)
@@ -347,15 +353,16 @@ impl<'a> Refs<'a> {
         let mapped = spec.map.is_some();
         if gather != Gather::Whole && !mapped {
             let message = format!("{name} has no map: its output is not a list of items to put together");
-            problems.push(Problem::new("TypeMismatch", at, message).help(format!("use $(steps.{name}.output)")));
+            problems.push(Problem::new(Reason::TypeMismatch, at, message).help(format!("use $(steps.{name}.output)")));
             return;
         }
         let key = match (mapped, keys) {
             (_, []) | (true, [PathPart::Index(_)]) => return,
             (true, [PathPart::Key(key), ..]) => {
                 let message = format!("steps.{name}.{what} is a list with one entry per item, it has no key {key:?}");
-                problems
-                    .push(Problem::new("TypeMismatch", at, message).help(format!("an item: steps.{name}.{what}[0]")));
+                problems.push(
+                    Problem::new(Reason::TypeMismatch, at, message).help(format!("an item: steps.{name}.{what}[0]")),
+                );
                 return;
             }
             (true, [PathPart::Index(_), key, ..]) | (false, [key, ..]) => key,
@@ -367,14 +374,17 @@ impl<'a> Refs<'a> {
         match key {
             PathPart::Key(key) if outputs.contains(&key.as_str()) => {}
             PathPart::Key(key) => {
-                let problem =
-                    Problem::new("UnknownOutput", at, format!("the step {name} has no output {:?}", shortened(key)));
+                let problem = Problem::new(
+                    Reason::UnknownOutput,
+                    at,
+                    format!("the step {name} has no output {:?}", shortened(key)),
+                );
                 problems.push(problem.help(format!("its outputs are {}", listed(&outputs))));
             }
             PathPart::Index(index) => {
                 let message =
                     format!("steps.{name}.{what} is a mapping of {}, it has no index {index}", listed(&outputs));
-                problems.push(Problem::new("TypeMismatch", at, message));
+                problems.push(Problem::new(Reason::TypeMismatch, at, message));
             }
         }
     }
@@ -384,7 +394,7 @@ impl<'a> Refs<'a> {
             Some(name) if self.params.iter().any(|param| param.name == name) => {}
             Some(name) => {
                 let known = self.params.iter().map(|param| param.name.as_str());
-                let mut problem = unknown("UndefinedParameter", at, name, known);
+                let mut problem = unknown(Reason::UndefinedParameter, at, name, known);
                 problem.message = format!("column {column}: {}", problem.message);
                 problems.push(problem);
             }
@@ -399,7 +409,7 @@ fn no_index(expr: &Expr, root: &str, at: &str, column: usize, problems: &mut Vec
         && !keys.is_empty()
     {
         let message = format!("column {column}: {root} is a mapping, not a list");
-        problems.push(Problem::new("TypeMismatch", at, message));
+        problems.push(Problem::new(Reason::TypeMismatch, at, message));
     }
 }
 
@@ -407,7 +417,8 @@ fn run_entry(name: Option<&str>, expr: &Expr, at: &str, column: usize, problems:
     match name {
         Some(name) if !RUN.contains(&name) => {
             let message = format!("column {column}: run has no entry {:?}", shortened(name));
-            problems.push(Problem::new("InvalidExpression", at, message).help(format!("there are {}", listed(&RUN))));
+            problems
+                .push(Problem::new(Reason::InvalidExpression, at, message).help(format!("there are {}", listed(&RUN))));
         }
         Some(_) => {}
         None => no_index(expr, "run", at, column, problems),
@@ -427,7 +438,7 @@ fn item(
 ) {
     let Some(vars) = place.vars() else {
         let message = format!("column {column}: item is known only in args, when and paths of a step with map");
-        problems.push(Problem::new("InvalidExpression", at, message));
+        problems.push(Problem::new(Reason::InvalidExpression, at, message));
         return;
     };
     let passes = whole && place.takes_outputs() && matches!(expr, Expr::Path(_));
@@ -442,7 +453,7 @@ fn item(
             }
             None => {
                 let message = format!("column {column}: map has no variable {:?}", shortened(name));
-                let problem = Problem::new("InvalidExpression", at, message);
+                let problem = Problem::new(Reason::InvalidExpression, at, message);
                 problems.push(match nearest(name, names()) {
                     Some(meant) => problem.help(format!("did you mean item.{meant}?")),
                     None => problem.help(format!("there are {}", listed(&names().collect::<Vec<_>>()))),
@@ -462,7 +473,7 @@ fn opaque_item(var: &FlowVar, at: &str, column: usize) -> Problem {
     let message =
         format!("column {column}: item.{} is {}; an expression cannot compute with it", var.name, var.source.opaque());
     let help = format!("pass $(item.{}) alone, or map over a .result", var.name);
-    Problem::new("TypeMismatch", at, message).help(help)
+    Problem::new(Reason::TypeMismatch, at, message).help(help)
 }
 
 fn opaque_here(what: &str, at: &str, column: usize, place: Place<'_>) -> Problem {
@@ -480,5 +491,5 @@ fn opaque_here(what: &str, at: &str, column: usize, place: Place<'_>) -> Problem
         }
     };
     let help = "steps.<name>.result is the output as JSON, if it is small";
-    Problem::new("TypeMismatch", at, message).help(help)
+    Problem::new(Reason::TypeMismatch, at, message).help(help)
 }

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use super::dag;
 use super::plan::{Part, Plan};
 use api::problem::{Problem, nearest};
+use api::reason::Reason;
 use api::run::Select;
 use engine::{Dag, Dep, MapSource, OnLost, StepIx, StepSpec, When};
 
@@ -22,9 +24,8 @@ impl Plan {
         let needed: BTreeSet<usize> =
             chosen.iter().flat_map(|ix| data_of(&specs[*ix])).filter(|ix| !runs(*ix)).collect();
         let kept = specs.iter().enumerate().map(|(ix, spec)| if runs(ix) { spec.clone() } else { resting(spec) });
-        self.dag = Dag::build(kept.collect()).map_err(|errors| {
-            errors.into_iter().map(|error| Problem::new(error.category(), at, error.to_string())).collect::<Vec<_>>()
-        })?;
+        self.dag = Dag::build(kept.collect())
+            .map_err(|errors| errors.into_iter().map(|error| dag::problem(&error, at)).collect::<Vec<_>>())?;
         for (ix, step) in self.steps.iter_mut().enumerate() {
             step.part = match (runs(ix), needed.contains(&ix)) {
                 (true, _) => Part::Runs,
@@ -77,7 +78,7 @@ impl Plan {
             chosen.retain(|ix| select.tags.iter().any(|tag| tagged(ix, tag)));
         }
         if chosen.is_empty() && problems.is_empty() {
-            let problem = Problem::new("EmptySelection", at, "no step belongs to the selection");
+            let problem = Problem::new(Reason::EmptySelection, at, "no step belongs to the selection");
             problems.push(problem.help("a step must fit all of only, from, to, fromInputs and tags that are given"));
         }
         if problems.is_empty() { Ok(chosen) } else { Err(problems) }
@@ -95,16 +96,16 @@ impl Plan {
         Err(move |path| {
             if found.is_some() {
                 let problem =
-                    Problem::new("InvalidValue", path, format!("{name} is a finally step, which runs anyway"));
+                    Problem::new(Reason::InvalidValue, path, format!("{name} is a finally step, which runs anyway"));
                 return problem.help("choose among the steps; leave it out");
             }
-            let problem = Problem::new("UnknownStep", path, format!("there is no step {name}"));
+            let problem = Problem::new(Reason::UnknownStep, path, format!("there is no step {name}"));
             near.iter().fold(problem, |problem, near| problem.help(format!("did you mean {near}?")))
         })
     }
 
     fn unknown_tag(&self, tag: &str, path: &str) -> Problem {
-        let problem = Problem::new("UnknownTag", path, format!("no step has the tag {tag}"));
+        let problem = Problem::new(Reason::UnknownTag, path, format!("no step has the tag {tag}"));
         let tags = self.steps.iter().flat_map(|step| step.tags.iter().map(String::as_str));
         nearest(tag, tags).into_iter().fold(problem, |problem, near| problem.help(format!("did you mean {near}?")))
     }

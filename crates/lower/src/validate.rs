@@ -14,6 +14,7 @@ use super::{
     refs::{Found, Place, Refs},
 };
 use api::problem::Problem;
+use api::reason::Reason;
 use api::{
     args::Args,
     pipeline::PipelineSpec,
@@ -28,12 +29,12 @@ pub fn validate(spec: &PipelineSpec, object_path: &str) -> Result<Flow, Vec<Prob
     if count > STEPS {
         let message = format!("the pipeline has {count} steps, at most {STEPS} are allowed");
         let help = "a step with map runs once per item and counts as one";
-        return Err(vec![Problem::new("TooLarge", below(object_path, "steps"), message).help(help)]);
+        return Err(vec![Problem::new(Reason::TooLarge, below(object_path, "steps"), message).help(help)]);
     }
     if json_size(spec, PIPELINE_BYTES) > PIPELINE_BYTES {
         let message = format!("the pipeline is larger than {} KiB as JSON", PIPELINE_BYTES / 1024);
         let help = "put code into an archive or the image, and data into storage";
-        return Err(vec![Problem::new("TooLarge", object_path, message).help(help)]);
+        return Err(vec![Problem::new(Reason::TooLarge, object_path, message).help(help)]);
     }
     params::validate(&spec.params, &below(object_path, "params"), &mut problems);
     fields::check_pipeline(spec, object_path, &mut problems);
@@ -66,7 +67,7 @@ pub fn validate(spec: &PipelineSpec, object_path: &str) -> Result<Flow, Vec<Prob
         fields::check_name(&result.name, &format!("{at}.name"), &mut problems);
         if !named.insert(result.name.as_str()) {
             let message = format!("the result {} is declared twice", result.name);
-            problems.push(Problem::new("Duplicate", format!("{at}.name"), message));
+            problems.push(Problem::new(Reason::Duplicate, format!("{at}.name"), message));
         }
         let at = format!("{at}.value");
         let value = Node::parse(&result.value, &at, &mut problems);
@@ -102,7 +103,7 @@ fn check_isolation(spec: &PipelineSpec, step: &Step, at: &str, problems: &mut Ve
     if of_pipeline {
         let message = format!("a step in a thread runs only installed code, and {top} is code of the pipeline");
         let help = "leave out isolation, or install the module by requirements";
-        problems.push(Problem::new("Conflict", below(at, "isolation"), message).help(help));
+        problems.push(Problem::new(Reason::Conflict, below(at, "isolation"), message).help(help));
     }
 }
 
@@ -113,7 +114,7 @@ fn index<'a>(all: &[(&'a Step, String, bool)], problems: &mut Vec<Problem>) -> B
             Some(first) => {
                 let first = &all[first.0 as usize].1;
                 let message = format!("the name {} is used before, by {first}", params::shortened(&step.name));
-                problems.push(Problem::new("DuplicateStep", format!("{at}.name"), message));
+                problems.push(Problem::new(Reason::DuplicateStep, format!("{at}.name"), message));
             }
             None => {
                 index.insert(&step.name, StepIx(ix as u32));
@@ -165,7 +166,7 @@ fn check_step(step: &Step, at: &str, ix: StepIx, refs: &mut Refs<'_>, problems: 
         let at = format!("{at}.dependsOn[{i}]");
         if !named.insert(name) {
             let message = format!("{} is named twice", params::shortened(name));
-            problems.push(Problem::new("DuplicateDependency", at, message));
+            problems.push(Problem::new(Reason::DuplicateDependency, at, message));
         } else if let Some(target) = refs.target(name, Some(ix), &at, None, problems) {
             after.insert(target);
         }
@@ -242,7 +243,7 @@ fn check_inputs(
         let by_args = matches!(&step.args, Some(Args::Map(args)) if args.contains_key(name));
         if by_args || vars.unwrap_or_default().iter().any(|var| var.name == *name) {
             let message = format!("the argument {name} is given here and by {}", if by_args { "args" } else { "map" });
-            problems.push(Problem::new("Conflict", &at, message).help("rename one of them"));
+            problems.push(Problem::new(Reason::Conflict, &at, message).help("rename one of them"));
         }
         let at = format!("{at}.path");
         let Some(path) = check_path(&given.path, &at, Place::Path { step: ix, vars }, refs, mentioned, problems) else {
@@ -269,7 +270,7 @@ fn check_target(
     let output = step.output.as_ref()?;
     let Some(text) = &output.path else {
         if output.if_exists.is_some() {
-            let problem = Problem::new("Conflict", format!("{at}.output.ifExists"), "ifExists belongs to path");
+            let problem = Problem::new(Reason::Conflict, format!("{at}.output.ifExists"), "ifExists belongs to path");
             problems.push(problem.help("add path: where the output is kept, or leave it out"));
         }
         return None;
@@ -286,7 +287,7 @@ fn check_target(
             Some(var) => format!("name the item in it: $(item.{})", var.name),
             None => "map over a .result, whose items a path can name".to_owned(),
         };
-        problems.push(Problem::new("Conflict", &at, message).help(help));
+        problems.push(Problem::new(Reason::Conflict, &at, message).help(help));
     }
     found.merge(here);
     let (if_exists, serializer) = (output.if_exists.unwrap_or_default(), output.serializer.unwrap_or_default());
@@ -337,7 +338,7 @@ fn passed(
         if args.keyword.iter().any(|(name, _)| *name == var.name) {
             let message = format!("the argument {} is given here and by map", var.name);
             let help = format!("use $(item.{}) in args, or rename one of them", var.name);
-            problems.push(Problem::new("Conflict", below(&format!("{at}.args"), &var.name), message).help(help));
+            problems.push(Problem::new(Reason::Conflict, below(&format!("{at}.args"), &var.name), message).help(help));
             continue;
         }
         args.passed.push(i as u32);

@@ -12,6 +12,7 @@ use super::{
 use api::form::form;
 use api::names::IDENTIFIER_PATTERN;
 use api::problem::{Problem, nearest};
+use api::reason::Reason;
 
 /// Most problems reported of one document; the rest is counted.
 pub(crate) const PROBLEMS_MAX: usize = 200;
@@ -47,7 +48,7 @@ impl Findings {
     pub(crate) fn into_list(mut self) -> Vec<Finding> {
         if self.more > 0 {
             let message = format!("{} more problems are not shown", self.more);
-            self.list.push(Finding { line: 0, problem: Problem::new("TooLarge", "", message) });
+            self.list.push(Finding { line: 0, problem: Problem::new(Reason::TooLarge, "", message) });
         }
         self.list
     }
@@ -56,7 +57,7 @@ impl Findings {
 /// What JSON cannot hold, or holds in two ways: keys twice, numbers that do not fit, NUL in texts.
 pub(crate) fn check_sound(node: &Node, path: &mut Path, findings: &mut Findings) {
     match &node.value {
-        Content::Invalid { reason, message } => findings.push(node.line, Problem::new(reason, path.as_str(), message)),
+        Content::Invalid { reason, message } => findings.push(node.line, Problem::new(*reason, path.as_str(), message)),
         Content::Text(text) => check_text(text, node.line, path, findings),
         Content::List(list) => {
             for (index, item) in list.iter().enumerate() {
@@ -72,7 +73,7 @@ pub(crate) fn check_sound(node: &Node, path: &mut Path, findings: &mut Findings)
                 check_text(&entry.key, entry.line, path, findings);
                 if let Some(first) = seen.insert(entry.key.as_str(), entry.line) {
                     let message = format!("duplicate key, first defined on line {first}");
-                    findings.push(entry.line, Problem::new("DuplicateKey", path.as_str(), message));
+                    findings.push(entry.line, Problem::new(Reason::DuplicateKey, path.as_str(), message));
                 }
                 check_sound(&entry.node, path, findings);
                 path.pop();
@@ -85,7 +86,7 @@ pub(crate) fn check_sound(node: &Node, path: &mut Path, findings: &mut Findings)
 fn check_text(text: &str, line: u32, path: &Path, findings: &mut Findings) {
     if let Some(at) = text.find('\0') {
         let message = format!("the text has a NUL character at byte {at}");
-        findings.push(line, Problem::new("InvalidText", path.as_str(), message));
+        findings.push(line, Problem::new(Reason::InvalidText, path.as_str(), message));
     }
 }
 
@@ -108,7 +109,7 @@ pub(crate) fn check(node: &Node, shape: &Shape, path: &mut Path, findings: &mut 
         (Content::Number(number), ShapeKind::Number) => check_number(node, number, shape, path, findings),
         (Content::Number(number), ShapeKind::IntOrText) if number.is_i64() || number.is_u64() => {
             if number.as_i64().is_some_and(|n| n < 0) {
-                report(findings, Problem::new("InvalidValue", path.as_str(), format!("{number} is negative")));
+                report(findings, Problem::new(Reason::InvalidValue, path.as_str(), format!("{number} is negative")));
             }
         }
         (Content::Bool(_), ShapeKind::Boolean) => {}
@@ -127,7 +128,8 @@ fn wrong_type(node: &Node, shape: &Shape, path: &Path) -> Problem {
         ShapeKind::Boolean => "true or false",
         ShapeKind::IntOrText => "a whole number or a text such as 500m or 8Gi",
     };
-    let problem = Problem::new("InvalidType", path.as_str(), format!("must be {expected}, is {}", node.describe()));
+    let problem =
+        Problem::new(Reason::InvalidType, path.as_str(), format!("must be {expected}, is {}", node.describe()));
     match (&node.value, shape.kind) {
         (Content::Null, _) => problem.help("leave the field out or give it a value"),
         (Content::Number(_) | Content::Bool(_), ShapeKind::Text) => problem.help("put it in quotes"),
@@ -159,7 +161,7 @@ fn check_any(node: &Node, shape: &Shape, path: &mut Path, findings: &mut Finding
                 "must be a list (positional arguments) or a mapping (arguments by name), is {}",
                 node.describe()
             );
-            findings.push(node.line, Problem::new("InvalidType", path.as_str(), message));
+            findings.push(node.line, Problem::new(Reason::InvalidType, path.as_str(), message));
         }
     }
 }
@@ -168,7 +170,7 @@ fn check_identifiers(entries: &[Entry], path: &mut Path, findings: &mut Findings
     for entry in entries {
         if let Some(message) = explain::pattern_mismatch(IDENTIFIER_PATTERN, &entry.key) {
             path.push_key(&entry.key);
-            findings.push(entry.line, Problem::new("InvalidName", path.as_str(), message));
+            findings.push(entry.line, Problem::new(Reason::InvalidName, path.as_str(), message));
             path.pop();
         }
     }
@@ -187,7 +189,7 @@ fn check_object(node: &Node, entries: &[Entry], shape: &Shape, path: &mut Path, 
     for name in &shape.required {
         if !entries.iter().any(|entry| entry.key == *name) {
             path.push_key(name);
-            findings.push(node.line, Problem::new("MissingField", path.as_str(), "the field is missing"));
+            findings.push(node.line, Problem::new(Reason::MissingField, path.as_str(), "the field is missing"));
             path.pop();
         }
     }
@@ -215,14 +217,14 @@ fn check_file_names(entries: &[Entry], path: &mut Path, findings: &mut Findings)
     for entry in entries {
         if let Some(message) = explain::file_name_problem(&entry.key) {
             path.push_key(&entry.key);
-            findings.push(entry.line, Problem::new("InvalidName", path.as_str(), message));
+            findings.push(entry.line, Problem::new(Reason::InvalidName, path.as_str(), message));
             path.pop();
         }
     }
 }
 
 fn unknown_field(key: &str, shape: &Shape, path: &Path) -> Problem {
-    let problem = Problem::new("UnknownField", path.as_str(), "there is no such field");
+    let problem = Problem::new(Reason::UnknownField, path.as_str(), "there is no such field");
     let names = || shape.fields.keys().map(String::as_str);
     match nearest(key, names()) {
         Some(name) => problem.help(format!("did you mean {name}?")),
@@ -233,11 +235,11 @@ fn unknown_field(key: &str, shape: &Shape, path: &Path) -> Problem {
 fn check_count(node: &Node, count: usize, what: &str, shape: &Shape, path: &Path, findings: &mut Findings) {
     if count < shape.at_least {
         let message = format!("has {count} {what}, must have at least {}", shape.at_least);
-        findings.push(node.line, Problem::new("InvalidValue", path.as_str(), message));
+        findings.push(node.line, Problem::new(Reason::InvalidValue, path.as_str(), message));
     }
     if let Some(most) = shape.at_most.filter(|most| count > *most) {
         let message = format!("has {count} {what}, may have at most {most}");
-        findings.push(node.line, Problem::new("TooLarge", path.as_str(), message));
+        findings.push(node.line, Problem::new(Reason::TooLarge, path.as_str(), message));
     }
 }
 
@@ -257,7 +259,7 @@ fn check_list(node: &Node, list: &[Node], shape: &Shape, path: &mut Path, findin
             if let Some(first) = seen.get(&identity) {
                 let key = shape.keys.first().map_or(String::new(), |key| format!("{key} "));
                 let message = format!("{key}{identity} appears twice, first as entry {first}");
-                findings.push(item.line, Problem::new("Duplicate", path.as_str(), message));
+                findings.push(item.line, Problem::new(Reason::Duplicate, path.as_str(), message));
             } else {
                 seen.insert(identity, index);
             }
@@ -274,7 +276,7 @@ fn check_number(node: &Node, number: &Number, shape: &Shape, path: &Path, findin
         (None, Some(high)) if value > high => format!("{number} is above {high}"),
         _ => return,
     };
-    findings.push(node.line, Problem::new("InvalidValue", path.as_str(), message));
+    findings.push(node.line, Problem::new(Reason::InvalidValue, path.as_str(), message));
 }
 
 fn text_problem(text: &str, shape: &Shape, path: &Path) -> Option<Problem> {
@@ -284,7 +286,7 @@ fn text_problem(text: &str, shape: &Shape, path: &Path) -> Option<Problem> {
             return None;
         }
         let message = format!("{} is not one of {}", quote(text), choices.join(", "));
-        let problem = Problem::new("InvalidValue", path.as_str(), message);
+        let problem = Problem::new(Reason::InvalidValue, path.as_str(), message);
         let likely = choices.iter().find(|choice| choice.eq_ignore_ascii_case(text)).copied();
         return Some(match likely.or_else(|| nearest(text, choices)) {
             Some(choice) => problem.help(format!("did you mean {choice}?")),
@@ -292,7 +294,7 @@ fn text_problem(text: &str, shape: &Shape, path: &Path) -> Option<Problem> {
         });
     }
     let pattern = shape.pattern.as_ref();
-    let reason = pattern.map_or("InvalidValue", |pattern| explain::reason(&pattern.text));
+    let reason = pattern.map_or(Reason::InvalidValue, |pattern| explain::reason(&pattern.text));
     if text.len() < shape.at_least {
         return Some(Problem::new(reason, path.as_str(), "is empty or too short"));
     }
@@ -301,7 +303,7 @@ fn text_problem(text: &str, shape: &Shape, path: &Path) -> Option<Problem> {
         return Some(Problem::new(reason, path.as_str(), format!("{} is longer than {most} characters", quote(text))));
     }
     if shape.format.as_deref() == Some("date-time") {
-        return explain::moment_problem(text).map(|message| Problem::new("InvalidValue", path.as_str(), message));
+        return explain::moment_problem(text).map(|message| Problem::new(Reason::InvalidValue, path.as_str(), message));
     }
     let pattern = pattern?;
     let message = match explain::pattern_mismatch(&pattern.text, text) {

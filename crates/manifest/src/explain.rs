@@ -1,19 +1,19 @@
 //! What is wrong with a text that has not the form of its field, in words instead of a regular expression.
 
+use super::tree::quote;
 use api::names::{DNS_LABEL_PATTERN, IDENTIFIER_PATTERN, check_label};
+use api::reason::Reason;
 use api::{
     duration::{DURATION_PATTERN, Duration, POSITIVE_DURATION_PATTERN},
     quantity::{QUANTITY_PATTERN, Quantity},
     schema::OBJECT_REF_PATTERN,
 };
 
-use super::tree::quote;
-
 /// The reason to report for a field of this pattern.
-pub(crate) fn reason(pattern: &str) -> &'static str {
+pub(crate) fn reason(pattern: &str) -> Reason {
     match pattern {
-        DNS_LABEL_PATTERN | IDENTIFIER_PATTERN | OBJECT_REF_PATTERN => "InvalidName",
-        _ => "InvalidValue",
+        DNS_LABEL_PATTERN | IDENTIFIER_PATTERN | OBJECT_REF_PATTERN => Reason::InvalidName,
+        _ => Reason::InvalidValue,
     }
 }
 

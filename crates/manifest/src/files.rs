@@ -7,6 +7,7 @@ use std::{
 };
 
 use api::problem::Problem;
+use api::reason::Reason;
 
 /// Largest file.
 pub const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
@@ -35,14 +36,14 @@ pub(crate) fn sources(path: &Path) -> Result<Vec<Source>, Problem> {
     let mut found = Vec::new();
     walk(path, 0, &mut found)?;
     if found.is_empty() {
-        return Err(Problem::new("Empty", "", "the folder has no file that ends in .yaml, .yml or .json"));
+        return Err(Problem::new(Reason::Empty, "", "the folder has no file that ends in .yaml, .yml or .json"));
     }
     Ok(found)
 }
 
 fn walk(folder: &Path, depth: usize, found: &mut Vec<Source>) -> Result<(), Problem> {
     if depth > FOLDER_DEPTH_MAX {
-        return Err(Problem::new("TooDeep", "", format!("{}: folders are nested too deeply", folder.display())));
+        return Err(Problem::new(Reason::TooDeep, "", format!("{}: folders are nested too deeply", folder.display())));
     }
     let entries = fs::read_dir(folder).map_err(|error| unreadable(folder, &error))?;
     let mut entries: Vec<_> = entries.collect::<Result<_, _>>().map_err(|error| unreadable(folder, &error))?;
@@ -61,7 +62,7 @@ fn walk(folder: &Path, depth: usize, found: &mut Vec<Source>) -> Result<(), Prob
             && (kind.is_file() || fs::metadata(&path).is_ok_and(|about| about.is_file()))
         {
             if found.len() >= FILES_MAX {
-                return Err(Problem::new("TooLarge", "", format!("the folder has more than {FILES_MAX} files")));
+                return Err(Problem::new(Reason::TooLarge, "", format!("the folder has more than {FILES_MAX} files")));
             }
             found.push(Source { path, found: true });
         }
@@ -84,30 +85,34 @@ pub(crate) fn text(path: &Path, stdin: &mut dyn Read) -> Result<String, Problem>
 /// Bytes → text: UTF-8, at most [`FILE_BYTES_MAX`], no NUL.
 pub(crate) fn decode(mut bytes: Vec<u8>) -> Result<String, Problem> {
     if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(Problem::new("TooLarge", "", format!("the file is larger than {} MiB", FILE_BYTES_MAX >> 20)));
+        return Err(Problem::new(
+            Reason::TooLarge,
+            "",
+            format!("the file is larger than {} MiB", FILE_BYTES_MAX >> 20),
+        ));
     }
     if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
-        return Err(Problem::new("InvalidText", "", "the file is UTF-16").help("save it as UTF-8"));
+        return Err(Problem::new(Reason::InvalidText, "", "the file is UTF-16").help("save it as UTF-8"));
     }
     if bytes.starts_with(&[0xEF, 0xBB, 0xBF]) {
         bytes.drain(..3);
     }
     if let Some(at) = bytes.iter().position(|byte| *byte == 0) {
-        return Err(Problem::new("InvalidText", "", format!("the file has a NUL byte at byte {at}")));
+        return Err(Problem::new(Reason::InvalidText, "", format!("the file has a NUL byte at byte {at}")));
     }
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        Problem::new("InvalidText", "", format!("the file is not UTF-8 at byte {at}")).help("save it as UTF-8")
+        Problem::new(Reason::InvalidText, "", format!("the file is not UTF-8 at byte {at}")).help("save it as UTF-8")
     })?;
     // As YAML has it; U+0085 is a line break there.
     let control = |c: char| c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{85}');
     if let Some((at, c)) = text.char_indices().find(|(_, c)| control(*c)) {
         let message = format!("the file has the control character U+{:04X} at byte {at}", u32::from(c));
-        return Err(Problem::new("InvalidText", "", message).help("write it as an escape in double quotes"));
+        return Err(Problem::new(Reason::InvalidText, "", message).help("write it as an escape in double quotes"));
     }
     Ok(text)
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Problem {
-    Problem::new("Unreadable", "", format!("cannot read {}: {error}", path.display()))
+    Problem::new(Reason::Unreadable, "", format!("cannot read {}: {error}", path.display()))
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::object::Object;
 use api::problem::Problem;
+use api::reason::Reason;
 
 /// A row of the table. `path` is below `spec`; `*` stands for every entry of a list; a field matches when it is there
 /// and, for truth values, true.
@@ -88,7 +89,7 @@ fn descend(value: &Value, path: &str, at: String, help: &str, problems: &mut Vec
         Some(rest) => descend(found, rest, at, help, problems),
         None if *found == Value::Bool(false) => {}
         None => {
-            let problem = Problem::new("NotImplemented", at, "a local run does not carry this field out");
+            let problem = Problem::new(Reason::NotImplemented, at, "a local run does not carry this field out");
             problems.push(problem.help(help));
         }
     }

@@ -12,6 +12,7 @@ use super::{
     tree::{Content, Node, Path, quote},
 };
 use api::problem::{Problem, nearest};
+use api::reason::Reason;
 use api::{API_VERSION, DaskCluster, GROUP, Pipeline, PipelineRun, crd};
 
 /// Largest object, as JSON: Kubernetes' store takes little more.
@@ -81,7 +82,7 @@ pub(crate) fn read(root: &Node, findings: &mut Findings) -> Option<Outcome> {
     }
     if !matches!(root.value, Content::Map(_)) {
         let message = format!("a document must be a mapping with apiVersion and kind, is {}", root.describe());
-        findings.push(root.line, Problem::new("InvalidType", "", message));
+        findings.push(root.line, Problem::new(Reason::InvalidType, "", message));
         return None;
     }
     let (api_version, kind) = (root.field("apiVersion"), root.field("kind"));
@@ -107,7 +108,7 @@ pub(crate) fn read(root: &Node, findings: &mut Findings) -> Option<Outcome> {
     if size > OBJECT_BYTES_MAX {
         let message = format!("the object has {size} bytes as JSON, may have at most {OBJECT_BYTES_MAX}");
         let help = "put code and data into files (code.path) or storage";
-        findings.push(root.line, Problem::new("TooLarge", "", message).help(help));
+        findings.push(root.line, Problem::new(Reason::TooLarge, "", message).help(help));
         return None;
     }
     type_of(kind, value).map(Outcome::Ours).map_err(|problem| findings.push(root.line, problem)).ok()
@@ -149,8 +150,12 @@ pub fn check_value(value: &Value) -> Result<Object, Vec<Problem>> {
     let problem = |reason, message: String| Err(vec![Problem::new(reason, "", message)]);
     match outcome {
         Some(Outcome::Ours(object)) => Ok(object),
-        Some(Outcome::Foreign { api_version, kind }) => problem("UnknownVersion", format!("{kind} of {api_version}")),
-        Some(Outcome::Untyped | Outcome::Empty) => problem("MissingField", "apiVersion and kind are missing".into()),
+        Some(Outcome::Foreign { api_version, kind }) => {
+            problem(Reason::UnknownVersion, format!("{kind} of {api_version}"))
+        }
+        Some(Outcome::Untyped | Outcome::Empty) => {
+            problem(Reason::MissingField, "apiVersion and kind are missing".into())
+        }
         None => Err(findings.into_list().into_iter().map(|finding| finding.problem).collect()),
     }
 }
@@ -180,14 +185,14 @@ fn identify(
 ) -> Option<Result<&'static str, Outcome>> {
     let mut text_of = |node: Option<&Node>, field: &str| match node {
         None => {
-            findings.push(root.line, Problem::new("MissingField", field, "the field is missing"));
+            findings.push(root.line, Problem::new(Reason::MissingField, field, "the field is missing"));
             None
         }
         Some(node) => {
             let text = node.text().map(str::to_owned);
             if text.is_none() {
                 let message = format!("must be a text, is {}", node.describe());
-                findings.push(node.line, Problem::new("InvalidType", field, message));
+                findings.push(node.line, Problem::new(Reason::InvalidType, field, message));
             }
             text
         }
@@ -199,7 +204,8 @@ fn identify(
     if api_text == API_VERSION {
         if known.is_none() {
             let line = kind.map_or(root.line, |node| node.line);
-            let problem = Problem::new("UnknownKind", "kind", format!("{} has no kind {}", GROUP, quote(&kind_text)));
+            let problem =
+                Problem::new(Reason::UnknownKind, "kind", format!("{} has no kind {}", GROUP, quote(&kind_text)));
             findings.push(
                 line,
                 match nearest(&kind_text, KINDS) {
@@ -216,7 +222,10 @@ fn identify(
     if slip {
         let line = api_version.map_or(root.line, |node| node.line);
         let message = format!("{} is not a version that this release knows", quote(&api_text));
-        findings.push(line, Problem::new("UnknownVersion", "apiVersion", message).help(format!("write {API_VERSION}")));
+        findings.push(
+            line,
+            Problem::new(Reason::UnknownVersion, "apiVersion", message).help(format!("write {API_VERSION}")),
+        );
         return None;
     }
     Some(Err(Outcome::Foreign { api_version: api_text, kind: kind_text }))
@@ -230,7 +239,7 @@ fn check_named(root: &Node, kind: &str, findings: &mut Findings) {
     }
     let generated = kind == "PipelineRun" && metadata.field("generateName").is_some();
     if metadata.field("name").is_none() && !generated {
-        findings.push(metadata.line, Problem::new("MissingField", "metadata.name", "the field is missing"));
+        findings.push(metadata.line, Problem::new(Reason::MissingField, "metadata.name", "the field is missing"));
     }
     if let Some(Content::Map(labels)) = metadata.field("labels").map(|node| &node.value) {
         for label in labels {
@@ -238,7 +247,7 @@ fn check_named(root: &Node, kind: &str, findings: &mut Findings) {
                 let mut path = Path::default();
                 ["metadata", "labels", &label.key].into_iter().for_each(|key| path.push_key(key));
                 let message = format!("{} is not the key of a label", quote(&label.key));
-                findings.push(label.line, Problem::new("InvalidName", path.as_str(), message));
+                findings.push(label.line, Problem::new(Reason::InvalidName, path.as_str(), message));
             }
         }
     }
@@ -249,7 +258,7 @@ fn type_of(kind: &str, value: Value) -> Result<Object, Problem> {
         serde_path_to_error::deserialize(value).map(Box::new).map_err(|error| {
             let path = error.path().to_string();
             let path = if path == "." { String::new() } else { path };
-            Problem::new("InvalidValue", path, error.into_inner().to_string())
+            Problem::new(Reason::InvalidValue, path, error.into_inner().to_string())
         })
     }
     match kind {

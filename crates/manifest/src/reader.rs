@@ -17,6 +17,7 @@ use super::{
     yaml,
 };
 use api::problem::Problem;
+use api::reason::Reason;
 
 /// An object and where it stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -197,7 +198,7 @@ fn read_source(file: &Path, text: &str, found: bool, reading: &mut Reading) {
                 }
                 Some(Outcome::Untyped) => {
                     for field in ["apiVersion", "kind"] {
-                        findings.push(root.line, Problem::new("MissingField", field, "the field is missing"));
+                        findings.push(root.line, Problem::new(Reason::MissingField, field, "the field is missing"));
                     }
                 }
                 Some(Outcome::Empty) => continue,
@@ -224,7 +225,7 @@ fn read_source(file: &Path, text: &str, found: bool, reading: &mut Reading) {
         }
     }
     if empty && !found {
-        let problem = Problem::new("Empty", "", "the file has no document");
+        let problem = Problem::new(Reason::Empty, "", "the file has no document");
         reading.problems.push(FileProblem { file: file.to_owned(), document: None, line: None, problem });
     }
 }
@@ -253,7 +254,7 @@ fn finish(reading: &mut Reading, paths: &[PathBuf]) {
             file: loaded.file.clone(),
             document: Some(loaded.document),
             line: None,
-            problem: Problem::new("Duplicate", "metadata.name", message),
+            problem: Problem::new(Reason::Duplicate, "metadata.name", message),
         });
     }
     if reading.objects.is_empty() && reading.problems.is_empty() {
@@ -263,7 +264,7 @@ fn finish(reading: &mut Reading, paths: &[PathBuf]) {
             file,
             document: None,
             line: None,
-            problem: Problem::new("Empty", "", message),
+            problem: Problem::new(Reason::Empty, "", message),
         });
     }
 }

@@ -2,13 +2,14 @@
 //! in stored objects. A test fails when a CRD has a rule that is not here.
 
 use super::tree::{Content, Node};
+use api::reason::Reason;
 
 /// A rule between fields.
 #[derive(Debug)]
 pub(crate) struct Rule {
     /// The CEL text, as it stands in the CRD.
     pub(crate) cel: &'static str,
-    pub(crate) reason: &'static str,
+    pub(crate) reason: Reason,
     pub(crate) message: &'static str,
     /// Field to point at, below the object that has the rule.
     pub(crate) at: Option<&'static str>,
@@ -44,7 +45,7 @@ fn memory_above_zero(amounts: &Node) -> bool {
     }
 }
 
-const CONFLICT: &str = "Conflict";
+const CONFLICT: Reason = Reason::Conflict;
 
 /// All rules.
 pub(crate) const RULES: &[Rule] = &[
@@ -113,7 +114,7 @@ pub(crate) const RULES: &[Rule] = &[
     },
     Rule {
         cel: "!('memory' in self) || (self['memory'] != 0 && self['memory'] != '0')",
-        reason: "InvalidValue",
+        reason: Reason::InvalidValue,
         message: "memory must be above zero",
         at: Some("memory"),
         holds: memory_above_zero,
@@ -158,7 +159,7 @@ pub(crate) const RULES: &[Rule] = &[
     },
     Rule {
         cel: "!has(self.min) || self.min <= self.max",
-        reason: "InvalidValue",
+        reason: Reason::InvalidValue,
         message: "min must not be above max",
         at: Some("min"),
         holds: |bounds| match (whole(bounds, "min"), whole(bounds, "max")) {

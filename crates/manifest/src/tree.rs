@@ -3,6 +3,8 @@
 
 use serde_json::{Map, Number, Value};
 
+use api::reason::Reason;
+
 /// A value with the line it begins on.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Node {
@@ -22,7 +24,7 @@ pub(crate) enum Content {
     Map(Vec<Entry>),
     /// Not a value: reason, text and why not.
     Invalid {
-        reason: &'static str,
+        reason: Reason,
         message: String,
     },
 }

@@ -10,6 +10,7 @@ use super::{
     scalar::{self, Scalar},
     tree::{Content, Entry, Node, quote},
 };
+use api::reason::Reason;
 
 /// Deepest nesting of lists and mappings.
 pub(crate) const DEPTH_MAX: usize = 64;
@@ -46,13 +47,13 @@ const AMBIGUOUS_MAX: usize = 5;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SyntaxError {
     pub(crate) line: u32,
-    pub(crate) reason: &'static str,
+    pub(crate) reason: Reason,
     pub(crate) message: String,
     pub(crate) help: Option<String>,
 }
 
 impl SyntaxError {
-    fn new(line: u32, reason: &'static str, message: impl Into<String>) -> Self {
+    fn new(line: u32, reason: Reason, message: impl Into<String>) -> Self {
         Self { line, reason, message: message.into(), help: None }
     }
 }
@@ -148,7 +149,7 @@ fn documents_until_error(text: &str, lines_before: u32, found: &mut Vec<Document
 fn syntax(text: &str, line: u32, lines_before: u32, info: &str) -> SyntaxError {
     let content = text.lines().nth((line - lines_before).saturating_sub(1) as usize).unwrap_or_default();
     let indent: String = content.chars().take_while(|c| c.is_whitespace()).collect();
-    let mut error = SyntaxError::new(line, "InvalidYaml", info.to_owned());
+    let mut error = SyntaxError::new(line, Reason::InvalidYaml, info.to_owned());
     if indent.contains('\t') {
         error.message = "the line is indented with a tab".to_owned();
         error.help = Some("indent with spaces".to_owned());
@@ -237,7 +238,7 @@ impl Builder {
             }
             Event::Alias(anchor) => {
                 if self.wants_key() {
-                    return Err(SyntaxError::new(line, "InvalidYaml", "an alias cannot be a key"));
+                    return Err(SyntaxError::new(line, Reason::InvalidYaml, "an alias cannot be a key"));
                 }
                 let node = self.expand(anchor, line)?;
                 self.close(node, 0)?;
@@ -270,18 +271,22 @@ impl Builder {
     fn count(&mut self, line: u32) -> Result<(), SyntaxError> {
         self.nodes += 1;
         if self.nodes > NODES_MAX {
-            return Err(SyntaxError::new(line, "TooLarge", format!("the document has more than {NODES_MAX} values")));
+            return Err(SyntaxError::new(
+                line,
+                Reason::TooLarge,
+                format!("the document has more than {NODES_MAX} values"),
+            ));
         }
         Ok(())
     }
 
     fn open(&mut self, line: u32, anchor: usize, content: OpenContent) -> Result<(), SyntaxError> {
         if self.wants_key() {
-            return Err(SyntaxError::new(line, "InvalidYaml", "a key is a list or mapping; keys are texts"));
+            return Err(SyntaxError::new(line, Reason::InvalidYaml, "a key is a list or mapping; keys are texts"));
         }
         if self.stack.len() >= DEPTH_MAX {
             let message = format!("lists and mappings are nested more than {DEPTH_MAX} deep");
-            return Err(SyntaxError::new(line, "TooDeep", message));
+            return Err(SyntaxError::new(line, Reason::TooDeep, message));
         }
         self.count(line)?;
         self.stack.push(Open { line, anchor, content });
@@ -290,18 +295,18 @@ impl Builder {
 
     fn expand(&mut self, anchor: usize, line: u32) -> Result<Node, SyntaxError> {
         let Some(anchored) = self.anchors.get(&anchor) else {
-            return Err(SyntaxError::new(line, "InvalidYaml", "an alias stands inside what it repeats"));
+            return Err(SyntaxError::new(line, Reason::InvalidYaml, "an alias stands inside what it repeats"));
         };
         self.alias_nodes = self.alias_nodes.saturating_add(anchored.nodes);
         self.alias_bytes = self.alias_bytes.saturating_add(anchored.bytes);
         if self.alias_nodes > ALIAS_NODES_MAX || self.alias_bytes > ALIAS_BYTES_MAX {
-            let mut error = SyntaxError::new(line, "AliasLimit", "aliases expand to too much");
+            let mut error = SyntaxError::new(line, Reason::AliasLimit, "aliases expand to too much");
             error.help = Some(format!("at most {ALIAS_NODES_MAX} values of a document may come from aliases"));
             return Err(error);
         }
         if self.stack.len() + depth(&anchored.node) > DEPTH_MAX {
             let message = format!("lists and mappings are nested more than {DEPTH_MAX} deep");
-            return Err(SyntaxError::new(line, "TooDeep", message));
+            return Err(SyntaxError::new(line, Reason::TooDeep, message));
         }
         let mut node = anchored.node.clone();
         node.line = line;
@@ -317,7 +322,7 @@ impl Builder {
             self.alias_nodes = self.alias_nodes.saturating_add(nodes);
             self.alias_bytes = self.alias_bytes.saturating_add(bytes);
             if self.alias_nodes > ALIAS_NODES_MAX || self.alias_bytes > ALIAS_BYTES_MAX {
-                return Err(SyntaxError::new(node.line, "AliasLimit", "anchors hold too much"));
+                return Err(SyntaxError::new(node.line, Reason::AliasLimit, "anchors hold too much"));
             }
             self.anchors.insert(anchor, Anchored { node: node.clone(), nodes, bytes });
         }
@@ -326,7 +331,7 @@ impl Builder {
             Some(OpenContent::List(list)) => list.push(node),
             Some(OpenContent::Map { entries, key }) => match key.take() {
                 Some((key, line)) => entries.push(Entry { key, line, node }),
-                None => return Err(SyntaxError::new(node.line, "InvalidYaml", "a value has no key")),
+                None => return Err(SyntaxError::new(node.line, Reason::InvalidYaml, "a value has no key")),
             },
         }
         Ok(())
@@ -335,12 +340,12 @@ impl Builder {
 
 fn check_plain_key(text: &str, line: u32) -> Result<(), SyntaxError> {
     if text == "<<" {
-        let mut error = SyntaxError::new(line, "InvalidYaml", "<< (merge) is not part of YAML 1.2");
+        let mut error = SyntaxError::new(line, Reason::InvalidYaml, "<< (merge) is not part of YAML 1.2");
         error.help = Some("write the fields out, or use an alias for the whole value".to_owned());
         return Err(error);
     }
     match scalar::plain(text) {
-        Scalar::Null => Err(SyntaxError::new(line, "InvalidYaml", "a key is empty")),
+        Scalar::Null => Err(SyntaxError::new(line, Reason::InvalidYaml, "a key is empty")),
         _ => Ok(()),
     }
 }
@@ -349,7 +354,7 @@ fn check_collection_tag(tag: Option<&Tag>, expected: &str, line: u32) -> Result<
     match tag {
         None => Ok(()),
         Some(tag) if tag.is_yaml_core_schema() && tag.suffix == expected => Ok(()),
-        Some(tag) => Err(SyntaxError::new(line, "InvalidYaml", unsupported_tag(tag))),
+        Some(tag) => Err(SyntaxError::new(line, Reason::InvalidYaml, unsupported_tag(tag))),
     }
 }
 
@@ -392,7 +397,7 @@ fn scalar_content(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Content 
         (Some("int" | "float" | "bool" | "null"), _) | (None, None) => {}
         (None, Some(tag)) if tag.handle == "!" && tag.suffix.is_empty() => return Content::Text(text.to_owned()),
         (_, Some(tag)) => {
-            return Content::Invalid { reason: "InvalidYaml", message: unsupported_tag(tag) };
+            return Content::Invalid { reason: Reason::InvalidYaml, message: unsupported_tag(tag) };
         }
         (Some(_), None) => {}
     }
@@ -404,6 +409,6 @@ fn scalar_content(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Content 
         Scalar::Bool(value) => Content::Bool(value),
         Scalar::Number(number) => Content::Number(number),
         Scalar::Text => Content::Text(text.to_owned()),
-        Scalar::Unheld(why) => Content::Invalid { reason: "InvalidNumber", message: format!("{text} {why}") },
+        Scalar::Unheld(why) => Content::Invalid { reason: Reason::InvalidNumber, message: format!("{text} {why}") },
     }
 }

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use api::cluster::DaskClusterSpec;
 use api::pipeline::{Deadlines, PipelineSpec};
 use api::problem::Problem;
+use api::reason::Reason;
 use api::run::{Reuse, ReuseMode, Select};
 use api::step::Step;
 use lower::{Plan, RunInfo};
@@ -60,7 +61,7 @@ impl Frozen {
         let plan = flow.bind(&self.params, &RunInfo { name: self.name.clone(), uid: self.uid.clone() })?;
         let reuse = self.reuse();
         if reuse.run.is_some() && !reuse.missing && self.select.is_none() {
-            let problem = Problem::new("Conflict", "spec.reuse.run", "nothing is taken from an earlier run");
+            let problem = Problem::new(Reason::Conflict, "spec.reuse.run", "nothing is taken from an earlier run");
             return Err(vec![problem.help("add mode: Missing, or a select")]);
         }
         match &self.select {

@@ -5,6 +5,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
+use api::reason::Reason;
+
 /// Tasks (items of mapped steps counted singly) by what became of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
@@ -173,7 +175,7 @@ impl ResultValue {
 #[derive(Debug, Clone)]
 pub struct Report {
     pub outcome: RunOutcome,
-    pub reason: Option<String>,
+    pub reason: Option<Reason>,
     pub message: Option<String>,
     pub counts: Counts,
     pub results: Vec<(String, ResultValue)>,
@@ -204,25 +206,25 @@ pub fn summary(
     outcome: engine::RunOutcome,
     failures: &[Failure],
     passed: Option<Deadline>,
-) -> (RunOutcome, Option<String>, Option<String>) {
+) -> (RunOutcome, Option<Reason>, Option<String>) {
     match outcome {
         engine::RunOutcome::Succeeded => (RunOutcome::Succeeded, None, None),
         engine::RunOutcome::Cancelled => {
-            (RunOutcome::Cancelled, Some("Cancelled".into()), Some("cancelled by the user".into()))
+            (RunOutcome::Cancelled, Some(Reason::Cancelled), Some("cancelled by the user".into()))
         }
         engine::RunOutcome::DeadlineExceeded => {
             let message = match passed {
                 Some(Deadline::Start) => "no step had started within deadlines.start",
                 Some(Deadline::Active) | None => "the run was not finished within deadlines.active",
             };
-            (RunOutcome::Failed, Some("DeadlineExceeded".into()), Some(message.into()))
+            (RunOutcome::Failed, Some(Reason::DeadlineExceeded), Some(message.into()))
         }
         engine::RunOutcome::FinallyDeadlineExceeded => {
             let before = first_failure(failures).map(|failure| format!("; before that, {failure}")).unwrap_or_default();
             let message = format!("the finally steps had not ended within deadlines.finally and were stopped{before}");
-            (RunOutcome::Failed, Some("DeadlineExceeded".into()), Some(message))
+            (RunOutcome::Failed, Some(Reason::DeadlineExceeded), Some(message))
         }
-        engine::RunOutcome::Failed => (RunOutcome::Failed, Some("StepFailed".into()), first_failure(failures)),
+        engine::RunOutcome::Failed => (RunOutcome::Failed, Some(Reason::StepFailed), first_failure(failures)),
     }
 }
 
@@ -243,7 +245,7 @@ pub fn read_closing(closing: &serde_json::Map<String, Value>) -> Option<Report> 
     let results = results.into_iter().flatten();
     Some(Report {
         outcome,
-        reason: text("reason"),
+        reason: text("reason").and_then(|reason| reason.parse().ok()),
         message: text("message"),
         counts: Counts {
             total: number("total"),

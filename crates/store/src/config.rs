@@ -235,7 +235,7 @@ mod tests {
 
     fn check(url: &str, endpoint: Option<&str>) -> &'static str {
         let config = StorageConfig { url: url.into(), endpoint: endpoint.map(str::to_owned), region: None };
-        config.open().map_or_else(|error| error.reason(), |_| "fine")
+        config.open().map_or_else(|error| error.reason().as_str(), |_| "fine")
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::segment::SegmentError;
 use api::keys::KeyError;
+use api::reason::Reason;
 
 /// Why storage could not be read. `Display` reads after "failed to …"; texts of a server are cleaned and capped.
 #[derive(Debug, thiserror::Error)]
@@ -24,22 +25,22 @@ pub enum StoreError {
     NotFound { what: String },
     /// The storage refused or did not answer.
     #[error("{what}: {detail}")]
-    Failed { reason: &'static str, transient: bool, what: String, detail: String },
+    Failed { reason: Reason, transient: bool, what: String, detail: String },
 }
 
 impl StoreError {
     /// The documented reason.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            StoreError::Invalid(_) => "InvalidStorage",
-            StoreError::Key(_) => "InvalidKey",
-            StoreError::RunNotFound(_) => "RunNotFound",
-            StoreError::Removed(_) => "OutputsRemoved",
-            StoreError::Unreadable { .. } => "RecordUnreadable",
-            StoreError::Corrupt { .. } => "CorruptOutput",
-            StoreError::TooLarge { .. } => "OutputTooLarge",
-            StoreError::NotFound { .. } => "NotFound",
-            StoreError::Failed { reason, .. } => reason,
+            StoreError::Invalid(_) => Reason::InvalidStorage,
+            StoreError::Key(_) => Reason::InvalidKey,
+            StoreError::RunNotFound(_) => Reason::RunNotFound,
+            StoreError::Removed(_) => Reason::OutputsRemoved,
+            StoreError::Unreadable { .. } => Reason::RecordUnreadable,
+            StoreError::Corrupt { .. } => Reason::CorruptOutput,
+            StoreError::TooLarge { .. } => Reason::OutputTooLarge,
+            StoreError::NotFound { .. } => Reason::NotFound,
+            StoreError::Failed { reason, .. } => *reason,
         }
     }
 
@@ -56,21 +57,21 @@ impl StoreError {
         let code = between(&text, "<Code>", "</Code>");
         let not_there = matches!(error, object_store::Error::NotFound { .. }) || status == Some(404);
         let (reason, transient) = match (code, status) {
-            (Some("NoSuchBucket" | "InvalidBucketName"), _) => ("NoSuchBucket", false),
+            (Some("NoSuchBucket" | "InvalidBucketName"), _) => (Reason::NoSuchBucket, false),
             (Some("ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "InvalidToken"), _) => {
-                ("CredentialsExpired", true)
+                (Reason::CredentialsExpired, true)
             }
-            (Some("RequestTimeTooSkewed"), _) => ("ClockSkew", false),
+            (Some("RequestTimeTooSkewed"), _) => (Reason::ClockSkew, false),
             (Some("PermanentRedirect" | "TemporaryRedirect" | "AuthorizationHeaderMalformed"), _)
-            | (_, Some(301 | 302 | 307 | 308)) => ("WrongRegion", false),
+            | (_, Some(301 | 302 | 307 | 308)) => (Reason::WrongRegion, false),
             // What S3 answers for a bucket of another region; the library keeps the body, which names it, to itself.
-            _ if text.contains("redirect without LOCATION") => ("WrongRegion", false),
-            (_, Some(401 | 403)) => ("AccessDenied", false),
+            _ if text.contains("redirect without LOCATION") => (Reason::WrongRegion, false),
+            (_, Some(401 | 403)) => (Reason::AccessDenied, false),
             _ if not_there => return StoreError::NotFound { what },
-            (_, Some(408 | 409 | 429)) => ("StorageUnreachable", true),
-            (_, Some(400..=499)) => ("StorageRejected", false),
-            _ if local_denied(error) => ("AccessDenied", false),
-            _ => ("StorageUnreachable", true),
+            (_, Some(408 | 409 | 429)) => (Reason::StorageUnreachable, true),
+            (_, Some(400..=499)) => (Reason::StorageRejected, false),
+            _ if local_denied(error) => (Reason::AccessDenied, false),
+            _ => (Reason::StorageUnreachable, true),
         };
         let mut detail = match (status, code) {
             (Some(status), Some(code)) => format!("{status} {code}"),
@@ -80,12 +81,12 @@ impl StoreError {
         if let Some(message) = between(&text, "<Message>", "</Message>") {
             detail = format!("{detail}: {message}");
         }
-        if reason == "WrongRegion"
+        if reason == Reason::WrongRegion
             && let Some(region) = between(&text, "<Region>", "</Region>").or_else(|| between(&text, "expecting '", "'"))
         {
             detail = format!("{detail}, the bucket is in {region}");
         }
-        if reason == "ClockSkew" {
+        if reason == Reason::ClockSkew {
             let ours = between(&text, "<RequestTime>", "</RequestTime>").unwrap_or("?");
             let theirs = between(&text, "<ServerTime>", "</ServerTime>").unwrap_or("?");
             detail = format!("{detail}, our time {ours}, the server's {theirs}");

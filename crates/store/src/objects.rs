@@ -13,6 +13,7 @@ use super::config::{StorageConfig, folder_of, percent_decoded};
 use super::error::{StoreError, clean};
 use super::reader::Reader;
 use api::keys::{KeyError, check_key};
+use api::reason::Reason;
 
 /// Requests to the storage at a time.
 const AT_ONCE: usize = 16;
@@ -124,7 +125,7 @@ fn in_folder(path: &Path) -> Result<Option<String>, StoreError> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(StoreError::Failed {
-            reason: "StorageUnreachable",
+            reason: Reason::StorageUnreachable,
             transient: false,
             what: format!("look at {}", clean(&path.to_string_lossy())),
             detail: clean(&error.to_string()),

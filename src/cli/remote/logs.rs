@@ -17,11 +17,11 @@ use crate::cli::options::{LogsOptions, StorageOptions};
 use crate::cli::progress::clean;
 use crate::cli::run::{home, reader, store_failure};
 use crate::cli::{Failure, exit, request};
+use api::problem::nearest;
+use api::reason::Reason;
 use api::storage::Storage;
 use dask::ops::{FollowEvents, StoredLogs};
 use dask::{Error, Events, RuntimeEvent};
-
-use api::problem::nearest;
 use local::home::StorageNote;
 use run_model::Frozen;
 use store::{LogFilter, LogLine, Logs};
@@ -200,7 +200,7 @@ impl Live {
             let answer = match self.scheduler.dask.call(&ask).await {
                 Ok(answer) => answer,
                 // The run has just ended; its lines are read where they are kept then.
-                Err(error) if error.refusal() == Some("RunNotFound") => break,
+                Err(error) if error.refusal().is_some_and(|reason| Reason::RunNotFound.is(reason)) => break,
                 // The storage may be away, or the runtime be older; the lines to come are told all the same.
                 Err(error) if error.refusal().is_some() || matches!(error, Error::UnknownOp { .. }) => {
                     drop(writeln!(io::stderr(), "cannot read the lines in storage: {error}"));

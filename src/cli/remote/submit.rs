@@ -13,13 +13,13 @@ use crate::cli::options::{Output, SubmitOptions};
 use crate::cli::{Failure, request, validate};
 use api::names::{OBJECT_NAME_MAX, check_label};
 use api::pipeline::{Code, PipelineSpec};
+use api::problem::Problem;
+use api::reason::Reason;
 use api::run::{PipelineRunSpec, Retention, Select};
 use api::{API_VERSION, PipelineRun};
+use decide::pipeline::{PIPELINE_LABEL, TRIGGER_LABEL};
 use local::packing;
 use manifest::Object;
-
-use api::problem::Problem;
-use decide::pipeline::{PIPELINE_LABEL, TRIGGER_LABEL};
 
 /// Bytes of code that a run carries: an object of Kubernetes holds 1.5 MiB, and the run's code is in two.
 const MOST_CODE: u64 = 1 << 20;
@@ -138,7 +138,7 @@ fn bring_code(spec: &mut PipelineSpec, at: &str, chosen: &manifest::Loaded) -> V
     let folder = chosen.file.parent().unwrap_or(Path::new(""));
     let found = match packing::read_path(&folder.join(path), MOST_CODE) {
         Ok(found) => found,
-        Err(error) => return vec![Problem::new("InvalidValue", at, format!("failed to {error}"))],
+        Err(error) => return vec![Problem::new(Reason::InvalidValue, at, format!("failed to {error}"))],
     };
     let mut files = BTreeMap::new();
     let mut problems = Vec::new();
@@ -146,7 +146,7 @@ fn bring_code(spec: &mut PipelineSpec, at: &str, chosen: &manifest::Loaded) -> V
         match String::from_utf8(bytes) {
             Ok(text) => drop(files.insert(name, text)),
             Err(_) => {
-                let problem = Problem::new("InvalidValue", &at, format!("the file {name} is no text"));
+                let problem = Problem::new(Reason::InvalidValue, &at, format!("the file {name} is no text"));
                 problems.push(problem.help("a run carries text only: put the file into the image or on S3"));
             }
         }

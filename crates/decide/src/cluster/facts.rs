@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::shortage::Shortage;
+use api::reason::Reason;
 use api::{cluster::DaskClusterSpec, status::DaskClusterStatus};
 
 /// A DaskCluster whose spec is valid.
@@ -116,7 +117,7 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Issue {
     /// From the table of reasons.
-    pub reason: &'static str,
+    pub reason: Reason,
     /// What, and what to do.
     pub message: String,
     /// Whether it can only be helped by a change that a person makes.

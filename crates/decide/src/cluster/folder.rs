@@ -4,6 +4,7 @@ use super::effective_groups;
 use api::cluster::DaskClusterSpec;
 use api::pod::Volume;
 use api::problem::Problem;
+use api::reason::Reason;
 
 /// Why the folder `url` (`file://…`), which stands at `at`, is no storage of a cluster of this spec: it must lie on a
 /// PersistentVolumeClaim that scheduler and workers mount. `volumes` says where those are, for people.
@@ -11,10 +12,10 @@ pub fn check_folder(spec: &DaskClusterSpec, url: &str, at: &str, volumes: &str) 
     let Some(path) = url.strip_prefix("file://") else { return Vec::new() };
     let path = plain(path);
     if path.split('/').any(|part| part == "..") {
-        return vec![Problem::new("InvalidValue", at, "the path must not have a `..`")];
+        return vec![Problem::new(Reason::InvalidValue, at, "the path must not have a `..`")];
     }
     if path.contains('%') {
-        let problem = Problem::new("InvalidValue", at, "the path must not have a `%`");
+        let problem = Problem::new(Reason::InvalidValue, at, "the path must not have a `%`");
         return vec![problem.help("use a folder whose path needs no escapes")];
     }
     let scheduler = spec.scheduler.as_ref().map_or(&[][..], |scheduler| &scheduler.volumes);
@@ -29,18 +30,21 @@ pub fn check_folder(spec: &DaskClusterSpec, url: &str, at: &str, volumes: &str) 
         };
         let Some(claim) = &volume.persistent_volume_claim else {
             let message = format!("the volume {} of {who} is seen by one pod alone, or cannot be written", volume.name);
-            problems.push(Problem::new("InvalidValue", at, message).help("use a persistentVolumeClaim"));
+            problems.push(Problem::new(Reason::InvalidValue, at, message).help("use a persistentVolumeClaim"));
             continue;
         };
         if volume.read_only {
             let message = format!("the volume {} of {who} is mounted readOnly", volume.name);
-            problems.push(Problem::new("Conflict", at, message).help("outputs are written there: leave out readOnly"));
+            problems.push(
+                Problem::new(Reason::Conflict, at, message).help("outputs are written there: leave out readOnly"),
+            );
         }
         let place = (claim, plain(&volume.mount_path));
         if *first.get_or_insert_with(|| place.clone()) != place {
             let message = format!("{who} sees another volume at {path} than the scheduler");
-            problems
-                .push(Problem::new("Conflict", at, message).help("mount the same claim at the same path everywhere"));
+            problems.push(
+                Problem::new(Reason::Conflict, at, message).help("mount the same claim at the same path everywhere"),
+            );
         }
     }
     if !without.is_empty() {
@@ -50,7 +54,7 @@ pub fn check_folder(spec: &DaskClusterSpec, url: &str, at: &str, volumes: &str) 
              persistentVolumeClaim: NAME}}]",
             root(&path)
         );
-        problems.insert(0, Problem::new("InvalidValue", at, message).help(help));
+        problems.insert(0, Problem::new(Reason::InvalidValue, at, message).help(help));
     }
     problems
 }

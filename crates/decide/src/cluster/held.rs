@@ -9,6 +9,7 @@ use super::plan::Plan;
 use super::room::{add, is_going, is_idle, is_of, is_placed};
 use super::shortage::{Shortage, amount};
 use api::cluster::WorkerGroup;
+use api::reason::Reason;
 
 /// Facts in which the trouble of each such pod says who holds the room.
 pub(super) fn with_holders<'a>(cluster: &Cluster, facts: &'a Facts, plan: &Plan) -> Cow<'a, Facts> {
@@ -126,7 +127,7 @@ fn issue(pod: &PodFact, shortage: &Shortage, wanted: &Amounts, holders: &[Holder
         pod.name,
         who.join("; ")
     );
-    Some(Issue { reason: "HeldByCluster", message, stalled: false })
+    Some(Issue { reason: Reason::HeldByCluster, message, stalled: false })
 }
 
 /// An amount with its name: `2 cpu`, `512Mi memory`.

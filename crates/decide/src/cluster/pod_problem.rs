@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::facts::Issue;
 use super::names;
+use api::reason::Reason;
 
 /// A container that is made for longer than this waits for something: a volume, mostly.
 const CREATING: i64 = 60;
@@ -21,7 +22,7 @@ const SHORT_LIFE: i64 = 600;
 pub fn find_scheduler(pod: &Pod, now: Timestamp) -> Option<Issue> {
     let found = find(pod, now)?;
     // What the image lacks is said by its own reason.
-    if !["WorkerStartFailed", "OutOfMemory"].contains(&found.reason) {
+    if ![Reason::WorkerStartFailed, Reason::OutOfMemory].contains(&found.reason) {
         return Some(found);
     }
     let containers = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
@@ -30,7 +31,7 @@ pub fn find_scheduler(pod: &Pod, now: Timestamp) -> Option<Issue> {
         None => found,
         Some(ends) => {
             let message = format!("the scheduler restarted {ends} times: {}; check its log", found.message);
-            issue("SchedulerUnstable", message, found.stalled)
+            issue(Reason::SchedulerUnstable, message, found.stalled)
         }
     })
 }
@@ -58,10 +59,10 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Issue> {
         let message = quoted(status.message.as_deref().unwrap_or_default());
         let disk = message.contains("ephemeral") || message.contains("storage");
         let (reason, help) = match reason {
-            "Evicted" if disk => ("DiskFull", "give the pods more ephemeral storage, or write less to /tmp"),
-            "Evicted" => ("Evicted", "the node was short of resources; the pod is replaced"),
-            "NodeLost" | "NodeShutdown" | "Terminated" => ("NodeLost", "its node is gone; the pod is replaced"),
-            _ => ("WorkerStartFailed", "see `kubectl describe pod`"),
+            "Evicted" if disk => (Reason::DiskFull, "give the pods more ephemeral storage, or write less to /tmp"),
+            "Evicted" => (Reason::Evicted, "the node was short of resources; the pod is replaced"),
+            "NodeLost" | "NodeShutdown" | "Terminated" => (Reason::NodeLost, "its node is gone; the pod is replaced"),
+            _ => (Reason::WorkerStartFailed, "see `kubectl describe pod`"),
         };
         return Some(issue(reason, format!("pod {name}: {message}; {help}"), false));
     }
@@ -84,17 +85,17 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Issue> {
                 let image = &container.image;
                 let help = "check the name of the image, and imagePullSecrets for a private registry";
                 return Some(issue(
-                    "ImagePull",
+                    Reason::ImagePull,
                     format!("pod {name} cannot get the image {image}: {words}; {help}"),
                     true,
                 ));
             }
             "CreateContainerConfigError" => {
                 let help = "make the Secret or ConfigMap with that key, or change the spec";
-                return Some(issue("SecretNotFound", format!("pod {name}: {words}; {help}"), false));
+                return Some(issue(Reason::SecretNotFound, format!("pod {name}: {words}; {help}"), false));
             }
             "CreateContainerError" | "RunContainerError" => {
-                return Some(issue("WorkerStartFailed", format!("pod {name}: {words}"), true));
+                return Some(issue(Reason::WorkerStartFailed, format!("pod {name}: {words}"), true));
             }
             _ => {}
         }
@@ -108,7 +109,7 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Issue> {
                 let why = condition("PodReadyToStartContainers").or(condition("Ready")).map(told).unwrap_or_default();
                 let help = "a volume, a Secret or the network is missing; run `kubectl describe pod` to see the events";
                 let message = format!("pod {name} has waited for its containers for more than a minute: {why}; {help}");
-                return Some(issue("ContainerCreating", message, false));
+                return Some(issue(Reason::ContainerCreating, message, false));
             }
         }
     }
@@ -127,13 +128,13 @@ fn unscheduled(name: &str, scheduled: &PodCondition, gates: &[&str], queue: Opti
             (None, Some(queue)) => format!("pod {name} waits for quota of the queue {}: {message}", quoted(queue)),
             (None, None) => format!("pod {name} waits for quota: {message}"),
         };
-        return issue("Gated", text, false);
+        return issue(Reason::Gated, text, false);
     }
     let help = match message.to_lowercase().contains("persistentvolumeclaim") {
         true => "create the claim, or bind a volume to it; run `kubectl describe pvc` to see what is wrong",
         false => "change resources, nodeSelector or tolerations, or add nodes",
     };
-    issue("Unschedulable", format!("no node for pod {name}: {message}; {help}"), false)
+    issue(Reason::Unschedulable, format!("no node for pod {name}: {message}; {help}"), false)
 }
 
 /// What our own entry point says when it cannot start.
@@ -147,23 +148,27 @@ fn crashed(name: &str, image: &str, ended: &ContainerStateTerminated, restarts: 
     let text = ended.message.as_deref().unwrap_or_default();
     if let Some(said) = text.lines().rev().find_map(|line| serde_json::from_str::<Said>(line).ok()) {
         let message = format!("pod {name} with the image {image}: {}", quoted(&said.message));
-        return match said.reason.as_str() {
-            "UnsupportedDask" => issue("UnsupportedDask", message, true),
-            "ImageLacks" => issue("ImageLacks", message, true),
-            "SchedulerGone" => issue("SchedulerUnreachable", message, false),
-            _ => issue("WorkerStartFailed", message, false),
+        return match said.reason.parse() {
+            Ok(reason @ Reason::UnsupportedDask) => issue(reason, message, true),
+            Ok(reason @ Reason::ImageLacks) => issue(reason, message, true),
+            Ok(Reason::SchedulerGone) => issue(Reason::SchedulerUnreachable, message, false),
+            _ => issue(Reason::WorkerStartFailed, message, false),
         };
     }
     if ended.reason.as_deref() == Some("OOMKilled") {
         let help = "raise resources.limits.memory, or run fewer threads";
         let message = format!("pod {name} was killed because it reached its memory limit; {help}");
-        return issue("OutOfMemory", message, false);
+        return issue(Reason::OutOfMemory, message, false);
     }
     let last: Vec<&str> = text.trim().lines().rev().take(6).collect();
     let last: Vec<&str> = last.into_iter().rev().collect();
     let lines = quoted(&last.join(" | "));
     let exit = ended.exit_code;
-    issue("WorkerStartFailed", format!("pod {name} ended with {exit} ({restarts} restarts): {lines}"), restarts > 3)
+    issue(
+        Reason::WorkerStartFailed,
+        format!("pod {name} ended with {exit} ({restarts} restarts): {lines}"),
+        restarts > 3,
+    )
 }
 
 /// A write that the API server refused.
@@ -172,27 +177,31 @@ pub fn from_api_error(code: u16, reason: &str, message: &str) -> Issue {
     let lower = message.to_ascii_lowercase();
     let said = |reason, help: &str, stalled| issue(reason, format!("{text}; {help}"), stalled);
     if lower.contains("because it is being terminated") {
-        return said("NamespaceTerminating", "the namespace is being deleted, and the cluster with it", true);
+        return said(Reason::NamespaceTerminating, "the namespace is being deleted, and the cluster with it", true);
     }
     if lower.contains("exceeded quota") {
-        return said("QuotaExceeded", "raise the ResourceQuota or ask for less", false);
+        return said(Reason::QuotaExceeded, "raise the ResourceQuota or ask for less", false);
     }
     if lower.contains("violates podsecurity") {
-        return said("PodRejected", "the namespace's Pod Security level refuses the pod", true);
+        return said(Reason::PodRejected, "the namespace's Pod Security level refuses the pod", true);
     }
     if lower.contains("admission webhook") || lower.contains("failed calling webhook") {
         let help = "an admission webhook refuses it or does not answer";
-        return said("AdmissionFailed", help, false);
+        return said(Reason::AdmissionFailed, help, false);
     }
     if lower.contains("serviceaccount") && lower.contains("not found") {
-        return said("ServiceAccountNotFound", "create the ServiceAccount, or name another one", false);
+        return said(Reason::ServiceAccountNotFound, "create the ServiceAccount, or name another one", false);
     }
     match (code, reason) {
-        (401, _) => said("Forbidden", "the API server does not know the operator's account", false),
-        (403, _) if lower.contains("forbidden: user ") => said("Forbidden", "give the operator this permission", false),
-        (403 | 422, _) => said("PodRejected", "change the spec, or the policy that refuses it", true),
-        (404, _) if lower.contains("namespace") => said("NamespaceTerminating", "the namespace is being deleted", true),
-        _ => said("ApiError", "the operator retries", false),
+        (401, _) => said(Reason::Forbidden, "the API server does not know the operator's account", false),
+        (403, _) if lower.contains("forbidden: user ") => {
+            said(Reason::Forbidden, "give the operator this permission", false)
+        }
+        (403 | 422, _) => said(Reason::PodRejected, "change the spec, or the policy that refuses it", true),
+        (404, _) if lower.contains("namespace") => {
+            said(Reason::NamespaceTerminating, "the namespace is being deleted", true)
+        }
+        _ => said(Reason::ApiError, "the operator retries", false),
     }
 }
 
@@ -200,7 +209,7 @@ fn told(condition: &PodCondition) -> String {
     quoted(condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or_default())
 }
 
-fn issue(reason: &'static str, message: String, stalled: bool) -> Issue {
+fn issue(reason: Reason, message: String, stalled: bool) -> Issue {
     Issue { reason, message, stalled }
 }
 

@@ -10,6 +10,7 @@ use super::{
     names,
     plan::{Plan, Templates},
 };
+use api::reason::Reason;
 use api::{
     cluster::{TlsMode, WorkerGroup},
     condition::ConditionType,
@@ -27,7 +28,7 @@ const VERSION: usize = 100;
 struct ConditionUpdate {
     kind: ConditionType,
     status: &'static str,
-    reason: &'static str,
+    reason: Reason,
     message: String,
 }
 
@@ -75,7 +76,7 @@ pub fn build_status(cluster: &Cluster, templates: &Templates, facts: &Facts, pla
 }
 
 /// A status for a spec that is not valid: nothing is done about it.
-pub fn invalid_status(cluster: &Cluster, reason: &'static str, message: String, now: Timestamp) -> DaskClusterStatus {
+pub fn invalid_status(cluster: &Cluster, reason: Reason, message: String, now: Timestamp) -> DaskClusterStatus {
     let update = |kind, status, reason| ConditionUpdate { kind, status, reason, message: message.clone() };
     let updates = [
         update(ConditionType::Ready, "False", reason),
@@ -109,9 +110,9 @@ fn group_status(group: &WorkerGroup, desired: u32, templates: &Templates, facts:
         .refused
         .iter()
         .find(|refusal| matches!(&refusal.role, Some(Role::Worker { group: name, .. }) if *name == group.name));
-    let issue = refused
-        .map(|refusal| &refusal.issue)
-        .or_else(|| pods.iter().filter_map(|pod| pod.issue.as_ref()).max_by_key(|issue| (issue.stalled, issue.reason)));
+    let issue = refused.map(|refusal| &refusal.issue).or_else(|| {
+        pods.iter().filter_map(|pod| pod.issue.as_ref()).max_by_key(|issue| (issue.stalled, issue.reason.as_str()))
+    });
     let issue = issue.filter(|_| ready < desired);
     GroupStatus {
         name: group.name.clone(),
@@ -120,7 +121,7 @@ fn group_status(group: &WorkerGroup, desired: u32, templates: &Templates, facts:
         draining: (draining > 0).then_some(draining),
         outdated: (outdated > 0).then_some(outdated),
         gpus: group.gpu.as_ref().map(|gpu| gpu.count * ready),
-        reason: issue.map(|issue| issue.reason.to_owned()),
+        reason: issue.map(|issue| issue.reason.to_string()),
         message: issue.map(|issue| bounded(&issue.message)),
     }
 }
@@ -133,7 +134,7 @@ fn scheduler_condition(cluster: &Cluster, facts: &Facts, plan: &Plan) -> Conditi
         message,
     };
     if cluster.spec.suspend {
-        return update("False", "Suspended", "spec.suspend is true".to_owned());
+        return update("False", Reason::Suspended, "spec.suspend is true".to_owned());
     }
     if let Some(issue) = &facts.tls.issue {
         return update("False", issue.reason, issue.message.clone());
@@ -147,19 +148,19 @@ fn scheduler_condition(cluster: &Cluster, facts: &Facts, plan: &Plan) -> Conditi
         (SchedulerFact::Answers(_), Some(_)) if plan.scheduler_waits.is_some() => {
             let message = "it answers; its pod is of an older spec and is replaced once no run, client or task uses the \
                            cluster (scheduler.rollout: Immediately does not wait)";
-            update("True", "WaitingForIdle", message.to_owned())
+            update("True", Reason::WaitingForIdle, message.to_owned())
         }
-        (SchedulerFact::Answers(_), Some(pod)) => update("True", "Ready", format!("pod {} answers", pod.name)),
+        (SchedulerFact::Answers(_), Some(pod)) => update("True", Reason::Ready, format!("pod {} answers", pod.name)),
         (SchedulerFact::Unreachable { cause, .. }, Some(pod)) if pod.ready => {
             let hint = if cause.starts_with("connect") { "; a NetworkPolicy may forbid it" } else { "" };
             let message = match cause.strip_prefix("read ") {
                 Some(cause) => format!("pod {} sent an answer that the operator refuses: {cause}", pod.name),
                 None => format!("pod {} does not answer: {cause}{hint}", pod.name),
             };
-            update("False", "SchedulerUnreachable", message)
+            update("False", Reason::SchedulerUnreachable, message)
         }
-        (_, Some(pod)) => update("False", "SchedulerNotReady", format!("pod {} is starting", pod.name)),
-        (_, None) => update("False", "SchedulerNotReady", "its pod is being created".to_owned()),
+        (_, Some(pod)) => update("False", Reason::SchedulerNotReady, format!("pod {} is starting", pod.name)),
+        (_, None) => update("False", Reason::SchedulerNotReady, "its pod is being created".to_owned()),
     }
 }
 
@@ -171,34 +172,34 @@ fn workers_condition(cluster: &Cluster, groups: &[GroupStatus], facts: &Facts, p
         message,
     };
     if cluster.spec.suspend {
-        return update("False", "Suspended", "spec.suspend is true".to_owned());
+        return update("False", Reason::Suspended, "spec.suspend is true".to_owned());
     }
     if plan.blind {
         let message = "workers are due for removal, but the scheduler cannot be reached to drain them; none is removed";
-        return update("Unknown", "SchedulerUnreachable", message.to_owned());
+        return update("Unknown", Reason::SchedulerUnreachable, message.to_owned());
     }
     if !matches!(facts.scheduler, SchedulerFact::Answers(_)) {
-        return update("Unknown", "SchedulerNotReady", "the scheduler does not answer yet".to_owned());
+        return update("Unknown", Reason::SchedulerNotReady, "the scheduler does not answer yet".to_owned());
     }
     if let Some(group) = groups.iter().find(|group| group.ready < group.desired) {
         let counts = format!("group {}: {} of {} ready", group.name, group.ready, group.desired);
         return match issue_of(group, facts) {
             Some(issue) => update("False", issue.reason, format!("{counts}; {}", issue.message)),
-            None => update("False", "Progressing", counts),
+            None => update("False", Reason::Progressing, counts),
         };
     }
     let (ready, outdated): (u32, u32) =
         (groups.iter().map(|group| group.ready).sum(), groups.iter().filter_map(|group| group.outdated).sum());
     match (ready, outdated) {
-        (_, 1..) => update("True", "RollingOut", format!("{outdated} of {ready} workers are of an older spec")),
-        (0, _) => update("True", "Idle", "no worker is needed now".to_owned()),
-        (1, _) => update("True", "Ready", "1 worker is ready".to_owned()),
-        _ => update("True", "Ready", format!("{ready} workers are ready")),
+        (_, 1..) => update("True", Reason::RollingOut, format!("{outdated} of {ready} workers are of an older spec")),
+        (0, _) => update("True", Reason::Idle, "no worker is needed now".to_owned()),
+        (1, _) => update("True", Reason::Ready, "1 worker is ready".to_owned()),
+        _ => update("True", Reason::Ready, format!("{ready} workers are ready")),
     }
 }
 
 fn issue_of<'a>(group: &GroupStatus, facts: &'a Facts) -> Option<&'a Issue> {
-    let reason = group.reason.as_deref()?;
+    let reason: Reason = group.reason.as_deref()?.parse().ok()?;
     let refused = facts.refused.iter().map(|refusal| &refusal.issue);
     let pods = facts.pods.iter().filter_map(|pod| pod.issue.as_ref());
     refused
@@ -235,7 +236,7 @@ fn updates(
     let reconciling = ConditionUpdate {
         kind: ConditionType::Reconciling,
         status: if working { "True" } else { "False" },
-        reason: if working { "Progressing" } else { ready.reason },
+        reason: if working { Reason::Progressing } else { ready.reason },
         message: String::new(),
     };
     let stalled = match stalled {
@@ -248,7 +249,7 @@ fn updates(
         None => ConditionUpdate {
             kind: ConditionType::Stalled,
             status: "False",
-            reason: "Progressing",
+            reason: Reason::Progressing,
             message: String::new(),
         },
     };
@@ -264,7 +265,7 @@ fn condition(update: ConditionUpdate, cluster: &Cluster, now: Timestamp) -> Cond
     Condition {
         type_: kind.to_owned(),
         status: update.status.to_owned(),
-        reason: update.reason.to_owned(),
+        reason: update.reason.to_string(),
         message: bounded(&update.message),
         observed_generation: Some(cluster.generation),
         last_transition_time: since.unwrap_or_else(|| Time(whole(now))),

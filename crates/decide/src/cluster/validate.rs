@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use api::names::{DNS_NAME_MAX, INCARNATION_DIGITS};
 use api::problem::Problem;
+use api::reason::Reason;
 use api::{
     cluster::{DaskClusterSpec, GPU_RESOURCE_DEFAULT, WorkerGroup},
     pod::{EnvVar, Resources, Volume},
@@ -41,7 +42,7 @@ pub fn validate_named(name: &str, spec: &DaskClusterSpec, at: &str) -> Vec<Probl
                 "a worker's pod is named {name}-{}-<number>-<incarnation>, which can be {over} characters too long",
                 group.name
             );
-            let problem = Problem::new("InvalidName", format!("{at}.workers[{index}].name"), message);
+            let problem = Problem::new(Reason::InvalidName, format!("{at}.workers[{index}].name"), message);
             problems.push(problem.help("shorten the name of the group or of the cluster"));
         }
     }
@@ -55,7 +56,7 @@ pub fn too_many_workers(spec: &DaskClusterSpec, most: Option<u32>, at: &str) -> 
     let most = most.filter(|most| wanted > u64::from(*most))?;
     let message = format!("the groups ask for up to {wanted} workers, and the operator allows {most} per cluster");
     Some(
-        Problem::new("LimitExceeded", format!("{at}.workers"), message)
+        Problem::new(Reason::LimitExceeded, format!("{at}.workers"), message)
             .help("lower replicas or autoscale.max of the groups"),
     )
 }
@@ -73,7 +74,7 @@ fn check_group(group: &WorkerGroup, at: &str, problems: &mut Vec<Problem>) {
         for (kind, amounts) in [("limits", &resources.limits), ("requests", &resources.requests)] {
             if amounts.contains_key(name) {
                 let message = format!("gpu sets {name}; leave it out here");
-                problems.push(Problem::new("Conflict", format!("{at}.resources.{kind}"), message));
+                problems.push(Problem::new(Reason::Conflict, format!("{at}.resources.{kind}"), message));
             }
         }
     }
@@ -85,20 +86,20 @@ fn check_volumes(volumes: &[Volume], at: &str, problems: &mut Vec<Problem>) {
         let path = volume.mount_path.trim_end_matches('/');
         if let Some(other) = mounts.insert(path, &volume.name) {
             let message = format!("{} is also where the volume {other} is mounted", volume.mount_path);
-            problems.push(Problem::new("Duplicate", format!("{at}.volumes[{index}].mountPath"), message));
+            problems.push(Problem::new(Reason::Duplicate, format!("{at}.volumes[{index}].mountPath"), message));
         }
         if volume.mount_path.split('/').any(|part| part == "..") {
             let message = "the path must not have a `..`";
-            problems.push(Problem::new("InvalidValue", format!("{at}.volumes[{index}].mountPath"), message));
+            problems.push(Problem::new(Reason::InvalidValue, format!("{at}.volumes[{index}].mountPath"), message));
         }
         let ours = |folder: &&&str| path == **folder || path.starts_with(&format!("{folder}/"));
         if let Some(folder) = OUR_FOLDERS.iter().find(ours) {
             let message = format!("{folder} is where daskade mounts what it needs itself");
-            problems.push(Problem::new("Conflict", format!("{at}.volumes[{index}].mountPath"), message));
+            problems.push(Problem::new(Reason::Conflict, format!("{at}.volumes[{index}].mountPath"), message));
         }
         if volume.name.starts_with(OUR_VOLUMES) {
             let message = format!("daskade's own volumes have names that begin with {OUR_VOLUMES}");
-            problems.push(Problem::new("Conflict", format!("{at}.volumes[{index}].name"), message));
+            problems.push(Problem::new(Reason::Conflict, format!("{at}.volumes[{index}].name"), message));
         }
     }
 }
@@ -108,13 +109,13 @@ fn check_resources(resources: Option<&Resources>, at: &str, problems: &mut Vec<P
     for (kind, amounts) in [("limits", limits), ("requests", requests)] {
         if let Some(memory) = amounts.get("memory").filter(|memory| memory.amount() < 1.0) {
             let message = format!("{memory} is less than one byte; memory must be above zero");
-            problems.push(Problem::new("InvalidValue", format!("{at}.resources.{kind}.memory"), message));
+            problems.push(Problem::new(Reason::InvalidValue, format!("{at}.resources.{kind}.memory"), message));
         }
     }
     for (name, request) in requests {
         if let Some(limit) = limits.get(name).filter(|limit| request.amount() > limit.amount()) {
             let message = format!("the request {request} is above the limit {limit}");
-            problems.push(Problem::new("InvalidValue", format!("{at}.resources.requests.{name}"), message));
+            problems.push(Problem::new(Reason::InvalidValue, format!("{at}.resources.requests.{name}"), message));
         }
     }
 }
@@ -133,7 +134,7 @@ fn check_env(env: &[EnvVar], at: &str, problems: &mut Vec<Problem>) {
     for (index, variable) in env.iter().enumerate() {
         if OURS.contains(&variable.name.as_str()) {
             let message = format!("daskade sets {} itself", variable.name);
-            problems.push(Problem::new("Conflict", format!("{at}.env[{index}].name"), message));
+            problems.push(Problem::new(Reason::Conflict, format!("{at}.env[{index}].name"), message));
         }
     }
 }
@@ -146,7 +147,7 @@ mod tests {
 
     fn found(name: &str, workers: Value) -> Vec<(String, &'static str)> {
         let spec: DaskClusterSpec = serde_json::from_value(json!({ "workers": workers })).unwrap();
-        validate_named(name, &spec, "spec").into_iter().map(|problem| (problem.path, problem.reason)).collect()
+        validate_named(name, &spec, "spec").into_iter().map(|problem| (problem.path, problem.reason.as_str())).collect()
     }
 
     #[test]

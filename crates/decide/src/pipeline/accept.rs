@@ -7,6 +7,7 @@ use crate::cluster::{check_folder, check_shared, not_allowed};
 use api::PipelineSpec;
 use api::names::{OBJECT_NAME_MAX, check_label};
 use api::problem::Problem;
+use api::reason::Reason;
 use lower::allowed::RunLimits;
 
 /// Reads and checks the spec of the Pipeline `name`, as it is stored. Objects may be older than the schema that is there
@@ -20,7 +21,7 @@ pub fn accept(
 ) -> Result<PipelineSpec, Vec<Problem>> {
     let mut problems = Vec::new();
     if let Err(error) = check_label(name, OBJECT_NAME_MAX) {
-        let problem = Problem::new("InvalidName", "metadata.name", format!("`{name}` {error}"));
+        let problem = Problem::new(Reason::InvalidName, "metadata.name", format!("`{name}` {error}"));
         problems.push(problem.help("names of runs are made from it"));
     }
     let read: PipelineSpec = match serde_path_to_error::deserialize(spec) {
@@ -28,14 +29,15 @@ pub fn accept(
         Err(error) => {
             let path = error.path().to_string();
             let path = if path == "." { "spec".to_owned() } else { format!("spec.{path}") };
-            problems.push(Problem::new("InvalidValue", path, error.inner().to_string()));
+            problems.push(Problem::new(Reason::InvalidValue, path, error.inner().to_string()));
             return Err(problems);
         }
     };
     problems.extend(lower::check(&read, "spec", None));
     problems.extend(validate(&read, "spec"));
     if read.code.as_ref().is_some_and(|code| code.path.is_some()) {
-        let problem = Problem::new("Conflict", "spec.code.path", "a folder beside the manifest is not in the cluster");
+        let problem =
+            Problem::new(Reason::Conflict, "spec.code.path", "a folder beside the manifest is not in the cluster");
         problems.push(problem.help("use code.files, or an image with the code"));
     }
     problems.extend(check_shared(&read, "spec"));
@@ -51,7 +53,7 @@ pub fn accept(
     if let Some(param) = open.filter(|_| makes_runs(&read)) {
         let at = format!("spec.params[{param}].default");
         let problem =
-            Problem::new("MissingParameter", at, "runs that a change or the schedule makes set no parameters");
+            Problem::new(Reason::MissingParameter, at, "runs that a change or the schedule makes set no parameters");
         problems.push(problem.help("give a default, or set triggers.onChange: false and make runs by daskade submit"));
     }
     // Some fields are refused by two checks.

@@ -1,5 +1,6 @@
 //! What is known when it is decided.
 
+use crate::cluster::facts::Issue;
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
@@ -85,16 +86,6 @@ pub enum End {
     Succeeded,
     /// Or cancelled.
     Failed,
-}
-
-/// Why something could not be done, in the words of a condition.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Issue {
-    /// A documented reason.
-    pub reason: String,
-    pub message: String,
-    /// It will not pass by itself.
-    pub stalled: bool,
 }
 
 /// Where a run that is kept without its spec has the hash of it.

@@ -19,7 +19,7 @@ pub use self::{
     accept::accept,
     action::{Action, Cause},
     build::build_run,
-    facts::{End, FROZEN_HASH, Facts, Issue, Origin, RunFact, Subject, frozen_hash, read_run},
+    facts::{End, FROZEN_HASH, Facts, Origin, RunFact, Subject, frozen_hash, read_run},
     hash::hash,
     moments::{ScheduleError, Timing},
     names::{

@@ -3,12 +3,14 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::action::{Action, Cause};
-use super::facts::{Facts, Issue, Origin, RunFact, Subject};
+use super::facts::{Facts, Origin, RunFact, Subject};
 use super::hash::{self, VERSION};
 use super::history;
 use super::moments::Timing;
 use super::names;
+use crate::cluster::facts::Issue;
 use api::pipeline::{ConcurrencyPolicy, Schedule};
+use api::reason::Reason;
 
 /// Most runs that wait in a queue.
 pub const QUEUE_MAX: usize = 100;
@@ -50,7 +52,7 @@ pub struct Marks {
 pub struct Note {
     pub warning: bool,
     /// A documented reason.
-    pub reason: &'static str,
+    pub reason: Reason,
     pub text: String,
 }
 
@@ -150,7 +152,7 @@ fn too_many(subject: &Subject, facts: &Facts, wanted: &str) -> Option<(Issue, Op
          what changes the Pipeline or its runs so often",
         made.len() + others
     );
-    Some((Issue { reason: "TooManyRuns".to_owned(), message, stalled: false }, again))
+    Some((Issue { reason: Reason::TooManyRuns, message, stalled: false }, again))
 }
 
 fn free_name(facts: &Facts, name: impl Fn(u32) -> String) -> String {
@@ -186,7 +188,7 @@ fn moments(subject: &Subject, schedule: &Schedule, timing: &Timing, facts: &Fact
     if due.len() > most {
         let text =
             format!("skipped missed schedule times up to {} (catchUp is {catch_up})", due.get(most).unwrap_or(latest));
-        plan.notes.push(Note { warning: true, reason: "MomentsMissed", text });
+        plan.notes.push(Note { warning: true, reason: Reason::MomentsMissed, text });
     }
     // A run that a change is about to make counts as one that is there.
     let wait = !plan.actions.is_empty();
@@ -195,7 +197,7 @@ fn moments(subject: &Subject, schedule: &Schedule, timing: &Timing, facts: &Fact
     for moment in due.into_iter().take(most).filter(|moment| !facts.has_run(*moment)) {
         if let Some(why) = too_late(schedule, moment, now) {
             let text = format!("skipped {moment}: {why}");
-            plan.notes.push(Note { warning: true, reason: "MomentsMissed", text });
+            plan.notes.push(Note { warning: true, reason: Reason::MomentsMissed, text });
             continue;
         }
         if !wait {
@@ -204,7 +206,7 @@ fn moments(subject: &Subject, schedule: &Schedule, timing: &Timing, facts: &Fact
             match (policy, busy) {
                 (ConcurrencyPolicy::Forbid, Some(run)) => {
                     let text = format!("skipped {moment}: run {} is active and concurrencyPolicy is Forbid", run.name);
-                    plan.notes.push(Note { warning: false, reason: "MomentSkipped", text });
+                    plan.notes.push(Note { warning: false, reason: Reason::MomentSkipped, text });
                     continue;
                 }
                 (ConcurrencyPolicy::Replace, Some(_)) => {
@@ -216,7 +218,7 @@ fn moments(subject: &Subject, schedule: &Schedule, timing: &Timing, facts: &Fact
                     queue = busy.is_some() || most > 1;
                     if queue && queued >= QUEUE_MAX {
                         let text = format!("skipped {moment}: {QUEUE_MAX} runs are already waiting");
-                        plan.notes.push(Note { warning: true, reason: "MomentSkipped", text });
+                        plan.notes.push(Note { warning: true, reason: Reason::MomentSkipped, text });
                         continue;
                     }
                     queued += usize::from(queue);

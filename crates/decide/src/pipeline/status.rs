@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::facts::{Facts, RunFact, Subject};
 use super::plan::{Plan, last_triggered};
 use api::condition::ConditionType;
+use api::reason::Reason;
 use api::status::PipelineStatus;
 
 /// Names of active runs that a status tells.
@@ -19,13 +20,13 @@ const MESSAGE: usize = 8 * 1024;
 pub fn build_status(subject: &Subject, facts: &Facts, plan: &Plan) -> PipelineStatus {
     let issue = facts.issue.as_ref().or(plan.issue.as_ref());
     let (reason, message) = match issue {
-        Some(issue) => (&*issue.reason, issue.message.clone()),
-        None => ("Accepted", String::new()),
+        Some(issue) => (issue.reason, issue.message.clone()),
+        None => (Reason::Accepted, String::new()),
     };
     let stalled = issue.is_some_and(|issue| issue.stalled);
     let is = |truth| if truth { "True" } else { "False" };
     let updates = [
-        (ConditionType::Accepted, "True", "Accepted", "the spec is valid".to_owned()),
+        (ConditionType::Accepted, "True", Reason::Accepted, "the spec is valid".to_owned()),
         (ConditionType::Reconciling, is(issue.is_some() && !stalled), reason, message.clone()),
         (ConditionType::Stalled, is(stalled), reason, message),
     ];
@@ -42,9 +43,9 @@ pub fn build_status(subject: &Subject, facts: &Facts, plan: &Plan) -> PipelineSt
 /// The status of a Pipeline that is not valid: it makes no runs, and its schedule begins anew when it is.
 pub fn invalid_status(subject: &Subject, facts: &Facts, message: &str) -> PipelineStatus {
     let updates = [
-        (ConditionType::Accepted, "False", "Invalid", message.to_owned()),
-        (ConditionType::Reconciling, "False", "Invalid", message.to_owned()),
-        (ConditionType::Stalled, "True", "Invalid", message.to_owned()),
+        (ConditionType::Accepted, "False", Reason::Invalid, message.to_owned()),
+        (ConditionType::Reconciling, "False", Reason::Invalid, message.to_owned()),
+        (ConditionType::Stalled, "True", Reason::Invalid, message.to_owned()),
     ];
     PipelineStatus {
         observed_generation: Some(subject.generation),
@@ -67,7 +68,7 @@ fn runs(subject: &Subject, facts: &Facts) -> PipelineStatus {
     }
 }
 
-fn condition(update: (ConditionType, &str, &str, String), subject: &Subject, now: Timestamp) -> Condition {
+fn condition(update: (ConditionType, &str, Reason, String), subject: &Subject, now: Timestamp) -> Condition {
     let (kind, status, reason, message) = update;
     let before = subject.status.conditions.iter().find(|before| before.type_ == kind.as_str());
     let since = before.filter(|before| before.status == status).map(|before| before.last_transition_time.clone());
@@ -75,7 +76,7 @@ fn condition(update: (ConditionType, &str, &str, String), subject: &Subject, now
     Condition {
         type_: kind.as_str().to_owned(),
         status: status.to_owned(),
-        reason: reason.to_owned(),
+        reason: reason.to_string(),
         message: bounded(&message),
         observed_generation: Some(subject.generation),
         last_transition_time: since.unwrap_or(Time(whole)),

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use super::moments::Timing;
 use api::PipelineSpec;
 use api::problem::Problem;
+use api::reason::Reason;
 
 /// Checks the schedule of a Pipeline whose spec is at `at` (`spec`). What the schema says as well is said again, since
 /// objects may be older than it.
@@ -17,14 +18,18 @@ pub fn validate(spec: &PipelineSpec, at: &str) -> Vec<Problem> {
         (schedule.time_zone.is_some() && schedule.cron.is_none(), "timeZone", "cron"),
     ] {
         if given {
-            problems.push(Problem::new("Conflict", format!("{at}.{field}"), format!("{field} belongs to {needed}")));
+            problems.push(Problem::new(
+                Reason::Conflict,
+                format!("{at}.{field}"),
+                format!("{field} belongs to {needed}"),
+            ));
         }
     }
     // When it was made is of no importance to whether it has moments.
     if let Err(error) = Timing::read(schedule, Timestamp::UNIX_EPOCH) {
         let (reason, path) = match error.field {
-            "" => ("Conflict", at),
-            field => ("InvalidValue", format!("{at}.{field}")),
+            "" => (Reason::Conflict, at),
+            field => (Reason::InvalidValue, format!("{at}.{field}")),
         };
         let problem = Problem::new(reason, path, error.message);
         problems.push(match error.help {

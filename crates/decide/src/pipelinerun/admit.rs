@@ -12,6 +12,7 @@ use api::cluster::DaskClusterSpec;
 use api::duration::Duration as Span;
 use api::pipeline::{ClusterChoice, Deadlines, PipelineSpec};
 use api::problem::Problem;
+use api::reason::Reason;
 use api::run::{PipelineRun, PipelineRunSpec};
 use api::storage::Storage;
 use manifest::Object;
@@ -128,7 +129,7 @@ fn pipeline_of(run: &PipelineRun, world: &dyn References) -> Result<(PipelineSpe
         let message = format!(
             "Pipeline \"{name}\" does not exist in the namespace (spec.pipelineRef); create it, and the run continues"
         );
-        let issue = Issue { reason: "PipelineNotFound", message, stalled: false };
+        let issue = Issue { reason: Reason::PipelineNotFound, message, stalled: false };
         return Err(Admission::Waits(issue, patience(run.spec.deadlines.as_ref())));
     };
     let told = format!("Pipeline {name}: ");
@@ -157,7 +158,7 @@ fn place(
 ) -> Result<Placed, Issue> {
     if let Some(path) = spec.code.as_ref().and_then(|code| code.path.as_ref()) {
         let message = format!("the operator does not see the folder {path}, which is beside the manifest");
-        let problem = Problem::new("InvalidValue", format!("{at}.code.path"), message);
+        let problem = Problem::new(Reason::InvalidValue, format!("{at}.code.path"), message);
         problems
             .push(problem.help("put the modules into code.files, code.configMap, an archive (code.url) or the image"));
     }
@@ -172,12 +173,12 @@ fn place(
                 "DaskCluster \"{cluster}\" does not exist in the namespace ({at}.cluster.ref); create it, and the run \
                  continues"
             );
-            return Err(Issue { reason: "ClusterNotFound", message, stalled: false });
+            return Err(Issue { reason: Reason::ClusterNotFound, message, stalled: false });
         };
         let storage = spec.storage.clone().or_else(|| found.storage.clone());
         if storage.is_none() {
             let message = format!("the DaskCluster {cluster} has no storage and the pipeline names none");
-            let problem = Problem::new("MissingField", format!("{at}.storage"), message);
+            let problem = Problem::new(Reason::MissingField, format!("{at}.storage"), message);
             problems.push(problem.help("say where outputs and journal go: storage: {url: \"s3://bucket/prefix\"}"));
         }
         if let Some(storage) = &spec.storage {
@@ -202,7 +203,7 @@ fn place(
     let storage = made.storage.clone();
     if storage.is_none() {
         let message = "a run in Kubernetes needs a storage, and the operator has no default";
-        let problem = Problem::new("MissingField", format!("{at}.storage"), message);
+        let problem = Problem::new(Reason::MissingField, format!("{at}.storage"), message);
         problems.push(problem.help("say where outputs and journal go: storage: {url: \"s3://bucket/prefix\"}"));
     }
     made.workers = effective_groups(&made);

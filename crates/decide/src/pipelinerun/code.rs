@@ -1,12 +1,12 @@
 //! Code that a run takes from a ConfigMap: copied when it starts.
 
+pub use super::references::ConfigMap;
+use super::references::References;
 use crate::cluster::facts::Issue;
 use api::pipeline::Code;
 use api::problem::Problem;
+use api::reason::Reason;
 use api::run::PipelineRunSpec;
-
-pub use super::references::ConfigMap;
-use super::references::References;
 
 /// Bytes of all files as JSON: they are written down with the run, in one object of the API server.
 const FILES: usize = 900 << 10;
@@ -36,23 +36,24 @@ pub(super) fn resolve(
             let message = format!(
                 "ConfigMap \"{name}\" does not exist in the namespace ({at}); create it, and the run continues"
             );
-            return Err(Issue { reason: "ConfigMapNotFound", message, stalled: false });
+            return Err(Issue { reason: Reason::ConfigMapNotFound, message, stalled: false });
         }
     };
     if !binary.is_empty() {
         let message = format!("the ConfigMap {name} has files that are no UTF-8 text: {}", binary.join(", "));
         let help = "put them into an archive (code.url) or into the image";
-        problems.push(Problem::new("InvalidText", &at, message).help(help));
+        problems.push(Problem::new(Reason::InvalidText, &at, message).help(help));
     } else if files.is_empty() {
         let message = format!("the ConfigMap {name} has no files");
         let help = format!("put modules into its data: kubectl create configmap {name} --from-file=flow.py");
-        problems.push(Problem::new("Empty", &at, message).help(help));
+        problems.push(Problem::new(Reason::Empty, &at, message).help(help));
     }
     let size = serde_json::to_string(&files).map_or(0, |text| text.len());
     if size > FILES {
         let message = format!("the files of the ConfigMap {name} have {size} bytes, and {FILES} can be written down");
-        problems
-            .push(Problem::new("TooLarge", &at, message).help("put them into an archive (code.url) or into the image"));
+        problems.push(
+            Problem::new(Reason::TooLarge, &at, message).help("put them into an archive (code.url) or into the image"),
+        );
     }
     Ok(Some(Code { files: Some(files), ..Code::default() }))
 }

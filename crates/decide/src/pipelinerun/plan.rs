@@ -10,6 +10,7 @@ use super::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, Spec
 use super::release::{self, Release, ReleaseState, shared_place};
 use super::retention::{Removal, Retention, remove, retention};
 use crate::cluster::facts::Issue;
+use api::reason::Reason;
 use run_model::{Report, RunOutcome};
 
 /// A run that is deleted may take this long to stop its steps; then it is let go, in seconds.
@@ -70,8 +71,7 @@ pub enum DriveStep {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConditionUpdate {
     pub state: State,
-    /// From the table of reasons.
-    pub reason: String,
+    pub reason: Reason,
     pub message: String,
     /// Only a person can help.
     pub stalled: bool,
@@ -80,8 +80,11 @@ pub struct ConditionUpdate {
 impl ConditionUpdate {
     /// Whether the run waits for something that a person may want to know of.
     pub fn waits(&self) -> bool {
-        let usual = ["Running", "Pending", "Finalizing", "Releasing", "Suspended"];
-        matches!(self.state, State::Pending | State::Running) && !usual.contains(&self.reason.as_str())
+        let is_usual = matches!(
+            self.reason,
+            Reason::Running | Reason::Pending | Reason::Finalizing | Reason::Releasing | Reason::Suspended
+        );
+        matches!(self.state, State::Pending | State::Running) && !is_usual
     }
 }
 
@@ -117,7 +120,7 @@ fn decide(run: &Run, facts: &Facts) -> Plan {
         return close(run, facts, since);
     }
     match &facts.spec {
-        SpecFact::Invalid(problems) => return end(failed("Invalid", problems.clone())),
+        SpecFact::Invalid(problems) => return end(failed(Reason::Invalid, problems.clone())),
         // Nothing was opened: there is nothing to end.
         _ if run.spec.cancel && !run.held => return end(cancelled()),
         _ => {}
@@ -137,7 +140,7 @@ fn decide(run: &Run, facts: &Facts) -> Plan {
                 SignedDuration::try_from(patience.to_std()).unwrap_or(SignedDuration::MAX).saturating_sub(passed);
             if !left.is_positive() {
                 let message = format!("timed out after {patience}: {}", issue.message);
-                return end(failed("DeadlineExceeded", message));
+                return end(failed(Reason::DeadlineExceeded, message));
             }
             waiting(from_issue(State::Pending, issue), Some(left.unsigned_abs()))
         }
@@ -148,7 +151,7 @@ fn decide(run: &Run, facts: &Facts) -> Plan {
         SpecFact::Valid | SpecFact::Invalid(_) => {
             let condition = match &facts.issue {
                 Some(issue) => from_issue(State::Pending, issue),
-                None => condition(State::Pending, "Pending", "the spec is being written down".to_owned()),
+                None => condition(State::Pending, Reason::Pending, "the spec is being written down".to_owned()),
             };
             Plan { freeze: true, ..waiting(condition, None) }
         }
@@ -164,7 +167,7 @@ fn suspend(run: &Run, facts: &Facts) -> Plan {
         ),
         None => "spec.suspend is true; set it to false to continue".to_owned(),
     };
-    let mut plan = waiting(condition(State::Suspended, "Suspended", message.clone()), None);
+    let mut plan = waiting(condition(State::Suspended, Reason::Suspended, message.clone()), None);
     (plan.drive, plan.cluster) = (DriveStep::Stop { leave: true }, without(facts));
     if !run.held {
         return plan;
@@ -183,7 +186,7 @@ fn suspend(run: &Run, facts: &Facts) -> Plan {
         ReleaseState::Working(_, issue) => {
             let issue = issue.as_ref().map(|issue| format!("; {}", issue.message)).unwrap_or_default();
             let message = format!("spec.suspend is true; the run's steps are being stopped{issue}");
-            plan.condition = condition(written_state(run), "Releasing", message);
+            plan.condition = condition(written_state(run), Reason::Releasing, message);
         }
         ReleaseState::GivenUp(_) | ReleaseState::AsWritten if !release.is_confirmed(run) => {
             message.push_str("; its steps may still run: see the condition Released");
@@ -214,7 +217,7 @@ fn go_on(run: &Run, facts: &Facts, frozen: &Frozen) -> Plan {
         Due::In(left) => Some(left),
         Due::Past(which) => {
             let message = format!("{which} has passed; it waited: {}", now.message);
-            let condition = if run.spec.cancel { cancelled() } else { failed("DeadlineExceeded", message) };
+            let condition = if run.spec.cancel { cancelled() } else { failed(Reason::DeadlineExceeded, message) };
             return end(condition);
         }
     };
@@ -262,7 +265,7 @@ fn given_up(run: &Run, message: &str) -> ConditionUpdate {
         let cancelled = cancelled();
         return ConditionUpdate { message: format!("{}; {message}", cancelled.message), ..cancelled };
     }
-    failed("DeadlineExceeded", format!("the run was not finished within its deadlines; {message}"))
+    failed(Reason::DeadlineExceeded, format!("the run was not finished within its deadlines; {message}"))
 }
 
 enum Due {
@@ -313,14 +316,16 @@ fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> C
         ClusterFact::Waits(issue) => return from_issue(state, issue),
         ClusterFact::Missing => {
             return match &frozen.place {
-                Place::Own => condition(state, "Pending", format!("the DaskCluster {} is being created", run.name)),
+                Place::Own => {
+                    condition(state, Reason::Pending, format!("the DaskCluster {} is being created", run.name))
+                }
                 Place::Shared(name) => {
                     let message = format!(
                         "DaskCluster \"{name}\" does not exist in the namespace; create it, and the run continues"
                     );
-                    condition(state, "ClusterNotFound", message)
+                    condition(state, Reason::ClusterNotFound, message)
                 }
-                Place::Address { .. } => condition(state, "Pending", "checking the address".to_owned()),
+                Place::Address { .. } => condition(state, Reason::Pending, "checking the address".to_owned()),
             };
         }
         ClusterFact::Answers(_) => {}
@@ -331,9 +336,9 @@ fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> C
         }
         (_, Some(Live { lost: Some(cause), .. })) => {
             let message = format!("lost the scheduler: {cause}; the run continues when it is back");
-            condition(state, "SchedulerUnreachable", message)
+            condition(state, Reason::SchedulerUnreachable, message)
         }
-        _ => condition(state, "Pending", "the run is being opened on the scheduler".to_owned()),
+        _ => condition(state, Reason::Pending, "the run is being opened on the scheduler".to_owned()),
     }
 }
 
@@ -341,7 +346,7 @@ fn standing(run: &Run, facts: &Facts, frozen: &Frozen, live: Option<&Live>) -> C
 fn running(live: &Live, cluster: &ClusterFact, frozen: &Frozen) -> ConditionUpdate {
     if let Some(issue) = &live.storage {
         let mut condition = from_issue(State::Running, &advised(issue, frozen));
-        if issue.reason == "StorageUnreachable" {
+        if issue.reason == Reason::StorageUnreachable {
             condition.message.push_str("; steps wait until it can be reached");
         }
         return condition;
@@ -349,16 +354,16 @@ fn running(live: &Live, cluster: &ClusterFact, frozen: &Frozen) -> ConditionUpda
     match (workerless(live, cluster), live.is_ending()) {
         (Some(issue), true) => {
             let message = format!("`finally` steps wait: {}", issue.message);
-            condition(State::Running, "Finalizing", message)
+            condition(State::Running, Reason::Finalizing, message)
         }
         (None, true) => {
-            condition(State::Running, "Finalizing", "running steps are stopped, `finally` steps run".to_owned())
+            condition(State::Running, Reason::Finalizing, "running steps are stopped, `finally` steps run".to_owned())
         }
         (Some(issue), false) => from_issue(State::Running, &issue),
         (None, false) if live.counts.finalizing => {
-            condition(State::Running, "Finalizing", "all other steps have ended, `finally` steps run".to_owned())
+            condition(State::Running, Reason::Finalizing, "all other steps have ended, `finally` steps run".to_owned())
         }
-        (None, false) => condition(State::Running, "Running", "steps run".to_owned()),
+        (None, false) => condition(State::Running, Reason::Running, "steps run".to_owned()),
     }
 }
 
@@ -370,12 +375,13 @@ fn workerless(live: &Live, cluster: &ClusterFact) -> Option<Issue> {
         return Some(issue.clone());
     }
     let tasks = if *count == 1 { "1 task waits".to_owned() } else { format!("{count} tasks wait") };
-    Some(Issue { reason: "NoWorkers", message: format!("step {step}: {tasks}: {message}"), stalled: false })
+    Some(Issue { reason: Reason::NoWorkers, message: format!("step {step}: {tasks}: {message}"), stalled: false })
 }
 
 /// A run that has ended: what it needed goes, and in the end itself.
 fn tidy(run: &Run, facts: &Facts) -> Plan {
-    let condition = condition(State::AsWritten, "", String::new());
+    // Not written: the conditions stay as they are.
+    let condition = condition(State::AsWritten, Reason::Pending, String::new());
     let mut plan = waiting(condition, None);
     // One that did not end by itself may still be open.
     plan.drive = DriveStep::Stop { leave: true };
@@ -427,7 +433,7 @@ fn tidy(run: &Run, facts: &Facts) -> Plan {
 /// A run that is being deleted: its steps are stopped, for as long as that may take.
 fn close(run: &Run, facts: &Facts, since: Timestamp) -> Plan {
     let message = "it is being deleted: running steps are stopped".to_owned();
-    let mut plan = waiting(condition(State::Running, "Finalizing", message), None);
+    let mut plan = waiting(condition(State::Running, Reason::Finalizing, message), None);
     let left = CLOSING - facts.now.duration_since(since).as_secs();
     let may_be_open = matches!(facts.drive, DriveFact::Live(_)) || matches!(facts.cluster, ClusterFact::Answers(_));
     if run.held && may_be_open && left > 0 && matches!(facts.spec, SpecFact::Frozen(_)) {
@@ -483,16 +489,16 @@ fn waiting(condition: ConditionUpdate, wake: Option<Duration>) -> Plan {
 
 fn ended_condition(waited: Option<&str>, report: &Report) -> ConditionUpdate {
     let (reason, message) = match report.outcome {
-        RunOutcome::Succeeded => ("Succeeded".to_owned(), "all steps succeeded".to_owned()),
+        RunOutcome::Succeeded => (Reason::Succeeded, "all steps succeeded".to_owned()),
         RunOutcome::Cancelled => return cancelled(),
         RunOutcome::Failed => {
             // `StepFailed` is the command's word for what the condition calls Failed.
-            let reason = report.reason.clone().filter(|reason| reason != "StepFailed");
+            let reason = report.reason.filter(|reason| *reason != Reason::StepFailed);
             let mut message = report.message.clone().unwrap_or_else(|| "a step failed".to_owned());
-            if let Some(waited) = waited.filter(|_| reason.as_deref() == Some("DeadlineExceeded")) {
+            if let Some(waited) = waited.filter(|_| reason == Some(Reason::DeadlineExceeded)) {
                 message = format!("{message}; it waited: {waited}");
             }
-            (reason.unwrap_or_else(|| "Failed".to_owned()), message)
+            (reason.unwrap_or(Reason::Failed), message)
         }
     };
     ConditionUpdate {
@@ -503,20 +509,20 @@ fn ended_condition(waited: Option<&str>, report: &Report) -> ConditionUpdate {
     }
 }
 
-fn failed(reason: &str, message: String) -> ConditionUpdate {
-    ConditionUpdate { state: State::Ended(RunOutcome::Failed), reason: reason.to_owned(), message, stalled: true }
+fn failed(reason: Reason, message: String) -> ConditionUpdate {
+    ConditionUpdate { state: State::Ended(RunOutcome::Failed), reason, message, stalled: true }
 }
 
 fn cancelled() -> ConditionUpdate {
     let message = "cancelled by the user (spec.cancel)".to_owned();
-    condition(State::Ended(RunOutcome::Cancelled), "Cancelled", message)
+    condition(State::Ended(RunOutcome::Cancelled), Reason::Cancelled, message)
 }
 
-fn condition(state: State, reason: &str, message: String) -> ConditionUpdate {
-    ConditionUpdate { state, reason: reason.to_owned(), message, stalled: false }
+fn condition(state: State, reason: Reason, message: String) -> ConditionUpdate {
+    ConditionUpdate { state, reason, message, stalled: false }
 }
 
 fn from_issue(state: State, issue: &Issue) -> ConditionUpdate {
     let Issue { reason, message, stalled } = issue;
-    ConditionUpdate { state, reason: (*reason).to_owned(), message: message.clone(), stalled: *stalled }
+    ConditionUpdate { state, reason: *reason, message: message.clone(), stalled: *stalled }
 }

@@ -10,14 +10,13 @@ pub use super::facts::ReleaseFact;
 use super::facts::{Facts, Place, Run, SpecFact};
 use crate::cluster::facts::Issue;
 use api::condition::ConditionType;
+use api::reason::Reason;
 use run_model::Released;
 
 /// How long a scheduler is asked to confirm that it has forgotten a run.
 pub const PATIENCE: SignedDuration = SignedDuration::from_secs(600);
 /// The same of a run that is deleted, from its deletion on.
 pub const PATIENCE_DELETED: SignedDuration = SignedDuration::from_secs(120);
-/// The reason when that has passed.
-const GIVEN_UP: &str = "NotReleased";
 
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +77,7 @@ pub fn condition(run: &Run) -> Option<&Condition> {
 
 /// It is done, or was given up.
 pub fn is_settled(run: &Run) -> bool {
-    condition(run).is_some_and(|told| told.status == "True" || told.reason == GIVEN_UP)
+    condition(run).is_some_and(|told| told.status == "True" || told.reason.parse() == Ok(Reason::NotReleased))
 }
 
 /// Whether a scheduler may have to be asked.

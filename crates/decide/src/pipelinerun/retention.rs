@@ -8,6 +8,7 @@ use super::action::ClusterStep;
 pub use super::facts::Due;
 use super::facts::{ClusterFact, Facts, Place, Run, SpecFact, SweepFact};
 use crate::cluster::facts::Issue;
+use api::reason::Reason;
 
 /// A scheduler that is made for a removal has to be there within this time; then its cluster is given back, and made anew
 /// after a pause.
@@ -103,7 +104,7 @@ pub(super) fn remove(due: Due, facts: &Facts) -> (Removal, ClusterStep) {
         }
         (SpecFact::Invalid(why), _) => {
             let message = format!("{why}; what it has stored has to be removed by hand");
-            let issue = Issue { reason: "Invalid", message, stalled: true };
+            let issue = Issue { reason: Reason::Invalid, message, stalled: true };
             return (removal(SweepStep::Pause(issue.clone()), RemovalState::Waits(issue), None), given_back);
         }
         (SpecFact::Valid, _) => return (removal(SweepStep::Keep, RemovalState::Working, None), ClusterStep::Keep),
@@ -126,10 +127,10 @@ pub(super) fn remove(due: Due, facts: &Facts) -> (Removal, ClusterStep) {
                  it again, or remove what is there by hand",
                 frozen.storage_url
             );
-            Issue { reason: "ClusterNotFound", message, stalled: true }
+            Issue { reason: Reason::ClusterNotFound, message, stalled: true }
         }
         (None, ClusterFact::Missing, Place::Address { .. }) => {
-            Issue { reason: "Pending", message: "checking the address".to_owned(), stalled: false }
+            Issue { reason: Reason::Pending, message: "checking the address".to_owned(), stalled: false }
         }
     };
     let left = PROVISION.saturating_sub(waited);

@@ -12,6 +12,7 @@ use super::release::{self, PATIENCE, PATIENCE_DELETED, Release, ReleaseState};
 use super::retention::{Due, Removal, RemovalState};
 use crate::cluster::facts::Issue;
 use api::condition::ConditionType;
+use api::reason::Reason;
 use api::status::{PipelineRunStatus, StepCounts, StepFailure, StepWaiting};
 use run_model::{Counts, Failure, Released, Report, RunOutcome};
 
@@ -73,7 +74,7 @@ fn follow(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, live: &Live)
     let waiting = live.blocked.iter().take(LISTED).map(|(step, (count, message))| StepWaiting {
         step: step.clone(),
         count: small(*count),
-        reason: "NoWorkers".to_owned(),
+        reason: Reason::NoWorkers.to_string(),
         message: bounded(message, WAITING),
     });
     status.waiting = waiting.collect();
@@ -148,7 +149,7 @@ fn put_removal(status: &mut PipelineRunStatus, run: &Run, removal: &Removal, now
         Due { .. } => "journal and logs",
     };
     let (truth, reason, message) = match &removal.state {
-        RemovalState::Working => ("False", "Removing", format!("its {what} are being removed (spec.retention)")),
+        RemovalState::Working => ("False", Reason::Removing, format!("its {what} are being removed (spec.retention)")),
         RemovalState::Waits(Issue { reason, message, .. }) => {
             ("False", *reason, format!("cannot remove its {what}: {message}; retrying"))
         }
@@ -158,7 +159,7 @@ fn put_removal(status: &mut PipelineRunStatus, run: &Run, removal: &Removal, now
                 1 => "; 1 output stays, since a later run has taken it over".to_owned(),
                 many => format!("; {many} outputs stay, since later runs have taken them over"),
             };
-            ("True", "Removed", format!("its {what} were removed (spec.retention){stay}"))
+            ("True", Reason::Removed, format!("its {what} were removed (spec.retention){stay}"))
         }
     };
     if let RemovalState::Done { kept } = removal.state {
@@ -170,7 +171,7 @@ fn put_removal(status: &mut PipelineRunStatus, run: &Run, removal: &Removal, now
             removed.logs_at = Some(second(now));
         }
     }
-    let update = ConditionUpdate { state: State::AsWritten, reason: reason.to_owned(), message, stalled: false };
+    let update = ConditionUpdate { state: State::AsWritten, reason, message, stalled: false };
     put(status, condition(run, ConditionType::Removed.as_str(), truth, &update, now));
 }
 
@@ -187,7 +188,7 @@ fn put_release(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, release
                 "asking the scheduler to stop the run's steps and forget the run, until {} at most{issue}",
                 second(*end)
             );
-            ("False", "Releasing", message)
+            ("False", Reason::Releasing, message)
         }
         ReleaseState::Done(how) => {
             let message = match how {
@@ -195,7 +196,7 @@ fn put_release(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, release
                 Released::Gone => "the scheduler that the run was open on is gone, and its workers with it",
                 Released::TakenOver => "a command has resumed the run, so the operator no longer drives it",
             };
-            ("True", "Released", message.to_owned())
+            ("True", Reason::Released, message.to_owned())
         }
         ReleaseState::GivenUp(issue) => {
             let patience = if run.deleting.is_some() { PATIENCE_DELETED } else { PATIENCE };
@@ -205,10 +206,10 @@ fn put_release(status: &mut PipelineRunStatus, run: &Run, facts: &Facts, release
                  run and hold workers; to stop them, restart the scheduler",
                 patience.as_secs()
             );
-            ("False", "NotReleased", message)
+            ("False", Reason::NotReleased, message)
         }
     };
-    let update = ConditionUpdate { state: State::AsWritten, reason: reason.to_owned(), message, stalled: false };
+    let update = ConditionUpdate { state: State::AsWritten, reason, message, stalled: false };
     put(status, condition(run, ConditionType::Released.as_str(), truth, &update, facts.now));
 }
 
@@ -244,7 +245,7 @@ fn condition(run: &Run, kind: &str, status: &str, update: &ConditionUpdate, now:
     Condition {
         type_: kind.to_owned(),
         status: status.to_owned(),
-        reason: update.reason.clone(),
+        reason: update.reason.to_string(),
         message: bounded(&update.message, MESSAGE),
         observed_generation: Some(run.generation),
         last_transition_time: since,

@@ -1,3 +1,4 @@
+use api::reason::Reason;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -114,18 +115,18 @@ fn mistakes_have_a_column_and_a_remedy() {
 #[test]
 fn evaluation_says_what_is_wrong_without_the_values() {
     for (source, reason, part) in [
-        ("params.m.nokey", "InvalidExpression", "no key \"nokey\""),
-        ("params.m['no' + 'key']", "InvalidExpression", "no key \"nokey\""),
-        ("params.xs[5 + 0]", "InvalidExpression", "no index 5"),
-        ("params.x + params.s", "TypeMismatch", "an integer"),
-        ("params.x < params.s", "TypeMismatch", "int, string"),
-        ("params.s.size() + params.xs.startsWith('a')", "TypeMismatch", "startsWith"),
-        ("range('a')", "InvalidExpression", "integers"),
-        ("range(1, 2, 0)", "InvalidExpression", "cannot be 0"),
-        ("params.s.matches('(')", "InvalidExpression", "not a pattern"),
-        ("params.s ? 1 : 2", "TypeMismatch", "bool"),
-        ("{1: 2}", "TypeMismatch", "keys"),
-        ("9223372036854775807 + params.x", "InvalidExpression", "64 bits"),
+        ("params.m.nokey", Reason::InvalidExpression, "no key \"nokey\""),
+        ("params.m['no' + 'key']", Reason::InvalidExpression, "no key \"nokey\""),
+        ("params.xs[5 + 0]", Reason::InvalidExpression, "no index 5"),
+        ("params.x + params.s", Reason::TypeMismatch, "an integer"),
+        ("params.x < params.s", Reason::TypeMismatch, "int, string"),
+        ("params.s.size() + params.xs.startsWith('a')", Reason::TypeMismatch, "startsWith"),
+        ("range('a')", Reason::InvalidExpression, "integers"),
+        ("range(1, 2, 0)", Reason::InvalidExpression, "cannot be 0"),
+        ("params.s.matches('(')", Reason::InvalidExpression, "not a pattern"),
+        ("params.s ? 1 : 2", Reason::TypeMismatch, "bool"),
+        ("{1: 2}", Reason::TypeMismatch, "keys"),
+        ("9223372036854775807 + params.x", Reason::InvalidExpression, "64 bits"),
     ] {
         let error = refused(source);
         assert!(error.reason() == reason && error.to_string().contains(part), "{source}: {} {error}", error.reason());
@@ -194,7 +195,7 @@ fn cost_is_bounded() {
         let account = Account::of(100_000);
         let params = json!({"xs": xs, "text": text});
         let error = charged(source, params, json!({}), &account).expect_err(source);
-        assert_eq!(error.reason(), "ExpressionTooExpensive", "{source}: {error}");
+        assert_eq!(error.reason(), Reason::ExpressionTooExpensive, "{source}: {error}");
         assert!(error.to_string().contains("too many steps to evaluate"), "{source}: {error}");
     }
     for (source, count) in [
@@ -203,7 +204,7 @@ fn cost_is_bounded() {
         ("range(100001).size() == 0 || true", "100001"),
     ] {
         let error = refused(source);
-        assert_eq!(error.reason(), "TooManyItems", "{source}: {error}");
+        assert_eq!(error.reason(), Reason::TooManyItems, "{source}: {error}");
         assert_eq!(error.to_string(), format!("range makes {count} entries, the limit is 100000"), "{source}");
     }
     check("range(100000).map(x, x * 2).size()", json!({}), json!(100_000)); // within the budget of one evaluation

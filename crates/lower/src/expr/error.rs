@@ -1,5 +1,7 @@
 //! What can be wrong with an expression, at parse time or when it is evaluated.
 
+use api::reason::Reason;
+
 /// Longest expression, in bytes.
 pub const LENGTH: usize = 4096;
 
@@ -38,12 +40,12 @@ impl ExprError {
     }
 
     /// The stable reason, as in `docs/expressions.md`.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Syntax { .. } | Self::Evaluation { .. } => "InvalidExpression",
-            Self::Type { .. } => "TypeMismatch",
-            Self::Cost { .. } => "ExpressionTooExpensive",
-            Self::Items { .. } => "TooManyItems",
+            Self::Syntax { .. } | Self::Evaluation { .. } => Reason::InvalidExpression,
+            Self::Type { .. } => Reason::TypeMismatch,
+            Self::Cost { .. } => Reason::ExpressionTooExpensive,
+            Self::Items { .. } => Reason::TooManyItems,
         }
     }
 

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::documents;
-use api::condition::{CONDITION_REASONS, PROBLEM_REASONS, Reason};
+use api::reason::{Class, Reason};
 
 const HEAD: &str = "# Reference\n\n<!-- Generated from crates/api; `DASKADE_UPDATE=1 cargo test --test repository generated` writes it again. -->\n\n\
     Every field of every kind of `daskade.dev/v1alpha1`. `*` marks fields that must be given; a field that a local run\n\
@@ -31,23 +31,55 @@ pub fn reference() -> String {
     out
 }
 
-const REASONS_HEAD: &str = "# Reasons\n\n<!-- Generated from crates/api/src/condition.rs; `DASKADE_UPDATE=1 cargo test --test repository generated` writes it again. -->\n\n\
+const REASONS_HEAD: &str = "# Reasons\n\n<!-- Generated from crates/api/src/reason.rs; `DASKADE_UPDATE=1 cargo test --test repository generated` writes it again. -->\n\n\
     Every problem and every condition has a reason: one word that stays the same between releases, for scripts and searches.\n";
 
 /// `docs/reasons.md`: every stable reason and what it means.
 pub fn reasons_page() -> String {
     let mut out = REASONS_HEAD.to_owned();
-    reasons(&mut out, "Problems in manifests, parameters and requests", PROBLEM_REASONS);
-    reasons(&mut out, "Conditions", CONDITION_REASONS);
+    for (class, title, what) in CLASSES {
+        let _ = write!(out, "\n## {title}\n\n{what}\n\n| reason | meaning |\n|---|---|\n");
+        for reason in Reason::ALL.iter().filter(|reason| reason.class() == *class) {
+            let (name, anchor) = (reason.as_str(), reason.link());
+            let anchor = anchor.rsplit('#').next().unwrap_or_default();
+            let _ = writeln!(out, "| <a id=\"{anchor}\"></a>`{name}` | {} |", reason.doc());
+        }
+    }
     out
 }
 
-fn reasons(out: &mut String, title: &str, list: &[Reason]) {
-    let _ = write!(out, "\n## {title}\n\n| reason | meaning |\n|---|---|\n");
-    for (name, meaning) in list {
-        let _ = writeln!(out, "| `{name}` | {meaning} |");
-    }
-}
+/// The sections of the page.
+const CLASSES: &[(Class, &str, &str)] = &[
+    (
+        Class::Input,
+        "Mistakes in manifests, parameters and requests",
+        "Nothing was started. Correct the field that the message names.",
+    ),
+    (Class::Usual, "Normal states", "Nothing to do."),
+    (
+        Class::Waits,
+        "Waiting",
+        "The operator retries for as long as it takes. It goes on by itself once the cause is gone. The message says what it waits for.",
+    ),
+    (
+        Class::Stalled,
+        "Stalled",
+        "The operator retries for as long as it takes, but somebody has to change something first: the condition `Stalled` is True.",
+    ),
+    (
+        Class::Repeats,
+        "Errors that are retried a limited number of times",
+        "Retries come at growing intervals. A run fails if the same error repeats and no step ends in between; see \
+         [limits](limits.md#the-same-error-again). A command ends with the error.",
+    ),
+    (Class::Reopens, "Lost connections", "The run is opened again at once, a limited number of times."),
+    (
+        Class::Final,
+        "Ends of runs",
+        "The run has failed and is not tried again. Correct the cause, then use `daskade retry` or start another run.",
+    ),
+    (Class::Event, "Events", "Only in Events of a Pipeline."),
+];
 
 fn fields(schema: &Value, at: &str, rows: &mut Vec<String>) {
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {

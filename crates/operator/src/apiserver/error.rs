@@ -10,6 +10,7 @@ use crate::cause::cause;
 use crate::leader::fence::NoAnswer;
 use crate::leader::lead::NotLeading;
 use crate::queue::Key;
+use api::reason::Reason;
 use decide::cluster::facts::Issue;
 use decide::cluster::pod_problem::from_api_error;
 use telemetry::metrics::Outcome;
@@ -87,7 +88,7 @@ impl ReconcileError {
             },
 
             Self::Taken { .. } => Some(Issue {
-                reason: "NameConflict",
+                reason: Reason::NameConflict,
                 message: format!(
                     "cannot {self}; it is not touched. Rename or delete it, or give the cluster another name"
                 ),
@@ -100,7 +101,7 @@ impl ReconcileError {
                 }
                 _ => {
                     let message = format!("failed to {error}; retrying");
-                    Some(Issue { reason: "ApiError", message, stalled: false })
+                    Some(Issue { reason: Reason::ApiError, message, stalled: false })
                 }
             },
             Self::Leftover { .. } | Self::Behind => None,

@@ -6,6 +6,7 @@
 
 mod authorities;
 
+use api::reason::Reason;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -341,7 +342,7 @@ impl Certificates {
                     "the Secret {name} is not this cluster's and is not touched; rename or delete it, or give the cluster \
                      another name"
                 );
-                return Ok(Err(Issue { reason: "NameConflict", message, stalled: true }));
+                return Ok(Err(Issue { reason: Reason::NameConflict, message, stalled: true }));
             }
             let value = |key: &str| text(secret, key).unwrap_or_default();
             let identity = Identity { cert: value(CERT), key: value(KEY) };
@@ -552,11 +553,11 @@ fn client(ca: &str, identity: &Identity) -> Result<Tls, Error> {
 }
 
 fn missing(message: String) -> Credentials {
-    from_issue(Issue { reason: "SecretNotFound", message, stalled: false })
+    from_issue(Issue { reason: Reason::SecretNotFound, message, stalled: false })
 }
 
 fn invalid(message: String) -> Credentials {
-    from_issue(Issue { reason: "InvalidCertificates", message, stalled: true })
+    from_issue(Issue { reason: Reason::InvalidCertificates, message, stalled: true })
 }
 
 fn from_issue(issue: Issue) -> Credentials {

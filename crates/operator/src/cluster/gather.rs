@@ -18,6 +18,7 @@ use crate::queue::Key;
 use api::DaskClusterSpec;
 use api::names::{OBJECT_NAME_MAX, check_label};
 use api::problem::Problem;
+use api::reason::Reason;
 use api::status::DaskClusterStatus;
 use dask::{Address, Scheme};
 use decide::cluster::build::build_templates;
@@ -63,13 +64,13 @@ pub(crate) fn read_object(key: &Key, Whole { record, value, refused, .. }: &Whol
     let deleting = record.deleted || text("/metadata/deletionTimestamp").is_some();
     let mut problems = Vec::new();
     if let Err(error) = check_label(&key.name, OBJECT_NAME_MAX) {
-        let problem = Problem::new("InvalidName", "metadata.name", format!("`{}` {error}", key.name));
+        let problem = Problem::new(Reason::InvalidName, "metadata.name", format!("`{}` {error}", key.name));
         problems.push(problem.help("names of pods, Services and labels are made from it"));
     }
     let mut has_tls = refused.is_none();
     problems.extend(refused.as_ref().map(|why| {
         let (path, message) = why.split_once(": ").unwrap_or(("spec", why.as_str()));
-        Problem::new("LimitExceeded", path, message)
+        Problem::new(Reason::LimitExceeded, path, message)
     }));
     match read_spec(value) {
         Ok(spec) => cluster.spec = spec,
@@ -92,7 +93,7 @@ fn read_spec(value: &Value) -> Result<DaskClusterSpec, Problem> {
     serde_path_to_error::deserialize(spec).map_err(|error| {
         let path = error.path().to_string();
         let path = if path == "." { "spec".to_owned() } else { format!("spec.{path}") };
-        Problem::new("InvalidValue", path, error.inner().to_string())
+        Problem::new(Reason::InvalidValue, path, error.inner().to_string())
     })
 }
 

@@ -10,6 +10,7 @@ use crate::apiserver::error::{Class, ReconcileError};
 use crate::cluster::link::Link;
 use crate::controller::memory::Memories;
 use crate::controller::status::Throttle;
+use api::reason::Reason;
 use decide::cluster::facts::{Facts, Issue, SchedulerFact, TlsFact};
 use decide::cluster::plan::Plan;
 use limits::Repetition;
@@ -51,10 +52,10 @@ impl Memory {
         let told = repeat.told(now).filter(|_| repeat.is_over)?;
         let (reason, help) = match error {
             ReconcileError::Leftover { kind, name } => (
-                "NameConflict",
+                Reason::NameConflict,
                 format!("check the finalizers of {kind} {name}; the controllers that set them must remove them"),
             ),
-            _ => ("ApiError", "check the operator's log and the object's Events".to_owned()),
+            _ => (Reason::ApiError, "check the operator's log and the object's Events".to_owned()),
         };
         Some(Issue { reason, message: format!("failed to {error}; {told}; {help}"), stalled: true })
     }

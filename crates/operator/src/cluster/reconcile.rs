@@ -18,6 +18,7 @@ use crate::controller::status::StatusWriter;
 use crate::controller::{Controller, Done, Reconciler};
 use crate::queue::Key;
 use api::problem::listed;
+use api::reason::Reason;
 use api::status::DaskClusterStatus;
 use decide::cluster::plan::{Plan, plan};
 use decide::cluster::status::{build_status, invalid_status};
@@ -101,8 +102,10 @@ impl ClusterReconciler {
     /// The object with all that is wrong with its spec.
     fn validate(&self, mut object: Object) -> Object {
         let status = &object.cluster.status;
-        let refused =
-            status.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.reason == "Invalid");
+        let refused = status
+            .conditions
+            .iter()
+            .any(|condition| condition.type_ == "Ready" && Reason::Invalid.is(&condition.reason));
         // Who has begun is not judged again when the operator is started with other limits.
         if refused || status.observed_generation != Some(object.cluster.generation) {
             object.problems.extend(too_many_workers(&object.cluster.spec, self.most_workers, "spec"));
@@ -153,7 +156,7 @@ impl Work<'_> {
             self.note_certificates(&facts, credentials.fact.fingerprint.as_deref()).await;
             self.waits.extend(credentials.renew_after);
         }
-        let status = invalid_status(&object.cluster, "Invalid", message, self.now);
+        let status = invalid_status(&object.cluster, Reason::Invalid, message, self.now);
         self.write_status(&object.cluster.status, &status).await?;
         self.error.take().map_or_else(|| Ok(self.done(Outcome::Invalid)), Err)
     }

@@ -10,7 +10,6 @@ use crate::apiserver::record::Kind;
 use crate::apiserver::waiters::Waiters;
 use crate::cluster::link::Target;
 use crate::queue::Key;
-use api::condition::known_reason;
 use api::status::DaskClusterStatus;
 use decide::cluster::facts::Issue;
 use driver::{ConnectionPool, SchedulerEndpoint};
@@ -155,7 +154,7 @@ fn next_generation() -> u64 {
 fn issue(status: &DaskClusterStatus, kind: &str) -> Option<Issue> {
     let found = status.conditions.iter().find(|condition| condition.type_ == kind && condition.status != "True")?;
     let stalled = status.conditions.iter().any(|condition| condition.type_ == "Stalled" && condition.status == "True");
-    Some(Issue { reason: known_reason(&found.reason)?, message: found.message.clone(), stalled })
+    Some(Issue { reason: found.reason.parse().ok()?, message: found.message.clone(), stalled })
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::apiserver::record::Kind;
 use crate::queue::Key;
+use api::reason::{Class, Reason};
 use decide::cluster::names::MANAGER;
 use telemetry::metrics::Metrics;
 
@@ -29,8 +30,7 @@ pub(crate) struct Events {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Note {
     pub warning: bool,
-    /// A documented reason.
-    pub reason: String,
+    pub reason: Reason,
     pub action: &'static str,
     pub text: String,
 }
@@ -46,7 +46,7 @@ impl Events {
             while let Some((object, note)) = inbox.recv().await {
                 let event = Event {
                     type_: if note.warning { EventType::Warning } else { EventType::Normal },
-                    reason: note.reason,
+                    reason: note.reason.to_string(),
                     note: Some(note.text),
                     action: note.action.to_owned(),
                     secondary: None,
@@ -87,9 +87,10 @@ pub(crate) fn notes(before: &[Condition], after: &[Condition]) -> Vec<Note> {
         if known.is_some_and(|known| known.reason == condition.reason && known.status == condition.status) {
             continue;
         }
+        let Ok(reason) = condition.reason.parse::<Reason>() else { continue };
         let note = Note {
-            warning: condition.status != "True" && !is_usual(&condition.reason),
-            reason: condition.reason.clone(),
+            warning: condition.status != "True" && reason.class() != Class::Usual,
+            reason,
             action: "Reconcile",
             text: clipped(&condition.message),
         };
@@ -99,24 +100,6 @@ pub(crate) fn notes(before: &[Condition], after: &[Condition]) -> Vec<Note> {
         }
     }
     notes
-}
-
-/// Reasons that are part of any life.
-fn is_usual(reason: &str) -> bool {
-    let usual = [
-        "Pending",
-        "Progressing",
-        "SchedulerNotReady",
-        "Suspended",
-        "Idle",
-        "Running",
-        "Finalizing",
-        "Cancelled",
-        "Removing",
-        "Releasing",
-        "OutputsInUse",
-    ];
-    usual.contains(&reason)
 }
 
 fn clipped(text: &str) -> String {
@@ -153,7 +136,7 @@ mod tests {
         fn reasons(before: &[Condition], after: &[Condition]) -> Vec<(String, bool)> {
             let notes = notes(before, after);
             assert!(notes.iter().all(|note| note.text == format!("{}…", note.reason)), "{notes:?}");
-            notes.into_iter().map(|note| (note.reason, note.warning)).collect()
+            notes.into_iter().map(|note| (note.reason.to_string(), note.warning)).collect()
         }
         assert_eq!(reasons(&[], &starting), [("Progressing".to_owned(), false)]);
         assert_eq!(reasons(&starting, &waiting), [("ImagePull".to_owned(), true)]);

@@ -10,6 +10,7 @@ use crate::apiserver::apply::Writer;
 use crate::apiserver::error::ReconcileError;
 use crate::apiserver::record::Kind;
 use crate::controller::events::{Events, Note, notes};
+use api::reason::Reason;
 
 /// When the status of an object was last written. A change of counts alone waits for a while since then: they come one by one.
 #[derive(Debug, Default)]
@@ -43,7 +44,7 @@ impl StatusWriter<'_> {
         throttle.written = Some(Instant::now());
         let (before, after) = conditions;
         // That a run does not run yet is no event.
-        let is_news = |note: &Note| self.kind != Kind::Run || note.reason != "Pending";
+        let is_news = |note: &Note| self.kind != Kind::Run || note.reason != Reason::Pending;
         self.publish(notes(before, after).into_iter().filter(is_news));
         Ok(())
     }

@@ -24,9 +24,10 @@ use crate::pipeline::writes::{Made, RunWriter};
 use crate::pipelinerun::references::is_allowed;
 use crate::queue::Key;
 use api::problem::{Problem, listed};
+use api::reason::Reason;
 use api::status::PipelineStatus;
 use decide::cluster::names::QUEUE_LABEL;
-use decide::pipeline::{self, Action, Cause, Facts, Issue, Plan, Subject, Timing};
+use decide::pipeline::{self, Action, Cause, Facts, Plan, Subject, Timing};
 use lower::allowed::RunLimits;
 use telemetry::metrics::{self, Outcome};
 
@@ -234,7 +235,7 @@ impl Work<'_> {
                     Ok(note) => acted.notes.extend(note),
                     Err(error) if error.class() == Class::Fenced => return Err(error),
                     Err(error) => {
-                        acted.facts.issue = issue(&error);
+                        acted.facts.issue = error.issue();
                         acted.error = Some(error);
                         break;
                     }
@@ -250,7 +251,7 @@ impl Work<'_> {
         let status = pipeline::build_status(subject, &facts, &planned);
         notes.extend(planned.notes.into_iter().map(|note| Note {
             warning: note.warning,
-            reason: note.reason.to_owned(),
+            reason: note.reason,
             action: "Schedule",
             text: note.text,
         }));
@@ -329,7 +330,7 @@ async fn act(writer: &RunWriter<'_>, action: &Action, facts: &mut Facts) -> Resu
                 };
                 tracing::info!(run = name, "created: {why}");
                 let text = format!("created run {name}: {why}");
-                Ok(Some(Note { warning: false, reason: "RunCreated".to_owned(), action: "CreateRun", text }))
+                Ok(Some(Note { warning: false, reason: Reason::RunCreated, action: "CreateRun", text }))
             }
             // It is in the cache now, and the next round knows what it is.
             Made::Known => Ok(None),
@@ -342,7 +343,7 @@ async fn act(writer: &RunWriter<'_>, action: &Action, facts: &mut Facts) -> Resu
             writer.patch(name, uid, true).await?;
             tracing::info!(run = name, "cancelled: {why}");
             let text = format!("cancelled run {name}: {why}");
-            Ok(Some(Note { warning: false, reason: "RunCancelled".to_owned(), action: "CancelRun", text }))
+            Ok(Some(Note { warning: false, reason: Reason::RunCancelled, action: "CancelRun", text }))
         }
         Action::Release { name, uid } => {
             writer.patch(name, uid, false).await?;
@@ -355,8 +356,4 @@ async fn act(writer: &RunWriter<'_>, action: &Action, facts: &mut Facts) -> Resu
             Ok(None)
         }
     }
-}
-
-fn issue(error: &ReconcileError) -> Option<Issue> {
-    error.issue().map(|issue| Issue { reason: issue.reason.to_owned(), message: issue.message, stalled: issue.stalled })
 }

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use crate::controller::bounds::Bounds;
 use crate::pipelinerun::driven::Driven;
-use crate::pipelinerun::setbacks::{Recurs, STALLED, issue};
+use crate::pipelinerun::setbacks::{Recurs, issue};
 use crate::queue::{Key, Queue};
-use api::condition::known_reason;
+use api::reason::Reason;
 use decide::cluster::facts::Issue;
 use decide::pipelinerun::facts::Live;
 use driver::{Fabric, drive};
@@ -69,7 +69,7 @@ impl Drive {
                 Ok(Err(error)) => End::Broken { issue: issue(&error), recurs: bounds.recurs(&error) },
                 Err(panicked) => {
                     let message = format!("internal error in the operator ({panicked})");
-                    let issue = Issue { reason: "ApiError", message, stalled: false };
+                    let issue = Issue { reason: Reason::ApiError, message, stalled: false };
                     End::Broken { issue, recurs: bounds.panicked() }
                 }
             };
@@ -145,8 +145,8 @@ impl Observer for RunObserver {
             Note::Blocked { step, count, message } => drop(live.blocked.insert(step, (count, message))),
             Note::Unblocked { step } => drop(live.blocked.remove(&step)),
             Note::StorageDown { reason, message } => {
-                let reason = known_reason(&reason).unwrap_or("StorageUnreachable");
-                live.storage = Some(Issue { reason, message, stalled: STALLED.contains(&reason) });
+                let reason: Reason = reason.parse().unwrap_or(Reason::StorageUnreachable);
+                live.storage = Some(Issue { reason, message, stalled: reason.stalled() });
             }
             Note::StorageUp => live.storage = None,
             Note::SchedulerLost { cause } => {

@@ -13,6 +13,7 @@ use crate::pipelinerun::setbacks::Try;
 use crate::pipelinerun::work::Work;
 use crate::pipelinerun::writes::own_cluster;
 use crate::queue::Key;
+use api::reason::Reason;
 use decide::cluster::facts::Issue;
 use decide::pipeline::{PIPELINE_LABEL, QUEUED_ANNOTATION};
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Frozen, Place, Run, SpecFact, SweepFact};
@@ -53,7 +54,7 @@ impl Work<'_> {
                 let open = live.open.then(|| drive.age());
                 let failed = Try { issue, recurs, done: live.done, open };
                 let (issue, pause) = self.memory.setbacks.note(self.key, failed, self.now);
-                tracing::info!(reason = issue.reason, again = ?pause, "the run cannot be driven now: {}", issue.message);
+                tracing::info!(reason = %issue.reason, again = ?pause, "the run cannot be driven now: {}", issue.message);
                 self.memory.broken = Some((issue, pause.map(|pause| Instant::now() + pause)));
                 self.memory.drive = None;
                 // Its certificates may have been renewed.
@@ -83,7 +84,7 @@ impl Work<'_> {
             Err(RevisionError::Unusable(why)) => SpecFact::Invalid(format!("it {why}")),
             Err(RevisionError::Api(error)) => {
                 let message = format!("cannot read ControllerRevision {name}; retrying");
-                let issue = error.issue().unwrap_or(Issue { reason: "ApiError", message, stalled: false });
+                let issue = error.issue().unwrap_or(Issue { reason: Reason::ApiError, message, stalled: false });
                 self.error = Some(error);
                 SpecFact::Waits(issue, None)
             }

@@ -24,6 +24,7 @@ use crate::pipelinerun::work::RunReconciler;
 use crate::pipelinerun::work::Work;
 use crate::queue::Key;
 use api::problem::listed;
+use api::reason::Reason;
 use decide::cluster::facts::Issue;
 use decide::pipelinerun::admit::{self, Admission, RunRevision};
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Run, SpecFact};
@@ -218,7 +219,7 @@ impl Work<'_> {
     /// Takes or gives back its place among the runs of its namespace, and its memory; why there is none for it.
     fn place(&self, run: &Run, facts: &Facts, revision: Option<&RunRevision>) -> Option<Issue> {
         let RunReconciler { quota, driven, .. } = self.reconciler;
-        let waits = |message: String| Some(Issue { reason: "RunLimit", message, stalled: false });
+        let waits = |message: String| Some(Issue { reason: Reason::RunLimit, message, stalled: false });
         let goes = !run.has_ended() && run.deleting.is_none() && !run.spec.suspend && !run.spec.cancel;
         let fits = match &facts.spec {
             SpecFact::Frozen(_) if !run.has_ended() && !run.spec.suspend => {

@@ -15,6 +15,7 @@ use crate::apiserver::whole;
 use crate::pipelinerun::allowance::Limits;
 use crate::queue::Key;
 use api::cluster::DaskClusterSpec;
+use api::reason::Reason;
 use api::run::PipelineRunSpec;
 use api::storage::Storage;
 use decide::cluster::facts::Issue;
@@ -73,7 +74,7 @@ impl<'a> RunReferences<'a> {
         let found = whole::fetch(self.sources.client, kind, &key).await.map_err(|error| unread(kind, name, error))?;
         match found {
             Some(Read { refused: Some(why), .. }) => {
-                Err(Issue { reason: "Invalid", message: format!("{kind} {name}: {why}"), stalled: true })
+                Err(Issue { reason: Reason::Invalid, message: format!("{kind} {name}: {why}"), stalled: true })
             }
             found => Ok(found.map(|found| found.value)),
         }
@@ -96,7 +97,7 @@ impl<'a> RunReferences<'a> {
 fn unread(kind: Kind, name: &str, error: kube::Error) -> Issue {
     let message = format!("cannot read the {kind} {name}; retrying");
     let issue = ReconcileError::api("read", kind, name, error).issue();
-    issue.unwrap_or(Issue { reason: "ApiError", message, stalled: false })
+    issue.unwrap_or(Issue { reason: Reason::ApiError, message, stalled: false })
 }
 
 impl References for RunReferences<'_> {

@@ -63,7 +63,7 @@ impl Releasing {
             Some(Err(issue)) => {
                 self.tries = self.tries.saturating_add(1);
                 let pause = delay(key, self.tries).min(LONGEST);
-                tracing::info!(reason = issue.reason, again = ?pause, "the scheduler has not released the run: {}", issue.message);
+                tracing::info!(reason = %issue.reason, again = ?pause, "the scheduler has not released the run: {}", issue.message);
                 (self.broken, self.task) = (Some((issue, Instant::now() + pause)), None);
             }
             None => {}

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::backoff::jittered;
 use crate::pipelinerun::setbacks::issue;
 use crate::queue::{Key, Queue};
+use api::reason::Reason;
 use decide::cluster::facts::Issue;
 use decide::pipelinerun::facts::SweepFact;
 use decide::pipelinerun::retention::{Due, pause};
@@ -97,7 +98,7 @@ impl Removal {
                 Ok(ended) => ended.map_err(|error| issue(&error)),
                 Err(panicked) => {
                     let message = format!("internal error in the operator ({panicked})");
-                    Err(Issue { reason: "ApiError", message, stalled: false })
+                    Err(Issue { reason: Reason::ApiError, message, stalled: false })
                 }
             };
             *told.lock() = Some(ended);
@@ -111,10 +112,10 @@ impl Removal {
         self.tries = self.tries.saturating_add(1);
         let pause = jittered(pause(self.tries), key);
         // It is not given up, since what is stored would stay; the pause between two tries has a bound.
-        if let Some(told) = self.repeats.note(issue.reason, &UNBOUNDED).told(now) {
+        if let Some(told) = self.repeats.note(issue.reason.as_str(), &UNBOUNDED).told(now) {
             issue.message = format!("{}; {told}", issue.message);
         }
-        tracing::info!(reason = issue.reason, again = ?pause, "cannot remove what the run has stored: {}", issue.message);
+        tracing::info!(reason = %issue.reason, again = ?pause, "cannot remove what the run has stored: {}", issue.message);
         self.broken = Some((issue, Instant::now() + pause));
         (self.task, self.waits, self.place) = (None, None, None);
         pause

@@ -13,6 +13,7 @@ use crate::pipelinerun::release::Whom;
 use crate::pipelinerun::revision::StoredRevision;
 use crate::pipelinerun::work::Work;
 use crate::queue::Key;
+use api::reason::Reason;
 use decide::cluster::facts::{Issue, Phase, PodFact, Role};
 use decide::pipelinerun::facts::{ClusterFact, Facts, Place, Run, SpecFact};
 use decide::pipelinerun::release::{ReleaseFact, shared_place};
@@ -40,11 +41,11 @@ impl Work<'_> {
                         "the DaskCluster {} is not this run's and is not touched; delete it, or give the run another name",
                         self.key.name
                     );
-                    return ClusterFact::Waits(Issue { reason: "NameConflict", message, stalled: true });
+                    return ClusterFact::Waits(Issue { reason: Reason::NameConflict, message, stalled: true });
                 }
                 Some((_, true, true)) => {
                     let message = "its DaskCluster is being deleted; another is made then".to_owned();
-                    return ClusterFact::Waits(Issue { reason: "Pending", message, stalled: false });
+                    return ClusterFact::Waits(Issue { reason: Reason::Pending, message, stalled: false });
                 }
                 Some((_, true, false)) => {}
             }
@@ -53,12 +54,12 @@ impl Work<'_> {
         }
         let state = self.reconciler.registry.state(&key).unwrap_or_default();
         // One that ends again and again has its address all the while, and answers in between at most.
-        let unstable = state.scheduler.as_ref().is_some_and(|issue| issue.reason == "SchedulerUnstable");
+        let unstable = state.scheduler.as_ref().is_some_and(|issue| issue.reason == Reason::SchedulerUnstable);
         if state.reachable && !unstable {
             return ClusterFact::Answers(state.workers);
         }
         let unknown = || Issue {
-            reason: "SchedulerNotReady",
+            reason: Reason::SchedulerNotReady,
             message: "its scheduler is being started".to_owned(),
             stalled: false,
         };
@@ -85,7 +86,7 @@ impl Work<'_> {
                     Err(error) => {
                         let error = ReconcileError::Certificates(error);
                         let message = format!("failed to {error}; retrying");
-                        let other = Issue { reason: "ApiError", message, stalled: false };
+                        let other = Issue { reason: Reason::ApiError, message, stalled: false };
                         return ClusterFact::Waits(error.issue().unwrap_or(other));
                     }
                 }
@@ -147,7 +148,7 @@ impl Work<'_> {
                 Ok(true) => {}
                 Err(error) => {
                     let message = format!("failed to {error}");
-                    return Whom::Later(Issue { reason: "ApiError", message, stalled: false });
+                    return Whom::Later(Issue { reason: Reason::ApiError, message, stalled: false });
                 }
             }
         }
@@ -155,7 +156,7 @@ impl Work<'_> {
             ClusterFact::Waits(issue) => Whom::Later(issue.clone()),
             ClusterFact::Missing | ClusterFact::Answers(_) => {
                 let message = "the scheduler cannot be reached yet".to_owned();
-                Whom::Later(Issue { reason: "SchedulerNotReady", message, stalled: false })
+                Whom::Later(Issue { reason: Reason::SchedulerNotReady, message, stalled: false })
             }
         }
     }

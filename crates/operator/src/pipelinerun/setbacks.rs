@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::backoff::delay;
 use crate::controller::bounds::Bounds;
 use crate::queue::Key;
-use api::condition::known_reason;
+use api::reason::{Class, Kind, Reason};
 use decide::cluster::facts::Issue;
 use driver::DriveError;
 use limits::Repetition;
@@ -89,12 +89,15 @@ impl Bounds {
     /// What `error` means when it comes again.
     pub(crate) fn recurs(&self, error: &DriveError) -> Recurs {
         match error {
-            DriveError::Refused { reason, .. } if FOR_EVER.contains(&reason.as_str()) => Recurs::ForEver,
-            DriveError::Refused { reason, .. } if waits(reason) => Recurs::Waits,
-            DriveError::Refused { reason, .. } => {
-                let limit = if reason == "Internal" { self.internal } else { self.refused };
-                Recurs::Counts { error: reason.clone(), limit }
-            }
+            DriveError::Refused { reason, .. } => match reason.parse().map(Reason::class) {
+                Ok(Class::Final) => Recurs::ForEver,
+                // A storage, or what is kept there, is waited for.
+                Ok(Class::Waits | Class::Stalled) => Recurs::Waits,
+                _ => {
+                    let limit = if Reason::Internal.is(reason) { self.internal } else { self.refused };
+                    Recurs::Counts { error: reason.clone(), limit }
+                }
+            },
             // A scheduler, and certificates, may be replaced; another one that drives the run may end.
             DriveError::Cluster(_) | DriveError::Dask(_) | DriveError::Fenced { .. } => Recurs::Waits,
         }
@@ -106,44 +109,20 @@ impl Bounds {
     }
 }
 
-/// Whether a storage, or what is kept there, is waited for.
-fn waits(reason: &str) -> bool {
-    STALLED.contains(&reason) || ["StorageUnreachable", "CredentialsExpired"].contains(&reason)
-}
-
-/// What the journal or the runtime refuses and will refuse again.
-const FOR_EVER: [&str; 13] = [
-    "SpecMismatch",
-    "JournalStopped",
-    "RecordUnreadable",
-    "UnsupportedDask",
-    "InvalidRun",
-    "CodeMismatch",
-    "BadCode",
-    "RequirementsMissing",
-    "NoConditionalPut",
-    "OutputMissing",
-    "ReuseNotFound",
-    "OutputsRemoved",
-    "VersionNotFound",
-];
-/// What only a person can help.
-pub(crate) const STALLED: [&str; 4] = ["AccessDenied", "CodeNotFound", "NoSuchBucket", "StorageFull"];
-
 /// Why a run cannot be driven, or cleared away, in the words of a condition.
 pub(crate) fn issue(error: &DriveError) -> Issue {
     let (reason, message) = match error {
         DriveError::Fenced { .. } => {
-            ("TakenOver", "another command has taken over the run; the operator continues it soon".to_owned())
+            (Reason::TakenOver, "another command has taken over the run; the operator continues it soon".to_owned())
         }
-        DriveError::Refused { reason, message } => {
-            let message = if known_reason(reason).is_some() { message.clone() } else { format!("{reason}: {message}") };
-            (known_reason(reason).unwrap_or("OpenRefused"), message)
-        }
-        DriveError::Cluster(message) => ("SchedulerUnreachable", message.clone()),
-        DriveError::Dask(error) => ("SchedulerUnreachable", format!("failed to {error}")),
+        DriveError::Refused { reason, message } => match reason.parse::<Reason>() {
+            Ok(known) if known.kind() == Kind::Condition => (known, message.clone()),
+            _ => (Reason::OpenRefused, format!("{reason}: {message}")),
+        },
+        DriveError::Cluster(message) => (Reason::SchedulerUnreachable, message.clone()),
+        DriveError::Dask(error) => (Reason::SchedulerUnreachable, format!("failed to {error}")),
     };
-    Issue { reason, message, stalled: STALLED.contains(&error.reason()) }
+    Issue { reason, message, stalled: reason.stalled() }
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::Value;
+
+use api::reason::Reason;
 use store::{LogFilter, Reader, StorageConfig};
 
 struct Writer {
@@ -106,7 +108,7 @@ async fn read(words: &str) {
     let reader = Reader::open(&config).await.unwrap();
     if words != "read" {
         let error = reader.read_journal("r-1").await.unwrap_err();
-        assert_eq!(error.reason(), words, "{error}");
+        assert_eq!(error.reason().as_str(), words, "{error}");
         let text = error.to_string();
         assert!(text.contains("r-1") && !text.contains(&var("AWS_SECRET_ACCESS_KEY")), "{text}");
         return;
@@ -121,5 +123,5 @@ async fn read(words: &str) {
     let logs = reader.logs("r-1", &LogFilter::default(), 10).await.unwrap();
     assert_eq!(logs.lines[0].text, "hello");
     let error = reader.read_journal("r-2").await.unwrap_err();
-    assert_eq!((error.reason(), error.to_string().as_str()), ("RunNotFound", "there is no journal of run r-2"));
+    assert_eq!((error.reason(), error.to_string().as_str()), (Reason::RunNotFound, "there is no journal of run r-2"));
 }

@@ -1,11 +1,12 @@
 //! What is done about a cluster.
 
-use decide::cluster::facts::{Issue, TlsFact};
-use decide::cluster::names;
-use decide::cluster::plan::{Plan, plan};
 use serde_json::{Value, json};
 
 use super::support::{cluster, cluster_with, facts, templates};
+use api::reason::Reason;
+use decide::cluster::facts::{Issue, TlsFact};
+use decide::cluster::names;
+use decide::cluster::plan::{Plan, plan};
 
 /// A plan as lines, without the cluster's name.
 pub fn lines(plan: &Plan) -> Vec<String> {
@@ -85,7 +86,8 @@ fn a_changed_scheduler_waits_until_nothing_uses_the_cluster_unless_told_otherwis
 fn a_changed_scheduler_that_cannot_start_is_replaced_at_once() {
     let cluster = cluster(cpu(0));
     let mut known = facts(&["scheduler-1 old unready restarts=4"], "unknown");
-    known.pods[0].issue = Some(Issue { reason: "WorkerStartFailed", message: "no module".to_owned(), stalled: false });
+    known.pods[0].issue =
+        Some(Issue { reason: Reason::WorkerStartFailed, message: "no module".to_owned(), stalled: false });
     let found = plan(&cluster, &templates(&cluster), &known);
     let changed = ["delete scheduler-1: the spec of the scheduler has changed", "create scheduler-2"];
     assert_eq!(lines(&found), changed);
@@ -273,7 +275,7 @@ fn a_suspended_cluster_whose_scheduler_does_not_answer_waits_a_minute_for_it() {
     check(suspended(), &["scheduler-1 unready", "cpu-0-2"], "unknown", &all);
     let cluster = cluster(suspended());
     let mut known = facts(&pods, "unknown");
-    let issue = Issue { reason: "SecretNotFound", message: String::new(), stalled: false };
+    let issue = Issue { reason: Reason::SecretNotFound, message: String::new(), stalled: false };
     known.tls = TlsFact { issue: Some(issue), ..TlsFact::default() };
     assert_eq!(lines(&plan(&cluster, &templates(&cluster), &known)), all, "nor can it be asked without certificates");
 }

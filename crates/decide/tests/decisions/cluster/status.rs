@@ -1,27 +1,26 @@
 //! What is told about a cluster.
 
-use api::condition::CONDITION_REASONS;
-use api::status::DaskClusterStatus;
-use decide::cluster::facts::{Cluster, Facts, Issue, Refusal, Role, SchedulerFact, TlsFact};
-use decide::cluster::plan::plan;
-use decide::cluster::status::{build_status, invalid_status};
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use super::support::{cluster, cluster_with, facts, now, templates};
+use api::reason::Reason;
+use api::status::DaskClusterStatus;
+use decide::cluster::facts::{Cluster, Facts, Issue, Refusal, Role, SchedulerFact, TlsFact};
+use decide::cluster::plan::plan;
+use decide::cluster::status::{build_status, invalid_status};
 
 fn told(cluster: &Cluster, facts: &Facts) -> DaskClusterStatus {
     let templates = templates(cluster);
     build_status(cluster, &templates, facts, &plan(cluster, &templates, facts))
 }
 
-/// `Ready=False SchedulerNotReady`, …; reasons are checked to be documented.
+/// `Ready=False SchedulerNotReady`, …; reasons are checked to be declared.
 fn gist(status: &DaskClusterStatus) -> Vec<String> {
     let conditions = status.conditions.iter();
     conditions
         .map(|condition| {
-            let documented = CONDITION_REASONS.iter().any(|(name, _)| *name == condition.reason);
-            assert!(documented, "{} is not documented", condition.reason);
+            assert!(condition.reason.parse::<Reason>().is_ok(), "{} is not declared", condition.reason);
             assert_eq!(condition.observed_generation, Some(3));
             format!("{}={} {}", condition.type_, condition.status, condition.reason)
         })
@@ -145,7 +144,7 @@ fn an_idle_time_that_begins_a_moment_off_is_the_same() {
     }
 }
 
-fn issue(reason: &'static str, stalled: bool) -> Issue {
+fn issue(reason: Reason, stalled: bool) -> Issue {
     Issue { reason, message: format!("{reason} it is; do this"), stalled }
 }
 
@@ -169,7 +168,7 @@ fn troubles_of_pods_and_writes_are_told_where_they_belong() {
         status
     };
     let mut known = facts(&["scheduler-1", "cpu-0-2", "cpu-1-3 starting"], "answers");
-    known.pods[2].issue = Some(issue("ImagePull", true));
+    known.pods[2].issue = Some(issue(Reason::ImagePull, true));
     let status = check(&known, ["False ImagePull", "False ImagePull", "True ImagePull"]);
     assert_eq!(message(&status, "Ready"), "group cpu: 1 of 2 ready; ImagePull it is; do this");
     assert_eq!(status.groups[0].reason.as_deref(), Some("ImagePull"));
@@ -177,21 +176,21 @@ fn troubles_of_pods_and_writes_are_told_where_they_belong() {
     let reconciling = &status.conditions[3];
     assert_eq!(reconciling.status, "False", "it waits for a person");
 
-    known.pods[2].issue = Some(issue("Unschedulable", false));
+    known.pods[2].issue = Some(issue(Reason::Unschedulable, false));
     check(&known, ["False Unschedulable", "False Unschedulable", "False Progressing"]);
-    known.refused = vec![refusal(worker(1), issue("QuotaExceeded", false))];
+    known.refused = vec![refusal(worker(1), issue(Reason::QuotaExceeded, false))];
     check(&known, ["False QuotaExceeded", "False QuotaExceeded", "False Progressing"]);
-    known.refused = vec![refusal(Some(Role::Scheduler), issue("PodRejected", true))];
+    known.refused = vec![refusal(Some(Role::Scheduler), issue(Reason::PodRejected, true))];
     check(&known, ["False PodRejected", "False Unschedulable", "True PodRejected"]);
-    known.refused = vec![refusal(None, issue("NameConflict", true))];
+    known.refused = vec![refusal(None, issue(Reason::NameConflict, true))];
     check(&known, ["False NameConflict", "False Unschedulable", "True NameConflict"]);
     known.refused = Vec::new();
-    known.tls = TlsFact { issue: Some(issue("SecretNotFound", false)), ..TlsFact::default() };
+    known.tls = TlsFact { issue: Some(issue(Reason::SecretNotFound, false)), ..TlsFact::default() };
     check(&known, ["False SecretNotFound", "False Unschedulable", "False Progressing"]);
 
     // A trouble of a pod that nobody misses is none.
     let mut known = facts(&["scheduler-1", "cpu-0-2", "cpu-1-3"], "answers");
-    known.pods[1].issue = Some(issue("OutOfMemory", true));
+    known.pods[1].issue = Some(issue(Reason::OutOfMemory, true));
     let status = check(&known, ["True Ready", "True Ready", "False Progressing"]);
     assert_eq!(status.groups[0].reason, None);
 }
@@ -215,7 +214,7 @@ fn the_time_of_a_condition_moves_only_when_its_status_does() {
     assert_eq!(told(&known, &later(&pods, "answers")), known.status);
     // Another reason: the same times.
     let mut refused = later(&pods, "answers");
-    refused.pods[1].issue = Some(issue("Unschedulable", false));
+    refused.pods[1].issue = Some(issue(Reason::Unschedulable, false));
     let status = told(&known, &refused);
     assert_ne!(status, known.status);
     assert_eq!(times(&status), first);
@@ -230,7 +229,7 @@ fn an_invalid_spec_is_told_and_what_was_known_is_kept() {
     let mut known = cluster(cpu(1));
     known.status = told(&known, &facts(&["scheduler-1", "cpu-0-2"], "answers"));
     known.generation = 3;
-    let status = invalid_status(&known, "Invalid", "spec.workers[0]: no\u{1b}[31m".to_owned(), now());
+    let status = invalid_status(&known, Reason::Invalid, "spec.workers[0]: no\u{1b}[31m".to_owned(), now());
     assert_eq!(gist(&status), ["Ready=False Invalid", "Reconciling=False Invalid", "Stalled=True Invalid"]);
     assert_eq!(message(&status, "Ready"), "spec.workers[0]: no [31m", "no control characters");
     assert_eq!((status.groups, status.incarnation), (known.status.groups, known.status.incarnation));
@@ -245,7 +244,7 @@ fn a_status_stays_below_64_kib_and_without_control_characters_whatever_others_sa
     let mut known = facts(&pods, "answers");
     let long = "😀\u{7}".repeat(100_000);
     for pod in &mut known.pods {
-        pod.issue = Some(Issue { reason: "ImagePull", message: long.clone(), stalled: true });
+        pod.issue = Some(Issue { reason: Reason::ImagePull, message: long.clone(), stalled: true });
     }
     let SchedulerFact::Answers(state) = &mut known.scheduler else { unreachable!() };
     (state.dask, state.python, state.runtime) = (long.clone(), long.clone(), long);

@@ -10,6 +10,10 @@
 
 use std::collections::BTreeMap;
 
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use api::reason::Reason;
 use decide::cluster::effective_groups;
 use decide::cluster::facts::{
     Ask, Base, Cluster, Facts, Issue, Phase, PodFact, Recent, Role, SchedulerFact, SchedulerState, Slot, TlsFact,
@@ -17,8 +21,6 @@ use decide::cluster::facts::{
 };
 use decide::cluster::plan::Templates;
 use decide::cluster::room::Shortage;
-use jiff::{SignedDuration, Timestamp};
-use serde_json::{Value, json};
 
 pub fn now() -> Timestamp {
     "2025-01-01T12:00:00Z".parse().unwrap()
@@ -105,7 +107,7 @@ fn pod_fact(text: &str) -> (PodFact, Option<WorkerFact>) {
         }
         if word == "lacks" {
             let message = format!("no node for pod {}: 0/1 nodes are available: 1 Insufficient {value}.", pod.name);
-            pod.issue = Some(Issue { reason: "Unschedulable", message, stalled: false });
+            pod.issue = Some(Issue { reason: Reason::Unschedulable, message, stalled: false });
             pod.shortage = Some(Shortage { of: vec![value.to_owned()], all: true });
             (pod.phase, pod.ready, pod.ip, known) = (Phase::Pending, false, None, false);
             continue;

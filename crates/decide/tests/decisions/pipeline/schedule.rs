@@ -26,7 +26,7 @@ fn hours(world: &World) -> Vec<i8> {
 }
 
 fn reasons(world: &World) -> Vec<&'static str> {
-    world.notes.iter().map(|note| note.reason).collect()
+    world.notes.iter().map(|note| note.reason.as_str()).collect()
 }
 
 #[test]

@@ -375,7 +375,7 @@ fn what_is_not_there_yet_is_waited_for() {
     ] {
         match ask(spec) {
             Admission::Waits(issue, patience) => {
-                assert_eq!((issue.reason, patience.to_string().as_str()), (reason, "30m"));
+                assert_eq!((issue.reason.as_str(), patience.to_string().as_str()), (reason, "30m"));
                 assert!(issue.message.contains("later"), "{}", issue.message);
             }
             other => panic!("{other:?}"),

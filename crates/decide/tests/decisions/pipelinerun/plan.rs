@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use super::support::{at, condition, facts, frozen, issue, open, pass, report, run, says};
+use api::reason::Reason;
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Live, Place, SpecFact};
 use decide::pipelinerun::plan::{ClusterStep, DriveStep, FinalizerStep, State, plan};
 use run_model::RunOutcome;
-
-use super::support::{at, condition, facts, frozen, issue, open, pass, report, run, says};
 
 #[test]
 fn a_run_is_written_down_then_given_a_cluster_then_held_and_driven() {
@@ -25,7 +25,7 @@ fn a_run_is_written_down_then_given_a_cluster_then_held_and_driven() {
         (ClusterStep::Make, DriveStep::Keep, FinalizerStep::Keep)
     );
 
-    (known.cluster, known.owned) = (ClusterFact::Waits(issue("Unschedulable", false)), true);
+    (known.cluster, known.owned) = (ClusterFact::Waits(issue(Reason::Unschedulable, false)), true);
     let planned = pass(&mut it, &known);
     assert_eq!((planned.cluster, planned.drive), (ClusterStep::Keep, DriveStep::Keep));
     assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "Unschedulable".into()));
@@ -98,7 +98,7 @@ fn a_cancelled_run_is_closed_where_it_is_open_and_ended_at_once_where_it_never_w
     known.cluster = ClusterFact::Answers(None);
     assert_eq!(plan(&it, &known).drive, DriveStep::Run { cancel: true }, "it may be open");
     let pause = Some(Duration::from_secs(9));
-    known.drive = DriveFact::Broken { issue: issue("AccessDenied", true), again: pause };
+    known.drive = DriveFact::Broken { issue: issue(Reason::AccessDenied, true), again: pause };
     assert_eq!(plan(&it, &known).condition.state, State::Ended(RunOutcome::Cancelled), "it cannot be opened");
 
     it.status.started_at = Some(at(1).to_string());
@@ -118,7 +118,7 @@ fn what_is_to_end_does_not_wait_for_ever_for_a_worker_that_runs_its_finally_step
     (live.counts.running, live.counts.kept_back) = (0, 1);
     live.blocked.insert("tidy".to_owned(), (1, "no worker is connected".to_owned()));
     let mut known = facts(frozen(Place::Own));
-    known.cluster = ClusterFact::Answers(Some(issue("ImagePull", true)));
+    known.cluster = ClusterFact::Answers(Some(issue(Reason::ImagePull, true)));
     known.drive = DriveFact::Live(live);
     known.stuck = Duration::from_secs(299);
     let mut it = run();
@@ -172,7 +172,7 @@ fn a_suspended_run_leaves_its_scheduler_and_gives_its_cluster_back() {
 #[test]
 fn a_run_beyond_the_limit_of_its_namespace_waits_before_it_is_written_down() {
     let mut known = facts(SpecFact::Valid);
-    known.full = Some(issue("RunLimit", false));
+    known.full = Some(issue(Reason::RunLimit, false));
     let mut it = run();
     let planned = pass(&mut it, &known);
     assert!(!planned.freeze && planned.cluster == ClusterStep::Keep && planned.drive == DriveStep::Keep);
@@ -192,7 +192,7 @@ fn a_run_that_there_is_no_memory_for_is_not_driven_and_its_steps_go_on() {
     known.cluster = ClusterFact::Answers(None);
     known.drive = DriveFact::Live(open());
     assert_eq!(pass(&mut it, &known).drive, DriveStep::Run { cancel: false });
-    known.full = Some(issue("RunLimit", false));
+    known.full = Some(issue(Reason::RunLimit, false));
     let planned = pass(&mut it, &known);
     assert_eq!(
         (planned.drive, planned.release, planned.finalizer),
@@ -213,7 +213,7 @@ fn a_run_that_there_is_no_memory_for_is_not_driven_and_its_steps_go_on() {
 #[test]
 fn deadlines_end_a_run_that_nobody_else_can_end() {
     let mut known = facts(frozen(Place::Own));
-    known.cluster = ClusterFact::Waits(issue("QuotaExceeded", false));
+    known.cluster = ClusterFact::Waits(issue(Reason::QuotaExceeded, false));
     let mut it = run();
     assert_eq!(pass(&mut it, &known).wake, Some(Duration::from_secs(595)));
     known.now = at(600);
@@ -249,7 +249,7 @@ fn deadlines_end_a_run_that_nobody_else_can_end() {
 
     // Why no step began is told with the end.
     let mut late = report(RunOutcome::Failed);
-    (late.reason, late.message) = (Some("DeadlineExceeded".into()), Some("no step had started".into()));
+    (late.reason, late.message) = (Some(Reason::DeadlineExceeded), Some("no step had started".into()));
     (known.drive, known.waited) = (DriveFact::Done(Box::new(late)), Some("0/3 nodes fit".into()));
     let word = plan(&run(), &known).condition;
     assert_eq!(
@@ -259,7 +259,7 @@ fn deadlines_end_a_run_that_nobody_else_can_end() {
 
     // What it names does not come.
     let patience = Some("90s".parse().unwrap());
-    let mut known = facts(SpecFact::Waits(issue("PipelineNotFound", false), patience));
+    let mut known = facts(SpecFact::Waits(issue(Reason::PipelineNotFound, false), patience));
     let planned = plan(&run(), &known);
     assert_eq!((planned.condition.state, planned.wake), (State::Pending, Some(Duration::from_secs(85))));
     known.now = at(90);
@@ -270,7 +270,7 @@ fn deadlines_end_a_run_that_nobody_else_can_end() {
     );
 
     // What is written down and cannot be read now, since the API server refuses, is no reason to end anything.
-    let mut known = facts(SpecFact::Waits(issue("ApiError", false), None));
+    let mut known = facts(SpecFact::Waits(issue(Reason::ApiError, false), None));
     known.now = at(100_000);
     assert_eq!(plan(&run(), &known).condition.state, State::Pending);
     let mut it = run();
@@ -316,16 +316,16 @@ fn why_a_run_waits_is_told_and_it_is_tried_again_after_a_pause() {
     check(&known, "ClusterNotFound", "DaskCluster \"c\" does not exist", "False");
     known.cluster = ClusterFact::Answers(None);
     let pause = Some(Duration::from_secs(7));
-    known.drive = DriveFact::Broken { issue: issue("AccessDenied", true), again: pause };
+    known.drive = DriveFact::Broken { issue: issue(Reason::AccessDenied, true), again: pause };
     let planned = check(&known, "AccessDenied", "about AccessDenied", "True");
     assert_eq!((planned.drive, planned.wake), (DriveStep::Keep, pause));
-    known.drive = DriveFact::Broken { issue: issue("AccessDenied", true), again: Some(Duration::ZERO) };
+    known.drive = DriveFact::Broken { issue: issue(Reason::AccessDenied, true), again: Some(Duration::ZERO) };
     assert_eq!(check(&known, "AccessDenied", "about AccessDenied", "True").drive, DriveStep::Run { cancel: false });
-    known.drive = DriveFact::Live(Live { before: Some(issue("AccessDenied", true)), ..Live::default() });
+    known.drive = DriveFact::Live(Live { before: Some(issue(Reason::AccessDenied, true)), ..Live::default() });
     check(&known, "AccessDenied", "about AccessDenied", "True");
     known.drive = DriveFact::Live(Live { lost: Some("it is gone".into()), ..Live::default() });
     check(&known, "SchedulerUnreachable", "it is gone", "False");
-    known.drive = DriveFact::Broken { issue: issue("RecordUnreadable", false), again: None };
+    known.drive = DriveFact::Broken { issue: issue(Reason::RecordUnreadable, false), again: None };
     assert_eq!(plan(&run(), &known).condition.state, State::Ended(RunOutcome::Failed));
 
     let mut live = open();
@@ -333,12 +333,12 @@ fn why_a_run_waits_is_told_and_it_is_tried_again_after_a_pause() {
     live.blocked.insert("train".into(), (3, "no worker offers GPU: 1".into()));
     known.drive = DriveFact::Live(live.clone());
     check(&known, "NoWorkers", "no worker offers GPU: 1", "False");
-    known.cluster = ClusterFact::Answers(Some(issue("Unschedulable", false)));
+    known.cluster = ClusterFact::Answers(Some(issue(Reason::Unschedulable, false)));
     check(&known, "Unschedulable", "about Unschedulable", "False");
-    live.storage = Some(issue("StorageUnreachable", false));
+    live.storage = Some(issue(Reason::StorageUnreachable, false));
     known.drive = DriveFact::Live(live.clone());
     check(&known, "StorageUnreachable", "about StorageUnreachable", "False");
-    live.storage = Some(issue("AccessDenied", true));
+    live.storage = Some(issue(Reason::AccessDenied, true));
     known.drive = DriveFact::Live(live);
     check(&known, "AccessDenied", "about AccessDenied", "True");
 }
@@ -351,7 +351,7 @@ fn keys_that_the_storage_refuses_are_told_with_the_secret_and_what_to_do() {
         let known = Facts { cluster: ClusterFact::Answers(None), drive, ..facts(SpecFact::Frozen(spec)) };
         plan(&run(), &known).condition
     };
-    let denied = issue("AccessDenied", true);
+    let denied = issue(Reason::AccessDenied, true);
     let broken = DriveFact::Broken { issue: denied.clone(), again: Some(Duration::from_secs(7)) };
     let live = DriveFact::Live(Live { storage: Some(denied), ..open() });
     for drive in [broken, live] {

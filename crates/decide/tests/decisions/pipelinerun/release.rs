@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
+
+use super::support::{at, condition, facts, frozen, issue, open, pass, report, run, says};
+use api::reason::Reason;
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Live, Place, Run, SpecFact};
 use decide::pipelinerun::plan::{DriveStep, FinalizerStep, Plan, State, plan};
 use decide::pipelinerun::release::{PATIENCE, PATIENCE_DELETED, ReleaseFact, is_due, is_settled};
-use jiff::SignedDuration;
 use run_model::{Released, RunOutcome};
-
-use super::support::{at, condition, facts, frozen, issue, open, pass, report, run, says};
 
 /// A run that is open on a cluster that others use.
 fn on(place: Place) -> (Run, Facts) {
@@ -78,7 +79,7 @@ fn whatever_ends_a_run_without_its_driver_begins_its_release() {
         (known.now, known.drive) = (at(601), DriveFact::Live(Live::default()));
     };
     let cannot_open = |known: &mut Facts| {
-        known.drive = DriveFact::Broken { issue: issue("RecordUnreadable", false), again: None };
+        known.drive = DriveFact::Broken { issue: issue(Reason::RecordUnreadable, false), again: None };
     };
     let no_revision = |known: &mut Facts| known.spec = SpecFact::Invalid("it is gone".into());
     let ends: [&dyn Fn(&mut Facts); 3] = [&deadline, &cannot_open, &no_revision];
@@ -136,14 +137,14 @@ fn another_process_finds_in_the_object_what_is_due() {
 fn a_scheduler_that_does_not_confirm_is_asked_until_the_deadline_and_holds_nothing_up_for_longer() {
     let (mut it, mut known) = shared();
     give_up(&mut it, &mut known);
-    let waits = ReleaseFact::Paused { issue: issue("SchedulerUnreachable", false), left: Duration::from_secs(9) };
+    let waits = ReleaseFact::Paused { issue: issue(Reason::SchedulerUnreachable, false), left: Duration::from_secs(9) };
     let planned = restarted(&mut it, waits.clone());
     assert_eq!((planned.finalizer, planned.wake), (FinalizerStep::Keep, Some(Duration::from_secs(9))));
     assert_eq!(condition(&it, "Released"), ("False".into(), "Releasing".into()));
     says(&it, "Released", "about SchedulerUnreachable");
     // What is asked again says the same meanwhile.
     let written = it.status.clone();
-    restarted(&mut it, ReleaseFact::Ready(Some(issue("SchedulerUnreachable", false))));
+    restarted(&mut it, ReleaseFact::Ready(Some(issue(Reason::SchedulerUnreachable, false))));
     assert_eq!(it.status, written);
 
     it.spec.ttl_after_finished = Some("1s".parse().unwrap());
@@ -199,7 +200,7 @@ fn a_suspended_run_says_so_once_its_steps_have_stopped_whoever_started_them() {
 fn a_suspended_run_whose_scheduler_does_not_confirm_says_what_may_still_run() {
     let (mut it, mut known) = shared();
     it.spec.suspend = true;
-    known.release = ReleaseFact::Waits(issue("SchedulerNotReady", false));
+    known.release = ReleaseFact::Waits(issue(Reason::SchedulerNotReady, false));
     pass(&mut it, &known);
     says(&it, "Succeeded", "about SchedulerNotReady");
     known.now = at(5) + PATIENCE;
@@ -212,7 +213,7 @@ fn a_suspended_run_whose_scheduler_does_not_confirm_says_what_may_still_run() {
     // Where it is open cannot be told while what was written down cannot be read.
     let (mut it, mut known) = shared();
     (it.spec.suspend, it.status.cluster) = (true, None);
-    known.spec = SpecFact::Waits(issue("ApiError", false), None);
+    known.spec = SpecFact::Waits(issue(Reason::ApiError, false), None);
     pass(&mut it, &known);
     assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "ApiError".into()));
 }
@@ -227,8 +228,8 @@ fn a_deleted_run_is_let_go_when_it_is_released_or_cannot_be() {
     known.release = ReleaseFact::Done(Released::Forgotten);
     assert_eq!(plan(&it, &known).finalizer, FinalizerStep::Remove);
     // One whose scheduler cannot be had is not kept for longer.
-    (known.cluster, known.drive) = (ClusterFact::Waits(issue("SchedulerNotReady", false)), DriveFact::None);
-    known.release = ReleaseFact::Waits(issue("SchedulerNotReady", false));
+    (known.cluster, known.drive) = (ClusterFact::Waits(issue(Reason::SchedulerNotReady, false)), DriveFact::None);
+    known.release = ReleaseFact::Waits(issue(Reason::SchedulerNotReady, false));
     known.now = at(0) + PATIENCE_DELETED - SignedDuration::from_secs(1);
     let planned = plan(&it, &known);
     assert_eq!((planned.finalizer, planned.wake), (FinalizerStep::Keep, Some(Duration::from_secs(1))));
@@ -238,7 +239,7 @@ fn a_deleted_run_is_let_go_when_it_is_released_or_cannot_be() {
     let (mut it, mut known) = shared();
     give_up(&mut it, &mut known);
     it.deleting = Some(at(10));
-    known.release = ReleaseFact::Waits(issue("SchedulerNotReady", false));
+    known.release = ReleaseFact::Waits(issue(Reason::SchedulerNotReady, false));
     known.now = at(10) + PATIENCE_DELETED;
     assert_eq!(pass(&mut it, &known).finalizer, FinalizerStep::Remove);
     says(&it, "Released", "within 120 s");

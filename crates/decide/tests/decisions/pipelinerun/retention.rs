@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
+use super::support::{at, condition, facts, frozen, issue, pass, report, run, says};
+use api::reason::Reason;
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Place, Run, SpecFact, SweepFact};
 use decide::pipelinerun::plan::{ClusterStep, FinalizerStep, plan};
 use decide::pipelinerun::retention::{Due, Retention, SweepStep, pause, retention};
 use run_model::RunOutcome;
-use serde_json::json;
-
-use super::support::{at, condition, facts, frozen, issue, pass, report, run, says};
 
 const OUTPUTS: Due = Due { outputs: true, record: false };
 
@@ -81,7 +82,7 @@ fn a_cluster_is_made_for_it_and_given_back_once_it_is_written_down() {
     says(&it, "Removed", "are being removed (spec.retention)");
 
     known.owned = true;
-    known.cluster = ClusterFact::Waits(issue("Unschedulable", false));
+    known.cluster = ClusterFact::Waits(issue(Reason::Unschedulable, false));
     assert_eq!(pass(&mut it, &known).cluster, ClusterStep::Keep);
     assert_eq!(condition(&it, "Removed"), ("False".into(), "Unschedulable".into()));
     says(&it, "Removed", "about Unschedulable");
@@ -133,16 +134,16 @@ fn the_object_stays_until_its_retention_is_carried_out_unless_a_person_deletes_i
 fn trouble_gives_the_cluster_back_and_is_tried_again_ever_more_rarely() {
     let (mut it, mut known) = ended(Place::Own);
     (known.now, known.owned) = (at(65), true);
-    known.cluster = ClusterFact::Waits(issue("SecretNotFound", false));
+    known.cluster = ClusterFact::Waits(issue(Reason::SecretNotFound, false));
     known.sweep = SweepFact::Waits(Duration::from_secs(599));
     assert_eq!(plan(&it, &known).removal.unwrap().wake, Some(Duration::from_secs(1)));
     known.sweep = SweepFact::Waits(Duration::from_secs(600));
     let planned = pass(&mut it, &known);
-    assert_eq!(planned.removal.unwrap().step, SweepStep::Pause(issue("SecretNotFound", false)));
+    assert_eq!(planned.removal.unwrap().step, SweepStep::Pause(issue(Reason::SecretNotFound, false)));
     assert_eq!(planned.cluster, ClusterStep::Delete);
 
     let left = Duration::from_secs(30);
-    known.sweep = SweepFact::Paused { issue: issue("AccessDenied", true), left };
+    known.sweep = SweepFact::Paused { issue: issue(Reason::AccessDenied, true), left };
     let planned = pass(&mut it, &known);
     assert_eq!((planned.cluster, planned.wake), (ClusterStep::Delete, Some(left)));
     assert_eq!(condition(&it, "Removed"), ("False".into(), "AccessDenied".into()));

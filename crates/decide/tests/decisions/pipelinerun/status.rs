@@ -1,6 +1,5 @@
 //! What the status of a run says.
 
-use api::condition::CONDITION_REASONS;
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Live, Place};
 use decide::pipelinerun::status::{bounded, says_the_same};
 use run_model::{Counts, Failure, ResultValue, RunOutcome};
@@ -112,22 +111,4 @@ fn whatever_steps_say_a_status_stays_below_64_kib() {
 fn text_is_bounded_at_a_character_and_cannot_steer_a_terminal() {
     assert_eq!(bounded("a\u{1b}[2J\tb\nc", 100), "a[2Jb\nc");
     assert_eq!(bounded(&"ä".repeat(10), 9), "äää…");
-}
-
-#[test]
-fn every_reason_of_a_run_is_in_the_table() {
-    let known: Vec<&str> = CONDITION_REASONS.iter().map(|(name, _)| *name).collect();
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-    for file in [
-        "decide/src/pipelinerun/plan.rs",
-        "decide/src/pipelinerun/admit.rs",
-        "operator/src/pipelinerun/drive.rs",
-        "operator/src/pipelinerun/reconcile.rs",
-    ] {
-        let text = std::fs::read_to_string(format!("{source}/{file}")).unwrap();
-        for part in text.split("reason: \"").skip(1).chain(text.split("word(state, \"").skip(1)) {
-            let reason = part.split('"').next().unwrap();
-            assert!(known.contains(&reason), "{reason} in {file}");
-        }
-    }
 }

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
+
+use api::reason::Reason;
 use decide::cluster::facts::Issue;
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Frozen, Live, Place, Run, SpecFact, SweepFact};
 use decide::pipelinerun::plan::{Plan, plan};
 use decide::pipelinerun::release::ReleaseFact;
 use decide::pipelinerun::status::build_status;
-use jiff::{SignedDuration, Timestamp};
 use run_model::{Counts, Report, RunOutcome};
 
 pub const UID: &str = "1e85002b-8511-4f19-a101-694a17f10e67";
@@ -54,7 +56,7 @@ pub fn facts(spec: SpecFact) -> Facts {
     }
 }
 
-pub fn issue(reason: &'static str, stalled: bool) -> Issue {
+pub fn issue(reason: Reason, stalled: bool) -> Issue {
     Issue { reason, message: format!("about {reason}"), stalled }
 }
 
