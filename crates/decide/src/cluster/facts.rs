@@ -124,6 +124,18 @@ pub struct Issue {
     pub stalled: bool,
 }
 
+impl Issue {
+    /// As stalled as its reason is by itself.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), stalled: reason.stalled() }
+    }
+
+    /// The same where more is known of this occurrence than of its reason.
+    pub fn stalled(self, stalled: bool) -> Self {
+        Self { stalled, ..self }
+    }
+}
+
 /// A write that Kubernetes refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {

@@ -127,7 +127,7 @@ fn issue(pod: &PodFact, shortage: &Shortage, wanted: &Amounts, holders: &[Holder
         pod.name,
         who.join("; ")
     );
-    Some(Issue { reason: Reason::HeldByCluster, message, stalled: false })
+    Some(Issue::new(Reason::HeldByCluster, message))
 }
 
 /// An amount with its name: `2 cpu`, `512Mi memory`.

@@ -31,7 +31,7 @@ pub fn find_scheduler(pod: &Pod, now: Timestamp) -> Option<Issue> {
         None => found,
         Some(ends) => {
             let message = format!("the scheduler restarted {ends} times: {}; check its log", found.message);
-            issue(Reason::SchedulerUnstable, message, found.stalled)
+            Issue::new(Reason::SchedulerUnstable, message).stalled(found.stalled)
         }
     })
 }
@@ -64,7 +64,7 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Issue> {
             "NodeLost" | "NodeShutdown" | "Terminated" => (Reason::NodeLost, "its node is gone; the pod is replaced"),
             _ => (Reason::WorkerStartFailed, "see `kubectl describe pod`"),
         };
-        return Some(issue(reason, format!("pod {name}: {message}; {help}"), false));
+        return Some(Issue::new(reason, format!("pod {name}: {message}; {help}")));
     }
     let condition = |kind: &str| status.conditions.iter().flatten().find(|condition| condition.type_ == kind);
     if let Some(scheduled) = condition("PodScheduled").filter(|condition| condition.status == "False") {
@@ -84,18 +84,17 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Issue> {
             "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
                 let image = &container.image;
                 let help = "check the name of the image, and imagePullSecrets for a private registry";
-                return Some(issue(
+                return Some(Issue::new(
                     Reason::ImagePull,
                     format!("pod {name} cannot get the image {image}: {words}; {help}"),
-                    true,
                 ));
             }
             "CreateContainerConfigError" => {
                 let help = "make the Secret or ConfigMap with that key, or change the spec";
-                return Some(issue(Reason::SecretNotFound, format!("pod {name}: {words}; {help}"), false));
+                return Some(Issue::new(Reason::SecretNotFound, format!("pod {name}: {words}; {help}")));
             }
             "CreateContainerError" | "RunContainerError" => {
-                return Some(issue(Reason::WorkerStartFailed, format!("pod {name}: {words}"), true));
+                return Some(Issue::new(Reason::WorkerStartFailed, format!("pod {name}: {words}")).stalled(true));
             }
             _ => {}
         }
@@ -109,7 +108,7 @@ pub fn find(pod: &Pod, now: Timestamp) -> Option<Issue> {
                 let why = condition("PodReadyToStartContainers").or(condition("Ready")).map(told).unwrap_or_default();
                 let help = "a volume, a Secret or the network is missing; run `kubectl describe pod` to see the events";
                 let message = format!("pod {name} has waited for its containers for more than a minute: {why}; {help}");
-                return Some(issue(Reason::ContainerCreating, message, false));
+                return Some(Issue::new(Reason::ContainerCreating, message));
             }
         }
     }
@@ -128,13 +127,13 @@ fn unscheduled(name: &str, scheduled: &PodCondition, gates: &[&str], queue: Opti
             (None, Some(queue)) => format!("pod {name} waits for quota of the queue {}: {message}", quoted(queue)),
             (None, None) => format!("pod {name} waits for quota: {message}"),
         };
-        return issue(Reason::Gated, text, false);
+        return Issue::new(Reason::Gated, text);
     }
     let help = match message.to_lowercase().contains("persistentvolumeclaim") {
         true => "create the claim, or bind a volume to it; run `kubectl describe pvc` to see what is wrong",
         false => "change resources, nodeSelector or tolerations, or add nodes",
     };
-    issue(Reason::Unschedulable, format!("no node for pod {name}: {message}; {help}"), false)
+    Issue::new(Reason::Unschedulable, format!("no node for pod {name}: {message}; {help}"))
 }
 
 /// What our own entry point says when it cannot start.
@@ -149,68 +148,56 @@ fn crashed(name: &str, image: &str, ended: &ContainerStateTerminated, restarts: 
     if let Some(said) = text.lines().rev().find_map(|line| serde_json::from_str::<Said>(line).ok()) {
         let message = format!("pod {name} with the image {image}: {}", quoted(&said.message));
         return match said.reason.parse() {
-            Ok(reason @ Reason::UnsupportedDask) => issue(reason, message, true),
-            Ok(reason @ Reason::ImageLacks) => issue(reason, message, true),
-            Ok(Reason::SchedulerGone) => issue(Reason::SchedulerUnreachable, message, false),
-            _ => issue(Reason::WorkerStartFailed, message, false),
+            Ok(reason @ (Reason::UnsupportedDask | Reason::ImageLacks)) => Issue::new(reason, message).stalled(true),
+            Ok(Reason::SchedulerGone) => Issue::new(Reason::SchedulerUnreachable, message),
+            _ => Issue::new(Reason::WorkerStartFailed, message),
         };
     }
     if ended.reason.as_deref() == Some("OOMKilled") {
         let help = "raise resources.limits.memory, or run fewer threads";
         let message = format!("pod {name} was killed because it reached its memory limit; {help}");
-        return issue(Reason::OutOfMemory, message, false);
+        return Issue::new(Reason::OutOfMemory, message);
     }
     let last: Vec<&str> = text.trim().lines().rev().take(6).collect();
     let last: Vec<&str> = last.into_iter().rev().collect();
     let lines = quoted(&last.join(" | "));
     let exit = ended.exit_code;
-    issue(
-        Reason::WorkerStartFailed,
-        format!("pod {name} ended with {exit} ({restarts} restarts): {lines}"),
-        restarts > 3,
-    )
+    let message = format!("pod {name} ended with {exit} ({restarts} restarts): {lines}");
+    Issue::new(Reason::WorkerStartFailed, message).stalled(restarts > 3)
 }
 
 /// A write that the API server refused.
 pub fn from_api_error(code: u16, reason: &str, message: &str) -> Issue {
     let text = quoted(message);
     let lower = message.to_ascii_lowercase();
-    let said = |reason, help: &str, stalled| issue(reason, format!("{text}; {help}"), stalled);
+    let said = |reason, help: &str| Issue::new(reason, format!("{text}; {help}"));
     if lower.contains("because it is being terminated") {
-        return said(Reason::NamespaceTerminating, "the namespace is being deleted, and the cluster with it", true);
+        return said(Reason::NamespaceTerminating, "the namespace is being deleted, and the cluster with it");
     }
     if lower.contains("exceeded quota") {
-        return said(Reason::QuotaExceeded, "raise the ResourceQuota or ask for less", false);
+        return said(Reason::QuotaExceeded, "raise the ResourceQuota or ask for less");
     }
     if lower.contains("violates podsecurity") {
-        return said(Reason::PodRejected, "the namespace's Pod Security level refuses the pod", true);
+        return said(Reason::PodRejected, "the namespace's Pod Security level refuses the pod");
     }
     if lower.contains("admission webhook") || lower.contains("failed calling webhook") {
         let help = "an admission webhook refuses it or does not answer";
-        return said(Reason::AdmissionFailed, help, false);
+        return said(Reason::AdmissionFailed, help);
     }
     if lower.contains("serviceaccount") && lower.contains("not found") {
-        return said(Reason::ServiceAccountNotFound, "create the ServiceAccount, or name another one", false);
+        return said(Reason::ServiceAccountNotFound, "create the ServiceAccount, or name another one");
     }
     match (code, reason) {
-        (401, _) => said(Reason::Forbidden, "the API server does not know the operator's account", false),
-        (403, _) if lower.contains("forbidden: user ") => {
-            said(Reason::Forbidden, "give the operator this permission", false)
-        }
-        (403 | 422, _) => said(Reason::PodRejected, "change the spec, or the policy that refuses it", true),
-        (404, _) if lower.contains("namespace") => {
-            said(Reason::NamespaceTerminating, "the namespace is being deleted", true)
-        }
-        _ => said(Reason::ApiError, "the operator retries", false),
+        (401, _) => said(Reason::Forbidden, "the API server does not know the operator's account"),
+        (403, _) if lower.contains("forbidden: user ") => said(Reason::Forbidden, "give the operator this permission"),
+        (403 | 422, _) => said(Reason::PodRejected, "change the spec, or the policy that refuses it"),
+        (404, _) if lower.contains("namespace") => said(Reason::NamespaceTerminating, "the namespace is being deleted"),
+        _ => said(Reason::ApiError, "the operator retries"),
     }
 }
 
 fn told(condition: &PodCondition) -> String {
     quoted(condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or_default())
-}
-
-fn issue(reason: Reason, message: String, stalled: bool) -> Issue {
-    Issue { reason, message, stalled }
 }
 
 /// Text of others in one line, without control characters, and not too long.

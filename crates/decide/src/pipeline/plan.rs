@@ -152,7 +152,7 @@ fn too_many(subject: &Subject, facts: &Facts, wanted: &str) -> Option<(Issue, Op
          what changes the Pipeline or its runs so often",
         made.len() + others
     );
-    Some((Issue { reason: Reason::TooManyRuns, message, stalled: false }, again))
+    Some((Issue::new(Reason::TooManyRuns, message), again))
 }
 
 fn free_name(facts: &Facts, name: impl Fn(u32) -> String) -> String {

@@ -129,7 +129,7 @@ fn pipeline_of(run: &PipelineRun, world: &dyn References) -> Result<(PipelineSpe
         let message = format!(
             "Pipeline \"{name}\" does not exist in the namespace (spec.pipelineRef); create it, and the run continues"
         );
-        let issue = Issue { reason: Reason::PipelineNotFound, message, stalled: false };
+        let issue = Issue::new(Reason::PipelineNotFound, message);
         return Err(Admission::Waits(issue, patience(run.spec.deadlines.as_ref())));
     };
     let told = format!("Pipeline {name}: ");
@@ -173,7 +173,7 @@ fn place(
                 "DaskCluster \"{cluster}\" does not exist in the namespace ({at}.cluster.ref); create it, and the run \
                  continues"
             );
-            return Err(Issue { reason: Reason::ClusterNotFound, message, stalled: false });
+            return Err(Issue::new(Reason::ClusterNotFound, message));
         };
         let storage = spec.storage.clone().or_else(|| found.storage.clone());
         if storage.is_none() {

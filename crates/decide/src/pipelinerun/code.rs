@@ -36,7 +36,7 @@ pub(super) fn resolve(
             let message = format!(
                 "ConfigMap \"{name}\" does not exist in the namespace ({at}); create it, and the run continues"
             );
-            return Err(Issue { reason: Reason::ConfigMapNotFound, message, stalled: false });
+            return Err(Issue::new(Reason::ConfigMapNotFound, message));
         }
     };
     if !binary.is_empty() {

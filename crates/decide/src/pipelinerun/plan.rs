@@ -375,7 +375,7 @@ fn workerless(live: &Live, cluster: &ClusterFact) -> Option<Issue> {
         return Some(issue.clone());
     }
     let tasks = if *count == 1 { "1 task waits".to_owned() } else { format!("{count} tasks wait") };
-    Some(Issue { reason: Reason::NoWorkers, message: format!("step {step}: {tasks}: {message}"), stalled: false })
+    Some(Issue::new(Reason::NoWorkers, format!("step {step}: {tasks}: {message}")))
 }
 
 /// A run that has ended: what it needed goes, and in the end itself.

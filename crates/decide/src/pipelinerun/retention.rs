@@ -104,7 +104,7 @@ pub(super) fn remove(due: Due, facts: &Facts) -> (Removal, ClusterStep) {
         }
         (SpecFact::Invalid(why), _) => {
             let message = format!("{why}; what it has stored has to be removed by hand");
-            let issue = Issue { reason: Reason::Invalid, message, stalled: true };
+            let issue = Issue::new(Reason::Invalid, message);
             return (removal(SweepStep::Pause(issue.clone()), RemovalState::Waits(issue), None), given_back);
         }
         (SpecFact::Valid, _) => return (removal(SweepStep::Keep, RemovalState::Working, None), ClusterStep::Keep),
@@ -127,10 +127,10 @@ pub(super) fn remove(due: Due, facts: &Facts) -> (Removal, ClusterStep) {
                  it again, or remove what is there by hand",
                 frozen.storage_url
             );
-            Issue { reason: Reason::ClusterNotFound, message, stalled: true }
+            Issue::new(Reason::ClusterNotFound, message).stalled(true)
         }
         (None, ClusterFact::Missing, Place::Address { .. }) => {
-            Issue { reason: Reason::Pending, message: "checking the address".to_owned(), stalled: false }
+            Issue::new(Reason::Pending, "checking the address".to_owned())
         }
     };
     let left = PROVISION.saturating_sub(waited);

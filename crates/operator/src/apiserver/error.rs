@@ -87,13 +87,10 @@ impl ReconcileError {
                 _ => None,
             },
 
-            Self::Taken { .. } => Some(Issue {
-                reason: Reason::NameConflict,
-                message: format!(
-                    "cannot {self}; it is not touched. Rename or delete it, or give the cluster another name"
-                ),
-                stalled: true,
-            }),
+            Self::Taken { .. } => Some(Issue::new(
+                Reason::NameConflict,
+                format!("cannot {self}; it is not touched. Rename or delete it, or give the cluster another name"),
+            )),
             Self::Certificates(error) => match error.api() {
                 Some(kube::Error::Api(status)) => {
                     let message = format!("{}: {}", error.what(), status.message);
@@ -101,7 +98,7 @@ impl ReconcileError {
                 }
                 _ => {
                     let message = format!("failed to {error}; retrying");
-                    Some(Issue { reason: Reason::ApiError, message, stalled: false })
+                    Some(Issue::new(Reason::ApiError, message))
                 }
             },
             Self::Leftover { .. } | Self::Behind => None,

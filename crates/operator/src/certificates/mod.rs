@@ -296,11 +296,11 @@ impl Certificates {
         let secret = names::tls_secret(&cluster.name);
         let shown = match self.leaf(cluster, &secret, &pods, &chain, now, &mut seen).await? {
             Ok(identity) => identity,
-            Err(issue) => return Ok(from_issue(issue)),
+            Err(issue) => return Ok(without(issue)),
         };
         let secret = names::client_secret(&cluster.name);
         if let Err(issue) = self.leaf(cluster, &secret, &people, &chain, now, &mut seen).await? {
-            return Ok(from_issue(issue));
+            return Ok(without(issue));
         }
         // One that was just made is looked at once more, as it was stored.
         if seen.len() == 2 {
@@ -342,7 +342,7 @@ impl Certificates {
                     "the Secret {name} is not this cluster's and is not touched; rename or delete it, or give the cluster \
                      another name"
                 );
-                return Ok(Err(Issue { reason: Reason::NameConflict, message, stalled: true }));
+                return Ok(Err(Issue::new(Reason::NameConflict, message)));
             }
             let value = |key: &str| text(secret, key).unwrap_or_default();
             let identity = Identity { cert: value(CERT), key: value(KEY) };
@@ -553,13 +553,13 @@ fn client(ca: &str, identity: &Identity) -> Result<Tls, Error> {
 }
 
 fn missing(message: String) -> Credentials {
-    from_issue(Issue { reason: Reason::SecretNotFound, message, stalled: false })
+    without(Issue::new(Reason::SecretNotFound, message))
 }
 
 fn invalid(message: String) -> Credentials {
-    from_issue(Issue { reason: Reason::InvalidCertificates, message, stalled: true })
+    without(Issue::new(Reason::InvalidCertificates, message))
 }
 
-fn from_issue(issue: Issue) -> Credentials {
+fn without(issue: Issue) -> Credentials {
     Credentials { client: None, fact: TlsFact { issue: Some(issue), ..TlsFact::default() }, renew_after: None }
 }

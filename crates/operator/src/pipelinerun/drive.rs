@@ -69,7 +69,7 @@ impl Drive {
                 Ok(Err(error)) => End::Broken { issue: issue(&error), recurs: bounds.recurs(&error) },
                 Err(panicked) => {
                     let message = format!("internal error in the operator ({panicked})");
-                    let issue = Issue { reason: Reason::ApiError, message, stalled: false };
+                    let issue = Issue::new(Reason::ApiError, message);
                     End::Broken { issue, recurs: bounds.panicked() }
                 }
             };

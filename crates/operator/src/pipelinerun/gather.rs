@@ -84,7 +84,7 @@ impl Work<'_> {
             Err(RevisionError::Unusable(why)) => SpecFact::Invalid(format!("it {why}")),
             Err(RevisionError::Api(error)) => {
                 let message = format!("cannot read ControllerRevision {name}; retrying");
-                let issue = error.issue().unwrap_or(Issue { reason: Reason::ApiError, message, stalled: false });
+                let issue = error.issue().unwrap_or(Issue::new(Reason::ApiError, message));
                 self.error = Some(error);
                 SpecFact::Waits(issue, None)
             }

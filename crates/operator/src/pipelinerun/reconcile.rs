@@ -219,7 +219,7 @@ impl Work<'_> {
     /// Takes or gives back its place among the runs of its namespace, and its memory; why there is none for it.
     fn place(&self, run: &Run, facts: &Facts, revision: Option<&RunRevision>) -> Option<Issue> {
         let RunReconciler { quota, driven, .. } = self.reconciler;
-        let waits = |message: String| Some(Issue { reason: Reason::RunLimit, message, stalled: false });
+        let waits = |message: String| Some(Issue::new(Reason::RunLimit, message));
         let goes = !run.has_ended() && run.deleting.is_none() && !run.spec.suspend && !run.spec.cancel;
         let fits = match &facts.spec {
             SpecFact::Frozen(_) if !run.has_ended() && !run.spec.suspend => {

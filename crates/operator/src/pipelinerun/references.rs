@@ -73,9 +73,7 @@ impl<'a> RunReferences<'a> {
         self.sources.waiters.wait(kind, &key, self.key);
         let found = whole::fetch(self.sources.client, kind, &key).await.map_err(|error| unread(kind, name, error))?;
         match found {
-            Some(Read { refused: Some(why), .. }) => {
-                Err(Issue { reason: Reason::Invalid, message: format!("{kind} {name}: {why}"), stalled: true })
-            }
+            Some(Read { refused: Some(why), .. }) => Err(Issue::new(Reason::Invalid, format!("{kind} {name}: {why}"))),
             found => Ok(found.map(|found| found.value)),
         }
     }
@@ -97,7 +95,7 @@ impl<'a> RunReferences<'a> {
 fn unread(kind: Kind, name: &str, error: kube::Error) -> Issue {
     let message = format!("cannot read the {kind} {name}; retrying");
     let issue = ReconcileError::api("read", kind, name, error).issue();
-    issue.unwrap_or(Issue { reason: Reason::ApiError, message, stalled: false })
+    issue.unwrap_or(Issue::new(Reason::ApiError, message))
 }
 
 impl References for RunReferences<'_> {

@@ -98,7 +98,7 @@ impl Removal {
                 Ok(ended) => ended.map_err(|error| issue(&error)),
                 Err(panicked) => {
                     let message = format!("internal error in the operator ({panicked})");
-                    Err(Issue { reason: Reason::ApiError, message, stalled: false })
+                    Err(Issue::new(Reason::ApiError, message))
                 }
             };
             *told.lock() = Some(ended);

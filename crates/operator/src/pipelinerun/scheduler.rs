@@ -41,11 +41,11 @@ impl Work<'_> {
                         "the DaskCluster {} is not this run's and is not touched; delete it, or give the run another name",
                         self.key.name
                     );
-                    return ClusterFact::Waits(Issue { reason: Reason::NameConflict, message, stalled: true });
+                    return ClusterFact::Waits(Issue::new(Reason::NameConflict, message));
                 }
                 Some((_, true, true)) => {
                     let message = "its DaskCluster is being deleted; another is made then".to_owned();
-                    return ClusterFact::Waits(Issue { reason: Reason::Pending, message, stalled: false });
+                    return ClusterFact::Waits(Issue::new(Reason::Pending, message));
                 }
                 Some((_, true, false)) => {}
             }
@@ -58,11 +58,7 @@ impl Work<'_> {
         if state.reachable && !unstable {
             return ClusterFact::Answers(state.workers);
         }
-        let unknown = || Issue {
-            reason: Reason::SchedulerNotReady,
-            message: "its scheduler is being started".to_owned(),
-            stalled: false,
-        };
+        let unknown = || Issue::new(Reason::SchedulerNotReady, "its scheduler is being started".to_owned());
         let Issue { reason, message, stalled } = state.scheduler.unwrap_or_else(unknown);
         ClusterFact::Waits(Issue { reason, message: format!("DaskCluster {}: {message}", key.name), stalled })
     }
@@ -86,7 +82,7 @@ impl Work<'_> {
                     Err(error) => {
                         let error = ReconcileError::Certificates(error);
                         let message = format!("failed to {error}; retrying");
-                        let other = Issue { reason: Reason::ApiError, message, stalled: false };
+                        let other = Issue::new(Reason::ApiError, message);
                         return ClusterFact::Waits(error.issue().unwrap_or(other));
                     }
                 }
@@ -148,7 +144,7 @@ impl Work<'_> {
                 Ok(true) => {}
                 Err(error) => {
                     let message = format!("failed to {error}");
-                    return Whom::Later(Issue { reason: Reason::ApiError, message, stalled: false });
+                    return Whom::Later(Issue::new(Reason::ApiError, message));
                 }
             }
         }
@@ -156,7 +152,7 @@ impl Work<'_> {
             ClusterFact::Waits(issue) => Whom::Later(issue.clone()),
             ClusterFact::Missing | ClusterFact::Answers(_) => {
                 let message = "the scheduler cannot be reached yet".to_owned();
-                Whom::Later(Issue { reason: Reason::SchedulerNotReady, message, stalled: false })
+                Whom::Later(Issue::new(Reason::SchedulerNotReady, message))
             }
         }
     }
