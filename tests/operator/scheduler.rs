@@ -195,6 +195,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().expect("no panic while it was held")
 }
 
+#[expect(clippy::too_many_lines, reason = "one arm for each operation")]
 async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<watch::Sender<u64>>, instance: String) {
     send(&mut stream, &json!({"compression": null, "python": [3, 11, 7], "pickle-protocol": 5})).await;
     // A client that opens with a TLS greeting is disconnected.

@@ -64,6 +64,7 @@ fn schedulers_are_asked_to_release_a_run_for_as_long_as_the_page_says() {
 
 /// The numbers of the page are those of the program.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table of examples")]
 fn limits_are_as_the_page_says() {
     let page = fs::read_to_string(in_repository("docs/limits.md")).unwrap();
     let size = |bytes: usize| match bytes {

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::run_engine::Engine;
 use dask::ops::{Ask, Demand};
 use dask::{Error, Peer};
-use engine::{Limits, RunState};
+use engine::Limits;
 use lower::Plan;
 
 /// Between two looks: a pod takes longer to come.
@@ -31,18 +32,19 @@ impl DemandReporter {
         Self { told: Vec::new(), next: Instant::now() }
     }
 
-    /// Tells it if it is news; when to look again if it is too early for a look.
-    pub(super) async fn tell(
+    /// Reports it if it is news; when to look again if it is too early for a look.
+    pub(super) async fn report(
         &mut self,
         peer: &Peer,
         (run, epoch): (&str, u64),
-        (plan, state, limits): (&Plan, &RunState, &Limits),
+        known: &Engine<'_>,
+        limits: &Limits,
     ) -> Result<Option<Instant>, Error> {
         if Instant::now() < self.next {
             return Ok(Some(self.next));
         }
         self.next = Instant::now() + LOOK;
-        let asks = asks(plan, &engine::demand(&plan.dag, state, limits));
+        let asks = asks(known.plan, &engine::demand(&known.plan.dag, &known.state, limits));
         if asks != self.told {
             match peer.call(&Demand { run: run.to_owned(), epoch, asks: asks.clone() }).await {
                 // A runtime of an older release: workers come when they are needed.

@@ -2,15 +2,15 @@
 
 use jiff::Timestamp;
 
-use super::facts::{Facts, View};
 use super::reuse::{Reusable, Taken, Wish};
+use super::run_engine::Engine;
 use super::supply::{Supplier, look_at};
 use super::wire::{decision, storage};
 use api::reason::Reason;
 use dask::Peer;
 use dask::ops::{Adopt, AdoptItem, Earlier, EarlierRun, EarlierRuns, Item, Leader, Opened, Record, Records};
 use engine::{Event, RunState, SkipReason, StepIx, TaskId};
-use lower::{Keyring, Part, Plan};
+use lower::{Keyring, Part};
 use run_model::RunSpec;
 
 /// Outputs per message to the runtime.
@@ -105,13 +105,13 @@ pub(super) struct Rest {
 pub(super) fn rest(
     spec: &RunSpec,
     reusable: &mut Option<Reusable>,
-    (state, facts): (&RunState, &mut Facts),
+    engine: &mut Engine<'_>,
 ) -> Result<Rest, dask::Error> {
     let plan = &spec.plan;
     let mut rest = Rest::default();
     for (step, _) in plan.dag.steps() {
         let part = plan.part(step);
-        if part == Part::Runs || has_ended(state, step) {
+        if part == Part::Runs || has_ended(&engine.state, step) {
             continue;
         }
         let source = match (part, reusable.as_ref()) {
@@ -130,7 +130,7 @@ pub(super) fn rest(
             rest.records.insert(0, Record::Length { step: step.0, len });
             rest.events.insert(0, Event::MapLength { step, len });
         }
-        outputs.iter().for_each(|output| reusable.note(output, facts));
+        outputs.iter().for_each(|output| reusable.note(output, &mut engine.facts));
         rest.taken.extend(outputs);
     }
     Ok(rest)
@@ -144,11 +144,9 @@ impl Rest {
     }
 
     /// Tells the engine.
-    pub fn apply(self, plan: &Plan, state: &mut RunState) {
+    pub fn apply(self, engine: &mut Engine<'_>) {
         for event in self.events.into_iter().chain(self.taken.into_iter().map(|taken| taken.event)) {
-            if let Err(error) = state.apply(&plan.dag, &event, 0) {
-                tracing::debug!(%error, "a step that does not run has ended already");
-            }
+            engine.apply(&event, 0);
         }
     }
 }
@@ -160,27 +158,26 @@ pub(super) async fn settle(
     spec: &RunSpec,
     reusable: &mut Option<Reusable>,
     adopted: &[Item],
-    (state, facts): (&mut RunState, &mut Facts),
+    engine: &mut Engine<'_>,
 ) -> Result<(), dask::Error> {
-    let dag = &spec.plan.dag;
-    let rest = rest(spec, reusable, (state, facts))?;
+    let rest = rest(spec, reusable, engine)?;
     let (run, epoch) = (spec.uid.as_str(), opened.epoch);
     if !rest.records.is_empty() {
         peer.call(&Records { run, epoch, records: &rest.records }).await?;
     }
     let items: Vec<AdoptItem> = rest.taken.iter().map(|taken| taken.item.clone()).collect();
     adopt(peer, opened, spec, &items).await?;
-    rest.apply(&spec.plan, state);
+    rest.apply(engine);
     let Some(reusable) = reusable else { return Ok(()) };
-    if !facts.results().any_away() {
-        reusable.restore(&spec.plan, adopted, &View { facts, state, dag });
+    if !engine.facts.results().any_away() {
+        reusable.restore(&spec.plan, adopted, &engine.view());
         return Ok(());
     }
     let supplier = Supplier { peer, run, epoch };
     for item in adopted {
         let task = TaskId { step: StepIx(item.step), item: item.item };
-        supplier.supply((state, facts), dag, |view| look_at(&spec.plan, task, view)).await?;
-        reusable.restore(&spec.plan, &[*item], &View { facts, state, dag });
+        supplier.supply(engine, |view| look_at(&spec.plan, task, view)).await?;
+        reusable.restore(&spec.plan, &[*item], &engine.view());
     }
     Ok(())
 }

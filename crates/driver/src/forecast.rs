@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::earlier::{self, has_ended};
 use super::error::DriveError;
-use super::facts::{Facts, View};
 use super::objects::{self, Meeting, Objects, Wanted};
 use super::past;
 use super::reuse::{Because, Reusable};
+use super::run_engine::Engine;
 use super::turn::{Turn, handed_over};
 use super::wire::task_id;
 use api::reason::Reason;
@@ -99,22 +99,20 @@ pub async fn forecast(spec: &RunSpec, whole: &Plan) -> Result<Forecast, DriveErr
     if earlier::wants(spec) || !spec.plan.pins().is_empty() {
         storage_objects = Some(store::Objects::new(storage, objects::pins(spec)));
     }
-    let mut facts = Facts::default();
-    let mut state = RunState::new(&spec.plan.dag, 0);
-    let rest = earlier::rest(spec, &mut reusable, (&state, &mut facts)).map_err(refused)?;
+    let mut engine = Engine::new(&spec.plan, 0);
+    let rest = earlier::rest(spec, &mut reusable, &mut engine).map_err(refused)?;
     let origins = rest
         .taken
         .iter()
         .map(|taken| (id(taken.item.task.step, taken.item.task.item), taken.item.uid.clone()))
         .collect();
-    rest.apply(&spec.plan, &mut state);
+    rest.apply(&mut engine);
     let names = reusable.iter().flat_map(Reusable::runs).map(|(name, uid)| (uid.to_owned(), name.to_owned())).collect();
     let listed = reusable.as_ref().map(|known| known.runs().map(|(n, u)| (n.to_owned(), u.to_owned())).collect());
     let mut forecaster = Forecaster {
         spec,
         objects: Objects::new(&spec.plan),
-        facts,
-        state,
+        engine,
         reusable,
         storage_objects,
         names,
@@ -130,10 +128,10 @@ pub async fn forecast(spec: &RunSpec, whole: &Plan) -> Result<Forecast, DriveErr
         paths.extend(spec.plan.known_paths());
     }
     forecaster.look(Wanted { reads: paths.into_iter().collect(), keeps: Vec::new() }).await?;
-    if let Some(message) = objects::unpinned(&spec.plan, &forecaster.facts.versions) {
+    if let Some(message) = objects::unpinned(&spec.plan, &forecaster.engine.facts.versions) {
         return Err(DriveError::Refused { reason: Reason::VersionNotFound.to_string(), message });
     }
-    forecaster.engine().await?;
+    forecaster.settle().await?;
     let mut steps = Vec::new();
     for step in order(whole) {
         steps.push(forecaster.tell(step, whole).await?);
@@ -145,8 +143,7 @@ pub async fn forecast(spec: &RunSpec, whole: &Plan) -> Result<Forecast, DriveErr
 struct Forecaster<'a> {
     spec: &'a RunSpec,
     objects: Objects,
-    facts: Facts,
-    state: RunState,
+    engine: Engine<'a>,
     reusable: Option<Reusable>,
     /// Looks at objects; without them nothing is looked at.
     storage_objects: Option<store::Objects>,
@@ -167,10 +164,10 @@ struct Forecaster<'a> {
 
 impl Forecaster<'_> {
     /// Lets the engine go on until nothing follows any more without a step that runs.
-    async fn engine(&mut self) -> Result<(), DriveError> {
+    async fn settle(&mut self) -> Result<(), DriveError> {
         let plan = &self.spec.plan;
         loop {
-            let mut actions = engine::plan(&plan.dag, &mut self.state, &plan.limits, 0).actions;
+            let mut actions = self.engine.next(&plan.limits, 0).actions;
             if actions.is_empty() {
                 actions = self.held_back();
             }
@@ -185,7 +182,7 @@ impl Forecaster<'_> {
     fn held_back(&mut self) -> Vec<Action> {
         let mut held = Vec::new();
         for (step, _) in self.spec.plan.dag.steps() {
-            if self.state.step_summary(step).is_some_and(|summary| summary.ready > 0) {
+            if self.engine.state.step_summary(step).is_some_and(|summary| summary.ready > 0) {
                 let ready = |task: &TaskId| self.status(*task) == Some(TaskStatus::Ready);
                 held.extend(self.tasks(step).into_iter().filter(ready));
             }
@@ -197,26 +194,25 @@ impl Forecaster<'_> {
     /// As a session does, but for what it would tell the runtime.
     async fn carry_out(&mut self, actions: Vec<Action>) -> Result<(), DriveError> {
         let plan = &self.spec.plan;
-        let view = View { facts: &self.facts, state: &self.state, dag: &plan.dag };
+        let view = self.engine.view();
         let wanted = self.objects.wanted(self.spec, &handed_over(&actions), &view);
         self.look(wanted).await?;
-        let view = View { facts: &self.facts, state: &self.state, dag: &plan.dag };
+        let view = self.engine.view();
         let there = |task: &TaskId| self.objects.meet(plan, *task, &view) == Meeting::Take;
         self.there.extend(handed_over(&actions).into_iter().filter(there));
-        let known = (&self.state, &mut self.facts);
-        let turn = Turn::new(plan, actions, known, &mut self.reusable, &self.objects);
+        let turn = Turn::new(&mut self.engine, actions, &mut self.reusable, &self.objects);
         self.origins.extend(turn.adopted.into_iter().map(|item| (id(item.task.step, item.task.item), item.uid)));
         self.running.extend(turn.submits.iter().map(|submit| task_id(submit.task)));
         for stop in turn.stops {
             let task = task_id(stop);
             self.running.remove(&task);
-            self.apply(&Event::Stopped { task, attempt: stop.attempt });
+            self.engine.apply(&Event::Stopped { task, attempt: stop.attempt }, 0);
         }
         for event in turn.decided {
             if let Event::Refused { task, reason } = &event {
                 self.refused.insert(*task, reason.clone());
             }
-            self.apply(&event);
+            self.engine.apply(&event, 0);
         }
         Ok(())
     }
@@ -225,7 +221,7 @@ impl Forecaster<'_> {
         let Some(storage_objects) = &self.storage_objects else { return Ok(()) };
         // What cannot be looked at counts as not there, as in a run.
         let found = storage_objects.versions(&wanted.reads).await.into_iter().map(Result::unwrap_or_default);
-        self.facts.versions.extend(wanted.reads.into_iter().zip(found));
+        self.engine.facts.versions.extend(wanted.reads.into_iter().zip(found));
         let (paths, tasks): (Vec<String>, Vec<TaskId>) = wanted.keeps.into_iter().unzip();
         for (task, found) in tasks.into_iter().zip(storage_objects.versions(&paths).await) {
             let seen = match found {
@@ -237,12 +233,6 @@ impl Forecaster<'_> {
             self.objects.saw([(task, seen)]);
         }
         Ok(())
-    }
-
-    fn apply(&mut self, event: &Event) {
-        if let Err(error) = self.state.apply(&self.spec.plan.dag, event, 0) {
-            tracing::debug!(%error, "an event contradicts what is known");
-        }
     }
 
     /// What becomes of a step; those that it comes after were told.
@@ -265,7 +255,7 @@ impl Forecaster<'_> {
             if plan.dag.step(step).is_some_and(|spec| spec.finally) && open.is_empty() {
                 self.finally(step).await?;
             }
-            told.items = self.state.step_len(step).filter(|_| plan.is_mapped(step));
+            told.items = self.engine.state.step_len(step).filter(|_| plan.is_mapped(step));
             self.count(step, &open, &mut told);
             if plan.part(step) == Part::Loaded {
                 told.notes.insert("the selection needs its output".to_owned());
@@ -280,7 +270,7 @@ impl Forecaster<'_> {
 
     /// Steps that it comes after and that have not ended by what is known beforehand.
     fn open(&self, step: StepIx) -> BTreeSet<StepIx> {
-        before(&self.spec.plan, step).into_iter().filter(|up| !has_ended(&self.state, *up)).collect()
+        before(&self.spec.plan, step).into_iter().filter(|up| !has_ended(&self.engine.state, *up)).collect()
     }
 
     /// The engine holds `finally` steps back until all others have ended. What one of them comes after has: nothing else
@@ -297,12 +287,12 @@ impl Forecaster<'_> {
     fn condition(&self, task: TaskId) -> Option<bool> {
         let plan = &self.spec.plan;
         let asked = plan.asked_by_condition(task.step);
-        if asked.iter().any(|step| !has_ended(&self.state, *step)) {
+        if asked.iter().any(|step| !has_ended(&self.engine.state, *step)) {
             return None;
         }
         let per_step = plan.dag.step(task.step).is_some_and(|spec| spec.when == engine::When::PerStep);
         let task = if per_step { TaskId::whole(task.step) } else { task };
-        plan.decide(task, &View { facts: &self.facts, state: &self.state, dag: &plan.dag }).ok()
+        plan.decide(task, &self.engine.view()).ok()
     }
 
     fn count(&mut self, step: StepIx, open: &BTreeSet<StepIx>, told: &mut StepForecast) {
@@ -362,7 +352,7 @@ impl Forecaster<'_> {
             return true;
         }
         let task = if no_items { TaskId::item(task.step, 0) } else { task };
-        reusable.is_new(plan, task, &View { facts: &self.facts, state: &self.state, dag: &plan.dag })
+        reusable.is_new(plan, task, &self.engine.view())
     }
 
     fn runs(&mut self, task: TaskId, told: &mut StepForecast) {
@@ -376,7 +366,7 @@ impl Forecaster<'_> {
         let open = self.open(task.step);
         let ups = self.names(&open).into_iter().map(|name| Because::Changed(Aspect::Upstream(name)));
         let Some(reusable) = &mut self.reusable else { return };
-        let view = View { facts: &self.facts, state: &self.state, dag: &self.spec.plan.dag };
+        let view = self.engine.view();
         let unsized_map = self.spec.plan.is_mapped(task.step) && task.item.is_none();
         match unsized_map {
             // There is no such task yet.
@@ -397,7 +387,7 @@ impl Forecaster<'_> {
                 until.extend(of.iter().cloned());
             }
         }
-        let asked = plan.asked_by_condition(step).into_iter().filter(|step| !has_ended(&self.state, *step));
+        let asked = plan.asked_by_condition(step).into_iter().filter(|step| !has_ended(&self.engine.state, *step));
         for up in asked {
             match self.outcomes.get(&up) {
                 Some((StepOutcome::Unknown, of)) => until.extend(of.iter().cloned()),
@@ -409,10 +399,10 @@ impl Forecaster<'_> {
 
     /// What became of a mapped step as a whole before it had items.
     fn whole_status(&self, step: StepIx) -> Option<TaskStatus> {
-        if !self.spec.plan.is_mapped(step) || self.state.step_len(step).is_some() {
+        if !self.spec.plan.is_mapped(step) || self.engine.state.step_len(step).is_some() {
             return None;
         }
-        match self.state.step_summary(step)?.state {
+        match self.engine.state.step_summary(step)?.state {
             engine::StepState::Failed => Some(TaskStatus::Failed),
             engine::StepState::Skipped(reason) => Some(TaskStatus::Skipped(reason)),
             _ => None,
@@ -420,21 +410,22 @@ impl Forecaster<'_> {
     }
 
     fn failure(&self, task: TaskId) -> Option<String> {
-        let of =
-            |task: TaskId| self.state.failures().find(|(failed, _)| *failed == task).map(|(_, why)| why.to_string());
+        let of = |task: TaskId| {
+            self.engine.state.failures().find(|(failed, _)| *failed == task).map(|(_, why)| why.to_string())
+        };
         of(task).or_else(|| of(TaskId::whole(task.step)))
     }
 
     /// The tasks of a step; of a mapped one whose length is not known, the step as a whole.
     fn tasks(&self, step: StepIx) -> Vec<TaskId> {
-        match self.state.step_len(step).filter(|_| self.spec.plan.is_mapped(step)) {
+        match self.engine.state.step_len(step).filter(|_| self.spec.plan.is_mapped(step)) {
             Some(len) => (0..len).map(|item| TaskId::item(step, item)).collect(),
             None => vec![TaskId::whole(step)],
         }
     }
 
     fn status(&self, task: TaskId) -> Option<TaskStatus> {
-        Some(self.state.task_view(&self.spec.plan.dag, task)?.status)
+        Some(self.engine.state.task_view(&self.spec.plan.dag, task)?.status)
     }
 
     fn names(&self, steps: &BTreeSet<StepIx>) -> BTreeSet<String> {

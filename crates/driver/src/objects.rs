@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::facts::{Facts, Versions, View};
+use super::facts::{Versions, View};
+use super::run_engine::Engine;
 use super::wire::storage;
 use api::reason::Reason;
 use api::step::IfExists;
 use dask::Peer;
 use dask::ops::{Item, Kept, LookAt, Seen, SeenObjects};
-use engine::{RunState, TaskId};
+use engine::TaskId;
 use lower::Plan;
 use run_model::RunSpec;
 
@@ -65,10 +66,10 @@ impl Objects {
         peer: &Peer,
         spec: &RunSpec,
         tasks: &[TaskId],
-        (state, facts): (&RunState, &mut Facts),
+        engine: &mut Engine<'_>,
     ) -> Result<(), dask::Error> {
-        let Wanted { reads, keeps } = self.wanted(spec, tasks, &View { facts, state, dag: &spec.plan.dag });
-        facts.versions.extend(versions(peer, spec, reads).await?);
+        let Wanted { reads, keeps } = self.wanted(spec, tasks, &engine.view());
+        engine.facts.versions.extend(versions(peer, spec, reads).await?);
         for keeps in keeps.chunks(CHUNK) {
             let asked: Vec<Kept<'_>> = keeps
                 .iter()
@@ -209,7 +210,9 @@ async fn ask(peer: &Peer, spec: &RunSpec, reads: &[&str], keeps: &[Kept<'_>]) ->
 mod tests {
     use serde_json::{Map, Value, json};
 
+    use super::super::facts::Facts;
     use super::*;
+    use ::engine::RunState;
     use engine::StepIx;
     use lower::{RunInfo, validate};
 

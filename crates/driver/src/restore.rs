@@ -2,11 +2,10 @@
 
 use std::collections::HashSet;
 
-use super::facts::Facts;
+use super::run_engine::Engine;
 use super::wire::{failure_class, task_id};
 use dask::ops::{Done, Item, Snapshot};
-use engine::{Event, RunState, SkipReason, StepIx, TaskId};
-
+use engine::{Event, SkipReason, StepIx, TaskId};
 use lower::Plan;
 
 /// What is to be remembered of a snapshot besides the engine's state and the facts. Read page by page, so that nothing
@@ -28,59 +27,47 @@ pub(super) struct Restored {
 impl Restored {
     /// Brings the engine and the facts on by a page. Of tasks that the run does not have nothing is taken; fails if there is
     /// more of something than any run has.
-    pub fn take(
-        &mut self,
-        plan: &Plan,
-        mut page: Snapshot,
-        (state, facts): (&mut RunState, &mut Facts),
-        now: u64,
-    ) -> Result<(), String> {
-        let apply = |state: &mut RunState, event: &Event| {
-            if let Err(error) = state.apply(&plan.dag, event, now) {
-                // A late or doubled report; the engine's facts stand.
-                tracing::debug!(%error, "an event contradicts what is known");
-            }
-        };
+    pub fn take(&mut self, engine: &mut Engine<'_>, mut page: Snapshot, now: u64) -> Result<(), String> {
+        let plan = engine.plan;
         // No other length is ever written down.
         page.lengths.retain(|(_, len)| *len <= plan.limits.max_items);
         for event in lengths(&page).into_iter().chain(invalidated(&page)) {
-            apply(state, &event);
+            engine.apply(&event, now);
         }
-        let is_task = |state: &RunState, task: TaskId| state.task_view(&plan.dag, task).is_some();
         let changed = std::mem::take(&mut page.changed).into_iter();
-        self.changed.extend(changed.filter(|item| is_task(state, TaskId { step: StepIx(item.step), item: item.item })));
+        self.changed.extend(changed.filter(|item| engine.has(TaskId { step: StepIx(item.step), item: item.item })));
         for item in std::mem::take(&mut page.adopted) {
             let task = TaskId { step: StepIx(item.step), item: item.item };
-            if is_task(state, task) && self.is_adopted.insert(item) {
+            if engine.has(task) && self.is_adopted.insert(item) {
                 self.adopted.push(item);
             }
         }
         for named in std::mem::take(&mut page.named) {
-            if is_task(state, TaskId { step: StepIx(named.task.step), item: named.task.item }) {
-                facts.named(named);
+            if engine.has(TaskId { step: StepIx(named.task.step), item: named.task.item }) {
+                engine.facts.named(named);
             }
         }
-        if facts.named_bytes() > limits::NAMED {
+        if engine.facts.named_bytes() > limits::NAMED {
             return Err(format!("the object names of the run's tasks have more than {} MiB", limits::NAMED >> 20));
         }
         for event in events(&page, &self.is_adopted, &self.changed) {
-            apply(state, &event);
+            engine.apply(&event, now);
         }
         let own = page.committed.iter().filter(|done| !self.is_adopted.contains(&item_of(done)));
-        self.resumed.extend(own.map(|done| task_id(done.task)).filter(|task| is_task(state, *task)));
+        self.resumed.extend(own.map(|done| task_id(done.task)).filter(|task| engine.has(*task)));
         for done in page.committed.into_iter().chain(page.finished) {
             let task = task_id(done.task);
-            if !is_task(state, task) {
+            if !engine.has(task) {
                 continue;
             }
-            facts.finished(task, done.lens.unwrap_or_default(), done.json);
+            engine.facts.finished(task, done.lens.unwrap_or_default(), done.json);
             if let Some(bytes) = done.away {
-                facts.result_away(task, bytes.min(limits::RESULT));
+                engine.facts.result_away(task, bytes.min(limits::RESULT));
             }
             self.names(plan, task);
         }
         for task in page.submitted.iter().map(|task| task_id(*task)) {
-            if is_task(state, task) {
+            if engine.has(task) {
                 self.names(plan, task);
             }
         }

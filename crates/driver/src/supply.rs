@@ -2,9 +2,10 @@
 //! evaluated again.
 
 use super::facts::{Facts, View};
+use super::run_engine::Engine;
 use dask::Peer;
 use dask::ops::{Item, Operation, ReadResults};
-use engine::{Action, Dag, RunState, StepIx, TaskId};
+use engine::{Action, StepIx, TaskId};
 use lower::Plan;
 
 /// Where results are fetched.
@@ -17,16 +18,11 @@ pub(super) struct Supplier<'a> {
 
 impl Supplier<'_> {
     /// What `evaluate` gives with all results that it looks at.
-    pub async fn supply<T>(
-        self,
-        (state, facts): (&RunState, &mut Facts),
-        dag: &Dag,
-        evaluate: impl Fn(&View<'_>) -> T,
-    ) -> Result<T, dask::Error> {
-        facts.results().settle_up();
+    pub async fn supply<T>(self, engine: &mut Engine<'_>, evaluate: impl Fn(&View<'_>) -> T) -> Result<T, dask::Error> {
+        engine.facts.results().settle_up();
         loop {
-            let value = evaluate(&View { facts, state, dag });
-            if !self.fetch(facts).await? {
+            let value = evaluate(&engine.view());
+            if !self.fetch(&mut engine.facts).await? {
                 return Ok(value);
             }
         }

@@ -1,11 +1,12 @@
 //! What the engine's actions come to: what the runtime is told, and facts that follow at once. Pure.
 
-use super::facts::{Facts, View};
+use super::facts::View;
 use super::objects::{Meeting, Objects};
 use super::reuse::Reusable;
+use super::run_engine::Engine;
 use super::wire::{address, decision, submit_item};
 use dask::ops::{AdoptItem, Record, SubmitItem, TaskAddr};
-use engine::{Action, Event, RunOutcome, RunState, TaskId};
+use engine::{Action, Event, RunOutcome, TaskId};
 use lower::Plan;
 
 /// One answer of the engine, carried out as far as that needs nobody else.
@@ -44,13 +45,14 @@ impl Turn {
 
     /// Carries out `actions`; `objects` has looked at what they hand over.
     pub fn new(
-        plan: &Plan,
+        engine: &mut Engine<'_>,
         actions: Vec<Action>,
-        (state, facts): (&RunState, &mut Facts),
         reusable: &mut Option<Reusable>,
         objects: &Objects,
     ) -> Self {
         let mut turn = Self::default();
+        let Engine { plan, state, facts } = engine;
+        let plan: &Plan = plan;
         for action in actions {
             match action {
                 Action::Decide { task } => {

@@ -22,6 +22,7 @@ struct Gone {
 
 impl RunState {
     /// An attempt could not read its inputs. Says what follows: they are made again, or the reader fails.
+    #[expect(clippy::too_many_arguments, reason = "one row of the table of facts")]
     pub(super) fn apply_input_lost(
         &mut self,
         dag: &Dag,

@@ -232,6 +232,7 @@ impl<'a> Refs<'a> {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "one path, its place, and two sinks")]
     fn dynamic_source(
         &mut self,
         path: &Path,
@@ -339,6 +340,7 @@ impl<'a> Refs<'a> {
     }
 
     /// Whether the output of `target` can be referred to in this form.
+    #[expect(clippy::too_many_arguments, reason = "one path, its place, and a sink")]
     fn output(
         &self,
         target: StepIx,

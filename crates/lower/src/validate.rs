@@ -135,11 +135,12 @@ fn check_step(step: &Step, at: &str, ix: StepIx, refs: &mut Refs<'_>, problems: 
         });
         vars.collect::<Vec<_>>()
     });
-    let (args, mut mentioned) = check_args(step, at, ix, map.as_deref(), refs, &mut found, problems);
-    let inputs = check_inputs(step, at, ix, map.as_deref(), refs, &mut mentioned, problems);
+    let here = Here { step, at, ix, vars: map.as_deref() };
+    let (args, mut mentioned) = check_args(here, refs, &mut found, problems);
+    let inputs = check_inputs(here, refs, &mut mentioned, problems);
     found.merge(mentioned.clone());
     let args = passed(step, at, args, map.as_deref(), &mentioned, problems);
-    let target = check_target(step, at, ix, map.as_deref(), refs, &mut found, problems);
+    let target = check_target(here, refs, &mut found, problems);
     let mut per_item = false;
     let when = step.when.as_ref().and_then(|text| {
         let at = format!("{at}.when");
@@ -195,12 +196,19 @@ fn check_step(step: &Step, at: &str, ix: StepIx, refs: &mut Refs<'_>, problems: 
     }
 }
 
+/// The step that is checked.
+#[derive(Clone, Copy)]
+struct Here<'a> {
+    step: &'a Step,
+    at: &'a str,
+    ix: StepIx,
+    /// Of its `map`.
+    vars: Option<&'a [FlowVar]>,
+}
+
 /// The arguments, and the variables of `map` that they name.
 fn check_args(
-    step: &Step,
-    at: &str,
-    ix: StepIx,
-    vars: Option<&[FlowVar]>,
+    Here { step, at, ix, vars }: Here<'_>,
     refs: &mut Refs<'_>,
     found: &mut Found,
     problems: &mut Vec<Problem>,
@@ -229,10 +237,7 @@ fn check_args(
 
 /// The objects that the step reads. Their paths name variables of `map` as arguments do.
 fn check_inputs(
-    step: &Step,
-    at: &str,
-    ix: StepIx,
-    vars: Option<&[FlowVar]>,
+    Here { step, at, ix, vars }: Here<'_>,
     refs: &mut Refs<'_>,
     mentioned: &mut Found,
     problems: &mut Vec<Problem>,
@@ -259,10 +264,7 @@ fn check_inputs(
 
 /// Where the output is kept besides the run's record.
 fn check_target(
-    step: &Step,
-    at: &str,
-    ix: StepIx,
-    vars: Option<&[FlowVar]>,
+    Here { step, at, ix, vars }: Here<'_>,
     refs: &mut Refs<'_>,
     found: &mut Found,
     problems: &mut Vec<Problem>,

@@ -126,73 +126,9 @@ pub async fn run(
     let (events, publish) = Events::start(client.clone(), metrics.clone());
     background.spawn(publish);
     background.spawn(clock::watch(settings.clock.clone(), metrics.clone()));
-    let Settings {
-        image,
-        runtime,
-        storage,
-        own_namespace,
-        own_labels,
-        certificate_lifetime,
-        concurrency,
-        allowed_addresses,
-        limits,
-        pauses,
-        clock,
-        ..
-    } = settings;
-    let operator = own_labels.map(|labels| Peer { namespace: own_namespace.clone(), labels });
-    let certificates = CertificateSettings {
-        operator_namespace: own_namespace,
-        lifetime: certificate_lifetime,
-        ca_lifetime: AUTHORITY_LIFETIME.max(certificate_lifetime * 4),
-    };
-    let certificates = Arc::new(Certificates::new(client.clone(), certificates));
-    let registry = Arc::new(SchedulerRegistry::new(sinks.waiters.clone()));
-    sinks.waiters.lead_to(sinks.runs.queue.clone());
-    let pipelines = Arc::new(PipelineReconciler {
-        client: client.clone(),
-        controller: Controller::new(sinks.pipelines.clone(), lead.clone(), metrics.clone()),
-        events: events.clone(),
-        scope: scope.clone(),
-        limits: limits.run,
-        allowed: allowed_addresses.clone(),
-        clock: clock.clone(),
-    });
-    let runs = Arc::new(RunReconciler {
-        client: client.clone(),
-        controller: Controller::new(sinks.runs.clone(), lead.clone(), metrics.clone()),
-        clusters: sinks.clusters.clone(),
-        pipelines: sinks.pipelines.clone(),
-        waiters: sinks.waiters.clone(),
-        registry: registry.clone(),
-        certificates: certificates.clone(),
-        events: events.clone(),
-        scope: scope.clone(),
-        storage,
-        runtime,
-        allowed: allowed_addresses,
-        quota: RunQuota::new(limits.runs_per_namespace.map(|most| most as usize)),
-        driven: Arc::new(Driven::new(driven::room(limits.run_memory))),
-        limits,
-        missing: pauses.missing,
-        bounds: pauses.bounds,
-        removals: Arc::new(Semaphore::new(removal::CLUSTERS)),
-        clock: clock.clone(),
-    });
-    let clusters = Arc::new(ClusterReconciler {
-        most_workers: limits.workers_per_cluster,
-        missing: pauses.missing,
-        orphans: pauses.orphans,
-        bounds: pauses.bounds,
-        client,
-        settings: build::Settings { image, runtime: runtime.zip, runtime_digest: runtime.digest, operator },
-        controller: Controller::new(sinks.clusters, lead, metrics),
-        certificates,
-        registry,
-        events,
-        scope,
-        clock,
-    });
+    let (pauses, concurrency) = (settings.pauses, usize::from(settings.concurrency));
+    let Reconcilers { clusters, runs, pipelines } =
+        Reconcilers::new(client, settings, Shared { sinks, lead, metrics, events, scope });
     let mut shutdown = std::pin::pin!(shutdown);
     // Nothing is decided from caches that are half filled.
     tokio::select! {
@@ -207,7 +143,6 @@ pub async fn run(
     background.spawn(controller::follow_lead(runs.clone()));
     background.spawn(totals::count(clusters.clone()));
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let concurrency = usize::from(concurrency);
     let dispatch = async {
         tokio::join!(
             controller::dispatch(clusters, concurrency, told(stopped.clone())),
@@ -224,6 +159,84 @@ pub async fn run(
     stop.send_replace(true);
     dispatch.await;
     Ok(())
+}
+
+/// What the reconcilers share.
+struct Shared {
+    sinks: Sinks,
+    lead: Lead,
+    metrics: Arc<Metrics>,
+    events: Events,
+    scope: Scope,
+}
+
+/// One reconciler for each resource.
+struct Reconcilers {
+    clusters: Arc<ClusterReconciler>,
+    runs: Arc<RunReconciler>,
+    pipelines: Arc<PipelineReconciler>,
+}
+
+impl Reconcilers {
+    fn new(client: Client, settings: Settings, shared: Shared) -> Self {
+        let Settings { image, runtime, storage, allowed_addresses, limits, pauses, clock, .. } = settings;
+        let Shared { sinks, lead, metrics, events, scope } = shared;
+        let own_namespace = settings.own_namespace;
+        let operator = settings.own_labels.map(|labels| Peer { namespace: own_namespace.clone(), labels });
+        let certificates = CertificateSettings {
+            operator_namespace: own_namespace,
+            lifetime: settings.certificate_lifetime,
+            ca_lifetime: AUTHORITY_LIFETIME.max(settings.certificate_lifetime * 4),
+        };
+        let certificates = Arc::new(Certificates::new(client.clone(), certificates));
+        let registry = Arc::new(SchedulerRegistry::new(sinks.waiters.clone()));
+        sinks.waiters.lead_to(sinks.runs.queue.clone());
+        let pipelines = PipelineReconciler {
+            client: client.clone(),
+            controller: Controller::new(sinks.pipelines.clone(), lead.clone(), metrics.clone()),
+            events: events.clone(),
+            scope: scope.clone(),
+            limits: limits.run,
+            allowed: allowed_addresses.clone(),
+            clock: clock.clone(),
+        };
+        let runs = RunReconciler {
+            client: client.clone(),
+            controller: Controller::new(sinks.runs.clone(), lead.clone(), metrics.clone()),
+            clusters: sinks.clusters.clone(),
+            pipelines: sinks.pipelines.clone(),
+            waiters: sinks.waiters.clone(),
+            registry: registry.clone(),
+            certificates: certificates.clone(),
+            events: events.clone(),
+            scope: scope.clone(),
+            storage,
+            runtime,
+            allowed: allowed_addresses,
+            quota: RunQuota::new(limits.runs_per_namespace.map(|most| most as usize)),
+            driven: Arc::new(Driven::new(driven::room(limits.run_memory))),
+            limits,
+            missing: pauses.missing,
+            bounds: pauses.bounds,
+            removals: Arc::new(Semaphore::new(removal::CLUSTERS)),
+            clock: clock.clone(),
+        };
+        let clusters = ClusterReconciler {
+            most_workers: limits.workers_per_cluster,
+            missing: pauses.missing,
+            orphans: pauses.orphans,
+            bounds: pauses.bounds,
+            client,
+            settings: build::Settings { image, runtime: runtime.zip, runtime_digest: runtime.digest, operator },
+            controller: Controller::new(sinks.clusters, lead, metrics),
+            certificates,
+            registry,
+            events,
+            scope,
+            clock,
+        };
+        Self { clusters: Arc::new(clusters), runs: Arc::new(runs), pipelines: Arc::new(pipelines) }
+    }
 }
 
 /// Ends when it is told, or nobody is left to tell.

@@ -85,6 +85,15 @@ pub struct Credentials {
     pub renew_after: Option<Duration>,
 }
 
+/// The Secret of one role.
+enum Leaf {
+    Made(Identity),
+    /// Sound and young, with its resource version.
+    Kept(Identity, Option<String>),
+    /// Something that is not the cluster's has its name.
+    Taken(Issue),
+}
+
 /// Settings of all certificates.
 #[derive(Debug, Clone)]
 pub struct CertificateSettings {
@@ -294,13 +303,19 @@ impl Certificates {
         let pods = Subject { name: format!("{}.{}", cluster.name, cluster.namespace), hosts, addresses: Vec::new() };
         let people = Subject { name: format!("client of {}", pods.name), ..Subject::default() };
         let secret = names::tls_secret(&cluster.name);
-        let shown = match self.leaf(cluster, &secret, &pods, &chain, now, &mut seen).await? {
-            Ok(identity) => identity,
-            Err(issue) => return Ok(without(issue)),
+        let shown = match self.leaf(cluster, (&secret, &pods), &chain, now).await? {
+            Leaf::Made(identity) => identity,
+            Leaf::Kept(identity, version) => {
+                seen.extend(version.map(|version| (secret, version)));
+                identity
+            }
+            Leaf::Taken(issue) => return Ok(without(issue)),
         };
         let secret = names::client_secret(&cluster.name);
-        if let Err(issue) = self.leaf(cluster, &secret, &people, &chain, now, &mut seen).await? {
-            return Ok(without(issue));
+        match self.leaf(cluster, (&secret, &people), &chain, now).await? {
+            Leaf::Made(_) => {}
+            Leaf::Kept(_, version) => seen.extend(version.map(|version| (secret, version))),
+            Leaf::Taken(issue) => return Ok(without(issue)),
         }
         // One that was just made is looked at once more, as it was stored.
         if seen.len() == 2 {
@@ -327,12 +342,10 @@ impl Certificates {
     async fn leaf(
         &self,
         cluster: &Cluster,
-        name: &str,
-        subject: &Subject,
+        (name, subject): (&str, &Subject),
         chain: &Chain,
         now: Timestamp,
-        seen: &mut BTreeMap<String, String>,
-    ) -> Result<Result<Identity, Issue>, Error> {
+    ) -> Result<Leaf, Error> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &cluster.namespace);
         let bundle = chain.bundle(now);
         let found = get(&api, name).await?;
@@ -342,15 +355,14 @@ impl Certificates {
                     "the Secret {name} is not this cluster's and is not touched; rename or delete it, or give the cluster \
                      another name"
                 );
-                return Ok(Err(Issue::new(Reason::NameConflict, message)));
+                return Ok(Leaf::Taken(Issue::new(Reason::NameConflict, message)));
             }
             let value = |key: &str| text(secret, key).unwrap_or_default();
             let identity = Identity { cert: value(CERT), key: value(KEY) };
             let young = identity.facts().is_ok_and(|facts| !is_due(&facts, now));
             let sound = young && identity.matches() && chain.current.issued(&identity.cert);
             if sound && value(CA) == bundle.trim() {
-                seen.extend(secret.resource_version().map(|version| (name.to_owned(), version)));
-                return Ok(Ok(identity));
+                return Ok(Leaf::Kept(identity, secret.resource_version()));
             }
         }
         let identity = chain.current.issue(subject, now, self.settings.lifetime)?;
@@ -373,7 +385,7 @@ impl Certificates {
             Some(_) => drop(apply(&api, name, &secret).await?),
             None => drop(create(&api, name, secret).await?),
         }
-        Ok(Ok(identity))
+        Ok(Leaf::Made(identity))
     }
 
     /// The authority of a cluster: read, made, or followed by another at half of its life. A new one is trusted by all before

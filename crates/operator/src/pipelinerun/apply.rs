@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use crate::apiserver::cache::is_older;
 use crate::apiserver::error::ReconcileError;
 use crate::apiserver::record::Kind;
-use crate::pipelinerun::drive::Drive;
+use crate::pipelinerun::drive::{Drive, Driver};
 use crate::pipelinerun::revision::StoredRevision;
 use crate::pipelinerun::setbacks::Setbacks;
 use crate::pipelinerun::work::Work;
@@ -98,9 +98,13 @@ impl Work<'_> {
             });
             let before = self.memory.broken.take().map(|(issue, _)| issue);
             self.memory.opening = before.is_none().then(Instant::now);
-            let (queue, bounds) = (self.reconciler.controller.sink.queue.clone(), self.reconciler.bounds);
-            let memory = (self.reconciler.driven.clone(), stored.in_progress());
-            let drive = Drive::start(spec, fabric, self.key.clone(), queue, memory, before, bounds);
+            let driver = Driver {
+                key: self.key.clone(),
+                queue: self.reconciler.controller.sink.queue.clone(),
+                driven: self.reconciler.driven.clone(),
+                memory: stored.in_progress(),
+            };
+            let drive = Drive::start(spec, fabric, driver, before, self.reconciler.bounds);
             self.memory.drive = Some(drive);
         }
         if let Some(drive) = self.memory.drive.as_ref().filter(|_| cancel) {

@@ -45,17 +45,20 @@ pub(crate) struct Drive {
     began: Instant,
 }
 
+/// Whose run it is.
+pub(crate) struct Driver {
+    pub key: Key,
+    /// Gets the key whenever there is something to report.
+    pub queue: Arc<Queue>,
+    pub driven: Arc<Driven>,
+    /// Bytes that it takes besides its tasks.
+    pub memory: usize,
+}
+
 impl Drive {
-    /// Starts it. `queue` gets `key` whenever there is something to tell. `memory`: bytes that it takes besides its tasks.
-    pub fn start(
-        spec: RunSpec,
-        mut fabric: Fabric,
-        key: Key,
-        queue: Arc<Queue>,
-        (driven, memory): (Arc<Driven>, usize),
-        before: Option<Issue>,
-        bounds: Bounds,
-    ) -> Self {
+    /// Starts it. `before`: how the last try ended.
+    pub fn start(spec: RunSpec, mut fabric: Fabric, run: Driver, before: Option<Issue>, bounds: Bounds) -> Self {
+        let Driver { key, queue, driven, memory } = run;
         let live = Arc::new(Mutex::new(Live { before, ..Live::default() }));
         let end = Arc::new(Mutex::new(None));
         let (cancel, cancelled) = watch::channel(false);
