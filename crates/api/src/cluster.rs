@@ -128,7 +128,7 @@ pub enum SchedulerRollout {
 #[schemars(extend("x-kubernetes-validations" = [
     {"rule": "!(has(self.replicas) && has(self.autoscale))", "message": "give at most one of replicas and autoscale"},
     {"rule": "!has(self.gpu) || !has(self.daskResources) || !('GPU' in self.daskResources)",
-     "message": "gpu sets the Dask resource GPU; leave it out of daskResources"}
+     "message": "gpu sets the Dask resource GPU; leave it out of daskResources", "fieldPath": ".daskResources"}
 ]))]
 pub struct WorkerGroup {
     /// Name, unique in the cluster: a DNS label of at most 20 characters, for example `gpu`.
@@ -203,7 +203,7 @@ pub struct WorkerGroup {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
-    {"rule": "!has(self.min) || self.min <= self.max", "message": "min must not be above max"}
+    {"rule": "!has(self.min) || self.min <= self.max", "message": "min must not be above max", "fieldPath": ".min", "reason": "FieldValueInvalid"}
 ]))]
 pub struct Autoscale {
     /// Fewest workers, 0 to 10000. Default: 0.

@@ -91,7 +91,7 @@ pub struct PipelineSpec {
 #[schemars(extend("x-kubernetes-validations" = [
     {"rule": "[has(self.template), has(self.ref), has(self.address)].filter(x, x).size() == 1",
      "message": "give exactly one of template, ref and address"},
-    {"rule": "!has(self.tls) || has(self.address)", "message": "tls belongs to address"}
+    {"rule": "!has(self.tls) || has(self.address)", "message": "tls belongs to address", "fieldPath": ".tls"}
 ]))]
 pub struct ClusterChoice {
     /// A cluster made for the run and deleted with it: the fields of a DaskCluster's spec.
@@ -138,8 +138,8 @@ pub struct Triggers {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     {"rule": "has(self.cron) != has(self.interval)", "message": "give exactly one of cron and interval"},
-    {"rule": "!has(self.start) || has(self.interval)", "message": "start belongs to interval"},
-    {"rule": "!has(self.timeZone) || has(self.cron)", "message": "timeZone belongs to cron"}
+    {"rule": "!has(self.start) || has(self.interval)", "message": "start belongs to interval", "fieldPath": ".start"},
+    {"rule": "!has(self.timeZone) || has(self.cron)", "message": "timeZone belongs to cron", "fieldPath": ".timeZone"}
 ]))]
 pub struct Schedule {
     /// Five fields (minute, hour, day of month, month, day of week) or a macro (`@hourly`, `@daily`, `@weekly`, `@monthly`,
@@ -330,7 +330,7 @@ pub const ARCHIVE_URL_PATTERN: &str = concat!(
 #[schemars(extend("x-kubernetes-validations" = [
     {"rule": "[has(self.files), has(self.path), has(self.configMap), has(self.url)].filter(x, x).size() == 1",
      "message": "give exactly one of files, path, configMap and url"},
-    {"rule": "!has(self.sha256) || has(self.url)", "message": "sha256 belongs to url"}
+    {"rule": "!has(self.sha256) || has(self.url)", "message": "sha256 belongs to url", "fieldPath": ".sha256"}
 ]))]
 pub struct Code {
     /// Modules in the manifest: file name to content, for example `{flow.py: "def inc(x): return x + 1"}`.

@@ -15,13 +15,13 @@ pub struct Resources {
     /// Most that it may take, for example `{cpu: "2", memory: 8Gi}`. `memory` is also the limit that Dask is told.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "x-kubernetes-validations" = [
-        {"rule": "!('memory' in self) || (self['memory'] != 0 && self['memory'] != '0')", "message": "memory must be above zero"}
+        {"rule": "!('memory' in self) || (self['memory'] != 0 && !(self['memory'] in ['0', '0m', '0k', '0M', '0G', '0T', '0Ki', '0Mi', '0Gi', '0Ti']))", "message": "memory must be above zero", "fieldPath": ".memory", "reason": "FieldValueInvalid"}
     ]))]
     pub limits: BTreeMap<String, Quantity>,
     /// What is set aside for it, for example `{cpu: 500m, memory: 8Gi}`. Default: as `limits`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "x-kubernetes-validations" = [
-        {"rule": "!('memory' in self) || (self['memory'] != 0 && self['memory'] != '0')", "message": "memory must be above zero"}
+        {"rule": "!('memory' in self) || (self['memory'] != 0 && !(self['memory'] in ['0', '0m', '0k', '0M', '0G', '0T', '0Ki', '0Mi', '0Gi', '0Ti']))", "message": "memory must be above zero", "fieldPath": ".memory", "reason": "FieldValueInvalid"}
     ]))]
     pub requests: BTreeMap<String, Quantity>,
 }

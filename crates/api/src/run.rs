@@ -39,7 +39,7 @@ use super::{
 #[schemars(extend("x-kubernetes-validations" = [
     {"rule": "has(self.pipelineRef) != has(self.pipelineSpec)", "message": "give exactly one of pipelineRef and pipelineSpec"},
     {"rule": "!has(self.pipelineSpec) || !(has(self.pipelineSpec.triggers) || has(self.pipelineSpec.schedule) || has(self.pipelineSpec.retention))",
-     "message": "triggers and schedule belong to a Pipeline, not to one run; retention stands beside pipelineSpec"},
+     "message": "triggers and schedule belong to a Pipeline, not to one run; retention stands beside pipelineSpec", "fieldPath": ".pipelineSpec"},
     {"rule": "has(self.pipelineRef) == has(oldSelf.pipelineRef) && (!has(self.pipelineRef) || self.pipelineRef == oldSelf.pipelineRef)",
      "message": "pipelineRef cannot be changed; make another run"},
     {"rule": "has(self.pipelineSpec) == has(oldSelf.pipelineSpec) && (!has(self.pipelineSpec) || self.pipelineSpec == oldSelf.pipelineSpec)",

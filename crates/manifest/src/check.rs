@@ -200,12 +200,12 @@ fn check_object(node: &Node, entries: &[Entry], shape: &Shape, path: &mut Path, 
         _ => {}
     }
     for rule in &shape.rules {
-        if !(rule.holds)(node) {
-            if let Some(at) = rule.at {
+        if !rule.holds(node) {
+            if let Some(at) = &rule.at {
                 path.push_key(at);
             }
-            let line = rule.at.and_then(|at| node.field(at)).unwrap_or(node).line;
-            findings.push(line, Problem::new(rule.reason, path.as_str(), rule.message));
+            let line = rule.at.as_ref().and_then(|at| node.field(at)).unwrap_or(node).line;
+            findings.push(line, Problem::new(rule.reason, path.as_str(), rule.message.as_str()));
             if rule.at.is_some() {
                 path.pop();
             }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::OnceLock};
 use regex::Regex;
 use serde_json::Value;
 
-use super::rules::{self, Rule};
+use super::rules::Rule;
 
 /// What a value must look like.
 #[derive(Debug, Default)]
@@ -26,7 +26,7 @@ pub(crate) struct Shape {
     pub(crate) pattern: Option<Pattern>,
     pub(crate) set: bool,
     pub(crate) keys: Vec<String>,
-    pub(crate) rules: Vec<&'static Rule>,
+    pub(crate) rules: Vec<Rule>,
     pub(crate) format: Option<String>,
 }
 
@@ -96,9 +96,7 @@ impl Shape {
             pattern: schema["pattern"].as_str().map(|text| Pattern { text: text.to_owned(), regex: OnceLock::new() }),
             set: schema["x-kubernetes-list-type"] == "set",
             keys: texts(&schema["x-kubernetes-list-map-keys"]),
-            rules: array(&schema["x-kubernetes-validations"])
-                .filter_map(|rule| rule["rule"].as_str().and_then(rules::find))
-                .collect(),
+            rules: array(&schema["x-kubernetes-validations"]).filter_map(Rule::read).collect(),
             format: schema["format"].as_str().map(str::to_owned),
         }
     }
