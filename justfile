@@ -233,8 +233,8 @@ _kubernetes stage minor="" *tests="tests/cluster/test_objects.py tests/cluster/t
     just _pytest "$stage" "$env" {{ tests }} -n 4 --dist loadgroup --no-loadscope-reorder
     verdict=$?
     if [ -n "$own" ] && [ "$stage" = cluster ]; then
-        # Alone, since an API server that is down would disturb the others.
-        just _pytest "$stage" "$env" tests/cluster/test_survival.py -k api-server || verdict=1
+        # Alone, since an API server that is down, or a node that takes no pods, would disturb the others.
+        just _pytest "$stage" "$env" tests/cluster/test_survival.py -k "api-server or drain" || verdict=1
         # Last: compares what the operator did in all tests with the rights it has.
         DASKADE_TEST_AUDIT_LOGS=$state/log just _pytest "$stage" "$env" tests/cluster/test_used.py || verdict=1
     fi

@@ -30,14 +30,14 @@ def run_attempts(message: bytes) -> bytes | None:
     bundle = worker.bundles.begin([tuple(row[:4]) for row in rows]) if worker and len(rows) > 1 else None
     untold = []
     try:
-        for run, s, i, a, blob in rows:
-            if bundle is not None and not bundle.take((run, s, i, a)):
+        for run, step, item, attempt, blob in rows:
+            if bundle is not None and not bundle.take((run, step, item, attempt)):
                 continue  # handed back, and on its way to another slot
             answer = run_step(blob)
             try:
-                worker.events.post({"k": "ran", "run": run, "s": s, "i": i, "a": a, "answer": answer})
+                worker.events.post({"k": "ran", "run": run, "s": step, "i": item, "a": attempt, "answer": answer})
             except Exception:  # noqa: BLE001 - the worker is closing: Dask carries the answer
-                untold.append([run, s, i, a, answer])
+                untold.append([run, step, item, attempt, answer])
     finally:
         if bundle is not None:
             worker.bundles.end(bundle)

@@ -59,5 +59,5 @@ class Bundles:
         """Hands back what has waited too long; called by the worker's loop every now and then."""
         late = time.monotonic() - PATIENCE
         for bundle in [b for b in self._running.copy() if b.since < late]:
-            for run, s, i, a in bundle.give_back():
-                self._post({"k": "back", "run": run, "s": s, "i": i, "a": a})
+            for run, step, item, attempt in bundle.give_back():
+                self._post({"k": "back", "run": run, "s": step, "i": item, "a": attempt})

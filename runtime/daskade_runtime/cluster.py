@@ -33,8 +33,8 @@ class ClusterView:
 
     def __init__(self, runtime: Any) -> None:
         self._runtime = runtime
-        self._s = runtime.s
-        self.drains = Drains(runtime.s, runtime.dispatcher.flying)
+        self._scheduler = runtime.scheduler
+        self.drains = Drains(runtime.scheduler, runtime.dispatcher.flying)
         self._version = 0
         self._state: dict[str, Any] = {}
         self._next_look = 0.0
@@ -111,11 +111,11 @@ class ClusterView:
         known = self._by_name()
         addresses = {name: known[name] for name in names if name in known}
         for address in addresses.values():
-            worker = self._s.workers[address]
+            worker = self._scheduler.workers[address]
             if leaving(worker) and not worker.processing:
                 self._runtime.workers.tell(address, {"op": "daskade-retired"})
         await self.drains.finish(addresses.values())
-        busy = [name for name, address in addresses.items() if address in self._s.workers]
+        busy = [name for name, address in addresses.items() if address in self._scheduler.workers]
         return {"status": "OK", "closed": [name for name in names if name not in busy], "busy": busy}
 
     @operation
@@ -123,7 +123,7 @@ class ClusterView:
         """A worker that was told to end drains itself, and asks again until it is closed."""
         self.drains.begin([worker])
         await self.drains.finish([worker])
-        known = self._s.workers.get(worker)
+        known = self._scheduler.workers.get(worker)
         return {
             "status": "OK",
             "closed": known is None,
@@ -139,18 +139,18 @@ class ClusterView:
     # ------------------------------------------------------------------ state
 
     def _by_name(self) -> dict[str, str]:
-        return {str(worker.name): address for address, worker in self._s.workers.items()}
+        return {str(worker.name): address for address, worker in self._scheduler.workers.items()}
 
     def _clients(self) -> int:
         own = (self._runtime.client.id, "fire-and-forget")
         return sum(
             1
-            for client in self._s.clients
+            for client in self._scheduler.clients
             if client not in own and not str(client).startswith(_INNER_CLIENTS)
         )
 
     def _in_use(self) -> bool:
-        used = bool(self._runtime.runs or self._clients() or demand.unfinished(self._s))
+        used = bool(self._runtime.runs or self._clients() or demand.unfinished(self._scheduler))
         if used:
             self._used = time.monotonic()
         return used
@@ -161,14 +161,14 @@ class ClusterView:
         if began < self._next_look:
             return
         self._asks = {run: asks for run, asks in self._asks.items() if run in self._runtime.runs}
-        found, later = demand.wanted(self._s, self._runtime.dispatcher, self._asks)
+        found, later = demand.wanted(self._scheduler, self._runtime.dispatcher, self._asks)
         state = {
-            "workers": [self._worker(worker) for worker in self._s.workers.values()],
+            "workers": [self._worker(worker) for worker in self._scheduler.workers.values()],
             "demand": demand.rows(found, later),
             "runs": len(self._runtime.runs),
             "clients": self._clients(),
-            "tasks": demand.unfinished(self._s),
-            "certificate": getattr(self._s, "_daskade_certificate", None),
+            "tasks": demand.unfinished(self._scheduler),
+            "certificate": getattr(self._scheduler, "_daskade_certificate", None),
         }
         if state != self._state:
             self._state = state

@@ -130,7 +130,7 @@ class Dispatcher:
     """
 
     def __init__(self, scheduler: Any, client: Any, function: Callable[..., Any], calls: Any) -> None:
-        self._s = scheduler
+        self._scheduler = scheduler
         self._client = client
         self._function = function
         self._calls = calls
@@ -149,7 +149,7 @@ class Dispatcher:
 
     def ready(self, attempt: Attempt, ahead: int) -> None:
         """The attempt's inputs exist."""
-        step = attempt.run.steps[attempt.s]
+        step = attempt.run.steps[attempt.step]
         key = (step.group, step.gpu_ok, tuple(sorted(step.resources.items())), ahead)
         group = self._groups.get(key)
         if group is None:
@@ -161,7 +161,7 @@ class Dispatcher:
             attempt.order = next(self._order) + 1
         heapq.heappush(group.heap, (-attempt.priority, attempt.order, attempt))
         attempt.queued = True
-        group.ready[attempt.run.uid, attempt.s] += 1
+        group.ready[attempt.run.uid, attempt.step] += 1
         self.arm()
 
     def withdraw(self, attempt: Attempt) -> None:
@@ -212,7 +212,7 @@ class Dispatcher:
         """Plans a pass over what is ready, in this turn of the loop."""
         if not self._armed and not self.closed:
             self._armed = True
-            self._s.loop.add_callback(self._pump)
+            self._scheduler.loop.add_callback(self._pump)
 
     # ----------------------------------------------------------------- out
 
@@ -221,7 +221,7 @@ class Dispatcher:
         try:
             if self._changed:
                 self._changed = False
-                workers = list(self._s.workers.values())
+                workers = list(self._scheduler.workers.values())
                 for group in self._groups.values():
                     group.eligible = {w.address: n for w in workers if (n := group.slots(w)) > 0}
             for group in self._groups.values():
@@ -230,14 +230,14 @@ class Dispatcher:
                 self._tell_blocked(group)
             if not self._rechecking and (self.flying or any(g.ready for g in self._groups.values())):
                 self._rechecking = True
-                self._s.loop.call_later(RECHECK, self._recheck)
+                self._scheduler.loop.call_later(RECHECK, self._recheck)
         except Exception:
             log.exception("daskade: dispatch failed")
 
     def _recheck(self) -> None:
         self._rechecking = False
         now = time.monotonic()
-        idle = {address for address, worker in self._s.workers.items() if not running(worker)}
+        idle = {address for address, worker in self._scheduler.workers.items() if not running(worker)}
         self._idle_since = {address: self._idle_since.get(address, now) for address in idle}
         drained = {address for address, since in self._idle_since.items() if now - since >= DRAIN_AFTER}
         if drained:
@@ -292,7 +292,7 @@ class Dispatcher:
             for attempt in [a for a in batch if a.flight is None or a.flight.future is None]:
                 # Where it would wait for ever, it fails; whether it is tried again is the driver's to say.
                 self.recall(attempt)
-                self._s.loop.add_callback(self._calls.broken, attempt, text)
+                self._scheduler.loop.add_callback(self._calls.broken, attempt, text)
 
     def _at_home(self, group: Group, batch: list[Attempt]) -> dict[str | None, list[Attempt]]:
         """The attempts of a batch by the worker that holds most of what they read, if it is free for them;
@@ -343,7 +343,7 @@ class Dispatcher:
     def _flights(self, group: Group, batch: list[Attempt]) -> Iterator[Flight]:
         """The attempts of a batch in tasks: neighbours of one step share one if they are short."""
         slots = sum(group.eligible.values())
-        for (uid, s), same in itertools.groupby(batch, key=lambda a: (a.run.uid, a.s)):
+        for (uid, s), same in itertools.groupby(batch, key=lambda a: (a.run.uid, a.step)):
             attempts = list(same)
             size = _pace(attempts[0]).bundle(len(attempts) + group.ready[uid, s], slots)
             for at in range(0, len(attempts), size):
@@ -366,7 +366,7 @@ class Dispatcher:
             self._calls.unblocked(*key)
         if not group.ready:
             return
-        reason, message = group.why_blocked(list(self._s.workers.values()))
+        reason, message = group.why_blocked(list(self._scheduler.workers.values()))
         for (run, s), count in group.ready.items():
             if count > 0 and group.blocked.get((run, s)) != (reason, count):
                 group.blocked[run, s] = (reason, count)
@@ -377,7 +377,7 @@ class Dispatcher:
             return
         attempt.queued = False
         ready = attempt.group.ready
-        key = (attempt.run.uid, attempt.s)
+        key = (attempt.run.uid, attempt.step)
         ready[key] -= 1
         if ready[key] <= 0:
             del ready[key]
@@ -402,7 +402,7 @@ class Dispatcher:
         for group in self._groups.values():
             for key in [k for k in group.blocked if k[0] == run]:
                 del group.blocked[key]
-        span.tidy(self._s)
+        span.tidy(self._scheduler)
 
     # ------------------------------------------------------- what Dask says
 
@@ -412,7 +412,7 @@ class Dispatcher:
         if flight is None:
             return
         if finish == "processing":
-            task = self._s.tasks.get(key)
+            task = self._scheduler.tasks.get(key)
             if task is not None:
                 # A worker's death must end the task, not start it elsewhere.
                 task.suspicious = _NEVER_AGAIN
@@ -438,12 +438,12 @@ class Dispatcher:
                 if died or (start == "processing" and self._gone(attempt.worker)):
                     self._gone_worker(attempt)
                 else:
-                    self._s.loop.add_callback(self._calls.broken, attempt, error_text(kwargs))
+                    self._scheduler.loop.add_callback(self._calls.broken, attempt, error_text(kwargs))
         elif finish == "forgotten" or finish == "no-worker":
-            self._s.loop.add_callback(self._dropped, flight)
+            self._scheduler.loop.add_callback(self._dropped, flight)
         elif start == "processing" and any(self._gone(a.worker) for a in flight.attempts):
             # Moved off by a worker that left in good order: Dask would run it elsewhere.
-            self._s.loop.add_callback(self._dropped, flight)
+            self._scheduler.loop.add_callback(self._dropped, flight)
 
     def _dropped(self, flight: Flight) -> None:
         if self.flying.get(flight.key) is not flight:
@@ -458,16 +458,16 @@ class Dispatcher:
     def _gone_worker(self, attempt: Attempt) -> None:
         if attempt.state == run_.SENT and attempt.unlucky < UNLUCKY:
             attempt.unlucky += 1
-            self._s.loop.add_callback(self._again, attempt)
+            self._scheduler.loop.add_callback(self._again, attempt)
         else:
-            self._s.loop.add_callback(self._calls.lost, attempt, attempt.worker, "its worker is gone")
+            self._scheduler.loop.add_callback(self._calls.lost, attempt, attempt.worker, "its worker is gone")
 
     def _again(self, attempt: Attempt) -> None:
         if attempt.state == run_.SENT and attempt.flight is None:
             self.ready(attempt, attempt.group.ahead)
 
     def _gone(self, worker: str | None) -> bool:
-        return worker is not None and worker not in self._s.workers
+        return worker is not None and worker not in self._scheduler.workers
 
     def _land(self, flight: Flight) -> list[Attempt]:
         """The task has ended: gives the attempts that were in it."""
@@ -486,7 +486,7 @@ class Dispatcher:
         if future is None:
             return
         if not self._landed:
-            self._s.loop.add_callback(self._release_landed)
+            self._scheduler.loop.add_callback(self._release_landed)
         self._landed.append(future)
 
     def _release_landed(self) -> None:
@@ -501,7 +501,7 @@ class Dispatcher:
         later.
         """
         try:
-            self._s.client_releases_keys(keys=keys, client=self._client.id)
+            self._scheduler.client_releases_keys(keys=keys, client=self._client.id)
             return True
         except Exception:  # the released futures say the same
             log.debug("daskade: direct release failed", exc_info=True)
@@ -537,7 +537,7 @@ class Dispatcher:
 
 
 def _pace(attempt: Attempt) -> Pace:
-    step = attempt.run.steps[attempt.s]
+    step = attempt.run.steps[attempt.step]
     pace: Pace | None = step.pace
     if pace is None:
         pace = step.pace = Pace()
@@ -547,8 +547,8 @@ def _pace(attempt: Attempt) -> Pace:
 def _key(attempts: list[Attempt]) -> str:
     """A key that no other task has: of the first attempt, how many there are, how often it was sent."""
     first = attempts[0]
-    key = f"{first.run.steps[first.s].function}-{first.run.short}-{first.s}-{first.i}-{first.a}"
-    if again := first.run.again.get((first.s, first.i)):
+    key = f"{first.run.steps[first.step].function}-{first.run.short}-{first.step}-{first.item}-{first.number}"
+    if again := first.run.again.get((first.step, first.item)):
         key = f"{key}-again-{again}"
     if len(attempts) > 1:
         key = f"{key}-and-{len(attempts) - 1}"

@@ -34,21 +34,21 @@ class Drains:
     """The drains of one scheduler. ``ours`` holds the keys of tasks that the dispatcher itself takes back."""
 
     def __init__(self, scheduler: Any, ours: Container[Any]) -> None:
-        self._s = scheduler
+        self._scheduler = scheduler
         self._ours = ours
         self._asked: dict[str, asyncio.Future[None]] = {}
 
     def begin(self, addresses: Iterable[str]) -> None:
         """These take nothing new from now on. Those that drain already, or are unknown, are left alone."""
         for address in addresses:
-            worker = self._s.workers.get(address)
+            worker = self._scheduler.workers.get(address)
             if worker is None or leaving(worker):
                 continue
             why = f"daskade-drain-{time.time()}"
-            self._s.handle_worker_status_change(Status.closing_gracefully, worker, why)
+            self._scheduler.handle_worker_status_change(Status.closing_gracefully, worker, why)
             message = {"op": "worker-status-change", "status": "closing_gracefully", "stimulus_id": why}
             try:
-                self._s.stream_comms[address].send(message)
+                self._scheduler.stream_comms[address].send(message)
             except (KeyError, OSError):
                 continue  # it is gone, and Dask says so in a moment
             task = asyncio.ensure_future(self._hand_back(address, worker))
@@ -62,12 +62,12 @@ class Drains:
         done = [
             address
             for address in addresses
-            if (worker := self._s.workers.get(address)) is not None
+            if (worker := self._scheduler.workers.get(address)) is not None
             and leaving(worker)
             and not worker.processing
         ]
         if done:
-            await self._s.retire_workers(workers=done, close_workers=True, remove=True)
+            await self._scheduler.retire_workers(workers=done, close_workers=True, remove=True)
 
     def stop(self) -> None:
         """The scheduler closes."""
@@ -81,7 +81,7 @@ class Drains:
         try:
             # What was sent before the change of its state was also received before it: the list is complete.
             keys = await self._not_begun(address, worker)
-            tasks = [self._s.tasks.get(key) for key in keys if key not in self._ours]
+            tasks = [self._scheduler.tasks.get(key) for key in keys if key not in self._ours]
             back = {
                 task.key: "released"
                 for task in tasks
@@ -89,20 +89,20 @@ class Drains:
             }
             if back:
                 log.info("daskade: %d tasks go back from %s, which drains", len(back), worker.name)
-                self._s.transitions(back, f"daskade-drain-{time.time()}")
+                self._scheduler.transitions(back, f"daskade-drain-{time.time()}")
         except Exception as error:  # noqa: BLE001 - without an answer the worker is busy until it has run them
             log.warning("daskade: worker %s does not say what it has not begun: %s", worker.name, error)
 
     async def _not_begun(self, address: str, worker: Any) -> list[Any]:
         end, pause = time.monotonic() + ANSWER_WAIT, ASK_AGAIN
-        while time.monotonic() < end and self._s.workers.get(address) is worker:
-            answers = await self._s.broadcast(msg={"op": "daskade-not-begun"}, workers=[address])
+        while time.monotonic() < end and self._scheduler.workers.get(address) is worker:
+            answers = await self._scheduler.broadcast(msg={"op": "daskade-not-begun"}, workers=[address])
             answer = answers.get(address) or {}
             if answer.get("draining"):
                 return list(answer["keys"])
             await asyncio.sleep(pause)
             pause = min(pause * 2, ASK_LEAST)
-        if self._s.workers.get(address) is worker:
+        if self._scheduler.workers.get(address) is worker:
             log.warning("daskade: worker %s did not answer the request to drain within %.0f s", worker.name, ANSWER_WAIT)
         return []
 

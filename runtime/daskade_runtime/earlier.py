@@ -76,10 +76,10 @@ class Past:
             "committed": [
                 [*task, v[0], v[5], None if task in self.gone else value_of(v[6])] for task, v in committed
             ],
-            "lengths": [[s, n] for s, n in folded.lengths.items()],
-            "skipped": [[s, i, why[0], why[1] or ""] for (s, i), why in folded.skipped.items()],
+            "lengths": [[step, n] for step, n in folded.lengths.items()],
+            "skipped": [[step, item, why[0], why[1] or ""] for (step, item), why in folded.skipped.items()],
             "gone": [list(task) for task in self.gone],
-            "named": [[s, i, v[1]["r"]] for (s, i), v in committed if v[1].get("r")],
+            "named": [[step, item, v[1]["r"]] for (step, item), v in committed if v[1].get("r")],
             "made": [_made(v) for _, v in committed],
             "removed": self.removed,
         }
@@ -215,24 +215,24 @@ class Earlier:
         live: LiveRun = self.runtime.live(run, epoch)
         known = self._known.get(run, {})
         taken = []
-        for s, i, uid, past_s, past_i in items:
+        for step, item, uid, past_s, past_i in items:
             past = known.get(uid)
             committed = past.folded.committed.get((past_s, past_i)) if past is not None else None
             told = committed is not None and not isinstance(committed[6], Away)
-            if past is None or committed is None or not told or not 0 <= s < len(live.state.steps):
+            if past is None or committed is None or not told or not 0 <= step < len(live.state.steps):
                 raise Refused(
                     "NotFound", f"no output of step {past_s}, item {past_i} of run {uid} is known here"
                 )
             taken.append(
-                (s, i, past.folded.adopted.get((past_s, past_i), uid), _from(uid, committed), committed)
+                (step, item, past.folded.adopted.get((past_s, past_i), uid), _from(uid, committed), committed)
             )
         # The run whose object it is, and the one that it is taken from.
-        pairs = {(origin_of(entry[3]), item[2]) for item, entry in zip(items, taken, strict=True)}
+        pairs = {(origin_of(entry[3]), given[2]) for given, entry in zip(items, taken, strict=True)}
         await self._refer(live, {(origin, source) for origin, source in pairs if origin is not None})
         live = self.runtime.live(run, epoch)
-        for s, i, origin, handle, (_, _, _, _, _, lens, json) in taken:
-            if (s, i) not in live.state.outputs:
-                live.adopt(s, i, handle, lens, json, origin)
+        for step, item, origin, handle, (_, _, _, _, _, lens, json) in taken:
+            if (step, item) not in live.state.outputs:
+                live.adopt(step, item, handle, lens, json, origin)
         return {"status": "OK"}
 
     async def _refer(self, live: LiveRun, pairs: set[tuple[str, str]]) -> None:

@@ -50,9 +50,9 @@ class Inputs:
         """The inputs as the worker sends them: lists under ``h``, ``all``, ``e`` and ``files``; ``taken``."""
         taken = message.get("taken")
         return cls(
-            {(s, i): tuple(d) for s, i, d in message["h"]},
-            {s: [d and tuple(d) for d in items] for s, items in message["all"]},
-            {(s, i, k): tuple(d) for s, i, k, d in message["e"]},
+            {(step, item): tuple(d) for step, item, d in message["h"]},
+            {step: [d and tuple(d) for d in items] for step, items in message["all"]},
+            {(step, item, k): tuple(d) for step, item, k, d in message["e"]},
             [(tuple(d), path) for d, path in message.get("files") or ()],
             taken and (tuple(taken[0]), taken[1]),
         )

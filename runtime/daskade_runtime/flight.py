@@ -32,7 +32,7 @@ class Flight:
 
     def message(self, blobs: list[bytes]) -> bytes:
         """The task's argument: per attempt its address and what ``run_step`` gets."""
-        rows = [[a.run.uid, a.s, a.i, a.a, blob] for a, blob in zip(self.attempts, blobs, strict=True)]
+        rows = [[a.run.uid, a.step, a.item, a.number, blob] for a, blob in zip(self.attempts, blobs, strict=True)]
         packed: bytes = msgpack.packb(rows, use_bin_type=True)
         return packed
 

@@ -38,7 +38,7 @@ class Gatherer:
         """The request's inputs, as ``execute.Inputs.from_message`` takes them. Files stay pinned through
         ``pins``.
         """
-        handles = {(s, i): handle for s, i, handle in request.get("h") or ()}
+        handles = {(step, item): handle for step, item, handle in request.get("h") or ()}
         lost = Losses()
         elements: dict[tuple[int, int, int], Descriptor] = {}
         ranged: set[tuple[int, int]] = set()
@@ -61,8 +61,8 @@ class Gatherer:
             if task not in ranged
         ]
         every = [
-            [int(s), [h and self._whole(run, (int(s), i), h, pins, stopped, lost) for i, h in enumerate(items)]]
-            for s, items in (request.get("all") or {}).items()
+            [int(step), [h and self._whole(run, (int(step), item), h, pins, stopped, lost) for item, h in enumerate(items)]]
+            for step, items in (request.get("all") or {}).items()
         ]
         lost.tell()
         return {"h": whole, "all": every, "e": [[*key, descriptor] for key, descriptor in elements.items()]}

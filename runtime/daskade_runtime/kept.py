@@ -67,16 +67,16 @@ def keep(
 
     if replace:
         return reply, _replace(store, path, what, check, stopped, told)
-    _, s, i, a = task
+    _, step, item, attempt = task
     note = msgpack.packb([what.size, what.digest, reply], use_bin_type=True)
-    note_key = f"{_notes(run.uid, s, i)}/{a}-{os.urandom(4).hex()}"
+    note_key = f"{_notes(run.uid, step, item)}/{attempt}-{os.urandom(4).hex()}"
     patiently(lambda: store.put(note_key, note), stopped, told=told)
     for _ in range(_TRIES):
         try:
             tag = patiently(lambda: _create(store, path, what, check), stopped, told=told)
             return reply, tag or _version(store, path, stopped, told)
         except Exists:
-            there, own = patiently(lambda: look(store, run.uid, s, i, path), stopped, told=told)
+            there, own = patiently(lambda: look(store, run.uid, step, item, path), stopped, told=told)
         if own is not None:
             return _of_earlier(run, path, reply, own, stopped, told), there or ""
         if there is not None:
@@ -114,13 +114,13 @@ def _of_earlier(
     return {**own, "handle": {**handle, "u": f"/{path}", "w": None}}
 
 
-def look(store: Store, run: str, s: int, i: int, path: str) -> tuple[str | None, dict[str, Any] | None]:
+def look(store: Store, run: str, step: int, item: int, path: str) -> tuple[str | None, dict[str, Any] | None]:
     """The version of what is at ``path``, and the reply of the attempt of this task that wrote it, if any."""
     found = store.look(path)
     if found is None:
         return None, None
     digest: bytes | None = None
-    for key, _ in store.list(_notes(run, s, i)):
+    for key, _ in store.list(_notes(run, step, item)):
         size, noted, reply = msgpack.unpackb(store.get(key), raw=False, strict_map_key=False)
         if size != found.size:
             continue
@@ -130,8 +130,8 @@ def look(store: Store, run: str, s: int, i: int, path: str) -> tuple[str | None,
     return found.version, None
 
 
-def _notes(run: str, s: int, i: int) -> str:
-    return f"runs/{run}/kept/{s}/{i}"
+def _notes(run: str, step: int, item: int) -> str:
+    return f"runs/{run}/kept/{step}/{item}"
 
 
 def _replace(

@@ -101,16 +101,16 @@ class LiveRun:
                 code["zip"] = stored.get("zip")
         # Of a run that is open here already the journal may not know yet what was invalidated.
         gone = () if self.reruns is folded.reruns else self.reruns.invalidated
-        for (s, i), (a, handle, _w, _t0, _t1, lens, json) in folded.in_order():
-            if (s, i) not in self.state.outputs and (s, i) not in gone:
+        for (step, item), (attempt, handle, _w, _t0, _t1, lens, json) in folded.in_order():
+            if (step, item) not in self.state.outputs and (step, item) not in gone:
                 text = text_of(json)
                 self._keep(text)
-                if handle.get("w") not in self.runtime.s.workers:
+                if handle.get("w") not in self.runtime.scheduler.workers:
                     # Who reads it would wait for a worker that is gone.
                     handle = {**handle, "w": None}
-                self.state.finish(s, i, Output(a, handle, lens, text, True))
+                self.state.finish(step, item, Output(attempt, handle, lens, text, True))
         self.adopted.update(dict.fromkeys(task for task in folded.adopted if task not in gone))
-        self.lengths.update({s: n for s, n in folded.lengths.items() if (s, -1) not in gone})
+        self.lengths.update({step: n for step, n in folded.lengths.items() if (step, -1) not in gone})
         for known, decided in ((self.skipped, folded.skipped), (self.refused, folded.refused)):
             for task, why in decided.items():
                 if task not in gone:
@@ -198,7 +198,7 @@ class LiveRun:
         return asyncio.get_running_loop().call_later(seconds, self._stop_overdue, attempt)
 
     def _stop_message(self, attempt: Attempt) -> dict[str, Any]:
-        address = {"s": attempt.s, "i": attempt.i, "a": attempt.a, "o": self.state.opening}
+        address = {"s": attempt.step, "i": attempt.item, "a": attempt.number, "o": self.state.opening}
         return {"op": "daskade-stop", "run": self.uid, **address}
 
     def _stop_overdue(self, attempt: Attempt) -> None:
@@ -208,15 +208,15 @@ class LiveRun:
 
     def _stopped(self, attempt: Attempt) -> None:
         self._drop(attempt)
-        self.events.add("stopped", s=attempt.s, i=attempt.i, a=attempt.a)
+        self.events.add("stopped", s=attempt.step, i=attempt.item, a=attempt.number)
 
     def _drop(self, attempt: Attempt) -> None:
         attempt.state = run_.GONE
         if attempt.stop_timer is not None:
             attempt.stop_timer.cancel()
             attempt.stop_timer = None
-        if self.state.current.get((attempt.s, attempt.i)) is attempt:
-            del self.state.current[attempt.s, attempt.i]
+        if self.state.current.get((attempt.step, attempt.item)) is attempt:
+            del self.state.current[attempt.step, attempt.item]
 
     def record(self, records: Any) -> None:
         """Queues decisions of the driver for the journal, in order with everything else. All or nothing."""
@@ -243,34 +243,34 @@ class LiveRun:
             if kind in ("skipped", "refused"):
                 self.state.hole(record[1], record[2])
 
-    def _invalidated(self, s: int, i: int, reason: str, message: str) -> list[Any]:
+    def _invalidated(self, step: int, item: int, reason: str, message: str) -> list[Any]:
         """What was committed of the task counts no more; the record that says so."""
-        task, output = (s, i), self.state.outputs.get((s, i))
-        attempt, digest = (output.a, output.digest) if output is not None else (0, None)
+        task, output = (step, item), self.state.outputs.get((step, item))
+        attempt, digest = (output.attempt, output.digest) if output is not None else (0, None)
         if output is not None and isinstance(output.json, str):
             self.results -= size_of(output.json)
         self.reruns.invalidate(task, attempt, digest, reason, self.state.outputs)
-        self.state.forget(s, i)
+        self.state.forget(step, item)
         for facts in (self.adopted, self.skipped, self.refused):
             facts.pop(task, None)
-        if i < 0:
-            self.lengths.pop(s, None)
-        return ["invalidated", s, i, attempt, reason, message[:TEXT_CAP], now()]
+        if item < 0:
+            self.lengths.pop(step, None)
+        return ["invalidated", step, item, attempt, reason, message[:TEXT_CAP], now()]
 
-    def adopt(self, s: int, i: int, handle: Any, lens: Any, json: str | bytes | None, origin: str) -> None:
+    def adopt(self, step: int, item: int, handle: Any, lens: Any, json: str | bytes | None, origin: str) -> None:
         """The output of an earlier run, ``origin``, is this task's."""
         t, text = now(), text_of(json)
-        self._queue(["committed", s, i, 1, handle, None, t, t, lens, text, origin], (s, i, 1))
+        self._queue(["committed", step, item, 1, handle, None, t, t, lens, text, origin], (step, item, 1))
         self._keep(text)
-        self.adopted[s, i] = None
+        self.adopted[step, item] = None
         output = Output(1, handle, lens, text, False)
-        self.reruns.committed((s, i), output.digest)
-        self.state.finish(s, i, output)
+        self.reruns.committed((step, item), output.digest)
+        self.state.finish(step, item, output)
 
     # ------------------------------------------------ what the workers say
 
-    def started(self, s: int, i: int, a: int, t: Any, worker: str, name: str) -> None:
-        attempt = self.state.find(s, i, a)
+    def started(self, step: int, item: int, number: int, t: Any, worker: str, name: str) -> None:
+        attempt = self.state.find(step, item, number)
         if attempt is None or attempt.state not in (run_.SENT, run_.STOPPING):
             return
         self.runtime.dispatcher.started(attempt, worker)
@@ -281,11 +281,11 @@ class LiveRun:
             attempt.stop_timer = self._later(STOP_PATIENCE, attempt)
             return
         attempt.state = run_.RUNNING
-        self.events.add("started", s=s, i=i, a=a, w=name, t=t)
+        self.events.add("started", s=step, i=item, a=number, w=name, t=t)
 
-    def answered(self, s: int, i: int, a: int, answer: Any, name: str) -> None:
+    def answered(self, step: int, item: int, number: int, answer: Any, name: str) -> None:
         """The answer of an attempt; of one that is not current any more it is dropped."""
-        attempt = self.state.find(s, i, a)
+        attempt = self.state.find(step, item, number)
         if attempt is None:
             return
         if isinstance(answer, (bytes, bytearray, memoryview)):
@@ -300,10 +300,10 @@ class LiveRun:
         self.runtime.dispatcher.answered(attempt, t1 - t0 if t1 else None)
         stopping = attempt.state == run_.STOPPING
         if attempt.state == run_.SENT:
-            self.events.add("started", s=s, i=i, a=a, w=name, t=t0)
+            self.events.add("started", s=step, i=item, a=number, w=name, t=t0)
         self._drop(attempt)
         if stopping:
-            self.events.add("stopped", s=s, i=i, a=a)
+            self.events.add("stopped", s=step, i=item, a=number)
         elif answer.get("ok"):
             self._finished(attempt, answer, t0, t1, name)
         elif answer.get("type") == "WorkerClosing":
@@ -311,9 +311,9 @@ class LiveRun:
         else:
             self._failed(attempt, answer, t0, t1, name)
 
-    def returned(self, s: int, i: int, a: int) -> None:
+    def returned(self, step: int, item: int, number: int) -> None:
         """Its worker hands the attempt back: it has not begun."""
-        attempt = self.state.find(s, i, a)
+        attempt = self.state.find(step, item, number)
         if attempt is None:
             return
         if attempt.state == run_.STOPPING:
@@ -322,11 +322,11 @@ class LiveRun:
         elif attempt.state == run_.SENT:
             self.runtime.dispatcher.returned(attempt)
 
-    def is_current(self, s: int, i: int, a: int, opening: int, worker: str) -> bool:
+    def is_current(self, step: int, item: int, number: int, opening: int, worker: str) -> bool:
         """Whether the attempt is its task's, and this worker has it: one that was given up may have the number of
         one that was sent again.
         """
-        attempt = self.state.find(s, i, a)
+        attempt = self.state.find(step, item, number)
         if attempt is None or self.ended or opening != self.state.opening:
             return False
         return attempt.state in (run_.SENT, run_.RUNNING) and attempt.worker == worker
@@ -337,7 +337,7 @@ class LiveRun:
         return attempt.state in at_worker and self.state.find(*attempt.address) is attempt
 
     def _finished(self, attempt: Attempt, answer: dict[str, Any], t0: float, t1: float, name: str) -> None:
-        s, i, a = attempt.address
+        step, item, number = attempt.address
         handle = {**_NO_HANDLE, **answer["handle"]}
         lens, json = answer.get("lens"), answer.get("json")
         lens, text = None if lens is None else list(lens), json_text(json)
@@ -345,23 +345,23 @@ class LiveRun:
             if size_of(text) > RESULT_JSON:
                 raise ValueError(f"the result has {size_of(text)} bytes as JSON; at most {RESULT_JSON} are allowed")
             # Queued before a dependent can start: nothing is committed before its inputs.
-            self._queue(["committed", s, i, a, handle, name, t0, t1, lens, text], (s, i, a))
+            self._queue(["committed", step, item, number, handle, name, t0, t1, lens, text], (step, item, number))
         except ValueError as error:
             # What no reader would take must not come into the journal, and nothing else waits for it.
             failure = {"class": "data", "type": "OutputNotRecorded", "message": f"cannot record the output: {error}"}
             self._failed(attempt, failure, t0, t1, name)
             return
-        fields = {"s": s, "i": i, "a": a, "w": name, "t0": t0, "t1": t1, "z": handle.get("z") or 0}
+        fields = {"s": step, "i": item, "a": number, "w": name, "t0": t0, "t1": t1, "z": handle.get("z") or 0}
         if lens is not None:
             fields["lens"] = lens
         if json is not None:
             fields["json"] = json[0]
         self.events.add("finished", **fields)
         self._keep(text)
-        output = Output(a, handle, lens, text, False)
-        if self.reruns.committed((s, i), output.digest):
-            self._changing.add((s, i, a))
-        self.state.finish(s, i, output)
+        output = Output(number, handle, lens, text, False)
+        if self.reruns.committed((step, item), output.digest):
+            self._changing.add((step, item, number))
+        self.state.finish(step, item, output)
 
     def _queue(self, record: list[Any], task: Address | None = None) -> None:
         """Hands a record to the journal; ``ValueError`` if a reader would refuse it."""
@@ -372,7 +372,7 @@ class LiveRun:
             self.results += size_of(json)
 
     def _failed(self, attempt: Attempt, answer: dict[str, Any], t0: float, t1: float, name: str) -> None:
-        s, i, a = attempt.address
+        step, item, number = attempt.address
         class_ = answer.get("class")
         if class_ not in CLASSES:
             class_ = "infra"
@@ -381,9 +381,9 @@ class LiveRun:
         self.events.add(
             "failed",
             **{
-                "s": s,
-                "i": i,
-                "a": a,
+                "s": step,
+                "i": item,
+                "a": number,
                 "w": name,
                 "t0": t0,
                 "t1": t1,
@@ -395,18 +395,18 @@ class LiveRun:
             traceback=str(answer.get("traceback") or "")[-TRACE_CAP:],
             tail=[str(line)[:TEXT_CAP] for line in list(answer.get("tail") or ())[-TAIL_LINES:]],
         )
-        self.failed.append((s, i, a, class_))
-        self._queue(["failed", s, i, a, class_, type_, message, name, t0, t1])
+        self.failed.append((step, item, number, class_))
+        self._queue(["failed", step, item, number, class_, type_, message, name, t0, t1])
 
     def _lost_outputs(self, answer: dict[str, Any]) -> list[list[int]]:
         """The tasks whose outputs the attempt could not read, of those that have no other one by now."""
         told = answer.get("lost")
         entries = told[:TOLD] if isinstance(told, list) else []
         found = []
-        for s, i, digest, path in (entry for entry in entries if isinstance(entry, list) and len(entry) == 4):
-            output = self.state.outputs.get((s, i)) if type(s) is type(i) is int else None
+        for step, item, digest, path in (entry for entry in entries if isinstance(entry, list) and len(entry) == 4):
+            output = self.state.outputs.get((step, item)) if type(step) is type(item) is int else None
             if output is not None and (output.digest, output.path) == (digest, path):
-                found.append([s, i])
+                found.append([step, item])
         return found
 
     def worker_gone(self, attempt: Attempt, name: str | None, message: str) -> None:
@@ -420,10 +420,10 @@ class LiveRun:
         self._lose(attempt, name, message)
 
     def _lose(self, attempt: Attempt, name: str | None, message: str) -> None:
-        s, i, a = attempt.address
-        self.events.add("lost", s=s, i=i, a=a, w=name, message=message)
-        self.lost.append((s, i, a))
-        self._queue(["lost", s, i, a, name, now()])
+        step, item, number = attempt.address
+        self.events.add("lost", s=step, i=item, a=number, w=name, message=message)
+        self.lost.append((step, item, number))
+        self._queue(["lost", step, item, number, name, now()])
 
     def broken(self, attempt: Attempt, message: str, name: str | None) -> None:
         """Dask could not run the task at all."""
@@ -453,14 +453,16 @@ class LiveRun:
 
     def _on_committed(self, tasks: list[Address], segment: Any) -> None:
         # What was invalidated meanwhile is committed no more.
-        done = [(s, i, a) for s, i, a in tasks if (output := self.state.outputs.get((s, i))) and output.a == a]
-        for s, i, _ in done:
-            output = self.state.outputs[s, i]
+        outputs = self.state.outputs
+        made = ((task, outputs.get(task[:2])) for task in tasks)
+        done = [task for task, output in made if output is not None and output.attempt == task[2]]
+        for step, item, _ in done:
+            output = self.state.outputs[step, item]
             output.committed = True
             if self.results > RESULTS_KEPT and isinstance(output.json, str):
                 self.results -= size_of(output.json)
                 output.json = Away(segment, size_of(output.json))
-        changed = [[s, i] for s, i, a in done if (s, i, a) in self._changing]
+        changed = [[step, item] for step, item, attempt in done if (step, item, attempt) in self._changing]
         self._changing.difference_update(tasks)
         if done and not self.ended:
             more = {"changed": changed} if changed else {}

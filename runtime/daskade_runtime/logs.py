@@ -178,9 +178,9 @@ class LogHub:
     def add(self, run: str, name: str, task: tuple[int, int, int], lines: list[Line]) -> None:
         if not lines:
             return
-        s, i, a = task
+        step, item, attempt = task
         if run in self._listening:
-            self._live(run, [(s, i, a, *line) for line in lines])
+            self._live(run, [(step, item, attempt, *line) for line in lines])
         with self._changed:
             known = self._runs.get(run)
             if known is None:
@@ -191,7 +191,7 @@ class LogHub:
                 known.total_dropped += len(lines)
                 return
             self._pending += size
-            known.lines.extend((t, name, i, a, stream, text) for t, stream, text in lines)
+            known.lines.extend((t, name, item, attempt, stream, text) for t, stream, text in lines)
 
     def hurry(self) -> None:
         """Writes soon what there is (a step failed: somebody will look)."""

@@ -51,9 +51,9 @@ class Looks:
             return None if found is None else found.version
 
         def there(asked: Any) -> list[Any] | None:
-            path, s, i = asked
+            path, step, item = asked
             try:
-                found, reply = kept.look(store, run, s, i, path)
+                found, reply = kept.look(store, run, step, item, path)
             except StorageError as error:
                 if error.reason == "InvalidKey":
                     return ["", False]  # a folder: something that no attempt has written

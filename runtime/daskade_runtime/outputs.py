@@ -19,7 +19,7 @@ from daskade_runtime.storage import StorageError
 
 def publish(
     run: Run,
-    step: dict[str, Any],
+    definition: dict[str, Any],
     task: tuple[str, int, int, int],
     answer: dict[str, Any],
     cache: Cache,
@@ -35,7 +35,7 @@ def publish(
 
     The file of a large output becomes an entry of ``cache``.
     """
-    _, s, i, a = task
+    _, step, item, attempt = task
     data, path = answer.pop("b"), answer.pop("path")
     lens, json, whole = answer.pop("lens", None), answer.pop("json", None), answer.pop("whole", None)
     handle = {"n": None, "x": None, "m": None, **answer, "b": data, "u": None, "w": None}
@@ -43,7 +43,7 @@ def publish(
     entry: Entry | None = None
     try:
         if path is not None:
-            where = f"data/{s}/{i}-{a}-{os.urandom(4).hex()}"
+            where = f"data/{step}/{item}-{attempt}-{os.urandom(4).hex()}"
             entry = file = cache.add((run.uid, answer["d"]), path, answer["z"])
             patiently(lambda: run.store.put_file(object_key(run.uid, where), file.path), stopped, told=told)
             handle.update(w=address, u=where)
@@ -52,7 +52,7 @@ def publish(
             what = kept.Bytes(data, file_path, answer["z"], answer["d"])
             if whole is not None:
                 what = kept.Bytes(whole["b"], whole["path"], whole["z"], whole["d"])
-            replace = bool(step["target"]["replace"])
+            replace = bool(definition["target"]["replace"])
             reply, version = kept.keep(run, task, named.path, replace, what, reply, stopped, told, current)
             versions = [*versions, [named.path, version]]
     finally:

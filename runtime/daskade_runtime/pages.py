@@ -32,7 +32,7 @@ _ORDER = (
 class Told(NamedTuple):
     """An output as far as a driver wants to know of it."""
 
-    a: int
+    attempt: int
     lens: Any
     json: str | bytes | Away | None
 
@@ -86,11 +86,11 @@ class Snapshot:
 def _row(name: str, entry: Any) -> tuple[list[Any], int, int]:
     """A row as it goes over the wire, about its bytes, and its values outside of a result."""
     if name in _DONE:
-        (s, i), output = entry
+        (step, item), output = entry
         size, count = size_of(output.json), len(output.lens or ())
         if isinstance(output.json, Away):
-            return [s, i, output.a, output.lens, size], 30 + 5 * count, 8 + count
-        return [s, i, output.a, output.lens, value_of(output.json)], 30 + 5 * count + size, 8 + count
+            return [step, item, output.attempt, output.lens, size], 30 + 5 * count, 8 + count
+        return [step, item, output.attempt, output.lens, value_of(output.json)], 30 + 5 * count + size, 8 + count
     row = list(entry)
     if name == "named":
         return row, 30 + sum(len(path) + len(version) + 20 for path, version in row[2]), 5 + 3 * len(row[2])
@@ -177,14 +177,14 @@ class Snapshots:
         live = self.runtime.live(run, epoch)
         wanted: dict[Task, str | Away] = {}
         room = PAGE
-        for s, i in tasks:
-            output = live.state.outputs.get((s, i))
+        for step, item in tasks:
+            output = live.state.outputs.get((step, item))
             if output is None or output.json is None:
-                raise Refused("NotFound", f"run {run} has no result of step {s}, item {i} here")
+                raise Refused("NotFound", f"run {run} has no result of step {step}, item {item} here")
             room -= size_of(output.json)
             if room < 0 and wanted:
                 break
-            wanted[s, i] = output.json
+            wanted[step, item] = output.json
         texts = await self.texts(live, wanted)
         return {"status": "OK", "results": [[*task, value_of(text)] for task, text in texts.items()]}
 

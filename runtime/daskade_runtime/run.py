@@ -47,9 +47,9 @@ class Attempt:
     __slots__ = (
         *(
             "run",
-            "s",
-            "i",
-            "a",
+            "step",
+            "item",
+            "number",
             "priority",
             "order",
             "values",
@@ -63,10 +63,10 @@ class Attempt:
     )
 
     def __init__(
-        self, run: RunState, s: int, i: int, a: int, priority: int, values: bytes | None, data: Any
+        self, run: RunState, step: int, item: int, attempt: int, priority: int, values: bytes | None, data: Any
     ) -> None:
         self.run = run
-        self.s, self.i, self.a = s, i, a
+        self.step, self.item, self.number = step, item, attempt
         self.priority = priority
         self.order = 0
         self.values = values
@@ -84,7 +84,7 @@ class Attempt:
 
     @property
     def address(self) -> Address:
-        return (self.s, self.i, self.a)
+        return (self.step, self.item, self.number)
 
 
 class Output:
@@ -95,10 +95,10 @@ class Output:
     workers fetch it once instead.
     """
 
-    __slots__ = ("a", "handle", "full", "lens", "json", "committed", "holder", "size", "named", "digest", "path")
+    __slots__ = ("attempt", "handle", "full", "lens", "json", "committed", "holder", "size", "named", "digest", "path")
 
-    def __init__(self, a: int, handle: Any, lens: Any, json: str | Away | None, committed: bool) -> None:
-        self.a = a
+    def __init__(self, attempt: int, handle: Any, lens: Any, json: str | Away | None, committed: bool) -> None:
+        self.attempt = attempt
         # The worker that has it as a file.
         self.holder: str | None = handle.get("w")
         self.size: int = handle.get("z") or 0
@@ -161,25 +161,25 @@ class RunState:
         self._lists: dict[tuple[int, int], tuple[int, bytes]] = {}
         self._held: dict[tuple[int, int], tuple[int, Counter[str]]] = {}
 
-    def submit(self, item: Any) -> Attempt | None:
+    def submit(self, fields: Any) -> Attempt | None:
         """Takes an attempt. None if it is known already or an older one than the current; ``Refused`` if
         malformed.
         """
         try:
-            s, i, a, priority, values, data, after = item
+            step, item, number, priority, values, data, after = fields
         except (TypeError, ValueError):
             why = "expected 7 fields"
-            raise Refused("BadRequest", f"cannot submit {reprlib.repr(item)}: {why}") from None
-        if not all(type(x) is int for x in (s, i, a, priority)) or i < -1 or a < 1:
+            raise Refused("BadRequest", f"cannot submit {reprlib.repr(fields)}: {why}") from None
+        if not all(type(x) is int for x in (step, item, number, priority)) or item < -1 or number < 1:
             why = "step, item, attempt and priority must be whole numbers, item at least -1, attempt at least 1"
-            raise Refused("BadRequest", f"cannot submit {reprlib.repr(item)}: {why}")
-        if not 0 <= s < len(self.steps):
-            raise Refused("BadRequest", f"there is no step {s}")
-        known = self.current.get((s, i))
-        if known is not None and known.a >= a:
+            raise Refused("BadRequest", f"cannot submit {reprlib.repr(fields)}: {why}")
+        if not 0 <= step < len(self.steps):
+            raise Refused("BadRequest", f"there is no step {step}")
+        known = self.current.get((step, item))
+        if known is not None and known.number >= number:
             return None
-        done = self.outputs.get((s, i))
-        if done is not None and (done.committed or done.a >= a):
+        done = self.outputs.get((step, item))
+        if done is not None and (done.committed or done.attempt >= number):
             return None
         for dep in (*data, *after):
             if (
@@ -187,9 +187,9 @@ class RunState:
                 or not 0 <= dep[0] < len(self.steps)
                 or (dep[1] == ALL) != (len(dep) == 3)
             ):
-                raise Refused("BadRequest", f"dependency {list(dep)!r} of step {s} is malformed")
-        attempt = Attempt(self, s, i, a, priority, values, data)
-        self.current[s, i] = attempt
+                raise Refused("BadRequest", f"dependency {list(dep)!r} of step {step} is malformed")
+        attempt = Attempt(self, step, item, number, priority, values, data)
+        self.current[step, item] = attempt
         for dep in (*data, *after):
             attempt.left += self._wait(dep, attempt)
         if attempt.left == 0:
@@ -210,40 +210,40 @@ class RunState:
         self._waiting_all.setdefault(step, {}).setdefault(n, []).append(attempt)
         return 1
 
-    def find(self, s: int, i: int, a: int) -> Attempt | None:
+    def find(self, step: int, item: int, number: int) -> Attempt | None:
         """The attempt, if it is the task's current one and not gone."""
-        attempt = self.current.get((s, i))
-        return attempt if attempt is not None and attempt.a == a and attempt.state != GONE else None
+        attempt = self.current.get((step, item))
+        return attempt if attempt is not None and attempt.number == number and attempt.state != GONE else None
 
-    def finish(self, s: int, i: int, output: Output) -> None:
+    def finish(self, step: int, item: int, output: Output) -> None:
         """Keeps an output and hands on what waited for it."""
-        self.outputs[s, i] = output
-        self.current.pop((s, i), None)
-        self._version[s] = self._version.get(s, 0) + 1
-        self._settle((s, i))
+        self.outputs[step, item] = output
+        self.current.pop((step, item), None)
+        self._version[step] = self._version.get(step, 0) + 1
+        self._settle((step, item))
 
-    def hole(self, s: int, i: int) -> None:
+    def hole(self, step: int, item: int) -> None:
         """The task will have no output (skipped, refused): order-only and list dependents count it as
         settled.
         """
-        if (s, i) in self.outputs:
+        if (step, item) in self.outputs:
             return
-        if i < 0:
-            for task in [t for t in self._waiting if t[0] == s]:
+        if item < 0:
+            for task in [t for t in self._waiting if t[0] == step]:
                 self._hand_on(self._waiting.pop(task))
-        self._settle((s, i))
+        self._settle((step, item))
 
-    def forget(self, s: int, i: int) -> None:
+    def forget(self, step: int, item: int) -> None:
         """The task has no output any more, or is no hole: what waits for it from now on waits until it has one."""
-        self.outputs.pop((s, i), None)
-        self.again[s, i] += 1
-        self._version[s] = self._version.get(s, 0) + 1
-        if (s, i) in self._done:
-            self._done.discard((s, i))
-            if i < 0:
-                self._whole.discard(s)
+        self.outputs.pop((step, item), None)
+        self.again[step, item] += 1
+        self._version[step] = self._version.get(step, 0) + 1
+        if (step, item) in self._done:
+            self._done.discard((step, item))
+            if item < 0:
+                self._whole.discard(step)
             else:
-                self._settled[s] -= 1
+                self._settled[step] -= 1
 
     def _settle(self, task: Task) -> None:
         step, item = task
@@ -285,9 +285,9 @@ class RunState:
         head = {
             "run": self.uid,
             "e": epoch,
-            "s": attempt.s,
-            "i": attempt.i,
-            "a": attempt.a,
+            "s": attempt.step,
+            "i": attempt.item,
+            "a": attempt.number,
             "o": self.opening,
             "v": attempt.values,
             "d": digest,

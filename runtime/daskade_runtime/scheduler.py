@@ -59,7 +59,7 @@ class Runtime:
     """One per scheduler process."""
 
     def __init__(self, scheduler: Any, archive: bytes, digest: str) -> None:
-        self.s = scheduler
+        self.scheduler = scheduler
         self.archive = archive
         self.digest = digest
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -89,16 +89,16 @@ class Runtime:
             raise
 
     async def _start(self) -> None:
-        self.client = await connect(self.s)
+        self.client = await connect(self.scheduler)
         # Taken after the client has connected, so that no worker is missed; the plugin reports those that register later.
-        self.workers = Workers(self.s)
-        self.dispatcher = Dispatcher(self.s, self.client, run_attempts, self)
-        self.s.add_plugin(Plugin(self))
-        watch_status(self.s, self.dispatcher.workers_changed)
+        self.workers = Workers(self.scheduler)
+        self.dispatcher = Dispatcher(self.scheduler, self.client, run_attempts, self)
+        self.scheduler.add_plugin(Plugin(self))
+        watch_status(self.scheduler, self.dispatcher.workers_changed)
         register = getattr(self.client, "register_plugin", None) or self.client.register_worker_plugin
         await register(DaskadeWorker(self.archive, self.digest), name="daskade")
-        self.s.stream_handlers["daskade-ev"] = self.on_worker
-        self.s.handlers.update(
+        self.scheduler.stream_handlers["daskade-ev"] = self.on_worker
+        self.scheduler.handlers.update(
             {
                 "daskade-open": self.open,
                 "daskade-submit": self.submit,
@@ -116,7 +116,7 @@ class Runtime:
         self.cluster = ClusterView(self)
         parts = (self.cluster, self.earlier, self.retention, self.snapshots, Looks(), Turns(self), WorkerOps(self))
         for part in parts:
-            self.s.handlers.update(part.handlers())
+            self.scheduler.handlers.update(part.handlers())
         self._background(self.cluster.note_use())
         self._background(fence.watch(self))
         log.info("daskade runtime %s is ready, instance %s", self.digest[:12], self.instance)
@@ -274,7 +274,7 @@ class Runtime:
 
     async def _opened(self, live: LiveRun, paged: bool) -> Reply:
         cursor, epoch, snapshot = live.events.seq, live.epoch, live.snapshot()
-        for worker in list(self.s.workers.values()):
+        for worker in list(self.scheduler.workers.values()):
             live.events.add("worker", state="added", **describe(worker))
         self.dispatcher.retell_blocked(live.uid)
         told = await self.snapshots.first(live.uid, snapshot, paged, live.store)
@@ -500,19 +500,19 @@ class Runtime:
         """The task is done and not all of its answers came ahead of it: take the task's result."""
         try:
             untold = await future
-            for run, s, i, a, answer in msgpack.unpackb(untold, raw=False) if untold else ():
+            for run, step, item, number, answer in msgpack.unpackb(untold, raw=False) if untold else ():
                 live = self.runs.get(run)
                 if live is not None:
-                    live.answered(s, i, a, answer, self._name_of(attempts, (s, i, a)))
+                    live.answered(step, item, number, answer, self._name_of(attempts, (step, item, number)))
             deadline = asyncio.get_running_loop().time() + ANSWER_GRACE
-            while missing := [a for a in attempts if self._awaited(a)]:
+            while missing := [attempt for attempt in attempts if self._awaited(attempt)]:
                 if asyncio.get_running_loop().time() > deadline:
                     for attempt in missing:
                         self.broken(attempt, "the worker sent no answer")
                     return
                 await asyncio.sleep(0.02)
         except Exception as error:  # noqa: BLE001 - the result was lost with its worker
-            for attempt in [a for a in attempts if self._awaited(a)]:
+            for attempt in [attempt for attempt in attempts if self._awaited(attempt)]:
                 self.lost(attempt, attempt.worker, f"its answer was lost: {error}"[:500])
         finally:
             future.release()

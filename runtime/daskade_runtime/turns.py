@@ -31,9 +31,9 @@ class Turns:
 
 def check(call: Callable[..., Any], task: tuple[str, int, int, int, int], address: str) -> None:
     """Asks the scheduler by ``call``; a failure if the attempt is not its task's any more, or nobody says so."""
-    run, s, i, a, o = task
+    run, step, item, attempt, o = task
     try:
-        reply = call("daskade-current", run=run, s=s, i=i, a=a, o=o, w=address)
+        reply = call("daskade-current", run=run, s=step, i=item, a=attempt, o=o, w=address)
         known = reply["current"]
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"

@@ -80,7 +80,7 @@ class Workers:
     """The workers as this scheduler reaches them."""
 
     def __init__(self, scheduler: Any) -> None:
-        self._s = scheduler
+        self._scheduler = scheduler
         self._known = {address: describe(worker) for address, worker in scheduler.workers.items()}
 
     def name(self, address: str | None) -> str:
@@ -90,14 +90,14 @@ class Workers:
 
     def tell(self, address: str | None, message: dict[str, Any]) -> None:
         """Sends a stream operation to a worker, if it is there."""
-        stream = self._s.stream_comms.get(address)
+        stream = self._scheduler.stream_comms.get(address)
         if stream is not None:
             with contextlib.suppress(OSError):  # it is going, and Dask says so in a moment
                 stream.send(message)
 
     def tell_all(self, message: dict[str, Any]) -> None:
         """Sends a stream operation to all workers."""
-        for address in list(self._s.stream_comms):
+        for address in list(self._scheduler.stream_comms):
             self.tell(address, message)
 
     def listen(self, live: Any) -> None:
@@ -111,8 +111,8 @@ class Workers:
         """Waits until the workers have stored the run's log lines; not long, and whatever comes of it."""
         message = {"op": "daskade-flush", "run": run}
         asked = [
-            asyncio.ensure_future(self._s.broadcast(msg=message, workers=[address]))
-            for address in list(self._s.workers)
+            asyncio.ensure_future(self._scheduler.broadcast(msg=message, workers=[address]))
+            for address in list(self._scheduler.workers)
         ]
         if not asked:
             return
@@ -127,7 +127,7 @@ class Workers:
 
     def added(self, address: str, runs: Iterable[Any]) -> dict[str, Any] | None:
         """Remembers a new worker, and tells it what to listen for."""
-        worker = self._s.workers.get(address)
+        worker = self._scheduler.workers.get(address)
         if worker is None:
             return None
         told = self._known[address] = describe(worker)
@@ -138,8 +138,8 @@ class Workers:
 
     def removed(self, address: str) -> dict[str, Any]:
         """What was known of a worker that is gone."""
-        while len(self._known) > len(self._s.workers) + NAMES_KEPT:
-            del self._known[next(a for a in self._known if a not in self._s.workers)]
+        while len(self._known) > len(self._scheduler.workers) + NAMES_KEPT:
+            del self._known[next(a for a in self._known if a not in self._scheduler.workers)]
         return self._known.get(address) or {"address": address, "name": address}
 
 

@@ -166,18 +166,18 @@ class WorkerState:
             attempt = self.live[task] = Attempt(task)
             if task in self._stopped:  # looked at only now: a stop from here on finds the attempt itself
                 raise StepFailure("stopped", "Stopped", "stopped before it began")
-            run_id, s, i, a, _ = task
+            run_id, step, item, number, _ = task
             started = self.events.add(
-                {"k": "started", "run": run_id, "s": s, "i": i, "a": a, "t": began, "w": self.name}
+                {"k": "started", "run": run_id, "s": step, "i": item, "a": number, "t": began, "w": self.name}
             )
             run = self.definitions.find(request["run"], request["e"], attempt.stopped)
             self.logs.open_run(run.uid, run.store)
-            step = run.step(request["s"])
+            definition = run.step(request["s"])
             self.cache.limit = run.settings.get("cache_bytes") or self.cache.limit
             lines = AttemptLog(
-                self.logs, run.uid, step["name"], (s, i, a), run.settings.get("log_cap") or ATTEMPT_CAP
+                self.logs, run.uid, definition["name"], (step, item, number), run.settings.get("log_cap") or ATTEMPT_CAP
             )
-            reply = self._run(run, step, request, attempt, lines)
+            reply = self._run(run, definition, request, attempt, lines)
         except BaseException as exc:  # an exception here would become Dask's
             reply = describe(exc)
             if not isinstance(exc, StepFailure):
@@ -458,9 +458,9 @@ class WorkerState:
     def _ask_definitions(self, run: str) -> Any:
         return self._call_scheduler("daskade-run", run=run)
 
-    def _ask_handle(self, run: str, s: int, i: int) -> Any:
+    def _ask_handle(self, run: str, step: int, item: int) -> Any:
         try:
-            return self._call_scheduler("daskade-handle", run=run, s=s, i=i)
+            return self._call_scheduler("daskade-handle", run=run, s=step, i=item)
         except Exception as exc:
             message = f"the scheduler did not give the index of a list output: {type(exc).__name__}: {exc}"
             raise StepFailure("infra", "MissingInput", message) from exc

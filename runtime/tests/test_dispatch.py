@@ -385,7 +385,7 @@ class Sent:
         for address, worker in workers.items():
             worker.address = address
         self.workers, self.loop = workers, self
-        self.dispatcher._s = self
+        self.dispatcher._scheduler = self
 
     def add_callback(self, call: Any, *arguments: Any) -> None:
         self.later.append((call, arguments))
@@ -406,7 +406,7 @@ class Sent:
 
     def get(self, graph: Any, keys: Any, *, workers: list[str], **_: Any) -> list[None]:
         flights = [self.dispatcher.flying[key] for key in keys]
-        self.calls.append((workers, [a.i for flight in flights for a in flight.attempts]))
+        self.calls.append((workers, [a.item for flight in flights for a in flight.attempts]))
         return [None for _ in keys]
 
     def send(self, *attempts: Attempt | None) -> list[tuple[list[str], list[int]]]:

@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def scheduler(dispatcher: Any, *workers: str) -> SimpleNamespace:
-    return SimpleNamespace(dispatcher=dispatcher, s=SimpleNamespace(workers=dict.fromkeys(workers)))
+    return SimpleNamespace(dispatcher=dispatcher, scheduler=SimpleNamespace(workers=dict.fromkeys(workers)))
 
 
 def on_run(store: Store, test: Callable[[LiveRun], Awaitable[None]]) -> None:

@@ -48,7 +48,7 @@ class Fault:
     """``again``: executions that it may cost beyond one per task. ``aim``: seconds in which the run should be back.
     ``replaced``: the run is back with the first step on a pod that was not there before. ``lag``: seconds for which those
     that are cut off may begin another step. ``options``: of the operator, from before the run on. ``stays``: no other pod
-    may do any of the work. ``storage``: it is the storage that is hit.
+    may do any of the work. ``storage``: it is the storage that is hit. ``alone``: all of the cluster is hit.
     """
 
     strike: Callable[[Scene], float]
@@ -61,6 +61,7 @@ class Fault:
     width: int = 6
     seconds: float = 1.0
     storage: bool = False
+    alone: bool = False
 
 
 def kill_operator(scene: Scene) -> float:
@@ -242,11 +243,11 @@ FAULTS = {
     # What is left for one worker has to take longer than the other one's replacement.
     "worker": Fault(delete_worker, again=3, aim=10, replaced=True, width=12, seconds=2.0),
     "workers": Fault(delete_workers, again=6, aim=10, replaced=True),
-    "drain": Fault(drain_node, again=6, aim=20, replaced=True),
+    "drain": Fault(drain_node, again=6, aim=20, replaced=True, alone=True),
     "storage-hangs": Fault(stop_storage, again=0, aim=10, width=8, storage=True),
     "storage-gone": Fault(kill_storage, again=0, aim=10, width=8, storage=True),
     "certificates": Fault(
         rotate_certificates, again=0, aim=5, width=40, seconds=2.0, options=("--certificate-lifetime", "1m")
     ),
-    "api-server": Fault(restart_api_server, again=0, aim=5, width=10, seconds=2.5),
+    "api-server": Fault(restart_api_server, again=0, aim=5, width=10, seconds=2.5, alone=True),
 }

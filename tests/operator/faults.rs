@@ -87,7 +87,7 @@ async fn what_is_refused_again_and_again_is_tried_ever_more_rarely_and_uses_up_n
     let passes = tries("c-scheduler-1");
     let early = passes.iter().filter(|it| it.at - passes[0].at < Duration::from_secs(7)).count();
     assert!(early <= 4 && passes.len() <= 6, "{early} of {}", passes.len());
-    // Scheduler and one worker in each pass; the others of a group would be refused as well.
+    // Scheduler and one worker in each reconciliation; the others of a group would be refused as well.
     let mut pods = world.api.requests();
     pods.retain(|it| it.method == Method::POST && it.path.ends_with("/pods"));
     assert!(pods.len() <= 2 * passes.len(), "{} in {} passes", pods.len(), passes.len());
@@ -97,7 +97,7 @@ async fn what_is_refused_again_and_again_is_tried_ever_more_rarely_and_uses_up_n
     assert!(told <= 3, "the same is told once: {told}");
     assert!(world.object("team", "c")["status"]["incarnation"].is_null());
     world.api.edit(&cluster_path("team", "c"), |object| object["spec"]["workers"][0]["replicas"] = json!(2));
-    // A pass that still has the old spec must not find the quota lifted.
+    // A reconciliation that still has the old spec must not find the quota lifted.
     eventually("it has seen the new spec", SOON, || {
         let object = world.object("team", "c");
         object["status"]["observedGeneration"] == object["metadata"]["generation"]

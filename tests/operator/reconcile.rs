@@ -435,7 +435,7 @@ async fn an_idle_cluster_loses_its_workers_by_itself_and_gets_them_back_for_work
     world.until_ready("team", "c").await;
     let scheduler = world.scheduler("team", "c");
     // Once, and then it says nothing more: the operator has to look at its clock.
-    // Each time a pass knows of it already before its own turn comes, which then finds nothing new; the second time the
+    // Each time a reconciliation knows of it already before its own turn comes, which then finds nothing new; the second time the
     // pass before it had nothing to write.
     for (look, demand) in [("again", json!([])), ("once more", json!([{"resources": {}, "count": 1}]))] {
         scheduler.change(|state| {

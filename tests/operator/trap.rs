@@ -1,4 +1,4 @@
-//! A mistake in a pass, made to order: whoever waits for the answer to a write of a chosen object panics.
+//! A mistake in a reconciliation, made to order: whoever waits for the answer to a write of a chosen object panics.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

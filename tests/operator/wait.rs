@@ -64,7 +64,7 @@ pub async fn beat() {
     sleep(Duration::from_secs(1)).await;
 }
 
-/// Rings when the operator in this process logs something or ends a pass.
+/// Rings when the operator in this process logs something or ends a reconciliation.
 pub fn hear_the_operator() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

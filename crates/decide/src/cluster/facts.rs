@@ -22,14 +22,14 @@ pub struct Cluster {
     pub status: DaskClusterStatus,
 }
 
-/// Everything that was read in one pass.
+/// Everything that was read in one reconciliation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
     pub now: Timestamp,
     /// Pods that the cluster owns, those included that were just made and that no watch has shown yet.
     pub pods: Vec<PodFact>,
     pub scheduler: SchedulerFact,
-    /// Writes that Kubernetes refused in the pass before, per pod role.
+    /// Writes that Kubernetes refused in the reconciliation before, per pod role.
     pub refused: Vec<Refusal>,
     pub tls: TlsFact,
     /// Pods that wait for room, and for which workers gave way already, each with their node.

@@ -193,7 +193,7 @@ impl Planner<'_> {
             }
             return;
         }
-        // Two can only be there after a fault: the newer one is what a pass after it wanted.
+        // Two can only be there after a fault: the newer one is what a reconciliation after it wanted.
         live.sort_by_key(|pod| pod.slot.incarnation);
         let Some(pod) = live.pop() else { return self.create(Role::Scheduler) };
         for other in live {

@@ -39,7 +39,7 @@ impl Run {
     }
 }
 
-/// Everything that was found out in one pass.
+/// Everything that was found out in one reconciliation.
 #[derive(Debug, Clone)]
 pub struct Facts {
     pub now: Timestamp,
@@ -56,7 +56,7 @@ pub struct Facts {
     pub stuck: Duration,
     /// What it waited for when it was last seen to wait, if no step has run since.
     pub waited: Option<String>,
-    /// What Kubernetes refused in this pass.
+    /// What Kubernetes refused in this reconciliation.
     pub issue: Option<Issue>,
     /// Why it may not begin, or go on, yet: its namespace has as many runs as it may have, or memory for runs is used up.
     pub full: Option<Issue>,

@@ -24,7 +24,7 @@ const UNTOLD: Duration = Duration::from_secs(10);
 /// What is to end waits this long for a worker that can run its `finally` steps.
 const STUCK: Duration = Duration::from_secs(300);
 
-/// Everything to do in one pass. All of it may be done twice.
+/// Everything to do in one reconciliation. All of it may be done twice.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// Write the spec down.

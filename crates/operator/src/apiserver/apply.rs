@@ -1,5 +1,5 @@
 //! Writes. Each is harmless if done twice, touches only what belongs to the object, and puts the answer into the cache, so
-//! that the next pass knows of it even if the watch lags.
+//! that the next reconciliation knows of it even if the watch lags.
 
 use std::collections::BTreeMap;
 

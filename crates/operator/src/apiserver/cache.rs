@@ -1,4 +1,4 @@
-//! What the watches have shown, by the object that it belongs to: as little of each as a pass needs, so that a thousand
+//! What the watches have shown, by the object that it belongs to: as little of each as a reconciliation needs, so that a thousand
 //! clusters fit into a few megabytes. Each kind that is looked at for itself has a cache of its own.
 
 use std::collections::{BTreeMap, HashMap, HashSet};

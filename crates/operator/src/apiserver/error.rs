@@ -1,4 +1,4 @@
-//! What can go wrong in a pass, and when to try again.
+//! What can go wrong in a reconciliation, and when to try again.
 
 use std::time::Duration;
 

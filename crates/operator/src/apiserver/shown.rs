@@ -63,7 +63,7 @@ struct Shown<'a> {
     frozen: Option<String>,
 }
 
-/// What is kept of one as a whole, and what a pass sees of it.
+/// What is kept of one as a whole, and what a reconciliation sees of it.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Slim<'a> {
@@ -149,7 +149,7 @@ pub(crate) fn read_object(kind: Kind, object: &DynamicObject) -> Option<Seen> {
     read_root(kind, &serde_json::to_string(object).ok()?).ok()
 }
 
-/// An object as a pass sees it: as what is kept of a small one.
+/// An object as a reconciliation sees it: as what is kept of a small one.
 pub(crate) struct Read {
     pub meta: ObjectMeta,
     pub value: Value,
@@ -157,7 +157,7 @@ pub(crate) struct Read {
     pub refused: Option<String>,
 }
 
-/// Reads a DaskCluster, Pipeline or PipelineRun for a pass.
+/// Reads a DaskCluster, Pipeline or PipelineRun for a reconciliation.
 pub(crate) fn read_whole(kind: Kind, text: &str) -> serde_json::Result<Read> {
     let shown: Shown = serde_json::from_str(text)?;
     let view = View::of(kind, &shown);

@@ -60,7 +60,7 @@ fn of_a_large_object_no_more_is_kept_than_others_decide_by() {
     let ended = run(1 << 20, |run| run["status"]["conditions"][1]["status"] = json!("False"));
     let ended = record(&ended);
     assert!(crate::pipelinerun::gather::read_run(&Key::new("n", "r"), &ended, &ended.json()).has_ended());
-    // Its pass sees all of it.
+    // Its reconciliation sees all of it.
     let Read { value: whole, .. } = read_whole(Kind::Run, &text).expect("it can be read");
     assert_eq!(whole["spec"]["pipelineSpec"]["code"]["files"]["flow.py"].as_str().map(str::len), Some(1 << 20));
 }

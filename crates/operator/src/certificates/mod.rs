@@ -113,7 +113,7 @@ pub struct Certificates {
     pub(crate) authorities: Authorities,
 }
 
-/// What is remembered, so that a pass in which nothing is due makes no request.
+/// What is remembered, so that a reconciliation in which nothing is due makes no request.
 #[derive(Default)]
 struct Memory {
     /// By the uid of the cluster.
@@ -161,7 +161,7 @@ impl Certificates {
     }
 
     /// Sees to it that the certificates of a cluster are there and hold; makes and renews them as needed. Without `check`
-    /// no Secret is read while nothing is due, so that one that somebody has deleted is missed until a pass with it.
+    /// no Secret is read while nothing is due, so that one that somebody has deleted is missed until a reconciliation with it.
     pub async fn ensure(&self, cluster: &Cluster, now: Timestamp, check: bool) -> Result<Credentials, Error> {
         let tls = cluster.spec.tls.clone().unwrap_or_default();
         let (given, term) = {

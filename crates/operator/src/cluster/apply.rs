@@ -68,7 +68,7 @@ impl Work<'_> {
     /// Objects of ours that no watch has shown for long may be gone.
     async fn verify(&mut self, entry: &Entry) {
         let doubtful = entry.doubtful();
-        // What is found is for the next pass: this one goes by what was known before.
+        // What is found is for the next reconciliation: this one goes by what was known before.
         if !doubtful.is_empty() {
             self.leave(Duration::ZERO);
         }

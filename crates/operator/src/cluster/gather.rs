@@ -166,7 +166,7 @@ impl Work<'_> {
         }
     }
 
-    /// What is known, and which answer of the scheduler it has: what comes in later is for the next pass.
+    /// What is known, and which answer of the scheduler it has: what comes in later is for the next reconciliation.
     pub(crate) async fn facts(&mut self, entry: &Entry, cluster: &Cluster, credentials: &Credentials) -> (Facts, u64) {
         let (pods, late) = gather_pods(entry, &cluster.uid, self.now);
         self.waits.extend(late.map(|late| late.unsigned_abs()));

@@ -259,7 +259,7 @@ struct StateReporter {
     state: State,
     key: Key,
     queue: Arc<Queue>,
-    /// What it notes is compared with the time of passes.
+    /// What it notes is compared with the time of reconciliations.
     clock: Clock,
 }
 

@@ -29,14 +29,14 @@ pub(crate) struct Memory {
     pub tls: TlsFact,
     /// When the API server last said that the spec is still the one we know: its generation.
     pub confirmed: Option<(i64, Instant)>,
-    /// What a pass saw that found nothing to do: revisions of the cache and of the scheduler's answer, and until when that
+    /// What a reconciliation saw that found nothing to do: revisions of the cache and of the scheduler's answer, and until when that
     /// holds if nothing changes.
     pub settled: Option<(u64, u64, Instant)>,
-    /// When the work is due that the last pass left undone.
+    /// When the work is due that the last reconciliation left undone.
     pub left: Option<Instant>,
     pub status: Throttle,
     pub tally: Tally,
-    /// Errors that pass by themselves, unless they do not.
+    /// Errors that reconciliation by themselves, unless they do not.
     pub conflicts: Repeats,
     /// Pods that wait for room, and for which workers gave way, each with their node.
     pub gave: BTreeMap<String, Option<String>>,
@@ -60,12 +60,12 @@ impl Memory {
         Some(Issue { reason, message: format!("failed to {error}; {told}; {help}"), stalled: true })
     }
 
-    /// Time until the work is due that the last pass left undone.
+    /// Time until the work is due that the last reconciliation left undone.
     pub fn left(&self) -> Option<Duration> {
         self.left.map(|left| left.saturating_duration_since(Instant::now()))
     }
 
-    /// Notes for which pods workers gave way in a pass, if the scheduler could be asked to drain them. Pods that do not wait
+    /// Notes for which pods workers gave way in a reconciliation, if the scheduler could be asked to drain them. Pods that do not wait
     /// any more are forgotten.
     pub fn note_giving(&mut self, facts: &Facts, plan: &Plan) {
         let waits = |name: &String| facts.pods.iter().any(|pod| pod.name == *name && pod.shortage.is_some());

@@ -112,7 +112,7 @@ impl<'a> Work<'a> {
         self.error.get_or_insert(error);
     }
 
-    /// Leaves work to a pass that starts after this time.
+    /// Leaves work to a reconciliation that starts after this time.
     pub(crate) fn leave(&mut self, after: Duration) {
         self.waits.push(after);
         self.left = Some(self.left.map_or(after, |left| left.min(after)));

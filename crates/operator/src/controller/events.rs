@@ -1,4 +1,4 @@
-//! Events for people, from what changes in a status. They never hold up a pass and may be lost: conditions are the truth.
+//! Events for people, from what changes in a status. They never hold up a reconciliation and may be lost: conditions are the truth.
 
 use std::sync::Arc;
 

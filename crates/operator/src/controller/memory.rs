@@ -28,7 +28,7 @@ impl<M> Default for Memories<M> {
 }
 
 impl<M: Default> Memories<M> {
-    /// For a pass, which puts it back unless the object is gone. What a pass that panics took is lost.
+    /// For a reconciliation, which puts it back unless the object is gone. What a reconciliation that panics took is lost.
     pub fn take(&self, key: &Key) -> Kept<M> {
         self.lock().remove(key).unwrap_or_default()
     }

@@ -115,7 +115,7 @@ impl Work<'_> {
     async fn set_finalizer(&mut self, wanted: bool) -> Result<(), ReconcileError> {
         let names = self.value.pointer("/metadata/finalizers").and_then(Value::as_array);
         let names: Vec<String> = names.into_iter().flatten().filter_map(Value::as_str).map(ToOwned::to_owned).collect();
-        // A write of this pass has made another version.
+        // A write of this reconciliation has made another version.
         let entry = self.reconciler.controller.sink.cache.entry(self.key).and_then(|entry| entry.root);
         let version = entry.map(|record| record.version).filter(|version| !is_older(version, &self.record.version));
         let version = version.unwrap_or_else(|| self.record.version.clone());

@@ -118,7 +118,7 @@ impl RunReconciler {
         }
     }
 
-    /// The weight of what a pass has in hand besides the run: what it is carried out from, or the Pipeline that it names.
+    /// The weight of what a reconciliation has in hand besides the run: what it is carried out from, or the Pipeline that it names.
     fn besides(&self, key: &Key, record: &Record, memory: &Memory) -> usize {
         if memory.stored.is_some() {
             return 0;

@@ -74,7 +74,7 @@ impl Writer<'_> {
             Err(error) => return Err(ReconcileError::api("delete", kind, name, error)),
             Ok(_) => {}
         }
-        // The watch may lag: without this mark the next pass would delete it again.
+        // The watch may lag: without this mark the next reconciliation would delete it again.
         cache.mark_deleted(self.key, uid);
         Ok(())
     }

@@ -309,7 +309,7 @@ proptest! {
         prop_assert!(false, "it never comes to rest: {:?}", world);
     }
 
-    /// A pass that was cut off after any of its writes is as good as one that never began.
+    /// A reconciliation that was cut off after any of its writes is as good as one that never began.
     #[test]
     fn a_plan_that_was_carried_out_is_not_carried_out_twice(spec in specs(), seeds in seeds()) {
         let mut cluster = cluster(spec);

@@ -18,7 +18,7 @@ enum Step {
         oldest: bool,
         succeeded: bool,
     },
-    /// A pass whose process ends after so many actions.
+    /// A reconciliation whose process ends after so many actions.
     Crash(usize),
     Pass,
     DropStatus,

@@ -115,9 +115,9 @@ impl World {
         }
     }
 
-    /// One pass: until nothing is left to do, then the status. `actions` bounds what is done before the process ends.
-    /// Tells whether the pass came to its end.
-    pub fn pass(&mut self, mut actions: usize) -> bool {
+    /// One reconciliation: until nothing is left to do, then the status. `actions` bounds what is done before the process ends.
+    /// Tells whether the reconciliation came to its end.
+    pub fn reconcile(&mut self, mut actions: usize) -> bool {
         for _ in 0..300 {
             let planned = self.planned();
             if planned.actions.is_empty() {

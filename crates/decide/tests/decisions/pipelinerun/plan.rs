@@ -11,7 +11,7 @@ use run_model::RunOutcome;
 #[test]
 fn a_run_is_written_down_then_given_a_cluster_then_held_and_driven() {
     let mut it = run();
-    let planned = pass(&mut it, &facts(SpecFact::Valid));
+    let planned = reconcile(&mut it, &facts(SpecFact::Valid));
     assert!(planned.freeze);
     assert_eq!(
         (planned.cluster, planned.drive, planned.finalizer),
@@ -19,24 +19,24 @@ fn a_run_is_written_down_then_given_a_cluster_then_held_and_driven() {
     );
 
     let mut known = facts(frozen(Place::Own));
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert_eq!(
         (planned.cluster, planned.drive, planned.finalizer),
         (ClusterStep::Make, DriveStep::Keep, FinalizerStep::Keep)
     );
 
     (known.cluster, known.owned) = (ClusterFact::Waits(issue(Reason::Unschedulable, false)), true);
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert_eq!((planned.cluster, planned.drive), (ClusterStep::Keep, DriveStep::Keep));
     assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "Unschedulable".into()));
     says(&it, "Succeeded", "about Unschedulable");
 
     known.cluster = ClusterFact::Answers(None);
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert_eq!((planned.finalizer, planned.drive), (FinalizerStep::Add, DriveStep::Run { cancel: false }));
     it.held = true;
     known.drive = DriveFact::Live(open());
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert_eq!((planned.finalizer, planned.drive), (FinalizerStep::Keep, DriveStep::Run { cancel: false }));
     assert_eq!(planned.condition.state, State::Running);
 }
@@ -53,7 +53,7 @@ fn the_end_is_written_before_anything_is_taken_away_and_stays() {
         let mut known = facts(frozen(Place::Own));
         (known.cluster, known.owned) = (ClusterFact::Answers(None), true);
         known.drive = DriveFact::Done(Box::new(report(outcome)));
-        let planned = pass(&mut it, &known);
+        let planned = reconcile(&mut it, &known);
         assert_eq!((planned.cluster, planned.finalizer), (ClusterStep::Keep, FinalizerStep::Keep), "{reason}");
         assert!(it.has_ended());
         assert_eq!(condition(&it, "Succeeded").1, reason);
@@ -64,7 +64,7 @@ fn the_end_is_written_before_anything_is_taken_away_and_stays() {
         known.drive = DriveFact::None;
         known.spec = SpecFact::Valid;
         it.spec.cancel = true;
-        let planned = pass(&mut it, &known);
+        let planned = reconcile(&mut it, &known);
         assert_eq!((planned.cluster, planned.finalizer), (ClusterStep::Delete, FinalizerStep::Remove));
         assert_eq!(it.status, written);
         assert!(!planned.delete);
@@ -76,7 +76,7 @@ fn an_ended_run_goes_after_its_time_and_no_cluster_of_others_with_it() {
     let mut it = run();
     let mut known = facts(frozen(Place::Shared("c".into())));
     known.drive = DriveFact::Done(Box::new(report(RunOutcome::Succeeded)));
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     known.drive = DriveFact::None;
     it.spec.ttl_after_finished = Some("1m".parse().unwrap());
     let planned = plan(&it, &known);
@@ -122,7 +122,7 @@ fn what_is_to_end_does_not_wait_for_ever_for_a_worker_that_runs_its_finally_step
     known.drive = DriveFact::Live(live);
     known.stuck = Duration::from_secs(299);
     let mut it = run();
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "Finalizing".into()));
     assert_eq!(it.status.conditions[0].message, "`finally` steps wait: about ImagePull");
     known.stuck = Duration::from_secs(300);
@@ -144,7 +144,7 @@ fn a_run_of_which_finally_steps_are_left_says_so() {
     known.drive = DriveFact::Live(live);
     let mut it = run();
     it.held = true;
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "Finalizing".into()));
     assert_eq!(it.status.conditions[0].message, "all other steps have ended, `finally` steps run");
 }
@@ -156,17 +156,17 @@ fn a_suspended_run_leaves_its_scheduler_and_gives_its_cluster_back() {
     let mut known = facts(frozen(Place::Own));
     (known.cluster, known.owned) = (ClusterFact::Answers(None), true);
     known.drive = DriveFact::Live(open());
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert_eq!((planned.drive, planned.cluster), (DriveStep::Stop { leave: true }, ClusterStep::Delete));
     assert_eq!((it.status.state.as_deref(), planned.finalizer), (Some("Suspended"), FinalizerStep::Keep));
     it.queue = Some("nightly".to_owned());
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     let message = &it.status.conditions[0].message;
     assert!(message.contains("queue of the schedule of Pipeline nightly"), "{message}");
     // Before it was written down, nothing is.
     let mut new = run();
     new.spec.suspend = true;
-    assert!(!pass(&mut new, &facts(SpecFact::Valid)).freeze);
+    assert!(!reconcile(&mut new, &facts(SpecFact::Valid)).freeze);
 }
 
 #[test]
@@ -174,12 +174,12 @@ fn a_run_beyond_the_limit_of_its_namespace_waits_before_it_is_written_down() {
     let mut known = facts(SpecFact::Valid);
     known.full = Some(issue(Reason::RunLimit, false));
     let mut it = run();
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert!(!planned.freeze && planned.cluster == ClusterStep::Keep && planned.drive == DriveStep::Keep);
     assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "RunLimit".into()));
     says(&it, "Succeeded", "about RunLimit");
     it.spec.cancel = true;
-    assert_eq!(pass(&mut it, &known).condition.state, State::Ended(RunOutcome::Cancelled));
+    assert_eq!(reconcile(&mut it, &known).condition.state, State::Ended(RunOutcome::Cancelled));
 }
 
 /// Issue 13, point 3.
@@ -191,9 +191,9 @@ fn a_run_that_there_is_no_memory_for_is_not_driven_and_its_steps_go_on() {
     let mut known = facts(frozen(Place::Shared("c".to_owned())));
     known.cluster = ClusterFact::Answers(None);
     known.drive = DriveFact::Live(open());
-    assert_eq!(pass(&mut it, &known).drive, DriveStep::Run { cancel: false });
+    assert_eq!(reconcile(&mut it, &known).drive, DriveStep::Run { cancel: false });
     known.full = Some(issue(Reason::RunLimit, false));
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert_eq!(
         (planned.drive, planned.release, planned.finalizer),
         (DriveStep::Stop { leave: false }, None, FinalizerStep::Keep)
@@ -203,11 +203,11 @@ fn a_run_that_there_is_no_memory_for_is_not_driven_and_its_steps_go_on() {
     known.drive = DriveFact::None;
     // One that is deleted waits for as long as it may take to stop its steps.
     it.deleting = Some(known.now);
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert_eq!((planned.drive, planned.finalizer), (DriveStep::Stop { leave: false }, FinalizerStep::Keep));
     assert_eq!((planned.release, planned.wake), (None, Some(Duration::from_secs(60))));
     it.deleting = Some(at(-60));
-    assert!(pass(&mut it, &known).release.is_some());
+    assert!(reconcile(&mut it, &known).release.is_some());
 }
 
 #[test]
@@ -215,9 +215,9 @@ fn deadlines_end_a_run_that_nobody_else_can_end() {
     let mut known = facts(frozen(Place::Own));
     known.cluster = ClusterFact::Waits(issue(Reason::QuotaExceeded, false));
     let mut it = run();
-    assert_eq!(pass(&mut it, &known).wake, Some(Duration::from_secs(595)));
+    assert_eq!(reconcile(&mut it, &known).wake, Some(Duration::from_secs(595)));
     known.now = at(600);
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     assert_eq!(condition(&it, "Succeeded"), ("False".into(), "DeadlineExceeded".into()));
     assert!(it.status.conditions[0].message.contains("about QuotaExceeded"), "{:?}", it.status.conditions);
 
@@ -225,14 +225,14 @@ fn deadlines_end_a_run_that_nobody_else_can_end() {
     let mut it = run();
     let mut known = facts(frozen(Place::Own));
     (known.now, known.drive) = (at(600), DriveFact::Live(open()));
-    assert_eq!(pass(&mut it, &known).condition.state, State::Running);
+    assert_eq!(reconcile(&mut it, &known).condition.state, State::Running);
     if let SpecFact::Frozen(frozen) = &mut known.spec {
         frozen.active = Some(Duration::from_secs(700));
     }
     known.now = at(719);
-    assert_eq!(pass(&mut it, &known).condition.state, State::Running);
+    assert_eq!(reconcile(&mut it, &known).condition.state, State::Running);
     known.now = at(820);
-    assert_eq!(pass(&mut it, &known).condition.state, State::Ended(RunOutcome::Failed));
+    assert_eq!(reconcile(&mut it, &known).condition.state, State::Ended(RunOutcome::Failed));
 
     // They have the time that `deadlines.finally` gives them, or as long as they take.
     let finally = |known: &mut Facts, span: Option<u64>| {
@@ -306,7 +306,7 @@ fn why_a_run_waits_is_told_and_it_is_tried_again_after_a_pause() {
     let check = |known: &decide::pipelinerun::facts::Facts, reason: &str, words: &str, stalled: &str| {
         let mut it = run();
         it.held = true;
-        let planned = pass(&mut it, known);
+        let planned = reconcile(&mut it, known);
         assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), reason.into()));
         says(&it, "Succeeded", words);
         assert_eq!(condition(&it, "Stalled").0, stalled, "{reason}");

@@ -17,7 +17,7 @@ fn on(place: Place) -> (Run, Facts) {
     it.held = true;
     let mut known = facts(frozen(place));
     (known.cluster, known.drive) = (ClusterFact::Answers(None), DriveFact::Live(open()));
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     assert!(has_none(&it));
     (it, known)
 }
@@ -53,21 +53,21 @@ fn a_run_that_the_operator_ends_has_ended_at_once_and_is_released_afterwards() {
         assert_eq!(condition(&it, "Released"), ("False".into(), "Releasing".into()));
 
         known.release = ReleaseFact::Ready(None);
-        let planned = pass(&mut it, &known);
+        let planned = reconcile(&mut it, &known);
         assert!(planned.release.is_some_and(|release| release.start));
         assert_eq!((planned.finalizer, planned.drive), (FinalizerStep::Keep, DriveStep::Stop { leave: false }));
         assert_eq!(planned.wake, Some(PATIENCE.unsigned_abs()));
 
         known.release = ReleaseFact::Live(None);
-        assert!(pass(&mut it, &known).release.is_some_and(|release| !release.start));
+        assert!(reconcile(&mut it, &known).release.is_some_and(|release| !release.start));
         known.release = ReleaseFact::Done(Released::Forgotten);
-        assert_eq!(pass(&mut it, &known).finalizer, FinalizerStep::Remove);
+        assert_eq!(reconcile(&mut it, &known).finalizer, FinalizerStep::Remove);
         assert_eq!(condition(&it, "Released"), ("True".into(), "Released".into()));
         assert_eq!(condition(&it, "Succeeded"), ("False".into(), "DeadlineExceeded".into()));
 
         // That is all that there is to do, and it stays told.
         known.release = ReleaseFact::None;
-        let planned = pass(&mut it, &known);
+        let planned = reconcile(&mut it, &known);
         assert!(planned.release.is_none() && planned.finalizer == FinalizerStep::Remove);
         assert_eq!(condition(&it, "Released").0, "True");
     }
@@ -87,14 +87,14 @@ fn whatever_ends_a_run_without_its_driver_begins_its_release() {
         let (mut it, mut known) = shared();
         it.status.started_at = None;
         end(&mut known);
-        pass(&mut it, &known);
+        reconcile(&mut it, &known);
         assert!(it.has_ended());
         assert_eq!(condition(&it, "Released"), ("False".into(), "Releasing".into()), "{:?}", known.drive);
     }
     let (mut it, mut known) = shared();
     it.spec.cancel = true;
     (known.drive, known.cancelling) = (DriveFact::None, Duration::from_secs(301));
-    assert_eq!(pass(&mut it, &known).condition.state, State::Ended(RunOutcome::Cancelled));
+    assert_eq!(reconcile(&mut it, &known).condition.state, State::Ended(RunOutcome::Cancelled));
     assert_eq!(condition(&it, "Released").1, "Releasing");
 }
 
@@ -104,11 +104,11 @@ fn where_nothing_is_left_to_be_released_nothing_is_told() {
     let (mut it, mut known) = on(Place::Own);
     give_up(&mut it, &mut known);
     assert!(has_none(&it) && !is_due(&it));
-    assert_eq!(pass(&mut it, &known).finalizer, FinalizerStep::Remove);
+    assert_eq!(reconcile(&mut it, &known).finalizer, FinalizerStep::Remove);
     // The driver has told the scheduler.
     let (mut it, mut known) = shared();
     known.drive = DriveFact::Done(Box::new(report(RunOutcome::Failed)));
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     assert!(it.has_ended() && has_none(&it) && !is_due(&it));
     // It was never open.
     let (mut it, mut known) = shared();
@@ -151,14 +151,14 @@ fn a_scheduler_that_does_not_confirm_is_asked_until_the_deadline_and_holds_nothi
     let planned = restarted(&mut it, waits.clone());
     assert!(!planned.delete, "it is still asked");
     (known.now, known.release) = (at(5) + PATIENCE, waits);
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert!(planned.finalizer == FinalizerStep::Remove && planned.delete);
     assert_eq!(condition(&it, "Released"), ("False".into(), "NotReleased".into()));
     says(&it, "Released", "within 600 s");
     says(&it, "Released", "may still run");
     assert!(!is_due(&it));
     known.release = ReleaseFact::None;
-    assert_eq!(pass(&mut it, &known).finalizer, FinalizerStep::Remove);
+    assert_eq!(reconcile(&mut it, &known).finalizer, FinalizerStep::Remove);
     assert_eq!(condition(&it, "Released").1, "NotReleased");
 }
 
@@ -170,7 +170,7 @@ fn a_suspended_run_says_so_once_its_steps_have_stopped_whoever_started_them() {
     it.status.conditions[0].reason = "Suspended".to_owned();
     (known.drive, known.release) = (DriveFact::None, ReleaseFact::Ready(None));
     assert!(is_due(&it));
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert!(planned.release.is_some_and(|release| release.start));
     assert_eq!(planned.drive, DriveStep::Stop { leave: false });
     assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "Releasing".into()));
@@ -178,20 +178,20 @@ fn a_suspended_run_says_so_once_its_steps_have_stopped_whoever_started_them() {
     assert_eq!(it.status.state.as_deref(), Some("Running"));
 
     known.release = ReleaseFact::Done(Released::Forgotten);
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "Suspended".into()));
     assert_eq!(condition(&it, "Released"), ("True".into(), "Released".into()));
     known.release = ReleaseFact::None;
     let written = it.status.clone();
-    assert!(pass(&mut it, &known).release.is_some_and(|release| !release.start));
+    assert!(reconcile(&mut it, &known).release.is_some_and(|release| !release.start));
     assert_eq!((&it.status, is_due(&it)), (&written, false));
 
     // It goes on, but not before that is not told any more: who finds it suspended again may rely on it.
     it.spec.suspend = false;
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert_eq!((planned.drive, planned.wake), (DriveStep::Keep, Some(Duration::ZERO)));
     assert!(has_none(&it));
-    assert_eq!(pass(&mut it, &known).drive, DriveStep::Run { cancel: false });
+    assert_eq!(reconcile(&mut it, &known).drive, DriveStep::Run { cancel: false });
     it.spec.suspend = true;
     assert!(is_due(&it));
 }
@@ -201,11 +201,11 @@ fn a_suspended_run_whose_scheduler_does_not_confirm_says_what_may_still_run() {
     let (mut it, mut known) = shared();
     it.spec.suspend = true;
     known.release = ReleaseFact::Waits(issue(Reason::SchedulerNotReady, false));
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     says(&it, "Succeeded", "about SchedulerNotReady");
     known.now = at(5) + PATIENCE;
     for _ in 0..2 {
-        pass(&mut it, &known);
+        reconcile(&mut it, &known);
         assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "Suspended".into()));
         says(&it, "Succeeded", "its steps may still run");
         assert_eq!(condition(&it, "Released"), ("False".into(), "NotReleased".into()));
@@ -214,7 +214,7 @@ fn a_suspended_run_whose_scheduler_does_not_confirm_says_what_may_still_run() {
     let (mut it, mut known) = shared();
     (it.spec.suspend, it.status.cluster) = (true, None);
     known.spec = SpecFact::Waits(issue(Reason::ApiError, false), None);
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     assert_eq!(condition(&it, "Succeeded"), ("Unknown".into(), "ApiError".into()));
 }
 
@@ -241,7 +241,7 @@ fn a_deleted_run_is_let_go_when_it_is_released_or_cannot_be() {
     it.deleting = Some(at(10));
     known.release = ReleaseFact::Waits(issue(Reason::SchedulerNotReady, false));
     known.now = at(10) + PATIENCE_DELETED;
-    assert_eq!(pass(&mut it, &known).finalizer, FinalizerStep::Remove);
+    assert_eq!(reconcile(&mut it, &known).finalizer, FinalizerStep::Remove);
     says(&it, "Released", "within 120 s");
 }
 

@@ -19,7 +19,7 @@ fn ended(place: Place) -> (Run, Facts) {
     it.spec.retention = serde_json::from_value(json!({"outputs": "1m", "logs": "2m"})).unwrap();
     let mut known = facts(frozen(place));
     known.drive = DriveFact::Done(Box::new(report(RunOutcome::Succeeded)));
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     known.drive = DriveFact::None;
     (it, known)
 }
@@ -75,7 +75,7 @@ fn a_cluster_is_made_for_it_and_given_back_once_it_is_written_down() {
     assert_eq!((before.removal, before.cluster, before.wake), (None, ClusterStep::Keep, Some(Duration::from_secs(1))));
 
     known.now = at(65);
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert_eq!(planned.cluster, ClusterStep::Make);
     assert_eq!(planned.removal.unwrap().step, SweepStep::Keep);
     assert_eq!(condition(&it, "Removed"), ("False".into(), "Removing".into()));
@@ -83,31 +83,31 @@ fn a_cluster_is_made_for_it_and_given_back_once_it_is_written_down() {
 
     known.owned = true;
     known.cluster = ClusterFact::Waits(issue(Reason::Unschedulable, false));
-    assert_eq!(pass(&mut it, &known).cluster, ClusterStep::Keep);
+    assert_eq!(reconcile(&mut it, &known).cluster, ClusterStep::Keep);
     assert_eq!(condition(&it, "Removed"), ("False".into(), "Unschedulable".into()));
     says(&it, "Removed", "about Unschedulable");
 
     known.cluster = ClusterFact::Answers(None);
-    assert_eq!(pass(&mut it, &known).removal.unwrap().step, SweepStep::Start);
+    assert_eq!(reconcile(&mut it, &known).removal.unwrap().step, SweepStep::Start);
     known.sweep = SweepFact::Live;
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert_eq!((planned.removal.unwrap().step, planned.cluster), (SweepStep::Keep, ClusterStep::Keep));
 
     // By now the journal's time has come too: only what was done counts as done.
     known.now = at(130);
     known.sweep = SweepFact::Done { due: OUTPUTS, kept: 2 };
-    assert_eq!(pass(&mut it, &known).cluster, ClusterStep::Keep);
+    assert_eq!(reconcile(&mut it, &known).cluster, ClusterStep::Keep);
     assert_eq!(condition(&it, "Removed"), ("True".into(), "Removed".into()));
     says(&it, "Removed", "were removed (spec.retention)");
     let removed = it.status.removed.clone().unwrap();
     assert_eq!((removed.outputs_kept, removed.outputs_at.is_some(), removed.logs_at), (Some(2), true, None));
 
     known.sweep = SweepFact::Waits(Duration::ZERO);
-    assert_eq!(pass(&mut it, &known).removal.unwrap().due, Due { outputs: false, record: true });
+    assert_eq!(reconcile(&mut it, &known).removal.unwrap().due, Due { outputs: false, record: true });
     known.sweep = SweepFact::Done { due: Due { outputs: false, record: true }, kept: 0 };
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     known.sweep = SweepFact::None;
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert_eq!((planned.removal, planned.cluster), (None, ClusterStep::Delete));
     assert_eq!(condition(&it, "Succeeded").0, "True", "the run itself is as it was");
 }
@@ -138,13 +138,13 @@ fn trouble_gives_the_cluster_back_and_is_tried_again_ever_more_rarely() {
     known.sweep = SweepFact::Waits(Duration::from_secs(599));
     assert_eq!(plan(&it, &known).removal.unwrap().wake, Some(Duration::from_secs(1)));
     known.sweep = SweepFact::Waits(Duration::from_secs(600));
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert_eq!(planned.removal.unwrap().step, SweepStep::Pause(issue(Reason::SecretNotFound, false)));
     assert_eq!(planned.cluster, ClusterStep::Delete);
 
     let left = Duration::from_secs(30);
     known.sweep = SweepFact::Paused { issue: issue(Reason::AccessDenied, true), left };
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert_eq!((planned.cluster, planned.wake), (ClusterStep::Delete, Some(left)));
     assert_eq!(condition(&it, "Removed"), ("False".into(), "AccessDenied".into()));
     says(&it, "Removed", "about AccessDenied");
@@ -154,12 +154,12 @@ fn trouble_gives_the_cluster_back_and_is_tried_again_ever_more_rarely() {
 
     let (mut it, mut known) = ended(Place::Shared("c".into()));
     (known.now, known.owned) = (at(65), false);
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert_eq!(planned.cluster, ClusterStep::Keep, "nobody makes a cluster of others");
     assert_eq!(condition(&it, "Removed"), ("False".into(), "ClusterNotFound".into()));
     says(&it, "Removed", "DaskCluster \"c\", through which");
     known.spec = SpecFact::Invalid("it is carried out from the ControllerRevision r, which is gone".to_owned());
-    let planned = pass(&mut it, &known);
+    let planned = reconcile(&mut it, &known);
     assert!(matches!(planned.removal.unwrap().step, SweepStep::Pause(_)));
     assert!(it.status.conditions.iter().any(|condition| condition.message.contains("by hand")));
 

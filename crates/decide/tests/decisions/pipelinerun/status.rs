@@ -27,7 +27,7 @@ fn counts_say_what_ended_well_and_progress_says_it_to_people() {
     known.cluster = ClusterFact::Answers(None);
     let counts = Counts { total: 20, done: 12, running: 3, cached: 5, failed: 2, skipped: 1, ..Counts::default() };
     known.drive = DriveFact::Live(Live { counts, ..open() });
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     let steps = it.status.steps.clone().expect("counts");
     assert_eq!(
         (steps.total, steps.done, steps.running, steps.failed, steps.skipped, steps.cached),
@@ -43,7 +43,7 @@ fn counts_say_what_ended_well_and_progress_says_it_to_people() {
     let before = it.status.clone();
     known.drive = DriveFact::Live(Live { lost: Some("gone".into()), ..Live::default() });
     known.now = at(9);
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     assert_eq!((&it.status.steps, &it.status.started_at), (&before.steps, &before.started_at));
     assert!(!says_the_same(&it.status, &before));
 }
@@ -52,13 +52,13 @@ fn counts_say_what_ended_well_and_progress_says_it_to_people() {
 fn times_of_conditions_move_only_with_their_status() {
     let mut it = run();
     let mut known = facts(frozen(Place::Own));
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     let since = it.status.conditions[0].last_transition_time.clone();
     (known.now, known.drive) = (at(50), DriveFact::Live(open()));
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     assert_eq!(it.status.conditions[0].last_transition_time, since);
     known.drive = DriveFact::Done(Box::new(report(RunOutcome::Succeeded)));
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     assert_ne!(it.status.conditions[0].last_transition_time, since);
     assert_eq!(it.status.finished_at, Some(at(50).to_string()));
     assert_eq!((condition(&it, "Reconciling").0, condition(&it, "Stalled").0), ("False".into(), "False".into()));
@@ -72,7 +72,7 @@ fn the_first_failures_are_told_with_the_command_that_shows_more() {
     ended.message = Some("step bad[0] failed".into());
     ended.failures = (0..20).map(|item| failure(item, "no\u{1b}[31m such thing")).collect();
     known.drive = DriveFact::Done(Box::new(ended));
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     assert_eq!(it.status.failures.len(), 10);
     let first = &it.status.failures[0];
     assert_eq!((first.item, first.attempts, first.class.as_str()), (Some(0), 2, "app"));
@@ -94,11 +94,11 @@ fn whatever_steps_say_a_status_stays_below_64_kib() {
     let mut live = open();
     live.blocked = (0..1000).map(|step| (format!("step-{step}"), (1, long.clone()))).collect();
     known.drive = DriveFact::Live(live);
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     assert_eq!(it.status.waiting.len(), 10);
     assert!(serde_json::to_string(&it.status).unwrap().len() < 64 << 10);
     known.drive = DriveFact::Done(Box::new(ended));
-    pass(&mut it, &known);
+    reconcile(&mut it, &known);
     assert!(serde_json::to_string(&it.status).unwrap().len() < 64 << 10);
     assert_eq!(it.status.results["a"], json!("x".repeat(10)));
     assert!(it.status.results["b"]["omitted"].is_string() && it.status.results["d"]["omitted"].is_string());

@@ -78,7 +78,7 @@ pub fn report(outcome: RunOutcome) -> Report {
 }
 
 /// Decides, and writes the status down as the operator does.
-pub fn pass(run: &mut Run, facts: &Facts) -> Plan {
+pub fn reconcile(run: &mut Run, facts: &Facts) -> Plan {
     let planned = plan(run, facts);
     run.status = build_status(run, facts, &planned);
     planned
