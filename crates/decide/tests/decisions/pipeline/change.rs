@@ -115,7 +115,7 @@ fn a_process_that_ends_between_run_and_status_makes_it_once_whatever_is_edited_t
             world.settle();
         }
         world.code("1");
-        assert!(!world.pass(1), "the run is made, the status is not written");
+        assert!(!world.reconcile(1), "the run is made, the status is not written");
         if let Some(schedule) = edit {
             world.edit("schedule", schedule);
         }

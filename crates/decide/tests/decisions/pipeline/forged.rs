@@ -112,7 +112,7 @@ fn what_is_written_on_a_run_before_the_status_knows_of_it_makes_one_more_at_most
         let mut world = World::new(json!({}));
         world.settle();
         world.code("2");
-        assert!(!world.pass(1), "the run is made, the status is not written");
+        assert!(!world.reconcile(1), "the run is made, the status is not written");
         let generation = world.subject.generation;
         forge(&mut world.runs[1], generation);
         let mut facts = world.facts();

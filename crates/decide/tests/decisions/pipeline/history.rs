@@ -84,7 +84,7 @@ fn run(steps: Vec<Step>, policy: &str, catch_up: u32, on_change: bool) {
                     world.end(&name, succeeded);
                 }
             }
-            Step::Crash(actions) => drop(world.pass(actions)),
+            Step::Crash(actions) => drop(world.reconcile(actions)),
             Step::Pass => world.settle(),
             Step::DropStatus => {
                 dropped = true;
@@ -144,7 +144,7 @@ proptest! {
                 world.code(&version.to_string());
             }
             for actions in crashes {
-                rough.pass(actions);
+                rough.reconcile(actions);
             }
             smooth.settle();
             rough.settle();

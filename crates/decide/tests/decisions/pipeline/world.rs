@@ -141,7 +141,7 @@ impl World {
     }
 
     pub fn settle(&mut self) {
-        assert!(self.pass(usize::MAX));
+        assert!(self.reconcile(usize::MAX));
     }
 
     pub fn find(&mut self, name: &str) -> Option<&mut Value> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::support::{at, condition, facts, frozen, issue, open, pass, report, run, says};
+use super::support::{at, condition, facts, frozen, issue, open, reconcile, report, run, says};
 use api::reason::Reason;
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Live, Place, SpecFact};
 use decide::pipelinerun::plan::{ClusterStep, DriveStep, FinalizerStep, State, plan};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
-use super::support::{at, condition, facts, frozen, issue, open, pass, report, run, says};
+use super::support::{at, condition, facts, frozen, issue, open, reconcile, report, run, says};
 use api::reason::Reason;
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Live, Place, Run, SpecFact};
 use decide::pipelinerun::plan::{DriveStep, FinalizerStep, Plan, State, plan};
@@ -33,13 +33,13 @@ fn has_none(run: &Run) -> bool {
 /// Nobody could run its last steps for too long.
 fn give_up(it: &mut Run, known: &mut Facts) {
     known.stuck = Duration::from_secs(300);
-    assert_eq!(pass(it, known).condition.state, State::Ended(RunOutcome::Failed));
+    assert_eq!(reconcile(it, known).condition.state, State::Ended(RunOutcome::Failed));
     known.stuck = Duration::ZERO;
 }
 
 /// As another process finds the run: nothing is known but the object.
 fn restarted(it: &mut Run, release: ReleaseFact) -> Plan {
-    pass(it, &Facts { release, ..facts(frozen(Place::Shared("c".into()))) })
+    reconcile(it, &Facts { release, ..facts(frozen(Place::Shared("c".into()))) })
 }
 
 #[test]

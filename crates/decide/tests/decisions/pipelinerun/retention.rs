@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::support::{at, condition, facts, frozen, issue, pass, report, run, says};
+use super::support::{at, condition, facts, frozen, issue, reconcile, report, run, says};
 use api::reason::Reason;
 use decide::pipelinerun::facts::{ClusterFact, DriveFact, Facts, Place, Run, SpecFact, SweepFact};
 use decide::pipelinerun::plan::{ClusterStep, FinalizerStep, plan};

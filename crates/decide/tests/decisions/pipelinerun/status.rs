@@ -5,7 +5,7 @@ use decide::pipelinerun::status::{bounded, says_the_same};
 use run_model::{Counts, Failure, ResultValue, RunOutcome};
 use serde_json::json;
 
-use super::support::{UID, at, condition, facts, frozen, open, pass, report, run};
+use super::support::{UID, at, condition, facts, frozen, open, reconcile, report, run};
 
 fn failure(item: u32, message: &str) -> Failure {
     Failure {
