@@ -11,8 +11,9 @@ use super::progress::clean;
 use super::request;
 use super::run::{Job, drive_failure, job, run_spec};
 use driver::{Because, Forecast, StepForecast, StepOutcome, forecast};
-use lower::{Aspect, StepDef};
+use lower::Aspect;
 use run_model::{CodeSource, Frozen};
+use wire::StepDef;
 
 pub(super) async fn plan(options: PlanOptions) -> Result<(), Failure> {
     let PlanOptions { mut wanted, output } = options;

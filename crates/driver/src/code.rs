@@ -1,6 +1,6 @@
 //! A run's code as the runtime in the scheduler gets it.
 
-use super::wire::storage;
+use super::terms::storage;
 use api::reason::Reason;
 use dask::Peer;
 use dask::ops::{Code, FetchCode, Leader};

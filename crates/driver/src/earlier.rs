@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::reuse::{Reusable, Taken, Wish};
 use super::run_engine::Engine;
 use super::supply::{Supplier, look_at};
-use super::wire::{decision, storage};
+use super::terms::{decision, storage};
 use api::reason::Reason;
 use dask::Peer;
 use dask::ops::{Adopt, AdoptItem, Earlier, EarlierRun, EarlierRuns, Item, Leader, Opened, Record, Records};

@@ -10,7 +10,12 @@ pub enum DriveError {
     Cluster(String),
     /// The runtime refused the run.
     #[error("{reason}: {message}")]
-    Refused { reason: String, message: String },
+    Refused {
+        /// As the runtime names it.
+        reason: String,
+        /// What it says.
+        message: String,
+    },
     /// Another command or operator has taken the run over.
     #[error("Fenced: another command took this run over{}; this one has stopped", in_brackets(.how.as_deref()))]
     Fenced {

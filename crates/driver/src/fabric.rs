@@ -18,8 +18,11 @@ const ENDPOINT_WAIT: Duration = Duration::from_secs(600);
 /// Certificates for a `tls://` scheduler.
 #[derive(Debug, Clone)]
 pub struct TlsPaths {
+    /// The authorities to trust.
     pub ca: PathBuf,
+    /// The certificate to show.
     pub cert: PathBuf,
+    /// Its key.
     pub key: PathBuf,
 }
 
@@ -33,7 +36,9 @@ pub struct ConnectionPool {
 /// A scheduler that an operator has found, and how to speak to it.
 #[derive(Debug, Clone)]
 pub struct SchedulerEndpoint {
+    /// As `tls://host:port` or `tcp://host:port`.
     pub address: String,
+    /// What to show, and whom to trust.
     pub tls: Option<Tls>,
     /// Another number is another scheduler.
     pub generation: u64,
@@ -49,9 +54,21 @@ pub struct SchedulerEndpoint {
 #[derive(Debug)]
 pub enum Fabric {
     /// Processes of this command; a scheduler that hangs is replaced.
-    Local { state: watch::Receiver<FleetState>, replace: mpsc::UnboundedSender<u64> },
+    Local {
+        /// How its processes are.
+        state: watch::Receiver<FleetState>,
+        /// Takes the generation of a scheduler that is to be replaced.
+        replace: mpsc::UnboundedSender<u64>,
+    },
     /// A cluster that others run; a lost scheduler is waited for.
-    Remote { address: String, tls: Option<TlsPaths>, runtime: Runtime },
+    Remote {
+        /// Of the scheduler.
+        address: String,
+        /// Certificates, if it asks for them.
+        tls: Option<TlsPaths>,
+        /// What to put into it if it has no runtime yet.
+        runtime: Runtime,
+    },
     /// A cluster in Kubernetes, whose scheduler moves from pod to pod; it is waited for, for as long as it takes.
     Followed(watch::Receiver<Option<SchedulerEndpoint>>),
 }

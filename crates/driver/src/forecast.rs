@@ -11,8 +11,8 @@ use super::objects::{self, Meeting, Objects, Wanted};
 use super::past;
 use super::reuse::{Because, Reusable};
 use super::run_engine::Engine;
+use super::terms::task_id;
 use super::turn::{Turn, handed_over};
-use super::wire::task_id;
 use api::reason::Reason;
 use dask::ops::Seen;
 use engine::{Action, Event, RunState, SkipReason, StepIx, TaskId, TaskStatus};
@@ -32,12 +32,15 @@ pub struct Forecast {
 /// What a run would do with one step.
 #[derive(Debug)]
 pub struct StepForecast {
+    /// Its place in the DAG.
     pub step: StepIx,
+    /// Its name.
     pub name: String,
     /// Number of items of a mapped step, if it is known beforehand.
     pub items: Option<u32>,
     /// Names of the steps that it comes after.
     pub waits_for: Vec<String>,
+    /// What becomes of it.
     pub outcome: StepOutcome,
     /// Its tasks by what becomes of them; of a mapped step whose length is not known, one.
     pub tasks: Tally,
@@ -71,10 +74,15 @@ pub enum StepOutcome {
 /// Tasks by what becomes of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
+    /// They run.
     pub run: u32,
+    /// An earlier output stands for them.
     pub cached: u32,
+    /// They are skipped.
     pub skipped: u32,
+    /// They would fail without being called.
     pub fails: u32,
+    /// Nobody knows yet.
     pub unknown: u32,
 }
 

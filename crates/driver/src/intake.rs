@@ -6,7 +6,7 @@ use engine::{RunState, StepIx};
 use limits::clip;
 use lower::Plan;
 
-use super::wire::task_id;
+use super::terms::task_id;
 
 /// The event, if it is about a task or a step that the run has; of others nothing is read or kept.
 pub(super) fn admitted(mut event: RuntimeEvent, plan: &Plan, state: &RunState) -> Option<RuntimeEvent> {

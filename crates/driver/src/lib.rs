@@ -3,6 +3,8 @@
 //! One run, one task. It holds no truth of its own: whenever the scheduler was lost or replaced it opens the run again
 //! and starts from the runtime's snapshot of the journal.
 
+#![warn(missing_docs)]
+
 mod code;
 mod comeback;
 mod counts;
@@ -33,8 +35,8 @@ mod run_engine;
 mod session;
 mod supply;
 mod sweep;
+mod terms;
 mod turn;
-mod wire;
 
 pub use driver::drive;
 pub use error::DriveError;

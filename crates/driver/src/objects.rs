@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::facts::{Versions, View};
 use super::run_engine::Engine;
-use super::wire::storage;
+use super::terms::storage;
 use api::reason::Reason;
 use api::step::IfExists;
 use dask::Peer;

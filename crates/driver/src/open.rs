@@ -14,7 +14,7 @@ use super::resume::Pages;
 use super::reuse::Reusable;
 use super::run_engine::Engine;
 use super::session::Session;
-use super::wire::{step_def, storage};
+use super::terms::{step_def, storage};
 use super::{Fabric, earlier, objects};
 use api::reason::{Class, Reason};
 use dask::ops::{Code, Leader, Open, Opened, Settings};

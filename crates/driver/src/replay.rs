@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::facts::{Facts, View};
-use super::wire::task_id;
+use super::terms::task_id;
 use dask::ops::{EarlierRun, Json};
 use engine::{Event, RunState, SkipReason, StepIx, TaskId};
 

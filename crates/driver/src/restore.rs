@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::run_engine::Engine;
-use super::wire::{failure_class, task_id};
+use super::terms::{failure_class, task_id};
 use dask::ops::{Done, Item, Snapshot};
 use engine::{Event, SkipReason, StepIx, TaskId};
 use lower::Plan;

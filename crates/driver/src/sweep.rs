@@ -13,7 +13,7 @@ use super::error::DriveError;
 use super::fabric::SchedulerEndpoint;
 use super::install::runtime;
 use super::retention::{InUse, Users, split};
-use super::wire::storage;
+use super::terms::storage;
 use api::reason::Reason;
 use dask::ops::{
     Discard, Final, Folder, Forget, Leader, ListObjects, ListReferences, LookStored, LookUser, MarkRemoved, Operation,

@@ -1,11 +1,13 @@
 //! Between the engine's terms and those of the wire.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
-use dask::ops::{Decided, PathPart, StepDef, Storage, SubmitItem, Target, TaskAddr, TaskDep};
+use dask::ops::{Decided, Storage, SubmitItem, TaskAddr, TaskDep};
 use engine::{FailureClass, StepIx, TaskId};
-
 use run_model::StorageSpec;
+use wire::StepDef;
 
 pub(super) fn task_id(task: TaskAddr) -> TaskId {
     TaskId { step: StepIx(task.step), item: task.item }
@@ -54,28 +56,10 @@ pub(super) fn storage(spec: &StorageSpec) -> Storage {
     }
 }
 
-/// A step's definition as the runtime takes it.
-pub(super) fn step_def(step: lower::StepDef, ignore_resources: bool) -> StepDef {
-    let part = |part: lower::PathPart| match part {
-        lower::PathPart::Key(key) => PathPart::Key(key),
-        lower::PathPart::Index(index) => PathPart::Index(index.into()),
-    };
-    StepDef {
-        name: step.name,
-        call: step.call,
-        script: step.script,
-        args: step.args,
-        serializer: step.serializer,
-        container: step.container,
-        lens: step.lens.into_iter().map(|path| path.into_iter().map(part).collect()).collect(),
-        result: step.result,
-        resources: if ignore_resources { Default::default() } else { step.resources },
-        group: if ignore_resources { None } else { step.group },
-        gpu_ok: step.gpu_ok || ignore_resources,
-        isolation: step.isolation,
-        timeout: step.timeout,
-        env: step.env,
-        inputs: step.inputs,
-        target: step.target.map(|target| Target { place: target.place, replace: target.replace }),
+/// A step's definition where workers have no groups and offer no resources, if `ignore_resources`.
+pub(super) fn step_def(step: StepDef, ignore_resources: bool) -> StepDef {
+    match ignore_resources {
+        true => StepDef { resources: BTreeMap::new(), group: None, gpu_ok: true, ..step },
+        false => step,
     }
 }

@@ -4,7 +4,7 @@ use super::facts::View;
 use super::objects::{Meeting, Objects};
 use super::reuse::Reusable;
 use super::run_engine::Engine;
-use super::wire::{address, decision, submit_item};
+use super::terms::{address, decision, submit_item};
 use dask::ops::{AdoptItem, Record, SubmitItem, TaskAddr};
 use engine::{Action, Event, RunOutcome, TaskId};
 use lower::Plan;

@@ -7,12 +7,11 @@ use serde_json::{Map, Value};
 use super::dag;
 use super::{
     encode::{Encoder, node_value},
-    expr::{Account, PathPart, Scope, kind, no_values},
+    expr::{Account, Scope, kind, no_values},
     flow::{Flow, FlowSource, FlowStep, FlowVar},
     limits::{ITEMS, KNOWN_BYTES, TEMPLATE_BYTES, TOTAL_ITEMS, json_size},
     params,
     plan::{Part, Plan, PlanStep, PlanVar, ResultSpec, VarSource},
-    wire::{StepDef, TargetDef},
 };
 use api::problem::Problem;
 use api::reason::Reason;
@@ -21,6 +20,7 @@ use api::{
     step::{FailureClass as Class, IfExists, Isolation, Retry, Step},
 };
 use engine::{Dag, Dep, FailureClass, Limits, MapSource, OnLost, RetryPolicy, StepIx, StepSpec, When};
+use wire::{PathPart, StepDef};
 
 /// What expressions see of a run as `run`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Flow {
             let mut encoder = Encoder::new(self, &lengths, &scope, found);
             encoder.arguments(step);
             let inputs = encoder.inputs(step).into_bytes();
-            let target = step.target.as_ref().map(|target| TargetDef {
+            let target = step.target.as_ref().map(|target| wire::Target {
                 place: encoder.place(target).into_bytes(),
                 replace: target.if_exists == IfExists::Replace,
             });

@@ -4,16 +4,17 @@
 use serde_json::{Map, Value};
 
 use super::{
-    expr::{Expr, ExprError, Gather, Path, PathPart, Root, Scope, Text},
+    expr::{Expr, ExprError, Gather, Path, Root, Scope, Text},
     flow::{Flow, FlowStep},
     mentions::{Mention, mentions},
     node::{Node, below},
     objects::Target,
-    wire::{Reference, Template},
+    template::{Reference, Template},
 };
 use api::problem::Problem;
 use api::reason::Reason;
 use api::step::IfExists;
+use wire::PathPart;
 
 /// A value that is made for each task.
 #[derive(Debug, Clone)]

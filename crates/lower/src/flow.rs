@@ -1,9 +1,10 @@
 //! A pipeline that is free of mistakes: what `validate` returns, and what runs are bound from.
 
 use std::collections::{BTreeMap, BTreeSet};
+use wire::PathPart;
 
 use super::{
-    expr::{Expr, PathPart},
+    expr::Expr,
     node::Node,
     objects::{Input, Target},
 };

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use sha2::{Digest, Sha256};
 
-use super::expr::PathPart;
 use super::plan::{Part, Plan, Results};
-use super::wire::{Piece, Reference, StepDef, Template};
+use super::template::{Piece, Reference, Template};
 use engine::{Dep, StepIx, TaskId};
+use wire::{PathPart, StepDef};
 
 /// Digest over all that an output depends on.
 pub type Key = [u8; 32];

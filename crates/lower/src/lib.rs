@@ -25,21 +25,21 @@ mod plan;
 mod plan_objects;
 mod refs;
 mod select;
+mod template;
 #[cfg(test)]
 mod tests;
 mod validate;
-mod wire;
 
 pub use self::{
     bind::RunInfo,
     check::check,
-    expr::{ExprError, Gather, PathPart},
+    expr::{ExprError, Gather},
     flow::Flow,
     key::{Aspect, Key, Keyring, Known, Parts},
     objects::Named,
     params::read as read_parameter,
     pin::Pin,
     plan::{Computed, Part, Plan, ResultSource, ResultSpec, Results, values_of},
+    template::{Reference, Template},
     validate::validate,
-    wire::{Reference, StepDef, TargetDef, Template},
 };

@@ -1,6 +1,7 @@
 //! What an expression refers to, in one form for references and CEL.
 
-use super::expr::{Expr, Gather, Names, Path, PathPart, Root};
+use super::expr::{Expr, Gather, Names, Path, Root};
+use wire::PathPart;
 
 /// One thing that an expression refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

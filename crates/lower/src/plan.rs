@@ -8,15 +8,16 @@ use serde_json::{Map, Value};
 
 use super::{
     encode::{Slot, node_value},
-    expr::{Account, Expr, ExprError, Gather, Path, PathPart, Root, Scope, Text, kind, lookup, no_values},
+    expr::{Account, Expr, ExprError, Gather, Path, Root, Scope, Text, kind, lookup, no_values},
     mentions::{Mention, mentions},
     node::Node,
     objects::{Input, Target},
     pin::Pin,
-    wire::{Reference, StepDef, Template},
+    template::{Reference, Template},
 };
 use api::step::Cache;
 use engine::{Dag, Limits, RunState, StepIx, TaskId};
+use wire::{PathPart, StepDef};
 
 /// What a run can be executed from. Holds no state of the run.
 #[derive(Debug, Clone)]

@@ -1,9 +1,10 @@
 //! References from expressions to parameters, items and steps: that they exist, are upstream and have a fitting form.
 
 use std::collections::{BTreeMap, BTreeSet};
+use wire::PathPart;
 
 use super::{
-    expr::{Expr, Gather, Path, PathPart, Root, Text, kind},
+    expr::{Expr, Gather, Path, Root, Text, kind},
     flow::{FlowSource, FlowStep, FlowVar},
     mentions::{Mention, mentions},
     node::Node,

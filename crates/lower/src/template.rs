@@ -1,59 +1,17 @@
-//! What the runtime is told of a step, and the encoding of arguments: msgpack in which references to outputs stand as
-//! extension values.
+//! The encoding of arguments: msgpack in which references to outputs stand as extension values.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use rmp::encode;
 use serde_json::Value;
 
-use super::expr::{Gather, PathPart};
+use super::expr::Gather;
 use api::step::Serializer;
 use engine::StepIx;
+use wire::PathPart;
 
 /// Extension type of references.
 const REFERENCE: i8 = 1;
-
-/// A step as the runtime's protocol 1 carries it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StepDef {
-    pub name: String,
-    /// `module:function`; exactly one of `call` and `script`.
-    pub call: Option<String>,
-    pub script: Option<String>,
-    /// Template of `[positional, keyword]`.
-    pub args: Vec<u8>,
-    pub serializer: String,
-    /// A list is stored so that each entry can be read alone.
-    pub container: bool,
-    /// Places in the output whose list length is reported; `[]` is the output itself and stands first.
-    pub lens: Vec<Vec<PathPart>>,
-    /// 0: no JSON result, 1: if it can be had, 2: the step fails without.
-    pub result: u8,
-    pub resources: BTreeMap<String, f64>,
-    /// Worker group that it is pinned to.
-    pub group: Option<String>,
-    /// It may use GPU workers although it asks for no GPU.
-    pub gpu_ok: bool,
-    /// `process` or `thread`.
-    pub isolation: String,
-    /// Seconds of one attempt.
-    pub timeout: Option<f64>,
-    pub env: BTreeMap<String, String>,
-    /// Template of the objects that it reads, `[name, [path, serializer]]` each; empty without any.
-    pub inputs: Vec<u8>,
-    /// Where the output is kept besides the run's record.
-    pub target: Option<TargetDef>,
-}
-
-/// Where an output is kept under a name of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TargetDef {
-    /// Template of `[path, taken]`; `taken`: what is there is the output, and the step is not called.
-    pub place: Vec<u8>,
-    /// Whether it may replace what is there.
-    pub replace: bool,
-}
 
 /// A reference within a template.
 #[derive(Debug, Clone, PartialEq, Eq)]

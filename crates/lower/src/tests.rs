@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use wire::PathPart;
 
 use serde_json::{Map, Value, json};
 
-use super::{Flow, Plan, Results, RunInfo, expr::PathPart, validate};
+use super::{Flow, Plan, Results, RunInfo, validate};
 use api::pipeline::PipelineSpec;
 use api::problem::Problem;
 use engine::{Dep, MapSource, OnLost, StepIx, TaskId, When};

@@ -40,14 +40,14 @@ pub use retention::{
 pub(crate) use runtime::read_installation;
 pub use runtime::{
     Accepted, Close, Code, FollowEvents, Forget, Hello, LogObjects, Open, Opened, Output, ReadOutput, Records,
-    RuntimeInfo, Settings, StepDef, Stop, Storage, StoredLogs, Submit, SubmitItem, Target,
+    RuntimeInfo, Settings, Stop, Storage, StoredLogs, Submit, SubmitItem,
 };
 pub use scheduler::{
     Broadcast, Count, FunctionResult, Identity, Processing, RetireWorkers, RunFunction, SchedulerIdentity, VersionInfo,
     Versions, WorkerInfo,
 };
 pub(crate) use values::item_from_wire;
-pub use values::{PathPart, TaskAddr, TaskDep};
+pub use values::{TaskAddr, TaskDep};
 
 /// One kind of request. It serialises as the map of its arguments, and exactly those: Dask refuses unknown ones.
 pub trait Operation: Serialize {

@@ -109,7 +109,7 @@ fn weigh_done(reader: &mut Reader<'_>, sum: &mut usize) -> Result<(), MessageErr
 pub struct Done {
     /// Which attempt.
     pub task: TaskAddr,
-    /// Lengths, in the order of [`StepDef::lens`].
+    /// Lengths, in the order of [`wire::StepDef::lens`].
     pub lens: Option<Vec<u32>>,
     /// The result, if it was wanted.
     pub json: Option<Json>,

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::frame::Limits;
+use wire::{PathPart, StepDef, Target};
 
 fn message(value: &Value) -> Message {
     let body = rmp_serde::to_vec(value).unwrap_or_default();
@@ -169,7 +170,7 @@ fn a_run_is_opened_with_exactly_the_agreed_fields() {
             args: vec![0x92, 0x90, 0x80],
             serializer: "pickle".into(),
             container: false,
-            lens: vec![vec![], vec![PathPart::Key("k".into()), PathPart::Index(-1)]],
+            lens: vec![vec![], vec![PathPart::Key("k".into()), PathPart::Index(1)]],
             result: 1,
             resources: [("GPU".to_owned(), 1.0)].into(),
             group: None,
@@ -191,7 +192,7 @@ fn a_run_is_opened_with_exactly_the_agreed_fields() {
             "requirements": ["pandas>=2"], "same_image": true,
             "steps": [{
                 "name": "s", "call": "m:f", "script": null, "args": {"bin": 3}, "serializer": "pickle",
-                "container": false, "lens": [[], ["k", -1]], "result": 1, "resources": {"GPU": 1.0}, "group": null,
+                "container": false, "lens": [[], ["k", 1]], "result": 1, "resources": {"GPU": 1.0}, "group": null,
                 "gpu_ok": false, "isolation": "process", "timeout": 1.5, "env": {"A": "b"},
                 "inputs": {"bin": 2}, "target": {"place": {"bin": 1}, "replace": true},
             }],

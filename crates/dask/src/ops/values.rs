@@ -48,15 +48,6 @@ pub enum TaskDep {
     },
 }
 
-/// One key or index on the way into an output.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum PathPart {
-    /// Key of a mapping.
-    Key(String),
-    /// Index of a list.
-    Index(i64),
-}
-
 pub(crate) fn item_to_wire(item: Option<u32>) -> i64 {
     item.map_or(NO_ITEM, i64::from)
 }
@@ -117,14 +108,5 @@ impl<'de> Deserialize<'de> for TaskDep {
             }
         }
         deserializer.deserialize_seq(V)
-    }
-}
-
-impl Serialize for PathPart {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            PathPart::Key(key) => serializer.serialize_str(key),
-            PathPart::Index(index) => serializer.serialize_i64(*index),
-        }
     }
 }

@@ -9,17 +9,18 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use dask::ops::{
-    Close, Code, Final, FollowEvents, FunctionResult, Hello, Identity, Open, Processing, ReadOutput, RetireWorkers,
-    RunFunction, Settings, StepDef, Storage, Submit, SubmitItem, TaskAddr, TaskDep, Versions,
-};
-use dask::pickle::Constant;
-use dask::{Address, Connection, Deadlines, Error, RuntimeEvent, Tls, TlsFiles};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::peer::{Authority, category};
+use dask::ops::{
+    Close, Code, Final, FollowEvents, FunctionResult, Hello, Identity, Open, Processing, ReadOutput, RetireWorkers,
+    RunFunction, Settings, Storage, Submit, SubmitItem, TaskAddr, TaskDep, Versions,
+};
+use dask::pickle::Constant;
+use dask::{Address, Connection, Deadlines, Error, RuntimeEvent, Tls, TlsFiles};
+use wire::StepDef;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 

@@ -14,7 +14,7 @@ pub use self::{
     cel::{Cel, Names, Scope, Uses},
     cost::Account,
     error::ExprError,
-    path::{Gather, Path, PathPart, Root, kind, lookup},
+    path::{Gather, Path, Root, kind, lookup},
     scan::{Piece, scan},
     text::{Expr, Part, Text, stringify},
 };

@@ -1,33 +1,13 @@
 //! The small grammar of references: a name of ours followed by keys and indexes. Outputs of steps can be referred to
 //! only in this way, since they are opaque; everything else that is not such a path is CEL.
 
-use std::fmt;
-
 use serde_json::Value;
 
 use super::{
     error::ExprError,
     scan::{identifier, string_end},
 };
-
-/// One element of a path into a value.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum PathPart {
-    /// PathPart of a mapping.
-    Key(String),
-    /// Index of a list, from 0.
-    Index(u32),
-}
-
-impl fmt::Display for PathPart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Key(name) if identifier(name) == name && !name.is_empty() => write!(f, ".{name}"),
-            Self::Key(name) => write!(f, "[{name:?}]"),
-            Self::Index(index) => write!(f, "[{index}]"),
-        }
-    }
-}
+use wire::PathPart;
 
 /// How the outputs of a mapped step are put together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

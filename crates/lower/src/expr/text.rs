@@ -8,6 +8,7 @@ use super::{
     path::{Path, Root, lookup},
     scan::{Piece, scan},
 };
+use wire::PathPart;
 
 /// One expression: a reference in the small grammar, or CEL.
 #[derive(Debug, Clone)]
@@ -135,11 +136,11 @@ fn path_value(path: &Path, scope: &Scope<'_>) -> Result<Value, ExprError> {
     };
     match keys.split_first() {
         None => Ok(Value::Object(values.clone())),
-        Some((super::PathPart::Key(first), rest)) => match values.get(first) {
+        Some((PathPart::Key(first), rest)) => match values.get(first) {
             Some(value) => lookup(value, rest, &format!("{name}.{first}")).cloned(),
             None => Err(ExprError::evaluation(format!("{name} has no key {first:?}"))),
         },
-        Some((super::PathPart::Index(_), _)) => Err(ExprError::mismatch(format!("{name} is a mapping, not a list"))),
+        Some((PathPart::Index(_), _)) => Err(ExprError::mismatch(format!("{name} is a mapping, not a list"))),
     }
 }
 
