@@ -6,12 +6,16 @@ pub const KEY_LIMIT: usize = 1024;
 /// Why a text is not a key, or not a run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
+    /// Too long, or empty; its bytes.
     #[error("a key has {0} bytes, allowed are 1 to {KEY_LIMIT}")]
     Length(usize),
+    /// A control character or a backslash.
     #[error("a key has a control character or a backslash")]
     Character,
+    /// A part such as `..`.
     #[error("{0:?} is not allowed as a part of a key")]
     Part(String),
+    /// Not the uid of a run.
     #[error("{0:?} is not the uid of a run")]
     Run(String),
 }

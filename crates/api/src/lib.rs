@@ -1,6 +1,8 @@
 //! The custom resources of `daskade.dev/v1alpha1`, data only. Doc comments here are the texts that `kubectl explain`
 //! and `docs/reference.md` show.
 
+#![warn(missing_docs)]
+
 pub mod args;
 pub mod cluster;
 pub mod condition;

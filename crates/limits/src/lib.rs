@@ -3,6 +3,8 @@
 //!
 //! Schedulers and objects belong to tenants, and the operator serves all of them. Each number is looked at before memory is taken.
 
+#![warn(missing_docs)]
+
 pub mod repeats;
 
 use std::time::Duration;
@@ -89,8 +91,9 @@ pub const FAILURES: usize = 4 << 20;
 pub const FAILURE_WORDS: usize = 200;
 /// Bytes of the message why tasks of a step wait.
 pub const BLOCKED_MESSAGE: usize = 1 << 10;
-/// Bytes of the specification of an earlier run, and values in it: of a larger one nothing is reused.
+/// Bytes of the specification of an earlier run: of a larger one nothing is reused.
 pub const EARLIER_SPEC: usize = 4 << 20;
+/// Values in the specification of an earlier run.
 pub const EARLIER_SPEC_VALUES: usize = 256_000;
 /// Bytes of results of all earlier runs together whose outputs are offered to a new run of a command.
 pub const EARLIER_RESULTS_OF_COMMAND: usize = 64 << 20;
@@ -102,6 +105,7 @@ pub const LOGS_IN_ALL: usize = 256 << 20;
 /// How often the same error may come without progress. It is over when both numbers are reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Repetition {
+    /// How many times.
     pub times: u32,
     /// From the first time to the last.
     pub span: Duration,
@@ -129,8 +133,9 @@ pub const OBJECT_KEPT: usize = 16 << 10;
 pub const OBJECTS_KEPT: usize = 24 << 20;
 /// Bytes of one page of a list; one object may have more.
 pub const LIST_PAGE: usize = 4 << 20;
-/// Objects of the first page of a list, and most of any.
+/// Objects of the first page of a list.
 pub const LIST_FIRST: u32 = 4;
+/// Most objects of any page of a list.
 pub const LIST_MOST: u32 = 100;
 /// Bytes of one object that is read: more than the API server stores.
 pub const OBJECT: usize = 32 << 20;
@@ -146,8 +151,9 @@ pub const RUNS_IN_PROGRESS: usize = 64 << 20;
 pub const BESIDES_RUNS: usize = 192 << 20;
 /// The same without such a limit.
 pub const RUNS_UNLIMITED: usize = 1 << 30;
-/// Bytes that a run in progress takes at least, and for each of its tasks.
+/// Bytes that a run in progress takes at least.
 pub const RUN: usize = 64 << 10;
+/// Bytes that a run in progress takes for each of its tasks.
 pub const TASK: usize = 256;
 /// Bytes of memory for what runs are carried out from, which is kept as long as there is room; beyond that it is read again.
 pub const REVISIONS_KEPT: usize = 16 << 20;
@@ -169,9 +175,11 @@ mod shared {
     pub const RESULTS_KEPT: usize = 32 << 20;
     /// Bytes of results of all earlier runs together whose outputs are offered to a new run of the operator.
     pub const EARLIER_RESULTS: usize = 8 << 20;
-    /// Bytes of a segment of a journal, of its header, and its records.
+    /// Bytes of a segment of a journal.
     pub const SEGMENT: usize = 64 << 20;
+    /// Bytes of the header of a segment.
     pub const SEGMENT_HEADER: usize = 64 << 10;
+    /// Records of a segment.
     pub const SEGMENT_RECORDS: usize = 1_000_000;
     /// Nesting of one field of a record.
     pub const RECORD_DEPTH: usize = 64;

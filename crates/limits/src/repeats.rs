@@ -31,6 +31,7 @@ struct Seen {
 /// How often an error has come by now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Repeat {
+    /// Including this one.
     pub times: u32,
     /// From the first time to this one.
     pub lasting: Duration,

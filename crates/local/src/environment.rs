@@ -18,22 +18,59 @@ const READY: &str = "daskade-ready";
 /// A Python that has Dask, and the folder of the runtime to put on its path.
 #[derive(Debug, Clone)]
 pub struct Environment {
+    /// The interpreter.
     pub python: PathBuf,
+    /// The folder of the runtime.
     pub runtime: PathBuf,
 }
 
+/// Why there is no Python for a run; reads after "failed to".
 #[derive(Debug, thiserror::Error)]
 pub enum EnvironmentError {
+    /// There is no interpreter.
     #[error("find Python: {tried} does not run ({cause}); install Python 3.10 or newer, or name one by --python")]
-    NoPython { tried: String, cause: String },
+    NoPython {
+        /// What was tried.
+        tried: String,
+        /// How that ended.
+        cause: String,
+    },
+    /// It is too old.
     #[error("use {python}: it is Python {version}, and 3.10 or newer is needed")]
-    OldPython { python: String, version: String },
+    OldPython {
+        /// The interpreter.
+        python: String,
+        /// Its version.
+        version: String,
+    },
+    /// It lacks a package, or has one that is too old.
     #[error("use {python}: {problem}; install it there, or leave out --python to have an environment made")]
-    Lacks { python: String, problem: String },
+    Lacks {
+        /// The interpreter.
+        python: String,
+        /// What is missing.
+        problem: String,
+    },
+    /// A command that makes the environment failed.
     #[error("make the Python environment {path}: {what} ended with {status}\n{tail}")]
-    Step { path: String, what: &'static str, status: String, tail: String },
+    Step {
+        /// The environment.
+        path: String,
+        /// The command.
+        what: &'static str,
+        /// How it ended.
+        status: String,
+        /// The end of its output.
+        tail: String,
+    },
+    /// Its files could not be written.
     #[error("make the Python environment {path}: {source}")]
-    Files { path: String, source: io::Error },
+    Files {
+        /// The environment.
+        path: String,
+        /// What the system says.
+        source: io::Error,
+    },
 }
 
 /// The user's own environment at `python`, once it is seen to have what a run needs.

@@ -27,12 +27,25 @@ const SHORT_LIFE: Duration = Duration::from_secs(20);
 const MAX_SCHEDULER_LOSSES: usize = 8;
 const LOSS_PERIOD: Duration = Duration::from_secs(600);
 
+/// Why the processes of a run could not be started; reads after "failed to".
 #[derive(Debug, thiserror::Error)]
 pub enum FleetError {
+    /// A process could not be started.
     #[error("start {what}: {source}")]
-    Spawn { what: String, source: io::Error },
+    Spawn {
+        /// The process.
+        what: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The scheduler ended before it listened.
     #[error("start the Dask scheduler: {cause}\n{log}")]
-    Scheduler { cause: String, log: String },
+    Scheduler {
+        /// How it ended.
+        cause: String,
+        /// The end of its log.
+        log: String,
+    },
 }
 
 /// Handle on the supervised processes. Dropping it kills them all.
@@ -60,6 +73,7 @@ impl Fleet {
         Self { state, replace, stop: Some(stop), task }
     }
 
+    /// What the processes are, now and from now on.
     pub fn state(&self) -> watch::Receiver<FleetState> {
         self.state.clone()
     }

@@ -16,7 +16,9 @@ pub struct Home {
 /// What the command notes of a run on this machine, so that `logs`, `runs` and `resume` find it by name.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunNote {
+    /// The uid of the run.
     pub uid: String,
+    /// Its name.
     pub name: String,
     /// Storage of the run, without credentials.
     pub storage: StorageNote,
@@ -24,8 +26,10 @@ pub struct RunNote {
     pub created: f64,
     /// Running, Succeeded, Failed, Cancelled, or Interrupted if the command died.
     pub state: String,
+    /// Why it ended so.
     #[serde(default)]
     pub message: Option<String>,
+    /// How many steps came to which end.
     #[serde(default)]
     pub steps: Option<serde_json::Value>,
     /// Process of the command while it runs.
@@ -34,30 +38,43 @@ pub struct RunNote {
     /// Processes and addresses while the run is live.
     #[serde(default)]
     pub scheduler: Option<SchedulerNote>,
+    /// Its worker processes.
     #[serde(default)]
     pub workers: Vec<WorkerNote>,
 }
 
+/// Where a run is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StorageNote {
+    /// As `s3://bucket/prefix` or `file:///folder`.
     pub url: String,
+    /// Of an S3 service that is not AWS.
     #[serde(default)]
     pub endpoint: Option<String>,
+    /// Of the bucket.
     #[serde(default)]
     pub region: Option<String>,
 }
 
+/// The scheduler of a live run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SchedulerNote {
+    /// Where it listens.
     pub address: String,
+    /// Its process, if this command started it.
     pub pid: Option<u32>,
+    /// The address of Dask's dashboard.
     pub dashboard: Option<String>,
 }
 
+/// A worker of a live run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct WorkerNote {
+    /// Its name.
     pub name: String,
+    /// Its group.
     pub group: String,
+    /// Its process.
     pub pid: u32,
 }
 

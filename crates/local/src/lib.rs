@@ -3,6 +3,8 @@
 //! Processes end with the command: each asks the kernel to be killed when its parent dies, and watches its standard
 //! input for the end of the pipe that only the command holds.
 
+#![warn(missing_docs)]
+
 mod devices;
 pub mod environment;
 pub mod fleet;

@@ -1,5 +1,7 @@
 //! The shell of the operator: everything that talks to Kubernetes.
 
+#![warn(missing_docs)]
+
 pub mod apiserver;
 mod backoff;
 pub mod cause;
@@ -47,6 +49,7 @@ use telemetry::metrics::Metrics;
 /// Which namespaces are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Namespaces {
+    /// All of them.
     All,
     /// These, at least one.
     Names(Vec<String>),
@@ -63,6 +66,7 @@ pub struct Settings {
     pub runtime: Runtime,
     /// Where runs that name no storage, on clusters made for them, keep their data: each namespace below it, by its name.
     pub storage: Option<Storage>,
+    /// Which namespaces are served.
     pub namespaces: Namespaces,
     /// Where the operator keeps what tenants must not see, and where it runs.
     pub own_namespace: String,
@@ -74,7 +78,9 @@ pub struct Settings {
     pub concurrency: u16,
     /// Addresses of schedulers that are no DaskClusters and that runs may use.
     pub allowed_addresses: Vec<Regex>,
+    /// What tenants may not go beyond.
     pub limits: Limits,
+    /// How often the controllers check what no watch reports.
     pub pauses: Pauses,
     /// The time by which they decide: a layer of their client.
     pub clock: Clock,
@@ -103,6 +109,7 @@ impl Default for Pauses {
 /// Why the controllers ended; reads after "failed to".
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Something that never ends has ended.
     #[error("keep {0} running: it ended by itself")]
     Ended(&'static str),
 }

@@ -10,18 +10,39 @@ use zip::{CompressionMethod, DateTime, ZipWriter};
 /// Code of a run: a zip archive and its SHA-256.
 #[derive(Debug, Clone)]
 pub struct Code {
+    /// SHA-256 of the archive, in hexadecimal.
     pub digest: String,
+    /// The archive.
     pub zip: Vec<u8>,
 }
 
+/// Why code could not be packed; reads after "failed to".
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
+    /// A file could not be read.
     #[error("read {path}: {source}")]
-    Read { path: String, source: io::Error },
+    Read {
+        /// The file.
+        path: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// There is too much of it.
     #[error("pack {path}: the code is larger than {} KiB; put it into the image or on S3", most >> 10)]
-    TooLarge { path: String, most: u64 },
+    TooLarge {
+        /// The folder or field.
+        path: String,
+        /// Bytes that are allowed.
+        most: u64,
+    },
+    /// The archive could not be made.
     #[error("pack {path}: {source}")]
-    Zip { path: String, source: io::Error },
+    Zip {
+        /// The file.
+        path: String,
+        /// What went wrong.
+        source: io::Error,
+    },
 }
 
 /// Packs the text files of a manifest, by their relative names.

@@ -3,8 +3,11 @@
 /// A scheduler that listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
+    /// As `tcp://host:port`.
     pub address: String,
+    /// The address of Dask's dashboard.
     pub dashboard: Option<String>,
+    /// Its process.
     pub pid: Option<u32>,
     /// Grows with each new scheduler.
     pub generation: u64,
@@ -13,6 +16,7 @@ pub struct Endpoint {
 /// What the fleet is at the moment.
 #[derive(Debug, Clone, Default)]
 pub struct FleetState {
+    /// The scheduler, once it listens.
     pub endpoint: Option<Endpoint>,
     /// Name and process of each worker that was started and has not ended.
     pub workers: Vec<(String, u32)>,

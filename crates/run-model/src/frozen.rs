@@ -19,8 +19,11 @@ use lower::{Plan, RunInfo};
 pub struct Frozen {
     /// Version of this form.
     pub format: u32,
+    /// The uid of the run.
     pub uid: String,
+    /// The name of the run.
     pub name: String,
+    /// What its Pipeline said then.
     pub pipeline: PipelineSpec,
     /// As given, before defaults.
     pub params: Map<String, Value>,
@@ -29,13 +32,16 @@ pub struct Frozen {
     /// Name of the pipeline: runs of the same one can be reused. Unknown for runs of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pipeline_name: Option<String>,
+    /// The part that runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub select: Option<Select>,
+    /// What is taken from earlier runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reuse: Option<Reuse>,
 }
 
 impl Frozen {
+    /// The version that this release writes.
     pub const FORMAT: u32 = 1;
 
     /// The text for the journal, and its digest.
@@ -45,6 +51,7 @@ impl Frozen {
         Ok((bytes, digest))
     }
 
+    /// All steps, also those of `finally`.
     pub fn steps(&self) -> impl Iterator<Item = &Step> {
         self.pipeline.steps.iter().chain(&self.pipeline.finally)
     }

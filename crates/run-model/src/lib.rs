@@ -1,6 +1,8 @@
 //! What a run is and what it reports: its specification, frozen and ready to be driven, its counts, its outcome. Pure: no
 //! network, no clock but the one that a [`Moment`] holds.
 
+#![warn(missing_docs)]
+
 pub mod archive;
 mod fleet;
 mod frozen;

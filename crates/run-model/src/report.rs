@@ -14,10 +14,13 @@ pub struct Counts {
     pub total: u64,
     /// Committed or otherwise at their end: succeeded, cached, failed and skipped.
     pub done: u64,
+    /// Handed to a worker.
     pub running: u64,
     /// Taken over from the journal of this run or of an earlier one.
     pub cached: u64,
+    /// Failed for good.
     pub failed: u64,
+    /// Never called.
     pub skipped: u64,
     /// Of the skipped, those that a cancellation or a deadline of the run kept back.
     #[serde(skip)]
@@ -30,17 +33,23 @@ pub struct Counts {
 /// The last failed attempt of a task, as people want to see it.
 #[derive(Debug, Clone, Default)]
 pub struct Failure {
+    /// The step.
     pub step: String,
+    /// The item of a mapped step.
     pub item: Option<u32>,
+    /// Which attempt it was, from 1 on.
     pub attempt: u32,
     /// app, oom, timeout, preempted, infra or data.
     pub class: String,
     /// Type of the exception, or a reason.
     pub kind: String,
+    /// What the exception says.
     pub message: String,
+    /// Where it was raised.
     pub traceback: String,
     /// The attempt's last log lines.
     pub tail: Vec<String>,
+    /// Name of the worker.
     pub worker: String,
     /// No attempt is left: the step has failed.
     pub terminal: bool,
@@ -71,54 +80,84 @@ pub fn task_name(step: &str, item: Option<u32>) -> String {
 pub enum Note {
     /// The run is open: its journal is claimed with this epoch.
     Opened {
+        /// Its epoch.
         epoch: u64,
+        /// How many tasks the journal had.
         resumed: u64,
     },
+    /// A worker has joined or left.
     Worker {
+        /// Its name.
         name: String,
+        /// It joined.
         added: bool,
     },
+    /// An attempt has failed.
     AttemptFailed(Failure),
     /// A committed output cannot be read any more, nor can some more; their tasks run again.
     OutputLost {
+        /// The first of them.
         task: String,
+        /// How many more.
         more: usize,
+        /// What is wrong with it.
         message: String,
     },
+    /// A worker has gone with a task.
     WorkerLost {
+        /// The task.
         task: String,
+        /// The worker.
         worker: String,
     },
     /// Nothing can run these tasks at present.
     Blocked {
+        /// Their step.
         step: String,
+        /// How many.
         count: u64,
+        /// Why.
         message: String,
     },
+    /// These tasks can run again.
     Unblocked {
+        /// Their step.
         step: String,
     },
     /// `reason` as the runtime names it, for example `AccessDenied`; it may be empty.
     StorageDown {
+        /// What the runtime calls it.
         reason: String,
+        /// The same for people.
         message: String,
     },
+    /// The storage answers again.
     StorageUp,
+    /// The scheduler is gone; the run waits for another one.
     SchedulerLost {
+        /// How that was found out.
         cause: String,
     },
+    /// A line that a step has written.
     Log {
+        /// The step.
         step: String,
+        /// Its item.
         item: Option<u32>,
+        /// `out` or `err`.
         stream: String,
+        /// Without its line break.
         text: String,
     },
+    /// The run is being cancelled.
     Cancelling,
 }
 
 /// Hears of a run's progress. Called on the driver's task: be quick.
 pub trait Observer: Send {
+    /// Something has happened.
     fn note(&mut self, note: Note);
+    /// The tasks have these states now.
     fn counts(&mut self, counts: Counts);
     /// How many bytes what is known of its tasks takes by now.
     fn memory(&mut self, _bytes: usize) {}
@@ -127,12 +166,16 @@ pub trait Observer: Send {
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunOutcome {
+    /// All steps that count have succeeded.
     Succeeded,
+    /// A step that counts has failed, or a deadline has passed.
     Failed,
+    /// The user has cancelled it.
     Cancelled,
 }
 
 impl RunOutcome {
+    /// Its name in a status and in the final record.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Succeeded => "Succeeded",
@@ -145,15 +188,20 @@ impl RunOutcome {
 /// One result: its value if it is small JSON, else where it is.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ResultValue {
+    /// A small value.
     Json(Value),
     /// An output that is no JSON or a large one.
     Stored {
+        /// Where it is.
         uri: String,
+        /// Its bytes.
         size: u64,
+        /// How it was written.
         serializer: String,
     },
     /// The step has no output, since it failed or was skipped, or what is asked for could not be made of it: `why`.
     Missing {
+        /// What was wrong.
         why: Option<String>,
     },
 }
@@ -174,12 +222,19 @@ impl ResultValue {
 /// The end of a run.
 #[derive(Debug, Clone)]
 pub struct Report {
+    /// How it ended.
     pub outcome: RunOutcome,
+    /// Why, unless it succeeded.
     pub reason: Option<Reason>,
+    /// The same for people.
     pub message: Option<String>,
+    /// Its tasks by what became of them.
     pub counts: Counts,
+    /// By their names, in the order of the pipeline.
     pub results: Vec<(String, ResultValue)>,
+    /// Steps that failed, the first first.
     pub failures: Vec<Failure>,
+    /// From its opening on.
     pub duration: Duration,
 }
 

@@ -27,20 +27,29 @@ impl Default for Patience {
 /// Everything that defines one run.
 #[derive(Debug)]
 pub struct RunSpec {
+    /// Unique among all runs.
     pub uid: String,
+    /// For people.
     pub name: String,
+    /// What to carry out.
     pub plan: Plan,
     /// The frozen specification, kept in the journal and needed to resume.
     pub spec: Vec<u8>,
+    /// SHA-256 of the frozen specification.
     pub spec_digest: String,
+    /// The modules of its steps.
     pub code: CodeSource,
+    /// Packages that its steps need.
     pub requirements: Requirements,
     /// Image of the workers, where they are made for the run.
     pub image: Option<String>,
+    /// Where it is kept.
     pub storage: StorageSpec,
     /// Name of the pipeline: later runs of it find this one.
     pub pipeline: Option<String>,
+    /// What it takes from earlier runs.
     pub reuse: Reuse,
+    /// Whether there is a journal of it.
     pub start: Start,
     /// Whether a run that was closed goes on when it is opened again, to try anew what failed; otherwise how it was closed is
     /// all that is told.
@@ -55,6 +64,7 @@ pub struct RunSpec {
     pub start_deadline: Option<Duration>,
     /// Time of the `finally` steps, from the end of all others; then they are stopped, and the run has failed.
     pub finally_deadline: Option<Duration>,
+    /// How long it waits for a scheduler.
     pub patience: Patience,
     /// The time, by which outputs of earlier runs are too old.
     pub time: Moment,
@@ -66,7 +76,12 @@ pub enum CodeSource {
     /// Packed here.
     Packed(Code),
     /// An archive on S3 or in a folder, which the scheduler's runtime fetches.
-    Archive { url: String, sha256: Option<String> },
+    Archive {
+        /// Where it is.
+        url: String,
+        /// What it has to be, if that was said.
+        sha256: Option<String>,
+    },
 }
 
 /// Packages that the steps need, and that are looked for where they run.
@@ -101,7 +116,10 @@ pub struct Reuse {
 /// Where a run is kept; credentials are the workers' own.
 #[derive(Debug, Clone, Default)]
 pub struct StorageSpec {
+    /// As `s3://bucket/prefix` or `file:///folder`.
     pub url: String,
+    /// Of an S3 service that is not AWS.
     pub endpoint: Option<String>,
+    /// Of the bucket.
     pub region: Option<String>,
 }

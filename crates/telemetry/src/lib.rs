@@ -1,5 +1,7 @@
 //! What the operator tells about itself: log lines, traces, metrics, health. Knows nothing of what it is told about.
 
+#![warn(missing_docs)]
+
 mod error;
 pub mod health;
 pub mod log;

@@ -32,6 +32,7 @@ pub enum Format {
 /// What to log, how, and where traces go.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// How each line looks.
     pub format: Format,
     /// Directives as in `info,daskade=debug`; [`check_filter`] says whether they are any.
     pub filter: String,

@@ -23,12 +23,15 @@ type Labels<const N: usize> = [(&'static str, &'static str); N];
 /// Which reconciler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Controller {
+    /// Of DaskClusters.
     DaskCluster,
+    /// Of Pipelines.
     Pipeline,
+    /// Of PipelineRuns.
     PipelineRun,
 }
 
-/// How one pass of a reconciler ended.
+/// How one reconciliation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// Everything is as it should be.
@@ -52,17 +55,24 @@ pub enum Outcome {
 /// What a write to the API server did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
+    /// A new object.
     Create,
+    /// A whole object.
     Update,
+    /// Some fields of an object.
     Patch,
+    /// An object less.
     Delete,
 }
 
 /// How a write to the API server ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
+    /// It was written.
     Done,
+    /// Somebody else wrote in between.
     Conflict,
+    /// The operator lacks a right.
     Forbidden,
     /// Refused for another reason that lies in the request.
     Refused,
@@ -230,6 +240,7 @@ impl Metrics {
 pub struct Backlog(Gauge);
 
 impl Backlog {
+    /// There are so many now.
     pub fn set(&self, objects: usize) {
         self.0.set(i64::try_from(objects).unwrap_or(i64::MAX));
     }

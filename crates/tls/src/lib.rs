@@ -3,6 +3,8 @@
 //! Dask looks at the chain alone, never at names: whoever has a certificate of a cluster's authority is a full member of
 //! it. So each cluster has an authority of its own.
 
+#![warn(missing_docs)]
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -21,8 +23,10 @@ const BACKDATED: Duration = Duration::from_secs(300);
 /// Why a certificate could not be made or read; reads after "failed to". Never quotes a key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
+    /// It could not be made.
     #[error("make a certificate: {0}")]
     Issue(String),
+    /// It could not be read.
     #[error("read a certificate: {0}")]
     Read(&'static str),
 }
@@ -30,7 +34,9 @@ pub enum Error {
 /// A certificate with its key, as PEM texts. Shows neither in `Debug`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Identity {
+    /// The certificate, with those above it.
     pub cert: String,
+    /// The private key.
     pub key: String,
 }
 
@@ -39,16 +45,20 @@ pub struct Identity {
 pub struct Facts {
     /// SHA-256 of its DER form, in hex.
     pub fingerprint: String,
+    /// From when on it holds.
     pub begins: Timestamp,
+    /// Until when it holds.
     pub expires: Timestamp,
 }
 
 /// Whom a certificate is for.
 #[derive(Debug, Clone, Default)]
 pub struct Subject {
+    /// Its common name.
     pub name: String,
     /// DNS names, for clients that do look at them.
     pub hosts: Vec<String>,
+    /// IP addresses.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -78,10 +88,12 @@ impl Authority {
         Ok(Authority { identity })
     }
 
+    /// Its own certificate and key.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
+    /// What its certificate says of itself.
     pub fn facts(&self) -> Result<Facts, Error> {
         facts(&self.identity.cert)
     }
@@ -131,6 +143,7 @@ impl Identity {
         cert.public_key().subject_public_key.data.as_ref() == rcgen::PublicKeyData::der_bytes(&key)
     }
 
+    /// What the certificate says of itself.
     pub fn facts(&self) -> Result<Facts, Error> {
         facts(&self.cert)
     }

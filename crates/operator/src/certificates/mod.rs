@@ -46,12 +46,28 @@ const LOOKS: u32 = 5;
 /// Why certificates could not be had; reads after "failed to".
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A request about a Secret failed.
     #[error("{verb} Secret {name}: {}", cause(source))]
-    Api { verb: &'static str, name: String, source: Box<kube::Error> },
+    Api {
+        /// What was tried.
+        verb: &'static str,
+        /// The Secret.
+        name: String,
+        /// What the client says.
+        source: Box<kube::Error>,
+    },
+    /// A cluster could not be looked at.
     #[error("read DaskCluster {name}: {}", cause(source))]
-    Cluster { name: String, source: Box<kube::Error> },
+    Cluster {
+        /// Its name.
+        name: String,
+        /// What the client says.
+        source: Box<kube::Error>,
+    },
+    /// A certificate could not be made or read.
     #[error("{0}")]
     Tls(#[from] tls::Error),
+    /// What a cluster's Secret holds cannot be used.
     #[error("use the certificates of the cluster: {0}")]
     Client(String),
 }
@@ -80,6 +96,7 @@ impl Error {
 pub struct Credentials {
     /// The operator's own identity; none without TLS, or when there are no certificates (see `fact.issue`).
     pub client: Option<Tls>,
+    /// What the status says of them.
     pub fact: TlsFact,
     /// When to look again.
     pub renew_after: Option<Duration>,
@@ -155,6 +172,7 @@ impl Chain {
 }
 
 impl Certificates {
+    /// Nothing is known yet.
     pub fn new(client: Client, settings: CertificateSettings) -> Certificates {
         let authorities = Authorities::new(client.clone(), &settings.operator_namespace);
         Certificates { client, settings, known: Mutex::default(), authorities }

@@ -48,7 +48,9 @@ struct Heard {
 /// The time, and how far it can be relied on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
+    /// The time.
     pub at: Timestamp,
+    /// Whose word it is.
     pub trust: Trust,
 }
 

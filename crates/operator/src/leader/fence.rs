@@ -31,6 +31,7 @@ pub struct FenceLayer {
 pub struct NoAnswer;
 
 impl FenceLayer {
+    /// Lets writes pass while `lead` holds.
     pub fn new(lead: Lead, metrics: Arc<Metrics>) -> Self {
         Self { lead, metrics }
     }

@@ -34,7 +34,9 @@ const CLAIM: std::ops::RangeInclusive<i32> = 1..=3600;
 /// Which lease, and as whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseSettings {
+    /// Where the Lease is.
     pub namespace: String,
+    /// Its name.
     pub name: String,
     /// Unique among all processes that ever run.
     pub identity: String,
