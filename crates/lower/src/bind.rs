@@ -25,7 +25,9 @@ use wire::{PathPart, StepDef};
 /// What expressions see of a run as `run`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunInfo {
+    /// `run.name`
     pub name: String,
+    /// `run.uid`
     pub uid: String,
 }
 

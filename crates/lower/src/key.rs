@@ -17,6 +17,7 @@ pub type Key = [u8; 32];
 /// What is known about a task that another one reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
+    /// Its output has this key.
     Key(Key),
     /// It has no output, and will have none.
     Hole,
@@ -30,12 +31,17 @@ pub enum Known {
 pub enum Aspect {
     /// Of the pipeline as a whole.
     Code,
+    /// The image of the workers.
     Image,
+    /// The packages.
     Requirements,
     /// What is called.
     Call,
+    /// Environment variables of the step.
     Env,
+    /// `cache.version`.
     CacheVersion,
+    /// The arguments.
     Arguments,
     /// How its inputs are declared.
     Inputs,

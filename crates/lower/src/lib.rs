@@ -3,6 +3,8 @@
 //!
 //! [`validate`] → [`Flow`] (no mistakes left that show without parameters) → [`Flow::bind`] → [`Plan`] (one run).
 
+#![warn(missing_docs)]
+
 pub mod allowed;
 mod bind;
 mod check;

@@ -22,7 +22,9 @@ use wire::{PathPart, StepDef};
 /// What a run can be executed from. Holds no state of the run.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    /// For the engine.
     pub dag: Dag,
+    /// What the engine keeps to.
     pub limits: Limits,
     /// Values of all parameters, by name.
     pub params: Value,
@@ -76,6 +78,7 @@ pub(super) struct PlanStep {
 /// What becomes of a step in a run of a part of the pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
+    /// It runs.
     Runs,
     /// It does not run; steps that do need its output, which is an earlier run's.
     Loaded,
@@ -113,16 +116,26 @@ impl VarSource {
 /// A result of the run.
 #[derive(Debug, Clone)]
 pub struct ResultSpec {
+    /// Its name.
     pub name: String,
+    /// Where it comes from.
     pub source: ResultSource,
 }
 
 /// Where a result comes from.
 #[derive(Debug, Clone)]
 pub enum ResultSource {
-    /// The output of a step, or a place in it. `item`: of one item of a mapped step; without, a mapped step's is the
-    /// list of all.
-    Step { step: StepIx, item: Option<u32>, path: Vec<PathPart>, gather: Gather },
+    /// The output of a step, or a place in it.
+    Step {
+        /// Which step.
+        step: StepIx,
+        /// Of one item of a mapped step; without, a mapped step's is the list of all.
+        item: Option<u32>,
+        /// The place in it.
+        path: Vec<PathPart>,
+        /// How the outputs of a mapped step are put together.
+        gather: Gather,
+    },
     /// Known from the start.
     Literal(Value),
     /// Put together from results of steps: see [`Plan::computed_result`].

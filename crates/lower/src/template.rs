@@ -17,13 +17,32 @@ const REFERENCE: i8 = 1;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reference {
     /// The output of one task (item -1: of an unmapped step), or a place in it.
-    Output { step: StepIx, item: i64, path: Vec<PathPart> },
+    Output {
+        /// Which step.
+        step: StepIx,
+        /// Which item.
+        item: i64,
+        /// The place in it.
+        path: Vec<PathPart>,
+    },
     /// The outputs of all items of a mapped step.
-    All { step: StepIx, gather: Gather },
+    All {
+        /// Which step.
+        step: StepIx,
+        /// How they are put together.
+        gather: Gather,
+    },
     /// A value that differs from task to task.
     Slot(u32),
     /// An element of a list that is stored as a container.
-    Element { step: StepIx, item: i64, index: u32 },
+    Element {
+        /// Which step.
+        step: StepIx,
+        /// Which item.
+        item: i64,
+        /// Which element.
+        index: u32,
+    },
     /// One of the objects that the step reads, by its number.
     Object(u32),
 }

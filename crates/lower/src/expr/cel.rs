@@ -105,7 +105,9 @@ impl Names {
 /// What an expression depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Uses {
+    /// Entries of `params`.
     pub params: Names,
+    /// Entries of `item`.
     pub item: Names,
     /// Steps whose `.result` is used.
     pub results: Names,
@@ -123,8 +125,11 @@ pub struct Cel {
 /// Values of the variables of one evaluation. Only what the expression uses need be there.
 #[derive(Debug, Clone, Copy)]
 pub struct Scope<'a> {
+    /// `params`
     pub params: &'a Map<String, Value>,
+    /// `run`
     pub run: &'a Map<String, Value>,
+    /// `item`
     pub item: &'a Map<String, Value>,
     /// `.result` of steps by name.
     pub results: &'a Map<String, Value>,

@@ -11,19 +11,36 @@ pub enum ExprError {
     /// The text is not an expression, or uses something that does not exist. `column` counts characters from 1 in
     /// the string of the manifest.
     #[error("column {column}: {message}")]
-    Syntax { column: usize, message: String },
+    Syntax {
+        /// From 1 on.
+        column: usize,
+        /// What is wrong.
+        message: String,
+    },
     /// The expression is right but its evaluation failed, for example a missing key or a division by zero.
     #[error("{message}")]
-    Evaluation { message: String },
+    Evaluation {
+        /// What is wrong.
+        message: String,
+    },
     /// The value has another type than its place asks for.
     #[error("{message}")]
-    Type { message: String },
+    Type {
+        /// What is wrong.
+        message: String,
+    },
     /// Evaluation needs more steps or makes larger values than allowed.
     #[error("{message}")]
-    Cost { message: String },
+    Cost {
+        /// What is wrong.
+        message: String,
+    },
     /// A list longer than the limit of items.
     #[error("{message}")]
-    Items { message: String },
+    Items {
+        /// What is wrong.
+        message: String,
+    },
 }
 
 impl ExprError {
@@ -31,6 +48,7 @@ impl ExprError {
         Self::Syntax { column, message: message.into() }
     }
 
+    /// It could not be evaluated.
     pub fn evaluation(message: impl Into<String>) -> Self {
         Self::Evaluation { message: message.into() }
     }

@@ -23,17 +23,32 @@ pub enum Gather {
 /// Where a path begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Root {
+    /// `params`
     Params,
+    /// `run`
     Run,
+    /// `item`
     Item,
-    Output { step: String, gather: Gather },
-    Result { step: String },
+    /// `steps.x.output`
+    Output {
+        /// Which step.
+        step: String,
+        /// How the outputs of a mapped step are put together.
+        gather: Gather,
+    },
+    /// `steps.x.result`
+    Result {
+        /// Which step.
+        step: String,
+    },
 }
 
 /// A reference: `params.a.b`, `item.x[0]`, `steps.load.output["key"]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Path {
+    /// Where it begins.
     pub root: Root,
+    /// What follows.
     pub keys: Vec<PathPart>,
 }
 

@@ -19,7 +19,12 @@ pub enum Piece<'a> {
     /// Literal text, escapes resolved.
     Text(Cow<'a, str>),
     /// The inside of `$(…)`, and how many characters of the string precede it.
-    Expr { source: &'a str, before: usize },
+    Expr {
+        /// Between the parentheses.
+        source: &'a str,
+        /// Characters before it.
+        before: usize,
+    },
 }
 
 /// Splits `text` into its pieces. Adjacent texts are one piece; an empty string has no pieces.

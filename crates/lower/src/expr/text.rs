@@ -13,8 +13,15 @@ use wire::PathPart;
 /// One expression: a reference in the small grammar, or CEL.
 #[derive(Debug, Clone)]
 pub enum Expr {
+    /// A reference.
     Path(Path),
-    Cel { cel: Cel, uses: Uses },
+    /// Anything else.
+    Cel {
+        /// The expression.
+        cel: Cel,
+        /// What it depends on.
+        uses: Uses,
+    },
 }
 
 /// A string of the manifest.
@@ -22,8 +29,13 @@ pub enum Expr {
 pub enum Text {
     /// No expression in it; escapes are resolved.
     Literal(String),
-    /// Nothing but one expression: keeps the expression's type. The column where it begins.
-    Whole { expr: Expr, column: usize },
+    /// Nothing but one expression: keeps the expression's type.
+    Whole {
+        /// The expression.
+        expr: Expr,
+        /// Where it begins.
+        column: usize,
+    },
     /// Expressions within text: a string.
     Mixed(Vec<Part>),
 }
@@ -31,8 +43,15 @@ pub enum Text {
 /// A part of a string with several.
 #[derive(Debug, Clone)]
 pub enum Part {
+    /// No expression.
     Literal(String),
-    Expr { expr: Expr, column: usize },
+    /// An expression.
+    Expr {
+        /// The expression.
+        expr: Expr,
+        /// Where it begins.
+        column: usize,
+    },
 }
 
 impl Text {
