@@ -27,7 +27,16 @@ def alone() -> None:
     mine = f"/api/v1/namespaces?labelSelector={LABEL}%3D{RUN}"
     until("those of other tests are gone", lambda: len(json.loads(proxy().get(mine) or "{}")["items"]) == 1)
     kept = f"/api/v1/namespaces/{SYSTEM}/configmaps/daskade-authorities"
-    until("their authorities are gone", lambda: len(json.loads(proxy().get(kept) or "{}").get("data") or {}) == 1)
+
+    def authorities() -> list[str]:
+        return sorted(json.loads(proxy().get(kept) or "{}").get("data") or {})
+
+    try:
+        until("their authorities are gone", lambda: len(authorities()) == 1)
+    except AssertionError as error:
+        secret = ["-n", SYSTEM, "get", "secret", "-o", "jsonpath={.metadata}"]
+        left = [f"{uid}: {kubectl(*secret, f'daskade-ca-{uid}', check=False)}" for uid in authorities()]
+        raise AssertionError("\n".join([str(error), *left])) from error
 
 
 def test_a_settled_cluster_costs_no_write(space: Namespace, operator: Operator) -> None:

@@ -278,6 +278,7 @@ class Client(_Client):
             found = until(f"the Secret {name}", lambda: space.find("secret", name))
             files = found["data"]
         proxy().ask("POST", self._path, {"env": env, "files": files, "code": CLIENT + code})
+        space.looks.append(lambda: f"client {self.name}: {self.phase()}\n{self.log()}")
 
     def log(self) -> str:
         return str(self._told()["log"])

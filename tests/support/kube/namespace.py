@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ class Namespace:
 
     def __init__(self, name: str, labels: Object | None = None) -> None:
         self.name = name
+        # What else a person would look at when something went wrong.
+        self.looks: builtins.list[Callable[[], str]] = []
         labels = {"pod-security.kubernetes.io/enforce": "restricted", **(labels or {LABEL: RUN})}
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         until("the default service account", lambda: self.find("serviceaccount", "default"))
@@ -146,4 +149,5 @@ class Namespace:
     def show(self) -> str:
         """What a person would look at when something went wrong."""
         parts = ["get daskclusters,pipelineruns -o yaml", "get pods -o wide", "get events --sort-by=.lastTimestamp"]
-        return "\n".join(kubectl("-n", self.name, *part.split(), check=False) for part in parts)
+        seen = [kubectl("-n", self.name, *part.split(), check=False) for part in parts]
+        return "\n".join([*seen, *(look() for look in self.looks)])
