@@ -48,7 +48,7 @@ class Fault:
     """``again``: executions that it may cost beyond one per task. ``aim``: seconds in which the run should be back.
     ``replaced``: the run is back with the first step on a pod that was not there before. ``lag``: seconds for which those
     that are cut off may begin another step. ``options``: of the operator, from before the run on. ``stays``: no other pod
-    may do any of the work. ``storage``: it is the storage that is hit. ``alone``: all of the cluster is hit.
+    may do any of the work. ``storage``: it is the storage that is hit. ``alone``: it disturbs other tests.
     """
 
     strike: Callable[[Scene], float]

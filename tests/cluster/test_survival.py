@@ -33,7 +33,7 @@ BUSY = 3.0
 def test_a_run_survives(space: Namespace, operator: Operator, name: str, seed: int) -> None:
     fault, rng = FAULTS[name], random.Random(f"{name} {seed}")
     if fault.alone and (os.environ.get("PYTEST_XDIST_WORKER") or not (STATE / "kube-apiserver.pid").exists()):
-        pytest.skip("whoever else uses the cluster would notice: this one is run alone")
+        pytest.skip("disturbs the whole cluster, so it runs alone")
     if not fault.options:
         survive(space, operator, name, seed, fault, rng)
         return

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use api::condition::ConditionType;
-use api::reason::{Kind, Reason};
 use regex::Regex;
+
+use api::condition::ConditionType;
+use api::reason::{Reason, ReasonKind};
 
 /// Names of reasons that are also names of something else: states of a run, a column, reasons of Kubernetes for pods and nodes,
 /// and an error code of S3.
@@ -92,7 +93,7 @@ fn troubleshooting_has_every_reason_of_a_condition_once() {
         told.extend(word.captures_iter(cells[0]).map(|found| found[1].to_owned()));
     }
     told.sort();
-    let conditions = Reason::ALL.iter().filter(|reason| reason.kind() == Kind::Condition);
+    let conditions = Reason::ALL.iter().filter(|reason| reason.kind() == ReasonKind::Condition);
     let mut known: Vec<String> = conditions.map(ToString::to_string).collect();
     known.sort();
     assert_eq!(told, known, "docs/troubleshooting.md and the reasons of conditions differ");

@@ -1,38 +1,38 @@
-//! Reasons: the one table. Each says what happened in one word that stays the same between releases, so that scripts and
-//! searches can rely on it.
+//! All reasons, in one table. A reason names what happened in one word that stays the same between releases, so that scripts
+//! and searches can rely on it.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Who can do something about a reason, and whether what it stopped is tried again.
+/// What happens after a reason was reported: who acts, and whether it is retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Class {
-    /// A mistake in a manifest, a parameter or a request. Nothing was started.
+pub enum ReasonClass {
+    /// An error in a manifest, a parameter or a request. Nothing was started.
     Input,
-    /// Part of any life: no warning.
+    /// A normal state; Events with it are no warnings.
     Usual,
-    /// Passes by itself, or when something outside changes. Tried again for as long as that takes.
+    /// Retried without limit until the cause is gone.
     Waits,
-    /// A person has to change something. Tried again for as long as that takes, and reported as stalled.
+    /// Retried without limit and reported as stalled: somebody has to change something.
     Stalled,
-    /// Tried again with growing delays. A run fails if it repeats without progress.
+    /// Retried with growing delays. A run fails if it repeats without progress.
     Repeats,
-    /// The run is opened again at once.
+    /// The driver opens the run again at once.
     Reopens,
-    /// The run has ended with it. It is not tried again.
+    /// The run failed and is not retried.
     Final,
-    /// Of an Event, not of a condition.
+    /// Only in Events.
     Event,
 }
 
 /// Where a reason occurs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// A mistake in a manifest, a parameter or a request.
+pub enum ReasonKind {
+    /// In a `Problem`: an error in a manifest, a parameter or a request.
     Problem,
-    /// A condition or an Event.
+    /// In a condition or an Event.
     Condition,
-    /// An error of a command, or one that the message of a condition quotes.
+    /// In an error of a command, or quoted in the message of a condition.
     Error,
 }
 
@@ -63,16 +63,16 @@ macro_rules! reasons {
             }
 
             /// Where it occurs.
-            pub const fn kind(self) -> Kind {
+            pub const fn kind(self) -> ReasonKind {
                 match self {
-                    $(Self::$name => Kind::$kind,)*
+                    $(Self::$name => ReasonKind::$kind,)*
                 }
             }
 
-            /// Who can do something about it, and whether what it stopped is tried again.
-            pub const fn class(self) -> Class {
+            /// What happens after it was reported.
+            pub const fn class(self) -> ReasonClass {
                 match self {
-                    $(Self::$name => Class::$class,)*
+                    $(Self::$name => ReasonClass::$class,)*
                 }
             }
         }
@@ -80,14 +80,19 @@ macro_rules! reasons {
 }
 
 impl Reason {
-    /// Whether nothing gets on without a change by a person. An occurrence may know better.
+    /// Whether somebody has to change something, unless an occurrence knows better.
     pub const fn stalled(self) -> bool {
-        matches!(self.class(), Class::Stalled)
+        matches!(self.class(), ReasonClass::Stalled)
     }
 
-    /// Whether this is its name, where a text came from elsewhere.
+    /// Compares it with a name that came over the wire.
     pub fn is(self, name: &str) -> bool {
         self.as_str() == name
+    }
+
+    /// The reason with this name, if a condition can have it.
+    pub fn of_condition(name: &str) -> Option<Self> {
+        name.parse().ok().filter(|reason: &Self| reason.kind() == ReasonKind::Condition)
     }
 
     /// Where it is documented.
@@ -102,7 +107,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// A name that no reason has: another release may know it.
+/// A name that this release does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnknownReason;
 
@@ -169,7 +174,7 @@ reasons! {
     TakenOver: Condition Waits, "Another command drives the run. The operator continues it soon.";
     OpenRefused: Condition Repeats,
         "The scheduler's runtime refuses the run; the message quotes it, and says how often and since when. The operator retries at growing intervals. The run fails if the error repeats without progress.";
-    Invalid: Condition Stalled, "The spec has errors; the message lists them with their paths.";
+    Invalid: Condition Stalled, "The spec has errors; the message lists them with their paths. A run ends with it.";
     Pending: Condition Usual, "Accepted; nothing has started yet.";
     Progressing: Condition Usual, "Work is in progress.";
     Running: Condition Usual, "Steps are running.";
@@ -255,18 +260,18 @@ reasons! {
 
     // Of an error.
     StepFailed: Error Final, "A step failed and its failure counts; the message has the step and its error.";
-    SpecMismatch: Error Final, "The run was started from another spec than the one that is to be resumed.";
+    SpecMismatch: Error Final, "The run was started with a different spec, so it cannot be resumed with this one.";
     JournalStopped: Error Final,
         "A record of the run's progress could not be written, so the run stopped; the message says why.";
-    InvalidRun: Error Final, "The runtime cannot carry out the run; the message says why.";
+    InvalidRun: Error Final, "The runtime rejects the run; the message says why.";
     Internal: Error Repeats, "An error in the runtime itself; please report it. The log of the scheduler has the traceback.";
     RuntimeVersion: Error Repeats, "The runtime in the scheduler is of a release that lacks what the run needs.";
     RuntimeMismatch: Error Repeats, "The scheduler has a runtime of another release.";
     SchedulerGone: Error Waits, "A worker ended because it lost its scheduler; another one is started.";
     InstallFailed: Error Repeats, "The runtime could not be installed in the scheduler; the message says why.";
-    BadRequest: Error Repeats, "The runtime does not understand a request, since it is of another release.";
+    BadRequest: Error Repeats, "The runtime is of another release and does not understand a request.";
     RunExists: Error Repeats, "A run with this uid exists already.";
-    RunOpen: Error Repeats, "The run is open, so what was asked for has to wait.";
+    RunOpen: Error Repeats, "The run is still open; the request has to wait.";
     Ended: Error Repeats, "The run has ended already.";
     StaleEpoch: Error Repeats, "Another command or operator has taken over the run.";
     StaleLeader: Error Repeats, "Another operator has taken over the cluster.";
@@ -275,14 +280,14 @@ reasons! {
     InstanceChanged: Error Reopens, "The scheduler was replaced. The run is opened again on the new one.";
     Gap: Error Reopens, "Events of the run were lost. The run is opened again.";
     RunNotFound: Error Reopens, "The scheduler or the storage does not have the run.";
-    InvalidStorage: Error Repeats, "The storage's settings are not valid; the message says which.";
-    InvalidKey: Error Repeats, "The path of an object is not valid; the message says why.";
+    InvalidStorage: Error Repeats, "A storage setting is invalid; the message names it.";
+    InvalidKey: Error Repeats, "The path of an object is invalid; the message says why.";
     NotFound: Error Repeats, "An object is not in the storage; the message names it.";
-    NotMarked: Error Repeats, "The folder is not a storage of daskade, so nothing in it is removed.";
-    NotCached: Error Repeats, "No worker has the files that a step asks for.";
+    NotMarked: Error Repeats, "The folder is not marked as storage of daskade, so nothing in it is removed.";
+    NotCached: Error Repeats, "No worker has the files that a step needs.";
     OutputTooLarge: Error Repeats, "An output is larger than the limit in the message.";
     CorruptOutput: Error Repeats, "An output in the storage is not the one that was committed.";
-    NoStorageLibrary: Error Repeats, "The image lacks obstore, which the storage needs, or has a release that is too old.";
+    NoStorageLibrary: Error Repeats, "The image lacks obstore, or its release is too old; S3 storage needs it.";
     WrongRegion: Error Repeats, "The bucket is in another region; the message names it.";
     ClockSkew: Error Repeats,
         "The clock of this machine and the clock of the storage differ too much; the message has both times.";
@@ -300,5 +305,13 @@ mod tests {
             assert!(reason.doc().ends_with('.'), "{reason}");
         }
         assert_eq!("Nothing".parse::<Reason>(), Err(UnknownReason));
+    }
+
+    /// The table of errors is larger: a condition keeps the reasons that it always had.
+    #[test]
+    fn a_condition_has_none_of_the_reasons_of_errors() {
+        assert_eq!(Reason::of_condition("AccessDenied"), Some(Reason::AccessDenied));
+        assert_eq!(Reason::of_condition("WrongRegion"), None);
+        assert_eq!(Reason::of_condition("UnknownField"), None);
     }
 }

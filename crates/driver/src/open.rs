@@ -16,7 +16,7 @@ use super::run_engine::Engine;
 use super::session::Session;
 use super::terms::{step_def, storage};
 use super::{Fabric, earlier, objects};
-use api::reason::{Class, Reason};
+use api::reason::{Reason, ReasonClass};
 use dask::ops::{Code, Leader, Open, Opened, Settings};
 use dask::{Address, Peer};
 use run_model::report::Report;
@@ -36,7 +36,7 @@ const TASKS_PER_SLOT: u32 = 2;
 /// Whether the runtime does not have a run (any more) as it was when it was opened: another process answers, or events are
 /// missing.
 fn reopens(reason: &str) -> bool {
-    reason.parse().is_ok_and(|reason: Reason| reason.class() == Class::Reopens)
+    reason.parse().is_ok_and(|reason: Reason| reason.class() == ReasonClass::Reopens)
 }
 
 fn is_not_there(error: &dask::Error) -> bool {

@@ -1,4 +1,4 @@
-//! The CEL rules of the CRDs, on files and on stored objects as the API server evaluates them on apply.
+//! Evaluates the CEL rules of the CRDs on files and stored objects, as the API server does on apply.
 
 use std::sync::{Arc, LazyLock, OnceLock};
 
@@ -9,7 +9,7 @@ use super::tree::{Content, Node};
 use api::reason::Reason;
 
 static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
-/// How deep a rule looks into its object: at fields of its fields.
+/// Levels of fields that a rule can refer to, for example `self.pipelineSpec.schedule`.
 const DEPTH: usize = 2;
 
 /// A rule between fields.
@@ -31,7 +31,7 @@ impl Rule {
         let text = |key: &str| rule[key].as_str().map(ToOwned::to_owned);
         let others = ["oldSelf", "self.matches(", "self.metadata"];
         let cel = text("rule").filter(|cel| !others.iter().any(|other| cel.contains(other)))?;
-        // Whoever says that a value is invalid compares values; the others only look at which fields there are.
+        // Rules that compare values say `FieldValueInvalid`; the others only check which fields are set.
         let is_value = rule["reason"] == "FieldValueInvalid";
         Some(Self {
             cel,
@@ -42,7 +42,7 @@ impl Rule {
         })
     }
 
-    /// Whether the object keeps it. What cannot be evaluated has another mistake, which is found for itself.
+    /// Whether the object satisfies the rule. If evaluation fails, another check reports the error in the object.
     pub(crate) fn holds(&self, node: &Node) -> bool {
         let program = self.program.get_or_init(|| ENV.compile(&self.cel).ok());
         let mut context = Context::with_env(Arc::clone(&ENV));
@@ -54,7 +54,7 @@ impl Rule {
     }
 }
 
-/// The object without what is deeper than rules look, and without null, which counts as not given.
+/// The object down to `depth` levels. Null counts as not set.
 fn outline(node: &Node, depth: usize) -> Value {
     match &node.value {
         Content::Map(_) if depth == 0 => Value::Object(Map::new()),
@@ -92,7 +92,7 @@ mod tests {
         found.into_iter().find(|rule| rule.message.starts_with(start)).unwrap_or_else(|| panic!("no rule {start}"))
     }
 
-    /// A rule that is not understood here would be kept by everything.
+    /// A rule that does not compile would never reject anything.
     #[test]
     fn every_rule_of_the_crds_can_be_compiled() {
         let mut found = Vec::new();

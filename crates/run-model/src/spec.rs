@@ -31,7 +31,7 @@ pub struct RunSpec {
     pub uid: String,
     /// For people.
     pub name: String,
-    /// What to carry out.
+    /// The lowered pipeline.
     pub plan: Plan,
     /// The frozen specification, kept in the journal and needed to resume.
     pub spec: Vec<u8>,

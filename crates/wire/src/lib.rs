@@ -1,4 +1,4 @@
-//! What the runtime is told of a step, in the form in which it goes over the wire.
+//! Step definitions as they are sent to the runtime.
 
 #![warn(missing_docs)]
 

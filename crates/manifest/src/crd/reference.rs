@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::documents;
-use api::reason::{Class, Reason};
+use api::reason::{Reason, ReasonClass};
 
 const HEAD: &str = "# Reference\n\n<!-- Generated from crates/api; `DASKADE_UPDATE=1 cargo test --test repository generated` writes it again. -->\n\n\
     Every field of every kind of `daskade.dev/v1alpha1`. `*` marks fields that must be given; a field that a local run\n\
@@ -49,36 +49,36 @@ pub fn reasons_page() -> String {
 }
 
 /// The sections of the page.
-const CLASSES: &[(Class, &str, &str)] = &[
+const CLASSES: &[(ReasonClass, &str, &str)] = &[
     (
-        Class::Input,
+        ReasonClass::Input,
         "Mistakes in manifests, parameters and requests",
         "Nothing was started. Correct the field that the message names.",
     ),
-    (Class::Usual, "Normal states", "Nothing to do."),
+    (ReasonClass::Usual, "Normal states", "Nothing to do."),
     (
-        Class::Waits,
+        ReasonClass::Waits,
         "Waiting",
         "The operator retries for as long as it takes. It goes on by itself once the cause is gone. The message says what it waits for.",
     ),
     (
-        Class::Stalled,
+        ReasonClass::Stalled,
         "Stalled",
         "The operator retries for as long as it takes, but somebody has to change something first: the condition `Stalled` is True.",
     ),
     (
-        Class::Repeats,
+        ReasonClass::Repeats,
         "Errors that are retried a limited number of times",
         "Retries come at growing intervals. A run fails if the same error repeats and no step ends in between; see \
          [limits](limits.md#the-same-error-again). A command ends with the error.",
     ),
-    (Class::Reopens, "Lost connections", "The run is opened again at once, a limited number of times."),
+    (ReasonClass::Reopens, "Lost connections", "The run is opened again at once, a limited number of times."),
     (
-        Class::Final,
+        ReasonClass::Final,
         "Ends of runs",
         "The run has failed and is not tried again. Correct the cause, then use `daskade retry` or start another run.",
     ),
-    (Class::Event, "Events", "Only in Events of a Pipeline."),
+    (ReasonClass::Event, "Events", "Only in Events of a Pipeline."),
 ];
 
 fn fields(schema: &Value, at: &str, rows: &mut Vec<String>) {

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_is_told_once_and_leaves_nothing_behind() {
+    fn a_waiting_run_is_queued_once_and_leaves_nothing_behind() {
         let waiters = Waiters::default();
         waiters.wait(Kind::Cluster, &key("c"), &key("a"));
         waiters.wait(Kind::Cluster, &key("c"), &key("b"));

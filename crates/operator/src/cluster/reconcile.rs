@@ -117,7 +117,7 @@ impl ClusterReconciler {
     fn rest(&self, key: &Key, memory: &mut Memory, outcome: Outcome) -> Done {
         memory.link = None;
         self.registry.forget(key);
-        Done { outcome, again: None, left: None, gone: false }
+        Done::rest(outcome)
     }
 }
 
@@ -129,7 +129,7 @@ async fn forget(reconciler: &ClusterReconciler, key: &Key, memory: &mut Memory) 
     }
     memory.link = None;
     reconciler.registry.forget(key);
-    Ok(Done { outcome: Outcome::Settled, again: None, left: None, gone: true })
+    Ok(Done { gone: true, ..Done::rest(Outcome::Settled) })
 }
 
 impl Work<'_> {
@@ -217,7 +217,9 @@ impl Work<'_> {
             return Ok(());
         }
         let writer = StatusWriter { writer: &self.writer, events: &self.reconciler.events, kind: Kind::Cluster };
-        writer.write(status, (&before.conditions, &status.conditions), &mut self.memory.status).await
+        writer.write(status, &before.conditions, &status.conditions).await?;
+        self.memory.status.note();
+        Ok(())
     }
 }
 

@@ -93,7 +93,7 @@ impl SchedulerRegistry {
         let Some(known) = clusters.get_mut(cluster) else { return };
         known.aim(None);
         known.state = ClusterState::default();
-        // Whoever follows it would miss the next one of the name.
+        // A follower would miss the next cluster of that name.
         if known.endpoint.is_closed() {
             clusters.remove(cluster);
         }

@@ -32,6 +32,7 @@ const PERIOD: Duration = Duration::from_secs(60);
 /// With many clusters less often, so that together they are looked at once in this time: a look is two or three requests, and most
 /// of what an operator at rest does.
 const SHARE: Duration = Duration::from_millis(200);
+
 /// What its reconciliations share.
 pub(crate) struct ClusterReconciler {
     pub client: Client,

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::apiserver::record::Kind;
 use crate::queue::Key;
-use api::reason::{Class, Reason};
+use api::reason::{Reason, ReasonClass};
 use decide::cluster::names::MANAGER;
 use telemetry::metrics::Metrics;
 
@@ -89,7 +89,7 @@ pub(crate) fn notes(before: &[Condition], after: &[Condition]) -> Vec<Note> {
         }
         let Ok(reason) = condition.reason.parse::<Reason>() else { continue };
         let note = Note {
-            warning: condition.status != "True" && reason.class() != Class::Usual,
+            warning: condition.status != "True" && reason.class() != ReasonClass::Usual,
             reason,
             action: "Reconcile",
             text: clipped(&condition.message),

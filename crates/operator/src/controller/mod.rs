@@ -23,7 +23,7 @@ use telemetry::panics::isolate;
 
 /// After a panic, whatever happens meanwhile: it is a bug, and will most likely come again.
 const AFTER_PANIC: Duration = Duration::from_secs(60);
-/// How long reconciliations that are in the middle may go on at the end. What they did not do is done by whoever leads next.
+/// How long running reconciliations may take to finish at shutdown. The next leader does the rest.
 const GRACE: Duration = Duration::from_secs(4);
 
 /// Looks at the objects of one kind.

@@ -12,14 +12,19 @@ use crate::apiserver::record::Kind;
 use crate::controller::events::{Events, Note, notes};
 use api::reason::Reason;
 
-/// When the status of an object was last written. A change of counts alone waits for a while since then: they come one by one.
+/// Delays writes of a status in which only counts have changed, since counts change often.
 #[derive(Debug, Default)]
 pub(crate) struct Throttle {
     written: Option<Instant>,
 }
 
 impl Throttle {
-    /// What is left of `pause` since the last write, if anything is.
+    /// Notes that the status was written.
+    pub fn note(&mut self) {
+        self.written = Some(Instant::now());
+    }
+
+    /// The rest of `pause` since the last write, if it is not over.
     pub fn left(&self, pause: Duration) -> Option<Duration> {
         let left = pause.saturating_sub(self.written?.elapsed());
         (!left.is_zero()).then_some(left)
@@ -34,21 +39,21 @@ pub(crate) struct StatusWriter<'a> {
 }
 
 impl StatusWriter<'_> {
+    /// Writes `status`. Its conditions were `before` and are `after`.
     pub async fn write(
         &self,
         status: &impl Serialize,
-        conditions: (&[Condition], &[Condition]),
-        throttle: &mut Throttle,
+        before: &[Condition],
+        after: &[Condition],
     ) -> Result<(), ReconcileError> {
         self.writer.write_status(self.kind, status).await?;
-        throttle.written = Some(Instant::now());
-        let (before, after) = conditions;
-        // That a run does not run yet is no event.
+        // A run that has not started yet is no news.
         let is_news = |note: &Note| self.kind != Kind::Run || note.reason != Reason::Pending;
         self.publish(notes(before, after).into_iter().filter(is_news));
         Ok(())
     }
 
+    /// Publishes Events of the object.
     pub fn publish(&self, notes: impl IntoIterator<Item = Note>) {
         for note in notes {
             self.events.publish(self.kind, self.writer.key, self.writer.uid, note);

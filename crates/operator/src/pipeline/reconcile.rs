@@ -17,7 +17,7 @@ use crate::apiserver::scope::Scope;
 use crate::apiserver::whole::{self, Whole};
 use crate::backoff::jittered;
 use crate::controller::events::{Events, Note};
-use crate::controller::status::{StatusWriter, Throttle};
+use crate::controller::status::StatusWriter;
 use crate::controller::{Controller, Done, Reconciler};
 use crate::leader::clock::Clock;
 use crate::pipeline::writes::{Made, RunWriter};
@@ -287,7 +287,7 @@ impl Work<'_> {
         if *status == subject.status {
             return Ok(());
         }
-        writer.write(status, (&subject.status.conditions, &status.conditions), &mut Throttle::default()).await?;
+        writer.write(status, &subject.status.conditions, &status.conditions).await?;
         writer.publish(later);
         Ok(())
     }

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use crate::apiserver::cache::is_older;
 use crate::apiserver::error::ReconcileError;
 use crate::apiserver::record::Kind;
-use crate::pipelinerun::drive::{Drive, Driver};
+use crate::pipelinerun::drive::{Drive, DrivenRun};
 use crate::pipelinerun::revision::StoredRevision;
 use crate::pipelinerun::setbacks::Setbacks;
 use crate::pipelinerun::work::Work;
@@ -79,7 +79,7 @@ impl Work<'_> {
     fn drive(&mut self, run: &Run, stored: &StoredRevision, cancel: bool, planned: &mut Plan, facts: &mut Facts) {
         if self.memory.drive.is_none() {
             let begun = run.status.steps.as_ref().is_some_and(|steps| steps.running + steps.done + steps.failed > 0);
-            // Whoever opens a run holds it first: of one that nobody held there is no journal.
+            // The finalizer is added before a run is opened: without it there is no journal.
             let start = if run.held || self.memory.broken.is_some() { Start::Either } else { Start::New };
             let spec = match stored.run_spec(self.now, begun, start, self.reconciler.limits.run.steps) {
                 Ok(spec) => spec,
@@ -98,13 +98,13 @@ impl Work<'_> {
             });
             let before = self.memory.broken.take().map(|(issue, _)| issue);
             self.memory.opening = before.is_none().then(Instant::now);
-            let driver = Driver {
+            let driven = DrivenRun {
                 key: self.key.clone(),
                 queue: self.reconciler.controller.sink.queue.clone(),
                 driven: self.reconciler.driven.clone(),
                 memory: stored.in_progress(),
             };
-            let drive = Drive::start(spec, fabric, driver, before, self.reconciler.bounds);
+            let drive = Drive::start(spec, fabric, driven, before, self.reconciler.bounds);
             self.memory.drive = Some(drive);
         }
         if let Some(drive) = self.memory.drive.as_ref().filter(|_| cancel) {

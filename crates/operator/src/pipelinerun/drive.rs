@@ -45,10 +45,10 @@ pub(crate) struct Drive {
     began: Instant,
 }
 
-/// Whose run it is.
-pub(crate) struct Driver {
+/// The run that is driven, and who hears of it.
+pub(crate) struct DrivenRun {
     pub key: Key,
-    /// Gets the key whenever there is something to report.
+    /// Gets the key whenever something has changed.
     pub queue: Arc<Queue>,
     pub driven: Arc<Driven>,
     /// Bytes that it takes besides its tasks.
@@ -57,8 +57,8 @@ pub(crate) struct Driver {
 
 impl Drive {
     /// Starts it. `before`: how the last try ended.
-    pub fn start(spec: RunSpec, mut fabric: Fabric, run: Driver, before: Option<Issue>, bounds: Bounds) -> Self {
-        let Driver { key, queue, driven, memory } = run;
+    pub fn start(spec: RunSpec, mut fabric: Fabric, run: DrivenRun, before: Option<Issue>, bounds: Bounds) -> Self {
+        let DrivenRun { key, queue, driven, memory } = run;
         let live = Arc::new(Mutex::new(Live { before, ..Live::default() }));
         let end = Arc::new(Mutex::new(None));
         let (cancel, cancelled) = watch::channel(false);
@@ -148,7 +148,7 @@ impl Observer for RunObserver {
             Note::Blocked { step, count, message } => drop(live.blocked.insert(step, (count, message))),
             Note::Unblocked { step } => drop(live.blocked.remove(&step)),
             Note::StorageDown { reason, message } => {
-                let reason: Reason = reason.parse().unwrap_or(Reason::StorageUnreachable);
+                let reason = Reason::of_condition(&reason).unwrap_or(Reason::StorageUnreachable);
                 live.storage = Some(Issue { reason, message, stalled: reason.stalled() });
             }
             Note::StorageUp => live.storage = None,
@@ -182,6 +182,34 @@ impl Observer for RunObserver {
         if bytes.abs_diff(self.told) >= GROWTH {
             self.told = bytes;
             self.driven.grows(&self.key, bytes).into_iter().for_each(|key| self.queue.add(key));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each reason that a storage can fail with: in a condition, those of errors are `StorageUnreachable`.
+    #[test]
+    fn an_outage_has_a_reason_of_a_condition() {
+        let mut observer = RunObserver {
+            live: Arc::default(),
+            key: Key::new("team", "r"),
+            queue: Arc::default(),
+            driven: Arc::new(Driven::new(1 << 20)),
+            own: 0,
+            told: 0,
+        };
+        for (reason, expected, stalled) in [
+            ("AccessDenied", Reason::AccessDenied, true),
+            ("CredentialsExpired", Reason::CredentialsExpired, false),
+            ("WrongRegion", Reason::StorageUnreachable, false),
+            ("", Reason::StorageUnreachable, false),
+        ] {
+            observer.note(Note::StorageDown { reason: reason.to_owned(), message: "why".to_owned() });
+            let storage = lock(&observer.live).storage.clone();
+            assert_eq!(storage, Some(Issue { reason: expected, message: "why".to_owned(), stalled }), "{reason}");
         }
     }
 }

@@ -47,7 +47,7 @@ impl Reconciler for RunReconciler {
     const NAME: metrics::Controller = metrics::Controller::PipelineRun;
 
     async fn reconcile(&self, key: &Key, memory: &mut Memory) -> Result<Done, ReconcileError> {
-        let gone = Done { outcome: Outcome::Settled, again: None, left: None, gone: true };
+        let gone = Done { gone: true, ..Done::rest(Outcome::Settled) };
         self.waiters.leave(key);
         let Some(record) = self.controller.sink.cache.entry(key).and_then(|entry| entry.root) else {
             self.leave(key);
@@ -291,7 +291,8 @@ impl Work<'_> {
             return Ok(Some(left));
         }
         let writer = StatusWriter { writer: &self.writer, events: &self.reconciler.events, kind: Kind::Run };
-        writer.write(&status, (&run.status.conditions, &status.conditions), &mut self.memory.status).await?;
+        writer.write(&status, &run.status.conditions, &status.conditions).await?;
+        self.memory.status.note();
         Ok(None)
     }
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::backoff::delay;
 use crate::controller::bounds::Bounds;
 use crate::queue::Key;
-use api::reason::{Class, Kind, Reason};
+use api::reason::{Reason, ReasonClass};
 use decide::cluster::facts::Issue;
 use driver::DriveError;
 use limits::Repetition;
@@ -90,9 +90,9 @@ impl Bounds {
     pub(crate) fn recurs(&self, error: &DriveError) -> Recurs {
         match error {
             DriveError::Refused { reason, .. } => match reason.parse().map(Reason::class) {
-                Ok(Class::Final) => Recurs::ForEver,
+                Ok(ReasonClass::Final) => Recurs::ForEver,
                 // A storage, or what is kept there, is waited for.
-                Ok(Class::Waits | Class::Stalled) => Recurs::Waits,
+                Ok(ReasonClass::Waits | ReasonClass::Stalled) => Recurs::Waits,
                 _ => {
                     let limit = if Reason::Internal.is(reason) { self.internal } else { self.refused };
                     Recurs::Counts { error: reason.clone(), limit }
@@ -115,9 +115,9 @@ pub(crate) fn issue(error: &DriveError) -> Issue {
         DriveError::Fenced { .. } => {
             (Reason::TakenOver, "another command has taken over the run; the operator continues it soon".to_owned())
         }
-        DriveError::Refused { reason, message } => match reason.parse::<Reason>() {
-            Ok(known) if known.kind() == Kind::Condition => (known, message.clone()),
-            _ => (Reason::OpenRefused, format!("{reason}: {message}")),
+        DriveError::Refused { reason, message } => match Reason::of_condition(reason) {
+            Some(known) => (known, message.clone()),
+            None => (Reason::OpenRefused, format!("{reason}: {message}")),
         },
         DriveError::Cluster(message) => (Reason::SchedulerUnreachable, message.clone()),
         DriveError::Dask(error) => (Reason::SchedulerUnreachable, format!("failed to {error}")),
